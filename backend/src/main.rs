@@ -1,0 +1,3 @@
+//! The MirrorGPU back-end.
+
+fn main() {}

@@ -1,0 +1,4 @@
+//! MirrorGPU's device as a state machine: bytes in, values out. No sockets, files, threads or clocks.
+
+pub mod addr;
+pub mod scanout;

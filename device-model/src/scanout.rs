@@ -1,0 +1,178 @@
+//! What the device tells a display, and what a display answers: values only. The backend's display thread turns
+//! them into the vhost-user-gpu protocol; without a display socket they are dropped.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// Most scanouts of a device (virtio 1.3, 5.7.4: VIRTIO_GPU_MAX_SCANOUTS).
+pub const MAX_SCANOUTS: usize = 16;
+/// Width and height of a cursor image in pixels (vhost-user-gpu CURSOR_UPDATE).
+pub const CURSOR_SIZE: u32 = 64;
+
+/// A rectangle in pixels. Whether it fits its image is checked where it enters the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rect {
+    /// Left edge.
+    pub x: u32,
+    /// Upper edge.
+    pub y: u32,
+    /// Pixels to the right.
+    pub width: u32,
+    /// Pixels down.
+    pub height: u32,
+}
+
+/// The host's copy of a 2D resource: rows of 32-bit pixels without padding, in the resource's own format.
+///
+/// LOCKING: the lock is a leaf, taken for one step's copy at the most (64 KiB), and never waited for inside a
+/// section, so that no drain waits for it.
+pub struct Image {
+    width: u32,
+    height: u32,
+    pixels: Mutex<Box<[u8]>>,
+}
+
+impl Image {
+    /// A black image of `width` × `height` pixels; the caller has bounded and accounted for the size.
+    pub fn new(width: u32, height: u32) -> Self {
+        let bytes = width as usize * height as usize * 4;
+        Self { width, height, pixels: Mutex::new(vec![0; bytes].into_boxed_slice()) }
+    }
+
+    /// Width in pixels.
+    pub fn width(&self) -> u32 {
+        self.width
+    }
+
+    /// Height in pixels.
+    pub fn height(&self) -> u32 {
+        self.height
+    }
+
+    /// Bytes from one row to the next.
+    pub fn stride(&self) -> usize {
+        self.width as usize * 4
+    }
+
+    /// The pixels, for one bounded copy.
+    pub fn lock(&self) -> MutexGuard<'_, Box<[u8]>> {
+        // A copy cannot leave the pixels in a state that matters: a poisoned lock is as good as a healthy one.
+        self.pixels.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Image({}x{})", self.width, self.height)
+    }
+}
+
+/// How the four bytes of a pixel in memory become x8r8g8b8: the byte that holds blue, green and red.
+/// (virtio 1.3, 5.7.6.8: the format's name gives the bytes in memory order.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChannelOrder {
+    /// Index of the blue byte.
+    pub blue: u8,
+    /// Index of the green byte.
+    pub green: u8,
+    /// Index of the red byte.
+    pub red: u8,
+}
+
+/// The part of an image that a scanout shows.
+#[derive(Clone, Debug)]
+pub struct ScanoutSource {
+    /// The image.
+    pub image: Arc<Image>,
+    /// Its pixel layout.
+    pub order: ChannelOrder,
+    /// The part of the image that is shown; it fits the image.
+    pub rect: Rect,
+}
+
+/// Where a cursor is, on which scanout.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CursorPosition {
+    /// Scanout, below [`MAX_SCANOUTS`].
+    pub scanout: u32,
+    /// Pixels from the left.
+    pub x: u32,
+    /// Pixels from the top.
+    pub y: u32,
+}
+
+/// Pixels of a cursor: 64 × 64, a8r8g8b8, little-endian.
+pub type CursorPixels = [u8; 4 * (CURSOR_SIZE * CURSOR_SIZE) as usize];
+
+/// An order to the display. None of them is waited for.
+#[derive(Debug)]
+pub enum DisplayCommand {
+    /// Show `source` on the scanout, or nothing.
+    SetScanout {
+        /// Scanout, below [`MAX_SCANOUTS`].
+        scanout: u32,
+        /// What is shown from now on.
+        source: Option<ScanoutSource>,
+    },
+    /// The part `rect` (in pixels of the image that the scanout shows) has new contents. Flushes that the
+    /// display has not yet served coalesce.
+    Flush {
+        /// Scanout, below [`MAX_SCANOUTS`].
+        scanout: u32,
+        /// The changed part, in coordinates of the image; not empty.
+        rect: Rect,
+    },
+    /// Show this cursor.
+    UpdateCursor {
+        /// Where.
+        position: CursorPosition,
+        /// Hot spot: the pixel that points, from the left.
+        hot_x: u32,
+        /// Hot spot, from the top.
+        hot_y: u32,
+        /// What it looks like.
+        pixels: Box<CursorPixels>,
+    },
+    /// Move the cursor that is shown.
+    MoveCursor(CursorPosition),
+    /// Take the cursor away.
+    HideCursor(CursorPosition),
+}
+
+/// One scanout as the display wants it (virtio 1.3, 5.7.6.8, struct virtio_gpu_display_one).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DisplayMode {
+    /// Preferred position and size.
+    pub rect: Rect,
+    /// Whether something is plugged in.
+    pub enabled: bool,
+    /// Flags as the front-end gave them.
+    pub flags: u32,
+}
+
+/// What the display says of all scanouts.
+pub type DisplayModes = [DisplayMode; MAX_SCANOUTS];
+
+/// An EDID block as the display or the device itself made it: up to 1,024 bytes.
+pub type Edid = Vec<u8>;
+
+/// A question to the display. The answer comes later, or never: the device then answers from what it knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DisplayQuestion {
+    /// Which scanouts there are, and of which size.
+    Modes,
+    /// The EDID of a scanout.
+    Edid {
+        /// Scanout, below [`MAX_SCANOUTS`].
+        scanout: u32,
+    },
+}
+
+/// The answer to a [`DisplayQuestion`]; `None`: there is no display, or it did not answer in time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DisplayAnswer {
+    /// To [`DisplayQuestion::Modes`].
+    Modes(Option<Box<DisplayModes>>),
+    /// To [`DisplayQuestion::Edid`].
+    Edid(Option<Edid>),
+}
