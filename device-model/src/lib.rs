@@ -1,4 +1,6 @@
 //! MirrorGPU's device as a state machine: bytes in, values out. No sockets, files, threads or clocks.
 
 pub mod addr;
+pub mod mmu;
 pub mod scanout;
+mod sync;
