@@ -56,7 +56,11 @@ impl Questions {
 
     /// Takes out one question whose time is over.
     pub(super) fn take_expired(&mut self, now: Instant) -> Option<Question> {
-        self.waiting.pop_front_if(|(deadline, _)| *deadline <= now).map(|(_, question)| question)
+        let (deadline, _) = self.waiting.front()?;
+        if *deadline > now {
+            return None;
+        }
+        self.waiting.pop_front().map(|(_, question)| question)
     }
 
     /// How long nothing will expire; `None`: nothing waits.
