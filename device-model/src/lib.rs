@@ -16,6 +16,7 @@ mod request;
 mod resource;
 mod ring;
 pub mod scanout;
+pub mod stats;
 mod sync;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod testing;

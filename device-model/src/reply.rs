@@ -46,9 +46,20 @@ impl Response {
         Self { kind, bytes }
     }
 
+    /// The answer to a request that cannot be read at all, so that neither its command nor its fence is known.
+    pub fn unreadable() -> Self {
+        let kind = response::ERR_UNSPEC;
+        Self { kind, bytes: payload::response_header(kind, None).as_bytes().to_vec() }
+    }
+
     /// The bytes, header and all.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// The bytes, header and all, to be kept.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
     }
 
     /// The type of the response (virtio 1.3, 5.7.6.7): VIRTIO_GPU_RESP_…

@@ -16,11 +16,11 @@
 
 use std::sync::Arc;
 
-use crate::mmu::{JobMemory, MemoryError, PinRange};
 use crate::addr::{Access, ByteRange, Iova, PAGE_SIZE, SpaceId};
 use crate::backing::Backing;
 use crate::error::CommandError;
 use crate::job::{JobError, Step};
+use crate::mmu::{JobMemory, MemoryError, PinRange};
 use crate::resource::BYTES_PER_PIXEL;
 use crate::scanout::{Image, Rect};
 
