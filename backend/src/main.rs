@@ -1,3 +1,11 @@
 //! The MirrorGPU back-end.
 
-fn main() {}
+use mirrorgpu::args::Args;
+use mirrorgpu::capabilities::CAPABILITIES;
+
+fn main() {
+    let args = Args::from_command_line();
+    if args.print_capabilities {
+        println!("{}", CAPABILITIES.json());
+    }
+}
