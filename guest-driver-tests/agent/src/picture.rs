@@ -24,7 +24,7 @@ const BARS: [Colour; 8] = [
     [0x10, 0x10, 0x14],
 ];
 const NAME: &str = "MirrorGPU";
-const CLAIM: &str = "EVERY PAGE THROUGH THE GUEST'S OWN IOMMU";
+const CLAIM: &str = "A VIRTUAL GPU THAT MIRRORS THE GUEST'S IOMMU";
 const PANEL: Colour = [0x0c, 0x10, 0x1c];
 const INK: Colour = [0xff, 0xff, 0xff];
 const ACCENT: Colour = [0xff, 0xb4, 0x30];
@@ -146,7 +146,7 @@ impl<'a> Canvas<'a> {
         }
         let size = self.unit();
         let left = self.width.saturating_sub(font::width(CLAIM) * size) / 2;
-        self.text(CLAIM, (left, lake + size * 2), size, ACCENT);
+        self.text(CLAIM, (left, lake + size * 5), size, ACCENT);
     }
 
     fn text(&mut self, text: &str, at: (u32, u32), size: u32, colour: Colour) {

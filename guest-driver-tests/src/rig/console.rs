@@ -15,17 +15,14 @@ const TROUBLES: [(&str, &str); 13] = [
     ("*ERROR* timed out", "the device did not answer"),
     ("fault addr", "the IOMMU stopped an access of the device"),
     ("DRHD: handling fault status", "the IOMMU stopped an access of the device"),
-    ("virtio_iommu", "the IOMMU complains"),
+    ("fault from EP", "the IOMMU stopped an access of the device"),
 ];
 
 /// Lines that look like trouble and are none of ours; each says why.
-const KNOWN: [(&str, &str); 2] = [
-    (
-        "BUG virtio-gpu-vbufs",
-        "Linux 6.12 itself leaves objects behind when virtio_gpu is unbound with a command in flight",
-    ),
-    ("fault reporting", "the driver says at its start what the IOMMU can do"),
-];
+const KNOWN: [(&str, &str); 1] = [(
+    "BUG virtio-gpu-vbufs",
+    "Linux 6.12 itself leaves objects behind when virtio_gpu is unbound with a command in flight",
+)];
 
 /// What QEMU's own output must not contain. (Good runs print too: `Unexpected IOTLB message when virtio device is
 /// stopped` and the like.)

@@ -13,6 +13,8 @@ use std::time::Duration;
 /// What a scenario of `verify` draws.
 const AMOUNT: Amount = Amount { page_flips: 30, dirty_flushes: 10, cursor_moves: 20 };
 const STOPS: u32 = 10;
+const HITS_TO_SHOW: u64 = 20;
+const TIME_TO_SHOW: Duration = Duration::from_secs(2);
 const HIT_LIMIT: Duration = Duration::from_secs(30);
 const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_millis(50);
@@ -83,8 +85,19 @@ fn invalidations(run: &mut Run<'_>) -> Result<(), RigError> {
     }
 }
 
+/// The guest draws, while buffers come and go, until there is enough to look at: in lazy mode, invalidations that found
+/// work in flight; else, some frames.
+pub fn draw_under_invalidations(run: &mut Run<'_>) -> Result<Drawn, RigError> {
+    if run.topology.invalidations == Invalidations::Lazy && run.stats()?.is_some() {
+        return draw_until_hit(run, HITS_TO_SHOW);
+    }
+    start_drawing(run)?;
+    std::thread::sleep(TIME_TO_SHOW);
+    stop_drawing(run)
+}
+
 /// The guest draws until `hits` more invalidations have found work in flight.
-pub fn draw_until_hit(run: &mut Run<'_>, hits: u64) -> Result<Drawn, RigError> {
+fn draw_until_hit(run: &mut Run<'_>, hits: u64) -> Result<Drawn, RigError> {
     let in_flight = |stats: Option<Stats>| stats.unwrap_or_default().invalidations_with_work_in_flight;
     let before = in_flight(run.stats()?);
     start_drawing(run)?;
