@@ -1,6 +1,5 @@
 //! MirrorGPU's device as a state machine: bytes in, values out. No sockets, files, threads or clocks.
 
-pub mod access;
 pub mod addr;
 mod backing;
 mod decode;
@@ -9,6 +8,7 @@ mod edid;
 pub mod error;
 mod fence;
 pub mod job;
+pub mod mmu;
 pub mod quota;
 mod rect;
 pub mod reply;
@@ -16,6 +16,7 @@ mod request;
 mod resource;
 mod ring;
 pub mod scanout;
+mod sync;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod testing;
 mod transfer;

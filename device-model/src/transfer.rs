@@ -16,11 +16,11 @@
 
 use std::sync::Arc;
 
-use crate::access::{JobMemory, MemoryError, PinRange};
 use crate::addr::{Access, ByteRange, Iova, PAGE_SIZE, SpaceId};
 use crate::backing::Backing;
 use crate::error::CommandError;
 use crate::job::{JobError, Step};
+use crate::mmu::{JobMemory, MemoryError, PinRange};
 use crate::resource::BYTES_PER_PIXEL;
 use crate::scanout::{Image, Rect};
 
@@ -76,7 +76,7 @@ impl Transfer {
             match memory.read(SpaceId::DEVICE, run.source, into) {
                 Ok(()) => self.plan.advance(run.len),
                 Err(MemoryError::Missing(missing)) => return Step::Missing(missing),
-                Err(MemoryError::NotPinned(range)) => return Step::Error(JobError::NotPinned(range)),
+                Err(bug) => return Step::Error(JobError::Memory(bug)),
             }
             left = left.saturating_sub(run.len.max(RUN_COST));
         }

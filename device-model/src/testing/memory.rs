@@ -3,8 +3,8 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::access::{JobMemory, MemoryError, Missing, PinRange};
 use crate::addr::{Access, ByteRange, Iova, PAGE_SIZE, SpaceId};
+use crate::mmu::{JobMemory, MemoryError, Missing, PinRange};
 
 type Page = [u8; PAGE_SIZE as usize];
 
@@ -66,18 +66,16 @@ impl SparseMemory {
         mut each: impl FnMut(&mut Page, std::ops::Range<usize>, std::ops::Range<usize>),
     ) -> Result<(), MemoryError> {
         let Ok(range) = ByteRange::new(at, len as u64) else { return Ok(()) };
-        let wanted = PinRange { space: SpaceId::DEVICE, range, access };
+        let missing = |range: ByteRange<Iova>| Missing { space: SpaceId::DEVICE, range, access };
         let covers = |pin: &PinRange| pin.access == access && pin.range.covers(range);
         if self.pinned.as_ref().is_some_and(|pins| !pins.iter().any(covers)) {
-            return Err(MemoryError::NotPinned(wanted));
+            return Err(MemoryError::NotPinned(missing(range.page_aligned())));
         }
         let mut pages = self.pages.borrow_mut();
         for number in range.pages() {
-            let here =
-                ByteRange::new(number, PAGE_SIZE).expect("a page").intersection(range).expect("shared");
-            let Some(page) = pages.get_mut(&number) else {
-                return Err(MemoryError::Missing(Missing { space: SpaceId::DEVICE, range: here, access }));
-            };
+            let whole = ByteRange::new(number, PAGE_SIZE).expect("a page");
+            let here = whole.intersection(range).expect("shared bytes");
+            let Some(page) = pages.get_mut(&number) else { return Err(MemoryError::Missing(missing(whole))) };
             self.touched.borrow_mut().insert(number);
             let (start, count) = (here.first().page_offset() as usize, here.len() as usize);
             let done = (here.first().raw() - at.raw()) as usize;

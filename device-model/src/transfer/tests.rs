@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::*;
-use crate::access::Missing;
+use crate::mmu::Missing;
 use crate::request::RawEntry;
 use crate::testing::memory::{SparseMemory, pattern};
 
@@ -61,8 +61,10 @@ fn pages(ranges: &[PinRange]) -> BTreeSet<Iova> {
     ranges.iter().flat_map(|pin| pin.range.pages()).collect()
 }
 
-/// A backing whose entries do not share a page, an image, a rect in it, an offset, a budget.
-fn case() -> impl Strategy<Value = (Vec<(u64, u32)>, (u32, u32), Rect, u64, usize)> {
+/// A backing whose entries do not share a page, the sides of an image, a rect in it, an offset, a budget.
+type Case = (Vec<(u64, u32)>, (u32, u32), Rect, u64, usize);
+
+fn case() -> impl Strategy<Value = Case> {
     let entries = prop::collection::vec((0_u64..64, 0_u64..4096, 1_u32..9000), 1..12).prop_map(|list| {
         let place =
             |(slot, (at, offset, len)): (u64, (u64, u64, u32))| ((at << 24) + (slot << 16) + offset, len);
@@ -229,8 +231,8 @@ fn a_pin_that_covers_too_little_is_a_bug_that_ends_the_job() {
     let entries = [(0x1000, 1024)];
     let mut memory = memory(&entries);
     memory.pin(Vec::new());
-    let range = ByteRange::new(Iova::new(0x1000), 1024).unwrap();
-    let pin = PinRange { space: SpaceId::DEVICE, range, access: Access::Read };
+    let range = ByteRange::new(Iova::new(0x1000), 4096).unwrap();
+    let missing = Missing { space: SpaceId::DEVICE, range, access: Access::Read };
     let step = transfer(&image, &entries, rect(0, 0, 16, 16), 0).step(&memory, 64 << 10);
-    assert_eq!(step, Step::Error(JobError::NotPinned(pin)));
+    assert_eq!(step, Step::Error(JobError::Memory(MemoryError::NotPinned(missing))));
 }

@@ -24,7 +24,7 @@ fn loops_of_bad_creates_second_attaches_and_unrefs_in_use_leave_nothing_behind()
         h.shown.clear();
     }
     assert_eq!(h.device.next_job, 100_000);
-    assert_eq!(h.device.reset(), [], "nothing is pending");
+    assert!(h.device.reset().is_empty(), "nothing is pending");
 }
 
 #[test]

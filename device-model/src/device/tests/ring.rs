@@ -1,6 +1,6 @@
 use super::*;
-use crate::access::Missing;
 use crate::addr::{Access, SpaceId};
+use crate::mmu::Missing;
 use crate::testing::memory::pattern;
 
 fn full(h: &mut Harness, id: u32) -> u64 {
@@ -155,5 +155,5 @@ fn reset_hands_back_what_is_pending_and_a_job_from_before_it_is_dropped() {
     assert_eq!(h.answers(), [], "neither the old job nor the old question answers anybody");
     h.run();
     assert_eq!(h.answers(), [(new, OK_NODATA)]);
-    assert_eq!(h.device.reset(), []);
+    assert!(h.device.reset().is_empty());
 }
