@@ -46,6 +46,9 @@ pub use display::MIN_SCANOUT;
 /// Bytes of the configuration space.
 pub const CONFIG_BYTES: usize = 16;
 
+/// Bytes of the longest response.
+pub const MAX_RESPONSE_BYTES: usize = payload::MAX_RESPONSE;
+
 /// The device-specific features that the device offers (virtio 1.3, 5.7.3).
 pub const fn features() -> u64 {
     1 << virtio_bindings::virtio_gpu::VIRTIO_GPU_F_EDID
@@ -172,6 +175,12 @@ impl<P> Device<P> {
     /// The configuration space (virtio 1.3, 5.7.4).
     pub fn config_space(&self) -> [u8; CONFIG_BYTES] {
         payload::config(self.config.scanouts, 0)
+    }
+
+    /// How much of a command the device can make use of: whoever copies it out of the guest need not take more. A longer
+    /// one is refused, whole or cut off here.
+    pub fn max_request_bytes(&self) -> usize {
+        payload::longest_request(self.config.quotas.backing_entries)
     }
 
     /// What the guest has taken of its quotas.

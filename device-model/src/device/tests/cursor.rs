@@ -55,11 +55,16 @@ fn a_hidden_cursor_stays_hidden_when_it_moves() {
     h.send_cursor(&move_cursor(AT));
     h.send_cursor(&update_cursor(AT, 0, (0, 0)));
     h.send_cursor(&move_cursor(AT));
+    h.send_cursor(&update_cursor(AT, 1, (0, 0)));
+    h.device.reset();
+    h.send_cursor(&move_cursor(AT));
     let [
         DisplayCommand::HideCursor(AT),
         DisplayCommand::UpdateCursor { .. },
         DisplayCommand::MoveCursor(AT),
         DisplayCommand::HideCursor(AT),
+        DisplayCommand::HideCursor(AT),
+        DisplayCommand::UpdateCursor { .. },
         DisplayCommand::HideCursor(AT),
     ] = h.shown.as_slice()
     else {

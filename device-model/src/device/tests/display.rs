@@ -105,6 +105,11 @@ fn redisplay_shows_what_is_on_the_scanouts() {
         panic!("{:?}", h.shown)
     };
     assert_eq!((source.rect, *all), (rect(16, 16, 32, 32), rect(16, 16, 32, 32)));
+
+    h.device.reset();
+    let mut effects = Vec::new();
+    h.device.redisplay(&mut effects);
+    assert!(effects.is_empty(), "a reset takes everything off the scanouts");
 }
 
 fn modes(h: &mut Harness, answer: Option<DisplayModes>) -> Response {

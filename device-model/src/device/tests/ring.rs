@@ -145,6 +145,7 @@ fn reset_hands_back_what_is_pending_and_a_job_from_before_it_is_dropped() {
     back.sort_unstable();
     assert_eq!(back, pending);
     assert_eq!(h.device.usage(), Usage::default());
+    assert_eq!(h.status(&fenced(get_edid(0), 4)), ERR_UNSPEC, "accepted features are gone");
 
     h.device.set_features(features());
     h.resource(1, 32, 32, 0x10_0000);
