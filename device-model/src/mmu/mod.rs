@@ -19,6 +19,7 @@ mod entry;
 mod invalidation;
 mod limbo;
 mod memory;
+pub mod miss;
 mod missing;
 mod page_table;
 mod pin;
