@@ -31,8 +31,10 @@ pub(super) struct Link {
 impl Link {
     /// Negotiates the protocol's features.
     pub(super) fn open(socket: UnixStream) -> io::Result<Self> {
-        // `GpuBackend` tries again for ever at EAGAIN, so a call has to block.
+        // `GpuBackend` tries again for ever at EAGAIN, so a call has to block until it is done or shut down.
         socket.set_nonblocking(false)?;
+        socket.set_read_timeout(None)?;
+        socket.set_write_timeout(None)?;
         let backend = GpuBackend::from_stream(socket);
         let offered = backend.get_protocol_features()?.value;
         let wanted = offered & FEATURE_EDID;

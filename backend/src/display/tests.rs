@@ -340,6 +340,7 @@ fn the_threads_end_though_the_display_is_silent_or_does_not_read() {
     for negotiates in [false, true] {
         let (display, _stats, _answers) = display(PATIENCE);
         let (mut front_end, other) = FrontEnd::new();
+        other.set_nonblocking(true).unwrap();
         display.connect(other);
         if negotiates {
             front_end.reply(GET_PROTOCOL_FEATURES, &[0; 8]);
