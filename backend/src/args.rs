@@ -97,7 +97,7 @@ pub struct QuotaArgs {
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = size)]
     pub max_resource_bytes: u64,
 
-    /// Most memory entries of one resource's backing.
+    /// Most memory entries of all backings together.
     #[arg(long, value_name = "COUNT", default_value_t = 16_384, value_parser = value_parser!(u32).range(1..))]
     pub max_backing_entries: u32,
 
