@@ -34,6 +34,7 @@ pub(super) struct Node {
     entries: [AtomicU64; FANOUT as usize],
     /// How many entries are not empty. Only the writer reads or writes it: plain std, also under loom.
     used: AtomicU32,
+    life: Life,
 }
 
 const _: () = assert!(align_of::<Node>() >= TABLE_ALIGN);
@@ -43,7 +44,11 @@ pub(super) const NODE_BYTES: usize = size_of::<Node>();
 
 impl Node {
     pub(super) fn new() -> Self {
-        Self { entries: std::array::from_fn(|_| AtomicU64::new(0)), used: AtomicU32::new(0) }
+        Self {
+            entries: std::array::from_fn(|_| AtomicU64::new(0)),
+            used: AtomicU32::new(0),
+            life: Life::default(),
+        }
     }
 
     const fn index(number: u64, level: u32) -> usize {
@@ -127,6 +132,7 @@ impl Roots {
             // SAFETY: the entry was linked when this section, or an earlier part of it, could see it, and a node is
             // freed only after all sections that were open when it was unlinked have left (`limbo`).
             node = unsafe { node_at(entry) };
+            node.life.check();
             level -= 1;
         }
     }
@@ -160,7 +166,8 @@ impl Owner {
         let address = std::ptr::with_exposed_provenance_mut::<Node>(entry.table_address() as usize);
         // SAFETY: `limbo` passes each unlinked table once, after every section open at its unlinking has left; it
         // came from `Box::into_raw` in `allocate`.
-        drop(unsafe { Box::from_raw(address) });
+        let node = unsafe { Box::from_raw(address) };
+        Life::end(node);
     }
 
     /// Frees everything under `roots`, when the last one who could see them is gone.
@@ -193,4 +200,38 @@ unsafe fn node_at<'a>(entry: Entry) -> &'a Node {
     let address = std::ptr::with_exposed_provenance::<Node>(entry.table_address() as usize);
     // SAFETY: the caller's promise; a node is only ever changed through its atomics.
     unsafe { &*address }
+}
+
+/// Loom's eye on a node: that it is not walked after, or at the same time as, it is freed. Otherwise nothing.
+#[cfg(not(loom))]
+#[derive(Default)]
+struct Life;
+
+#[cfg(not(loom))]
+impl Life {
+    #[inline]
+    fn check(&self) {}
+
+    fn end(node: Box<Node>) {
+        drop(node);
+    }
+}
+
+/// Under loom a freed node is kept, marked, so that a walk that should not reach it is caught and not undefined.
+#[cfg(loom)]
+#[derive(Default)]
+struct Life(loom::cell::UnsafeCell<bool>);
+
+#[cfg(loom)]
+impl Life {
+    fn check(&self) {
+        // SAFETY: loom's own cell; it reports a write at the same time.
+        self.0.with(|freed| assert!(!unsafe { *freed }, "A walk met a table that was freed"));
+    }
+
+    fn end(node: Box<Node>) {
+        // SAFETY: as above.
+        node.life.0.with_mut(|freed| unsafe { *freed = true });
+        std::mem::forget(node);
+    }
 }
