@@ -1,1 +1,3 @@
 //! The other side of MirrorGPU.
+
+pub mod soft_guest;
