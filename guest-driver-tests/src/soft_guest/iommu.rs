@@ -96,6 +96,11 @@ impl Iommu {
         allowed
     }
 
+    /// Logs a fault without looking: for a front-end that refuses what is mapped.
+    pub fn log_fault(&self, iova: Iova, write: bool) {
+        held(&self.tables).faults.push(Fault { iova, write });
+    }
+
     /// The pages around `iova` whose frames are neighbours too and have the same permission: what one huge page
     /// would cover. First page and number of pages.
     pub fn run_around(&self, iova: Iova) -> Option<(Iova, usize)> {
