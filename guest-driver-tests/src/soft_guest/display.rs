@@ -131,7 +131,12 @@ impl Display {
             let socket = ours.try_clone().map_err(Error::io("duplicate a socket"))?;
             let shared = shared.clone();
             let body = move || serve(&socket, &shared, manner, (width, height));
-            Some(thread::Builder::new().name("display".into()).spawn(body).map_err(Error::io("start a thread"))?)
+            Some(
+                thread::Builder::new()
+                    .name("display".into())
+                    .spawn(body)
+                    .map_err(Error::io("start a thread"))?,
+            )
         } else {
             None
         };

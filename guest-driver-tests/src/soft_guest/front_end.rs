@@ -5,8 +5,8 @@
 use std::fmt;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use vhost::vhost_user::VhostUserFrontend;
@@ -17,12 +17,13 @@ use zerocopy::IntoBytes;
 
 use super::addr::{Gpa, Iova};
 use super::error::{Error, Result};
+use super::handshake::{Negotiated, negotiate};
 use super::iommu::Iommu;
 use super::link::{Ack, Link};
 use super::memory::{GuestRam, Region};
 use super::misses::{self, Miss, MissCounts, MissDesk, MissService, Policy};
-use super::turn::{Turn, TurnLock};
-use super::wire::{IotlbMessage, Message, VERSION, request};
+use super::turn::{Turn, TurnLock, held};
+use super::wire::{self, IotlbMessage, Message, VERSION, request};
 
 /// Virtio feature bits that matter here.
 pub mod feature {
@@ -113,13 +114,6 @@ impl Core {
     }
 }
 
-/// What was negotiated and sent, and must be known to send the right thing next.
-struct Negotiated {
-    config: FrontEndConfig,
-    features: u64,
-    protocol: VhostUserProtocolFeatures,
-}
-
 /// A front-end, connected.
 pub struct FrontEnd {
     // Dropped first: it joins its thread, which uses the core.
@@ -127,7 +121,7 @@ pub struct FrontEnd {
     core: Arc<Core>,
     negotiated: Negotiated,
     // Taken only while the big lock is held.
-    sent: std::sync::Mutex<Sent>,
+    sent: Mutex<Sent>,
 }
 
 #[derive(Default)]
@@ -162,7 +156,7 @@ impl FrontEnd {
         let (desk, started) = (MissDesk::new(), AtomicBool::new(false));
         let core = Arc::new(Core { link: TurnLock::new(link), desk, ram, iommu, started });
         let service = if channel { Some(MissService::start(core.clone(), ours)?) } else { None };
-        Ok(Self { service, core, negotiated, sent: std::sync::Mutex::default() })
+        Ok(Self { service, core, negotiated, sent: Mutex::default() })
     }
 
     /// The features that the guest and the device run with.
@@ -184,8 +178,7 @@ impl FrontEnd {
     pub fn config_space(&self) -> Result<[u8; 16]> {
         let flags = VhostUserConfigFlags::WRITABLE;
         let mut link = self.core.link.lock();
-        let (_, bytes) =
-            link.tell("GET_CONFIG", |front_end| front_end.get_config(0, 16, flags, &[0; 16]))?;
+        let (_, bytes) = link.tell("GET_CONFIG", |front_end| front_end.get_config(0, 16, flags, &[0; 16]))?;
         let got = bytes.len();
         bytes.try_into().map_err(|_| Error::Reply { message: "GET_CONFIG", got: format!("{got} bytes") })
     }
@@ -193,7 +186,7 @@ impl FrontEnd {
     /// DRIVER_OK, or the end of a stop: everything that the back-end needs to run, in QEMU's order.
     pub fn start(&self, queues: &[QueueSetup<'_>; QUEUES], display: Option<&UnixStream>) -> Result<()> {
         let mut link = self.core.link.lock();
-        let mut sent = super::turn::held(&self.sent);
+        let mut sent = held(&self.sent);
         self.send_error_fds(&mut link, &mut sent, queues)?;
         if let Some(display) = display {
             link.send(request::GPU_SET_SOCKET, VERSION, &[], &[display.as_raw_fd()])?;
@@ -289,7 +282,7 @@ impl FrontEnd {
         for (index, queue) in queues.iter().enumerate() {
             link.tell("SET_VRING_CALL", |front_end| front_end.set_vring_call(index, queue.call))?;
         }
-        super::turn::held(&self.sent).bases = stopped.bases;
+        held(&self.sent).bases = stopped.bases;
         Ok(stopped)
     }
 
@@ -300,7 +293,7 @@ impl FrontEnd {
         if self.negotiated.protocol.contains(VhostUserProtocolFeatures::RESET_DEVICE) {
             link.tell("RESET_DEVICE", |front_end| front_end.reset_device())?;
         }
-        super::turn::held(&self.sent).bases = [0; QUEUES];
+        held(&self.sent).bases = [0; QUEUES];
         Ok(stopped)
     }
 
@@ -308,7 +301,7 @@ impl FrontEnd {
     /// differences (CONFIGURE_MEM_SLOTS).
     pub fn set_memory(&self, regions: &[Region]) -> Result<()> {
         let mut link = self.core.link.lock();
-        self.send_table(&mut link, &mut super::turn::held(&self.sent), regions.to_vec())
+        self.send_table(&mut link, &mut held(&self.sent), regions.to_vec())
     }
 
     fn send_table(&self, link: &mut Link, sent: &mut Sent, table: Vec<Region>) -> Result<()> {
@@ -374,11 +367,11 @@ impl FrontEnd {
     /// Whether the back-end has closed the main socket, waited for up to `timeout`.
     pub fn is_closed_within(&self, timeout: Duration) -> Result<bool> {
         let link = self.core.link.lock();
-        let readable = super::wire::wait_readable(&[link.stream().as_raw_fd()], Some(timeout));
+        let readable = wire::wait_readable(&[link.stream().as_raw_fd()], Some(timeout));
         if readable.map_err(Error::io("poll the main socket"))?.is_none() {
             return Ok(false);
         }
-        let end = super::wire::receive(link.stream());
+        let end = wire::receive(link.stream());
         Ok(!matches!(end, Ok(Some(_))))
     }
 
@@ -430,38 +423,6 @@ impl fmt::Debug for Frozen<'_> {
     }
 }
 
-fn negotiate(link: &mut Link, config: FrontEndConfig) -> Result<Negotiated> {
-    use VhostUserProtocolFeatures as Protocol;
-    let offered = link.tell("GET_FEATURES", |front_end| front_end.get_features())?;
-    if offered & feature::PROTOCOL_FEATURES == 0 {
-        return Err(Error::Reply { message: "GET_FEATURES", got: format!("{offered:#x}") });
-    }
-    let known = link.tell("GET_PROTOCOL_FEATURES", |front_end| front_end.get_protocol_features())?;
-    let mut wanted = Protocol::MQ | Protocol::REPLY_ACK | Protocol::BACKEND_REQ | Protocol::CONFIG;
-    wanted |= Protocol::RESET_DEVICE;
-    if config.memory_slots {
-        wanted |= Protocol::CONFIGURE_MEM_SLOTS;
-    }
-    let protocol = known & wanted;
-    // QEMU refuses a GPU without CONFIG, and an IOMMU without a way to ask and to be told.
-    let mut needed = Protocol::CONFIG;
-    if config.iommu {
-        needed |= Protocol::REPLY_ACK | Protocol::BACKEND_REQ;
-    }
-    if !protocol.contains(needed) {
-        return Err(Error::Reply { message: "GET_PROTOCOL_FEATURES", got: format!("{known:?}") });
-    }
-    link.tell("SET_PROTOCOL_FEATURES", |front_end| front_end.set_protocol_features(protocol))?;
-    if protocol.contains(Protocol::MQ) {
-        link.tell("GET_QUEUE_NUM", |front_end| front_end.get_queue_num())?;
-    }
-    if protocol.contains(Protocol::CONFIGURE_MEM_SLOTS) {
-        link.tell("GET_MAX_MEM_SLOTS", |front_end| front_end.get_max_mem_slots())?;
-    }
-    let mut features = offered & (feature::EDID | feature::VERSION_1) | config.ring_features;
-    features |= feature::PROTOCOL_FEATURES;
-    if config.iommu {
-        features |= feature::ACCESS_PLATFORM;
-    }
-    Ok(Negotiated { config, features, protocol })
-}
+#[cfg(test)]
+#[path = "front_end_tests.rs"]
+mod tests;

@@ -69,13 +69,10 @@ impl GuestRam {
         let file = memory_file(c"soft-guest-ram", len, config.sealed)?;
         let bytes = usize::try_from(len).map_err(|_| Error::OutOfFrames { wanted: usize::MAX })?;
         let base = map(&file, bytes).map_err(Error::io("map guest memory"))?;
-        let low = |gpa, end| Region { gpa: Gpa(gpa), user: UserAddr(USER_LOW + gpa), offset: gpa, len: end - gpa };
-        let high = Region {
-            gpa: Gpa(FOUR_GIB),
-            user: UserAddr(USER_HIGH),
-            offset: config.low,
-            len: config.high,
-        };
+        let low =
+            |gpa, end| Region { gpa: Gpa(gpa), user: UserAddr(USER_LOW + gpa), offset: gpa, len: end - gpa };
+        let high =
+            Region { gpa: Gpa(FOUR_GIB), user: UserAddr(USER_HIGH), offset: config.low, len: config.high };
         let regions = vec![low(0, VGA_HOLE.0), low(VGA_HOLE.1, config.low), high];
         Ok(Self { file, base, len: bytes, regions })
     }

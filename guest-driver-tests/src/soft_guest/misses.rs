@@ -12,12 +12,14 @@ use std::time::Duration;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::addr::{Iova, PAGE};
+use super::addr::{Gpa, Iova, PAGE};
 use super::error::{Error, Result};
 use super::front_end::Core;
 use super::link::Link;
 use super::turn::held;
-use super::wire::{self, IOTLB_MISS, IotlbMessage, Message, NEED_REPLY, PERM_BOTH, PERM_READ, REPLY, VERSION, request};
+use super::wire::{
+    self, IOTLB_MISS, IotlbMessage, Message, NEED_REPLY, PERM_BOTH, PERM_READ, REPLY, VERSION, request,
+};
 
 /// A miss, as it came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -250,7 +252,7 @@ pub(super) fn update_for(core: &Core, iova: Iova, write: bool, run: bool) -> Res
         Some(around) if run => around,
         _ => (iova.page(), 1),
     };
-    let frame = super::addr::Gpa(entry.frame.0 - (iova.page().0 - first.0));
+    let frame = Gpa(entry.frame.0 - (iova.page().0 - first.0));
     let size = (pages as u64 * PAGE).min(core.ram.left_in_region(frame)?);
     Ok(Some(IotlbMessage::update(first, size, core.ram.user_addr(frame)?, PERM_BOTH)))
 }

@@ -1,13 +1,18 @@
 //! A guest without a VM.
 
 pub mod addr;
+pub mod backend;
+pub mod control;
 pub mod display;
 pub mod dma;
+pub mod dma_api;
 pub mod driver;
 pub mod error;
 pub mod frames;
 pub mod front_end;
 pub mod gpu;
+pub mod guest;
+mod handshake;
 pub mod iommu;
 mod link;
 pub mod memory;

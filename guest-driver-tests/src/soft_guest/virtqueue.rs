@@ -157,7 +157,8 @@ impl Virtqueue {
             return Err(Error::RingFull { needed, free: self.free.len() });
         }
         let taken = self.free.split_off(self.free.len() - needed);
-        let head = if indirect { self.write_table(taken[0], &chain)? } else { self.write_chain(&taken, &chain)? };
+        let head =
+            if indirect { self.write_table(taken[0], &chain)? } else { self.write_chain(&taken, &chain)? };
         self.in_flight.insert(head, taken);
         self.publish(head)?;
         Ok(head)

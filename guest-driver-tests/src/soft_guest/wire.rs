@@ -256,14 +256,15 @@ mod tests {
     fn a_message_arrives_with_its_body_and_descriptors() {
         let (here, there) = UnixStream::pair().unwrap();
         let update = IotlbMessage::update(Iova(0x1000), 0x2000, UserAddr(0x7f00), PERM_BOTH);
-        send(&here, request::IOTLB_MSG, VERSION | NEED_REPLY, update.as_bytes(), &[here.as_raw_fd()]).unwrap();
+        send(&here, request::IOTLB_MSG, VERSION | NEED_REPLY, update.as_bytes(), &[here.as_raw_fd()])
+            .unwrap();
         let message = receive(&there).unwrap().unwrap();
         assert_eq!((message.request, message.flags, message.files.len()), (22, 9, 1));
         assert_eq!(
             message.body,
             [
-                0, 0x10, 0, 0, 0, 0, 0, 0, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0x7f, 0, 0, 0, 0, 0, 0, 3, 2, 0, 0, 0, 0,
-                0, 0
+                0, 0x10, 0, 0, 0, 0, 0, 0, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0x7f, 0, 0, 0, 0, 0, 0, 3, 2, 0, 0,
+                0, 0, 0, 0
             ]
         );
     }
