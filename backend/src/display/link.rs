@@ -1,0 +1,124 @@
+//! One connection to a display: the vhost-user-gpu protocol over `vhost`'s `GpuBackend`. Every call may block for as
+//! long as the display likes; it ends when the socket is shut down. Knows nothing of who waits for it.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+
+use device_model::scanout::{
+    CursorPosition, DisplayAnswer, DisplayMode, DisplayModes, DisplayQuestion, Edid, Rect, ScanoutSource,
+};
+use vhost::vhost_user::GpuBackend;
+use vhost::vhost_user::gpu_message::{
+    VhostUserGpuCursorPos, VhostUserGpuCursorUpdate, VhostUserGpuEdidRequest, VhostUserGpuScanout,
+    VhostUserGpuUpdate, VirtioGpuRespDisplayInfo, VirtioGpuRespGetEdid,
+};
+use vhost::vhost_user::message::VhostUserU64;
+
+use super::picture::{CursorLook, Work};
+use super::pixels;
+
+/// VHOST_USER_GPU_PROTOCOL_F_EDID is bit 0. (The crate's own constants give bit numbers where masks belong.)
+const FEATURE_EDID: u64 = 1 << 0;
+
+/// A negotiated connection.
+pub(super) struct Link {
+    backend: GpuBackend,
+    edid: bool,
+    /// Pixels of one UPDATE: complete before its header goes out, for QEMU's main loop blocks until all is read.
+    buffer: Vec<u8>,
+}
+
+impl Link {
+    /// Negotiates the protocol's features.
+    pub(super) fn open(socket: UnixStream) -> io::Result<Self> {
+        // `GpuBackend` tries again for ever at EAGAIN, so a call has to block.
+        socket.set_nonblocking(false)?;
+        let backend = GpuBackend::from_stream(socket);
+        let offered = backend.get_protocol_features()?.value;
+        let wanted = offered & FEATURE_EDID;
+        backend.set_protocol_features(&VhostUserU64::new(wanted))?;
+        Ok(Self { backend, edid: wanted & FEATURE_EDID != 0, buffer: Vec::new() })
+    }
+
+    /// Tells the display one thing. Gives the number of UPDATE messages that it took.
+    pub(super) fn tell(&mut self, work: Work) -> io::Result<u64> {
+        match work {
+            Work::Off { scanout } => self.set_size(scanout, 0, 0)?,
+            Work::Pixels { scanout, source, resize, parts } => {
+                if resize {
+                    self.set_size(scanout, source.rect.width, source.rect.height)?;
+                }
+                return self.update(scanout, &source, &parts);
+            }
+            Work::CursorLook { position, look } => self.cursor(position, &look)?,
+            Work::CursorMove { position } => self.backend.cursor_pos(&wire_position(position))?,
+            Work::CursorHide { position } => self.backend.cursor_pos_hide(&wire_position(position))?,
+        }
+        Ok(0)
+    }
+
+    /// Asks the display.
+    pub(super) fn ask(&mut self, question: DisplayQuestion) -> io::Result<DisplayAnswer> {
+        match question {
+            DisplayQuestion::Modes => {
+                let modes = modes(&self.backend.get_display_info()?);
+                Ok(DisplayAnswer::Modes(Some(Box::new(modes))))
+            }
+            DisplayQuestion::Edid { scanout } => Ok(DisplayAnswer::Edid(self.edid(scanout)?)),
+        }
+    }
+
+    fn set_size(&self, scanout_id: u32, width: u32, height: u32) -> io::Result<()> {
+        self.backend.set_scanout(&VhostUserGpuScanout { scanout_id, width, height })
+    }
+
+    fn update(&mut self, scanout_id: u32, source: &ScanoutSource, parts: &[Rect]) -> io::Result<u64> {
+        let mut sent = 0;
+        for piece in parts.iter().copied().flat_map(pixels::pieces) {
+            pixels::read(source, piece, &mut self.buffer);
+            let Rect { x, y, width, height } = piece;
+            let update = VhostUserGpuUpdate { scanout_id, x, y, width, height };
+            self.backend.update_scanout(&update, &self.buffer)?;
+            sent += 1;
+        }
+        Ok(sent)
+    }
+
+    fn cursor(&self, position: CursorPosition, look: &CursorLook) -> io::Result<()> {
+        let (hot_x, hot_y) = look.hot;
+        let update = VhostUserGpuCursorUpdate { pos: wire_position(position), hot_x, hot_y };
+        self.backend.cursor_update(&update, &look.pixels)
+    }
+
+    /// The EDID of a scanout, or `None` where the display has none for it. QEMU does not answer at all for a scanout
+    /// that it does not have; how many it has is not told, but an enabled one exists, and so does the first.
+    fn edid(&mut self, scanout_id: u32) -> io::Result<Option<Edid>> {
+        if !self.edid {
+            return Ok(None);
+        }
+        if scanout_id != 0 {
+            let modes = modes(&self.backend.get_display_info()?);
+            if !modes.get(scanout_id as usize).is_some_and(|mode| mode.enabled) {
+                return Ok(None);
+            }
+        }
+        Ok(edid(&self.backend.get_edid(&VhostUserGpuEdidRequest { scanout_id })?))
+    }
+}
+
+fn modes(reply: &VirtioGpuRespDisplayInfo) -> DisplayModes {
+    reply.pmodes.map(|one| DisplayMode {
+        rect: Rect { x: one.r.x, y: one.r.y, width: one.r.width, height: one.r.height },
+        enabled: one.enabled != 0,
+        flags: one.flags,
+    })
+}
+
+/// The block without its padding; `None` if it is empty or claims to be longer than it can be.
+fn edid(reply: &VirtioGpuRespGetEdid) -> Option<Edid> {
+    reply.edid.get(..reply.size as usize).filter(|block| !block.is_empty()).map(<[u8]>::to_vec)
+}
+
+fn wire_position(position: CursorPosition) -> VhostUserGpuCursorPos {
+    VhostUserGpuCursorPos { scanout_id: position.scanout, x: position.x, y: position.y }
+}

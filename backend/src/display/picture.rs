@@ -1,0 +1,346 @@
+//! What the display should show, and what of it the display has not yet been told. Commands change the wish at once
+//! and without bound in number; what is kept is bounded, because later ones take the place of earlier ones. Knows
+//! nothing of sockets and threads.
+
+use std::sync::Arc;
+
+use device_model::scanout::{
+    CursorPixels, CursorPosition, DisplayCommand, MAX_SCANOUTS, Rect, ScanoutSource,
+};
+
+use super::region::{DirtyRegion, intersection};
+
+/// One thing to tell the display.
+#[derive(Debug)]
+pub(super) enum Work {
+    /// The scanout shows nothing any more.
+    Off { scanout: u32 },
+    /// Parts of a scanout have new pixels; before them, the scanout has a new size.
+    Pixels { scanout: u32, source: ScanoutSource, resize: bool, parts: Vec<Rect> },
+    /// A cursor with a new look.
+    CursorLook { position: CursorPosition, look: CursorLook },
+    /// A cursor in a new place.
+    CursorMove { position: CursorPosition },
+    /// A cursor that is gone.
+    CursorHide { position: CursorPosition },
+}
+
+/// How a cursor looks.
+#[derive(Clone, Debug)]
+pub(super) struct CursorLook {
+    /// Its pointing pixel.
+    pub(super) hot: (u32, u32),
+    /// Its pixels.
+    pub(super) pixels: Arc<CursorPixels>,
+}
+
+/// All scanouts with their cursors.
+#[derive(Debug, Default)]
+pub(super) struct Picture {
+    scanouts: [Scanout; MAX_SCANOUTS],
+    /// The scanout that is looked at first, so that a busy one does not starve the others.
+    turn: usize,
+}
+
+#[derive(Debug, Default)]
+struct Scanout {
+    source: Option<ScanoutSource>,
+    /// In pixels of the scanout, not of the image.
+    dirty: DirtyRegion,
+    /// Width and height that this connection's display was told; `None`: it shows nothing.
+    shown: Option<(u32, u32)>,
+    cursor: Cursor,
+}
+
+#[derive(Debug, Default)]
+struct Cursor {
+    position: CursorPosition,
+    /// What is shown; `None`: hidden.
+    look: Option<CursorLook>,
+    news: CursorNews,
+}
+
+/// What of a cursor the display has not been told. A later variant includes the earlier ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum CursorNews {
+    #[default]
+    None,
+    Place,
+    Look,
+}
+
+impl Picture {
+    /// Takes a command. Says whether it joined one that was still unsent; a scanout out of range is ignored.
+    pub(super) fn apply(&mut self, command: DisplayCommand) -> bool {
+        match command {
+            DisplayCommand::SetScanout { scanout, source } => self.on(scanout, |it| it.set_source(source)),
+            DisplayCommand::Flush { scanout, rect } => self.on(scanout, |it| it.flush(rect)),
+            DisplayCommand::UpdateCursor { position, hot_x, hot_y, pixels } => {
+                let look = CursorLook { hot: (hot_x, hot_y), pixels: pixels.into() };
+                self.on(position.scanout, |it| it.cursor.show(position, look))
+            }
+            DisplayCommand::MoveCursor(position) => self.on(position.scanout, |it| it.cursor.go(position)),
+            DisplayCommand::HideCursor(position) => self.on(position.scanout, |it| it.cursor.hide(position)),
+        }
+    }
+
+    fn on(&mut self, scanout: u32, change: impl FnOnce(&mut Scanout) -> bool) -> bool {
+        self.scanouts.get_mut(scanout as usize).is_some_and(change)
+    }
+
+    /// The next thing to tell the display, which from now on counts as told.
+    pub(super) fn next(&mut self) -> Option<Work> {
+        for step in 0..MAX_SCANOUTS {
+            let index = (self.turn + step) % MAX_SCANOUTS;
+            let work = self.scanouts.get_mut(index).and_then(|scanout| scanout.next(index as u32));
+            if work.is_some() {
+                self.turn = (index + 1) % MAX_SCANOUTS;
+                return work;
+            }
+        }
+        None
+    }
+
+    /// A display that knows nothing yet has connected: everything has to be told again.
+    pub(super) fn forget_told(&mut self) {
+        for scanout in &mut self.scanouts {
+            scanout.shown = None;
+            scanout.set_all_dirty();
+            let visible = scanout.cursor.look.is_some();
+            scanout.cursor.news = if visible { CursorNews::Look } else { CursorNews::None };
+        }
+    }
+
+    /// The device was reset: nothing is shown any more. The display is told so.
+    pub(super) fn clear(&mut self) {
+        for scanout in &mut self.scanouts {
+            scanout.set_source(None);
+            let position = scanout.cursor.position;
+            if scanout.cursor.look.is_some() {
+                scanout.cursor.hide(position);
+            }
+        }
+    }
+}
+
+impl Scanout {
+    fn set_source(&mut self, source: Option<ScanoutSource>) -> bool {
+        self.source = source.and_then(clipped);
+        self.dirty.take();
+        self.set_all_dirty();
+        false
+    }
+
+    fn set_all_dirty(&mut self) {
+        if let Some(source) = &self.source {
+            self.dirty.add(Rect { x: 0, y: 0, ..source.rect });
+        }
+    }
+
+    fn flush(&mut self, rect: Rect) -> bool {
+        let Some(source) = &self.source else { return false };
+        let Some(seen) = intersection(rect, source.rect) else { return false };
+        let joined = !self.dirty.is_clean();
+        self.dirty.add(Rect {
+            x: seen.x.saturating_sub(source.rect.x),
+            y: seen.y.saturating_sub(source.rect.y),
+            ..seen
+        });
+        joined
+    }
+
+    fn next(&mut self, scanout: u32) -> Option<Work> {
+        match &self.source {
+            None if self.shown.take().is_some() => Some(Work::Off { scanout }),
+            Some(source) if !self.dirty.is_clean() => {
+                // QEMU makes a new surface at every SCANOUT and shows it at the next UPDATE; an UPDATE without a
+                // SCANOUT, or after the one that turned it off, crashes it. So both go out together, here only.
+                let size = Some((source.rect.width, source.rect.height));
+                let resize = self.shown != size;
+                self.shown = size;
+                Some(Work::Pixels { scanout, source: source.clone(), resize, parts: self.dirty.take() })
+            }
+            _ => self.cursor.next(),
+        }
+    }
+}
+
+impl Cursor {
+    fn show(&mut self, position: CursorPosition, look: CursorLook) -> bool {
+        *self = Self { position, look: Some(look), news: CursorNews::Look };
+        false
+    }
+
+    fn go(&mut self, position: CursorPosition) -> bool {
+        self.position = position;
+        if self.look.is_some() {
+            self.news = self.news.max(CursorNews::Place);
+        }
+        false
+    }
+
+    fn hide(&mut self, position: CursorPosition) -> bool {
+        *self = Self { position, look: None, news: CursorNews::Look };
+        false
+    }
+
+    fn next(&mut self) -> Option<Work> {
+        let position = self.position;
+        match (std::mem::take(&mut self.news), &self.look) {
+            (CursorNews::None, _) => None,
+            (_, None) => Some(Work::CursorHide { position }),
+            (CursorNews::Place, Some(_)) => Some(Work::CursorMove { position }),
+            (CursorNews::Look, Some(look)) => Some(Work::CursorLook { position, look: look.clone() }),
+        }
+    }
+}
+
+/// The source with a part that fits its image; `None` if nothing of it does.
+fn clipped(source: ScanoutSource) -> Option<ScanoutSource> {
+    let whole = Rect { x: 0, y: 0, width: source.image.width(), height: source.image.height() };
+    let rect = intersection(source.rect, whole)?;
+    Some(ScanoutSource { rect, ..source })
+}
+
+#[cfg(test)]
+mod tests {
+    use device_model::scanout::{ChannelOrder, Image};
+
+    use super::*;
+
+    fn rect(x: u32, y: u32, width: u32, height: u32) -> Rect {
+        Rect { x, y, width, height }
+    }
+
+    fn set(picture: &mut Picture, scanout: u32, shown: Rect) {
+        let image = Arc::new(Image::new(100, 80));
+        let order = ChannelOrder { blue: 0, green: 1, red: 2 };
+        let source = Some(ScanoutSource { image, order, rect: shown });
+        picture.apply(DisplayCommand::SetScanout { scanout, source });
+    }
+
+    fn look(picture: &mut Picture, scanout: u32, x: u32) {
+        let position = CursorPosition { scanout, x, y: 0 };
+        let pixels = Box::new([1; 16384]);
+        picture.apply(DisplayCommand::UpdateCursor { position, hot_x: 0, hot_y: 0, pixels });
+    }
+
+    /// What is told until nothing is left, one word each.
+    fn told(picture: &mut Picture) -> Vec<String> {
+        std::iter::from_fn(|| picture.next()).map(|work| word(&work)).collect()
+    }
+
+    fn word(work: &Work) -> String {
+        match work {
+            Work::Off { scanout } => format!("off {scanout}"),
+            Work::Pixels { scanout, resize, parts, .. } => {
+                let parts: Vec<_> = parts.iter().map(|p| (p.x, p.y, p.width, p.height)).collect();
+                format!("pixels {scanout} {} {parts:?}", if *resize { "new" } else { "same" })
+            }
+            Work::CursorLook { position, .. } => format!("look {} {}", position.scanout, position.x),
+            Work::CursorMove { position } => format!("move {} {}", position.scanout, position.x),
+            Work::CursorHide { position } => format!("hide {} {}", position.scanout, position.x),
+        }
+    }
+
+    #[test]
+    fn flushes_are_clipped_to_the_shown_part_and_given_in_its_coordinates() {
+        let mut picture = Picture::default();
+        set(&mut picture, 1, rect(20, 10, 50, 40));
+        assert_eq!(told(&mut picture), ["pixels 1 new [(0, 0, 50, 40)]"]);
+        let flush = |rect| DisplayCommand::Flush { scanout: 1, rect };
+        assert!(!picture.apply(flush(rect(0, 0, 30, 11))));
+        assert!(picture.apply(flush(rect(65, 45, 10, 10))));
+        assert!(!picture.apply(flush(rect(0, 0, 20, 80))), "nothing of it is shown");
+        assert_eq!(told(&mut picture), ["pixels 1 same [(0, 0, 10, 1), (45, 35, 5, 5)]"]);
+    }
+
+    #[test]
+    fn a_display_is_never_told_to_turn_off_what_it_was_not_told_to_show() {
+        let mut picture = Picture::default();
+        let off =
+            |picture: &mut Picture| picture.apply(DisplayCommand::SetScanout { scanout: 0, source: None });
+        off(&mut picture);
+        assert!(told(&mut picture).is_empty());
+        set(&mut picture, 0, rect(0, 0, 10, 10));
+        off(&mut picture);
+        picture.apply(DisplayCommand::Flush { scanout: 0, rect: rect(0, 0, 10, 10) });
+        assert!(told(&mut picture).is_empty());
+        set(&mut picture, 0, rect(0, 0, 10, 10));
+        told(&mut picture);
+        off(&mut picture);
+        assert_eq!(told(&mut picture), ["off 0"]);
+    }
+
+    #[test]
+    fn another_image_of_the_same_size_is_sent_whole_without_a_new_scanout() {
+        let mut picture = Picture::default();
+        set(&mut picture, 0, rect(0, 0, 10, 10));
+        told(&mut picture);
+        set(&mut picture, 0, rect(5, 5, 10, 10));
+        assert_eq!(told(&mut picture), ["pixels 0 same [(0, 0, 10, 10)]"]);
+        set(&mut picture, 0, rect(5, 5, 10, 11));
+        assert_eq!(told(&mut picture), ["pixels 0 new [(0, 0, 10, 11)]"]);
+    }
+
+    #[test]
+    fn of_many_cursor_commands_the_last_state_is_told() {
+        let mut picture = Picture::default();
+        picture.apply(DisplayCommand::MoveCursor(CursorPosition { scanout: 2, x: 1, y: 1 }));
+        assert!(told(&mut picture).is_empty(), "no cursor is shown yet");
+        look(&mut picture, 2, 5);
+        picture.apply(DisplayCommand::MoveCursor(CursorPosition { scanout: 2, x: 6, y: 1 }));
+        assert_eq!(told(&mut picture), ["look 2 6"]);
+        for x in 0..100 {
+            picture.apply(DisplayCommand::MoveCursor(CursorPosition { scanout: 2, x, y: 1 }));
+        }
+        assert_eq!(told(&mut picture), ["move 2 99"]);
+        look(&mut picture, 2, 7);
+        picture.apply(DisplayCommand::HideCursor(CursorPosition { scanout: 2, x: 8, y: 1 }));
+        assert_eq!(told(&mut picture), ["hide 2 8"]);
+    }
+
+    #[test]
+    fn a_new_display_is_told_everything_that_is_shown() {
+        let mut picture = Picture::default();
+        set(&mut picture, 0, rect(0, 0, 10, 10));
+        look(&mut picture, 0, 3);
+        set(&mut picture, 15, rect(0, 0, 20, 20));
+        let first = told(&mut picture);
+        picture.forget_told();
+        let mut again = told(&mut picture);
+        again.sort();
+        assert_eq!(again, ["look 0 3", "pixels 0 new [(0, 0, 10, 10)]", "pixels 15 new [(0, 0, 20, 20)]"]);
+        assert_eq!(first.len(), 3);
+        picture.clear();
+        let mut cleared = told(&mut picture);
+        cleared.sort();
+        assert_eq!(cleared, ["hide 0 3", "off 0", "off 15"]);
+        picture.forget_told();
+        assert!(told(&mut picture).is_empty());
+    }
+
+    #[test]
+    fn a_busy_scanout_does_not_starve_another() {
+        let mut picture = Picture::default();
+        set(&mut picture, 0, rect(0, 0, 10, 10));
+        set(&mut picture, 1, rect(0, 0, 10, 10));
+        let first = picture.next().map(|work| word(&work));
+        picture.apply(DisplayCommand::Flush { scanout: 0, rect: rect(0, 0, 5, 5) });
+        let second = picture.next().map(|work| word(&work));
+        assert_eq!(first.as_deref(), Some("pixels 0 new [(0, 0, 10, 10)]"));
+        assert_eq!(second.as_deref(), Some("pixels 1 new [(0, 0, 10, 10)]"));
+    }
+
+    #[test]
+    fn a_scanout_or_a_rect_out_of_range_is_ignored() {
+        let mut picture = Picture::default();
+        set(&mut picture, MAX_SCANOUTS as u32, rect(0, 0, 10, 10));
+        set(&mut picture, u32::MAX, rect(0, 0, 10, 10));
+        set(&mut picture, 0, rect(100, 0, 10, 10));
+        look(&mut picture, 16, 1);
+        assert!(told(&mut picture).is_empty());
+        set(&mut picture, 0, rect(90, 70, u32::MAX, u32::MAX));
+        assert_eq!(told(&mut picture), ["pixels 0 new [(0, 0, 10, 10)]"]);
+    }
+}

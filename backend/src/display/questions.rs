@@ -1,0 +1,110 @@
+//! Questions that the display has not yet answered. Each leaves exactly once: answered, or given up. Knows deadlines;
+//! knows nothing of sockets.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use device_model::scanout::{DisplayAnswer, DisplayQuestion};
+
+/// Most questions that wait at once; the ones beyond get no answer from the display.
+const MAX_WAITING: usize = 64;
+
+/// A question with the ticket that its answer is to carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Question {
+    pub(super) ticket: u64,
+    pub(super) what: DisplayQuestion,
+}
+
+impl Question {
+    /// The answer of somebody who does not know.
+    pub(super) fn unanswered(&self) -> DisplayAnswer {
+        match self.what {
+            DisplayQuestion::Modes => DisplayAnswer::Modes(None),
+            DisplayQuestion::Edid { .. } => DisplayAnswer::Edid(None),
+        }
+    }
+}
+
+/// Questions in the order in which they came, which is that of their deadlines.
+#[derive(Debug, Default)]
+pub(super) struct Questions {
+    waiting: VecDeque<(Instant, Question)>,
+}
+
+impl Questions {
+    /// Takes a question to be answered before `deadline`; hands it back if too many wait.
+    pub(super) fn add(&mut self, question: Question, deadline: Instant) -> Result<(), Question> {
+        if self.waiting.len() >= MAX_WAITING {
+            return Err(question);
+        }
+        self.waiting.push_back((deadline, question));
+        Ok(())
+    }
+
+    /// The question to ask next. It stays here until it is taken or given up.
+    pub(super) fn next(&self) -> Option<Question> {
+        self.waiting.front().map(|(_, question)| *question)
+    }
+
+    /// Takes out `question`, to be answered by the caller; false if it was given up meanwhile.
+    pub(super) fn take(&mut self, question: Question) -> bool {
+        let before = self.waiting.len();
+        self.waiting.retain(|(_, known)| *known != question);
+        self.waiting.len() < before
+    }
+
+    /// Takes out one question whose time is over.
+    pub(super) fn take_expired(&mut self, now: Instant) -> Option<Question> {
+        let (deadline, _) = self.waiting.front()?;
+        if *deadline > now {
+            return None;
+        }
+        self.waiting.pop_front().map(|(_, question)| question)
+    }
+
+    /// How long nothing will expire; `None`: nothing waits.
+    pub(super) fn time_left(&self, now: Instant) -> Option<Duration> {
+        self.waiting.front().map(|(deadline, _)| deadline.saturating_duration_since(now))
+    }
+
+    /// Forgets all of them, unanswered.
+    pub(super) fn clear(&mut self) {
+        self.waiting.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn question(ticket: u64) -> Question {
+        Question { ticket, what: DisplayQuestion::Modes }
+    }
+
+    #[test]
+    fn a_question_leaves_once_by_answer_or_by_time() {
+        let start = Instant::now();
+        let mut questions = Questions::default();
+        assert_eq!(questions.add(question(1), start + Duration::from_secs(1)), Ok(()));
+        assert_eq!(questions.add(question(2), start + Duration::from_secs(2)), Ok(()));
+        assert_eq!(questions.time_left(start), Some(Duration::from_secs(1)));
+        assert_eq!(questions.take_expired(start), None);
+        assert_eq!(questions.take_expired(start + Duration::from_secs(1)), Some(question(1)));
+        assert!(!questions.take(question(1)), "it was given up");
+        assert_eq!(questions.next(), Some(question(2)));
+        assert!(questions.take(question(2)));
+        assert!(!questions.take(question(2)));
+        assert_eq!(questions.time_left(start), None);
+    }
+
+    #[test]
+    fn no_more_than_the_bound_wait() {
+        let now = Instant::now();
+        let mut questions = Questions::default();
+        for ticket in 0..MAX_WAITING as u64 {
+            assert_eq!(questions.add(question(ticket), now), Ok(()));
+        }
+        assert_eq!(questions.add(question(1000), now), Err(question(1000)));
+    }
+}

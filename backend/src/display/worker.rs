@@ -1,0 +1,163 @@
+//! The two threads of the display. Knows the order of their work; the protocol is in [`super::link`], what to say in
+//! [`super::picture`].
+
+use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
+use std::sync::PoisonError;
+use std::time::Instant;
+
+use super::link::Link;
+use super::picture::Work;
+use super::questions::Question;
+use super::{Connection, Shared, State};
+
+/// What the display thread does next.
+enum Next {
+    /// Negotiate on a new socket.
+    Open(UnixStream),
+    /// Answer a question: with the display if there is one.
+    Ask(Question),
+    /// Tell the display.
+    Tell(Work),
+    /// End.
+    Quit,
+}
+
+/// The display thread: serves one connection after the other, and questions without one.
+pub(super) fn serve(shared: &Shared) {
+    let mut link: Option<Link> = None;
+    loop {
+        let (next, generation) = shared.wait_for_work(&mut link);
+        let served = match next {
+            Next::Quit => return,
+            Next::Open(socket) => open(socket, &mut link),
+            Next::Ask(question) => ask(shared, question, link.as_mut()),
+            Next::Tell(work) => tell(shared, work, link.as_mut()),
+        };
+        if let Err(error) = served {
+            link = None;
+            shared.lost(generation, &error);
+        }
+    }
+}
+
+fn open(socket: UnixStream, link: &mut Option<Link>) -> io::Result<()> {
+    *link = Some(Link::open(socket)?);
+    Ok(())
+}
+
+fn ask(shared: &Shared, question: Question, link: Option<&mut Link>) -> io::Result<()> {
+    let answered = link.map(|link| link.ask(question.what)).transpose();
+    if shared.lock().questions.take(question) {
+        let answer = answered.as_ref().ok().and_then(Option::clone);
+        shared.answer(question, answer.unwrap_or_else(|| question.unanswered()));
+    }
+    answered.map(drop)
+}
+
+fn tell(shared: &Shared, work: Work, link: Option<&mut Link>) -> io::Result<()> {
+    let updates = link.map_or(Ok(0), |link| link.tell(work))?;
+    shared.stats.display_updates.add(updates);
+    Ok(())
+}
+
+/// The clock thread: answers for the display what the display has not answered in time. Sleeps while nothing is asked.
+pub(super) fn give_up_late_questions(shared: &Shared) {
+    while let Some(question) = shared.wait_for_expiry() {
+        shared.report_late(question);
+        shared.answer(question, question.unanswered());
+    }
+}
+
+impl Shared {
+    /// Waits for something to do; `link` is dropped when its connection was replaced.
+    fn wait_for_work(&self, link: &mut Option<Link>) -> (Next, u64) {
+        let mut state = self.lock();
+        loop {
+            if let Some(next) = next(&mut state, link) {
+                return (next, state.generation);
+            }
+            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Waits for a question whose time is over; `None` at the end.
+    fn wait_for_expiry(&self) -> Option<Question> {
+        let mut state = self.lock();
+        while !state.quit {
+            let now = Instant::now();
+            if let Some(question) = state.questions.take_expired(now) {
+                return Some(question);
+            }
+            state = match state.questions.time_left(now) {
+                None => self.clock.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(left) => self.clock.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
+            };
+        }
+        None
+    }
+
+    /// A connection has ended. If it is still the current one, the device goes on without a display.
+    fn lost(&self, generation: u64, error: &io::Error) {
+        let mut state = self.lock();
+        if state.generation != generation {
+            return; // We replaced it ourselves.
+        }
+        let connection = std::mem::take(&mut state.connection);
+        drop(state);
+        match connection {
+            Connection::Open(socket) if closed_by_peer(&socket) => {
+                log::info!("The front-end closed the display socket; the device goes on without a display");
+            }
+            _ => log::warn!("The display socket failed: {error}; the device goes on without a display"),
+        }
+    }
+
+    /// Says once a connection that its display is late: how often it happens is up to the guest, who asks.
+    fn report_late(&self, question: Question) {
+        if !std::mem::replace(&mut self.lock().late_reported, true) {
+            log::warn!(
+                "The display has not answered {:?} within {:?}; the device answers from what it knows",
+                question.what,
+                self.answer_timeout
+            );
+        }
+    }
+}
+
+/// The most urgent thing to do, if any: new sockets before questions before pictures.
+fn next(state: &mut State, link: &mut Option<Link>) -> Option<Next> {
+    if state.quit {
+        return Some(Next::Quit);
+    }
+    state.connection = match std::mem::take(&mut state.connection) {
+        Connection::New(socket) => match socket.try_clone() {
+            Ok(duplicate) => {
+                *link = None;
+                state.picture.forget_told();
+                state.late_reported = false;
+                state.connection = Connection::Open(duplicate);
+                return Some(Next::Open(socket));
+            }
+            Err(error) => {
+                log::warn!(
+                    "The display socket cannot be duplicated: {error}; the device goes on without a display"
+                );
+                Connection::None
+            }
+        },
+        other => other,
+    };
+    if matches!(state.connection, Connection::None) {
+        *link = None;
+    }
+    if let Some(question) = state.questions.next() {
+        return Some(Next::Ask(question));
+    }
+    link.as_ref().and_then(|_| state.picture.next()).map(Next::Tell)
+}
+
+/// Whether the other end of a socket that nobody else uses any more is gone.
+fn closed_by_peer(mut socket: &UnixStream) -> bool {
+    socket.set_nonblocking(true).is_ok() && matches!(socket.read(&mut [0; 1]), Ok(0))
+}

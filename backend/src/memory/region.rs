@@ -1,0 +1,242 @@
+//! One region of the front-end's memory, mapped into this process. Checked before it is mapped: the file has to
+//! be as long as the region says (a mapping past the end of a file only fails when it is touched, with SIGBUS).
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::ptr::{self, NonNull};
+
+use device_model::addr::{ByteRange, FrontendVa, Gpa, RangeError};
+
+use super::sigbus;
+
+/// A region as SET_MEM_TABLE and ADD_MEM_REG describe it (vhost-user.rst, "Memory region description").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegionSpec {
+    /// Guest-physical address of the first byte.
+    pub gpa: u64,
+    /// Length in bytes.
+    pub size: u64,
+    /// Address of the first byte in the front-end.
+    pub user_address: u64,
+    /// Where the region starts in its file.
+    pub file_offset: u64,
+}
+
+/// Why a region is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum RegionError {
+    /// The region is empty, or wraps around in one of its address spaces.
+    #[error("Memory region is no range")]
+    Range(#[from] RangeError),
+    /// The region's place in the file is past what a file can have.
+    #[error("Memory region of {size:#x} bytes at offset {offset:#x} lies beyond any file")]
+    Offset {
+        /// Length of the region.
+        size: u64,
+        /// Start in the file.
+        offset: u64,
+    },
+    /// The file ends before the region does.
+    #[error("Memory region needs {needed:#x} bytes of its file, which has {len:#x}")]
+    ShortFile {
+        /// Bytes that the file would have to have.
+        needed: u64,
+        /// Bytes that it has.
+        len: u64,
+    },
+    /// The descriptor cannot be asked for its length.
+    #[error("Memory region's file cannot be examined")]
+    Stat(#[source] io::Error),
+    /// mmap failed.
+    #[error("Memory region of {size:#x} bytes cannot be mapped")]
+    Map {
+        /// Length of the region.
+        size: u64,
+        /// What mmap said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A mapped region. Unmapped when dropped: by then, everything that used it has been drained.
+pub struct Region {
+    gpa: ByteRange<Gpa>,
+    user: ByteRange<FrontendVa>,
+    /// First byte of the region in this process.
+    host: NonNull<u8>,
+    /// The whole mapping, which starts at a page of the file.
+    mapping: Mapping,
+    spec: RegionSpec,
+}
+
+// SAFETY: INVARIANT: `host` points into `mapping`, which this region owns; a pointer is as good on any thread.
+unsafe impl Send for Region {}
+
+struct Mapping {
+    base: NonNull<u8>,
+    len: usize,
+    slot: sigbus::Slot,
+}
+
+impl Region {
+    /// Checks and maps a region.
+    pub fn map(spec: RegionSpec, file: &File) -> Result<Self, RegionError> {
+        let gpa = ByteRange::new(Gpa::new(spec.gpa), spec.size)?;
+        let user = ByteRange::new(FrontendVa::new(spec.user_address), spec.size)?;
+        let metadata = file.metadata().map_err(RegionError::Stat)?;
+        let page = page_size(&metadata);
+        let beyond = || RegionError::Offset { size: spec.size, offset: spec.file_offset };
+        let needed = spec.file_offset.checked_add(spec.size).ok_or_else(beyond)?;
+        if needed > metadata.len() {
+            return Err(RegionError::ShortFile { needed, len: metadata.len() });
+        }
+        // The mapping starts at a page of the file; the region may not (QEMU's mmap_offset).
+        let skip = spec.file_offset % page;
+        let offset = libc::off_t::try_from(spec.file_offset - skip).map_err(|_| beyond())?;
+        let len = usize::try_from(spec.size)
+            .ok()
+            .and_then(|size| size.checked_add(skip as usize))
+            .and_then(|len| len.checked_next_multiple_of(page as usize))
+            .ok_or_else(beyond)?;
+        let mapping = Mapping::new(file, len, offset, page as usize)
+            .map_err(|source| RegionError::Map { size: spec.size, source })?;
+        // SAFETY: `skip` is less than a page and so less than the mapping's length.
+        let host = unsafe { mapping.base.add(skip as usize) };
+        Ok(Self { gpa, user, host, mapping, spec })
+    }
+
+    /// Guest-physical addresses of the region.
+    pub fn gpa(&self) -> ByteRange<Gpa> {
+        self.gpa
+    }
+
+    /// The region's addresses in the front-end.
+    pub fn user(&self) -> ByteRange<FrontendVa> {
+        self.user
+    }
+
+    /// Where the region's byte `offset` lies in this process; the caller has checked the offset against the
+    /// length.
+    pub fn host_at(&self, offset: u64) -> *mut u8 {
+        self.host.as_ptr().wrapping_add(offset as usize)
+    }
+
+    /// What the front-end asked for.
+    pub fn spec(&self) -> RegionSpec {
+        self.spec
+    }
+
+    /// Replaces the region by zero pages, at the same place: what still points here can do no harm, and no
+    /// access of ours reaches the guest any more. All of it at once, for single pages fail on hugetlb.
+    pub fn revoke(&self) -> io::Result<()> {
+        self.mapping.replace_by_zeroes()
+    }
+}
+
+impl Mapping {
+    fn new(file: &File, len: usize, offset: libc::off_t, page: usize) -> io::Result<Self> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
+        // SAFETY: the kernel chooses the place, so nothing that exists is replaced.
+        let base = unsafe { libc::mmap(ptr::null_mut(), len, protection, flags, file.as_raw_fd(), offset) };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // Memory of the guest has no place in a core dump. Failing to say so changes nothing else.
+        // SAFETY: the range is the mapping just made.
+        unsafe { libc::madvise(base, len, libc::MADV_DONTDUMP) };
+        let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        match sigbus::Slot::register(base.as_ptr() as usize, len, page) {
+            Some(slot) => Ok(Self { base, len, slot }),
+            None => {
+                // SAFETY: the range is the mapping just made, which nobody else knows of.
+                unsafe { libc::munmap(base.as_ptr().cast(), len) };
+                Err(io::Error::from(io::ErrorKind::QuotaExceeded))
+            }
+        }
+    }
+
+    fn replace_by_zeroes(&self) -> io::Result<()> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let base = self.base.as_ptr().cast();
+        // SAFETY: the range is this mapping, whole; whoever points into it sees zeroes from now on.
+        let result = unsafe { libc::mmap(base, self.len, protection, flags, -1, 0) };
+        if result == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        self.slot.forget();
+        // SAFETY: INVARIANT: regions are dropped only after everything that used them was drained, so nothing
+        // points into the mapping any more.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
+    }
+}
+
+/// The page size of the file: that of its file system where it is a huge one (hugetlbfs), else the machine's.
+fn page_size(metadata: &std::fs::Metadata) -> u64 {
+    const HUGE: u64 = 2 << 20;
+    let block = metadata.blksize();
+    // Other file systems name their favourite I/O size here, which is not what mmap aligns to.
+    if block >= HUGE && block.is_power_of_two() { block } else { 4096 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(len: u64) -> File {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(len).unwrap();
+        file
+    }
+
+    fn spec(size: u64, file_offset: u64) -> RegionSpec {
+        RegionSpec { gpa: 0, size, user_address: 0x7000_0000, file_offset }
+    }
+
+    #[test]
+    fn a_region_longer_than_its_file_is_refused() {
+        let result = Region::map(spec(0x3000, 0), &file(0x2000));
+        assert!(matches!(result, Err(RegionError::ShortFile { needed: 0x3000, len: 0x2000 })));
+        assert!(Region::map(spec(0x2000, 0x1000), &file(0x3000)).is_ok());
+    }
+
+    #[test]
+    fn a_region_of_no_bytes_or_beyond_any_file_is_refused() {
+        assert!(matches!(Region::map(spec(0, 0), &file(0x1000)), Err(RegionError::Range(_))));
+        let result = Region::map(spec(0x1000, u64::MAX), &file(0x1000));
+        assert!(matches!(result, Err(RegionError::Offset { .. })));
+        let mut wraps = spec(0x2000, 0);
+        wraps.gpa = u64::MAX - 0xfff;
+        assert!(matches!(Region::map(wraps, &file(0x2000)), Err(RegionError::Range(_))));
+    }
+
+    #[test]
+    fn an_offset_that_is_no_page_is_honoured() {
+        use std::os::unix::fs::FileExt;
+        let file = file(0x3000);
+        file.write_all_at(b"here", 0x1010).unwrap();
+        let region = Region::map(spec(0x1000, 0x1010), &file).unwrap();
+        // SAFETY: the first four bytes of a mapping of 0x1000.
+        let seen = unsafe { std::slice::from_raw_parts(region.host_at(0), 4) };
+        assert_eq!(seen, b"here");
+    }
+
+    #[test]
+    fn a_revoked_region_no_longer_reaches_the_file() {
+        use std::os::unix::fs::FileExt;
+        let file = file(0x1000);
+        let region = Region::map(spec(0x1000, 0), &file).unwrap();
+        region.revoke().unwrap();
+        // SAFETY: the first byte of a mapping of 0x1000.
+        unsafe { region.host_at(0).write_volatile(7) };
+        let mut byte = [1];
+        file.read_exact_at(&mut byte, 0).unwrap();
+        assert_eq!(byte, [0]);
+    }
+}

@@ -1,0 +1,132 @@
+//! A file that the front-end truncates under us turns an access into SIGBUS. The handler puts a zero page over
+//! the hole, so that the access in progress ends, and counts it, so that the session can be failed. Everything
+//! here is safe in a signal handler: atomics and mmap, no locks, no allocation.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::ptr;
+use std::sync::Once;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+/// Most regions of all sessions together. A memory table has 32 at the most; two tables live at once while one
+/// replaces the other.
+const SLOTS: usize = 128;
+
+struct Entry {
+    base: AtomicUsize,
+    /// 0: the entry is free or being filled.
+    len: AtomicUsize,
+    page: AtomicUsize,
+}
+
+static TABLE: [Entry; SLOTS] =
+    [const { Entry { base: AtomicUsize::new(0), len: AtomicUsize::new(0), page: AtomicUsize::new(0) } };
+        SLOTS];
+
+/// Holes that were papered over since the start of the process.
+static HOLES: AtomicU64 = AtomicU64::new(0);
+
+/// How often a region turned out to have no memory behind it, since the start of the process.
+pub fn holes() -> u64 {
+    HOLES.load(Ordering::Acquire)
+}
+
+/// A mapping that the handler knows.
+pub struct Slot(usize);
+
+const BEING_FILLED: usize = usize::MAX;
+
+impl Slot {
+    /// Makes a mapping known; `None` if there are too many.
+    pub fn register(base: usize, len: usize, page: usize) -> Option<Self> {
+        let index = TABLE.iter().position(|entry| {
+            // Claims a free entry: a `base` of 0 is free, and no mapping starts at 0.
+            entry.base.compare_exchange(0, BEING_FILLED, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        })?;
+        let entry = TABLE.get(index)?;
+        entry.page.store(page, Ordering::Relaxed);
+        entry.base.store(base, Ordering::Relaxed);
+        // ORDERING: Release: a handler that sees the length sees the rest.
+        entry.len.store(len, Ordering::Release);
+        Some(Self(index))
+    }
+
+    /// Takes the mapping off the table, before it is unmapped.
+    pub fn forget(&self) {
+        if let Some(entry) = TABLE.get(self.0) {
+            entry.len.store(0, Ordering::Release);
+            // ORDERING: Release: whoever claims the entry finds its length at 0.
+            entry.base.store(0, Ordering::Release);
+        }
+    }
+}
+
+/// Installs the handler, once for the process.
+pub fn install() -> io::Result<()> {
+    static ONCE: Once = Once::new();
+    let mut result = Ok(());
+    ONCE.call_once(|| result = set_action(handler as *const () as libc::sighandler_t, libc::SA_SIGINFO));
+    result
+}
+
+fn set_action(handler: libc::sighandler_t, flags: libc::c_int) -> io::Result<()> {
+    // SAFETY: all zeroes is a valid sigaction: the default action, no flags, an empty mask.
+    let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
+    action.sa_sigaction = handler;
+    action.sa_flags = flags;
+    // SAFETY: `action` is whole, and the old one is not asked for.
+    let result = unsafe { libc::sigaction(libc::SIGBUS, &raw const action, ptr::null_mut()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+extern "C" fn handler(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
+    // SAFETY: the kernel passes a valid siginfo for SIGBUS.
+    let info = unsafe { &*info };
+    // SAFETY: SIGBUS fills the address field.
+    let address = unsafe { info.si_addr() } as usize;
+    if !paper_over(address) {
+        // Not guest memory: a bug of ours. The access happens again with the default action, and kills.
+        let _ = set_action(libc::SIG_DFL, 0);
+    }
+}
+
+/// Puts zero pages at `address` if it lies in guest memory.
+fn paper_over(address: usize) -> bool {
+    for entry in &TABLE {
+        // ORDERING: Acquire pairs with the Release in `register`.
+        let len = entry.len.load(Ordering::Acquire);
+        let base = entry.base.load(Ordering::Relaxed);
+        if len == 0 || address < base || address - base >= len {
+            continue;
+        }
+        let page = entry.page.load(Ordering::Relaxed);
+        let start = address & !(page - 1);
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+        // SAFETY: the page lies in a registered mapping of ours, which is not unmapped while it is registered.
+        let result = unsafe { libc::mmap(start as *mut libc::c_void, page, protection, flags, -1, 0) };
+        HOLES.fetch_add(1, Ordering::AcqRel);
+        return result != libc::MAP_FAILED;
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::region::{Region, RegionSpec};
+    use super::*;
+
+    #[test]
+    fn a_file_truncated_under_us_reads_as_zeroes_and_is_counted() {
+        install().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(0x3000).unwrap();
+        let spec = RegionSpec { gpa: 0, size: 0x3000, user_address: 0, file_offset: 0 };
+        let region = Region::map(spec, &file).unwrap();
+        file.set_len(0x1000).unwrap();
+        let before = holes();
+        // SAFETY: inside a mapping of 0x3000 bytes; the handler maps what the file no longer has.
+        let byte = unsafe { region.host_at(0x2008).read_volatile() };
+        assert_eq!((byte, holes() - before), (0, 1));
+    }
+}

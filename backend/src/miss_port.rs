@@ -1,0 +1,80 @@
+//! How the threads that touch guest memory ask the session for translations. They hand over what is missing and
+//! who waits for it, and go on; the session sends the MISSes and tells the waiter how each page was answered.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use device_model::job::JobId;
+use device_model::mmu::Missing;
+
+use crate::wake::Waker;
+
+/// Who waits for a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Waiter {
+    /// The queue thread, for what a ring reads: its available side, descriptors and requests.
+    RingInput(usize),
+    /// The queue thread, for what a ring writes: responses and its used side.
+    RingOutput(usize),
+    /// A parked job.
+    Job(JobId),
+}
+
+/// How one page of what was missing was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MissAnswer {
+    /// It is mapped now (and may be gone again by the time that one looks).
+    Mapped,
+    /// The front-end refuses: the guest has not mapped it for this access.
+    Refused,
+    /// The front-end did not answer in time.
+    TimedOut,
+}
+
+/// A request for translations: every page of `missing` is answered once.
+#[derive(Debug)]
+pub struct MissRequest {
+    /// What is missing.
+    pub missing: Missing,
+    /// Who is told.
+    pub waiter: Waiter,
+}
+
+/// The way to the session; cheap to clone.
+#[derive(Clone)]
+pub struct MissPort {
+    requests: Arc<Mutex<VecDeque<MissRequest>>>,
+    session: Waker,
+}
+
+impl MissPort {
+    /// A port that wakes `session`.
+    pub fn new(session: Waker) -> Self {
+        Self { requests: Arc::default(), session }
+    }
+
+    /// Asks for all of `missing`. Whoever waits has to be findable before this is called.
+    pub fn request(&self, waiter: Waiter, missing: Vec<Missing>) {
+        let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        requests.extend(missing.into_iter().map(|missing| MissRequest { missing, waiter }));
+        drop(requests);
+        self.session.wake();
+    }
+
+    /// The oldest request.
+    pub fn take(&self) -> Option<MissRequest> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    }
+
+    /// Forgets all requests that the session has not taken.
+    pub fn clear(&self) {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+/// How many answers a request for all of `missing` brings: one for every page and access, however often it is named.
+pub fn pages_of(missing: &[Missing]) -> usize {
+    let pages =
+        missing.iter().flat_map(|missing| missing.pages().map(|page| (missing.space, missing.access, page)));
+    pages.collect::<BTreeSet<_>>().len()
+}

@@ -1,0 +1,284 @@
+//! The queue thread: both virtqueues, the device that executes their commands, and the way of the answers back to
+//! the guest. It waits for kicks and for its mailbox, and for nothing else; a translation that is missing is asked
+//! for, and the ring goes on when the answer is in the mailbox. Knows nothing of sockets.
+
+pub mod chain;
+pub mod mailbox;
+pub mod ring;
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use device_model::device::{Device, Effect};
+use device_model::mmu::{Missing, RingMemory};
+use device_model::reply::Response;
+use device_model::stats::Stats;
+use epoll::Events;
+use log::{debug, warn};
+use vhost_user_backend::VringT;
+
+use self::chain::RingError;
+use self::mailbox::{Mail, Mailbox, Side};
+use self::ring::{Pending, Published, Ring, SharedRing, Taken};
+use crate::display::Display;
+use crate::miss_port::{MissPort, Waiter};
+use crate::scheduler::Scheduler;
+use crate::wake::Poller;
+
+/// Queues of a virtio-gpu device (virtio 1.3, 5.7.2).
+pub const QUEUES: usize = 2;
+/// Entries of the largest ring: QEMU gives the control queue 256 with VIRGL, and the soft guest may ask for more.
+pub const MAX_QUEUE_SIZE: u16 = 1024;
+/// The queue of commands.
+pub const CONTROL_QUEUE: usize = 0;
+/// Commands taken off one ring before the other gets its turn.
+const TURN: usize = 64;
+/// Token of the mailbox; below it, the queues.
+const MAILBOX: u64 = QUEUES as u64;
+
+/// What the session holds of the queue thread.
+pub struct QueueHandle {
+    /// The rings, as far as they are shared.
+    pub rings: Arc<[SharedRing; QUEUES]>,
+    /// News for the thread.
+    pub mailbox: Mailbox,
+    /// Where the thread waits: kick eventfds are watched here under their queue's number.
+    pub poller: Arc<Poller>,
+    thread: JoinHandle<()>,
+}
+
+impl QueueHandle {
+    /// Ends the thread.
+    pub fn close(self) {
+        self.mailbox.post(Mail::Close);
+        // PANIC: a panic of the thread was reported by the panic hook; the session ends all the same.
+        let _ = self.thread.join();
+    }
+}
+
+/// What the queue thread works with.
+pub struct QueueThread {
+    /// The device.
+    pub device: Device<Pending>,
+    /// Guest memory as the rings see it, one clone a ring.
+    pub memory: RingMemory,
+    /// The rings, as far as they are shared.
+    pub rings: Arc<[SharedRing; QUEUES]>,
+    /// News.
+    pub mailbox: Mailbox,
+    /// Where jobs go.
+    pub scheduler: Arc<Scheduler>,
+    /// Where misses go.
+    pub misses: MissPort,
+    /// Where pictures go.
+    pub display: Display,
+    /// What is counted.
+    pub stats: Arc<Stats>,
+}
+
+impl QueueThread {
+    /// Starts the thread.
+    pub fn spawn(self) -> io::Result<QueueHandle> {
+        let poller = Arc::new(Poller::new()?);
+        poller.add(self.mailbox.as_raw_fd(), MAILBOX, Events::EPOLLIN | Events::EPOLLET)?;
+        let (rings, mailbox, waits_at) = (Arc::clone(&self.rings), self.mailbox.clone(), Arc::clone(&poller));
+        let thread = thread::Builder::new().name("queue".into()).spawn(move || self.run(&waits_at))?;
+        Ok(QueueHandle { rings, mailbox, poller, thread })
+    }
+
+    fn run(self, poller: &Poller) {
+        let shared = Arc::clone(&self.rings);
+        let mut rings = shared.each_ref().map(|shared| {
+            let index = shared_index(&self.rings, shared);
+            Ring::new(index, shared, self.memory.clone())
+        });
+        let mut queues =
+            Queues { thread: self, rings: &mut rings, effects: Vec::new(), ready: [false; QUEUES] };
+        let mut tokens = Vec::new();
+        loop {
+            let timeout = if queues.ready.contains(&true) { 0 } else { -1 };
+            if let Err(e) = poller.wait(timeout, &mut tokens) {
+                warn!("The queue thread cannot wait for events and ends: {e}");
+                return;
+            }
+            queues.note_kicks(&tokens);
+            if queues.empty_mailbox().is_break() {
+                return;
+            }
+            queues.serve();
+        }
+    }
+}
+
+fn shared_index(rings: &[SharedRing; QUEUES], ring: &SharedRing) -> usize {
+    rings.iter().position(|other| std::ptr::eq(other, ring)).unwrap_or(0)
+}
+
+/// The rings with what serves them.
+struct Queues<'r, 'a> {
+    thread: QueueThread,
+    rings: &'r mut [Ring<'a>; QUEUES],
+    effects: Vec<Effect<Pending>>,
+    /// Rings that may have commands.
+    ready: [bool; QUEUES],
+}
+
+impl Queues<'_, '_> {
+    fn note_kicks(&mut self, tokens: &[u64]) {
+        for token in tokens {
+            let Some(ready) = usize::try_from(*token).ok().and_then(|index| self.ready.get_mut(index)) else {
+                continue;
+            };
+            *ready = true;
+            if let Some(shared) = self.thread.rings.get(*token as usize) {
+                // Empty if the session has replaced the eventfd meanwhile: its mail says the rest.
+                let _ = shared.vring.read_kick();
+            }
+        }
+    }
+
+    fn empty_mailbox(&mut self) -> std::ops::ControlFlow<()> {
+        self.thread.mailbox.clear_wake_up();
+        while let Some(mail) = self.thread.mailbox.take() {
+            match mail {
+                Mail::RingReady(queue) => self.ring_ready(queue),
+                Mail::JobFinished(finished) => {
+                    self.thread.device.job_finished(finished.job, finished.outcome, &mut self.effects);
+                }
+                Mail::DisplayAnswered { ticket, answer } => {
+                    self.thread.device.display_answer(ticket, answer, &mut self.effects);
+                }
+                Mail::MissAnswered { queue, side, answer } => self.miss_answered(queue, side, answer),
+                Mail::Features(features) => self.thread.device.set_features(features),
+                Mail::Reset => self.reset(),
+                Mail::Close => return std::ops::ControlFlow::Break(()),
+            }
+            self.carry_out();
+        }
+        self.publish();
+        std::ops::ControlFlow::Continue(())
+    }
+
+    fn ring_ready(&mut self, queue: usize) {
+        if let (Some(ring), Some(ready)) = (self.rings.get_mut(queue), self.ready.get_mut(queue)) {
+            ring.restarted();
+            *ready = true;
+        }
+    }
+
+    fn miss_answered(&mut self, queue: usize, side: Side, answer: crate::miss_port::MissAnswer) {
+        if let (Some(ring), Some(ready)) = (self.rings.get_mut(queue), self.ready.get_mut(queue))
+            && ring.miss_answered(side, answer)
+        {
+            *ready = true;
+        }
+    }
+
+    fn reset(&mut self) {
+        let pending = self.thread.device.reset();
+        debug!("Device reset: {} commands in flight are forgotten", pending.len());
+        // They are owed to a driver that no longer exists.
+        drop(pending);
+        self.effects.clear();
+        self.thread.display.reset();
+        self.rings.iter_mut().for_each(Ring::reset);
+        self.ready = [false; QUEUES];
+    }
+
+    /// Takes commands off the rings, a turn each, until the mailbox wants attention or nothing is left.
+    fn serve(&mut self) {
+        for queue in 0..QUEUES {
+            for _ in 0..TURN {
+                if !self.ready[queue] || !self.thread.mailbox.is_empty() {
+                    break;
+                }
+                self.ready[queue] = self.serve_one(queue);
+                self.carry_out();
+            }
+        }
+        self.publish();
+    }
+
+    /// Takes one command; `false`: there is no more for now.
+    fn serve_one(&mut self, queue: usize) -> bool {
+        match self.rings[queue].take() {
+            Taken::Command(request, pending) => {
+                self.execute(queue, &request, pending);
+                true
+            }
+            Taken::Unreadable(pending) => {
+                debug!("Queue {queue}: a request cannot be read, because it is too long or not mapped");
+                self.count_error();
+                self.rings[queue].complete(pending, Response::unreadable().into_bytes());
+                true
+            }
+            Taken::Again => true,
+            Taken::Missing(missing) => {
+                self.thread.misses.request(Waiter::RingInput(queue), missing);
+                false
+            }
+            Taken::Broke(error) => {
+                self.broke(queue, &error);
+                false
+            }
+            Taken::Empty | Taken::Idle => false,
+        }
+    }
+
+    fn execute(&mut self, queue: usize, request: &[u8], pending: Pending) {
+        let (stats, device) = (&self.thread.stats, &mut self.thread.device);
+        if queue == CONTROL_QUEUE {
+            stats.commands.add(1);
+            device.control(request, pending, &mut self.effects);
+        } else {
+            stats.cursor_commands.add(1);
+            device.cursor(request, pending, &mut self.effects);
+        }
+    }
+
+    /// Does what the device asks for.
+    fn carry_out(&mut self) {
+        for effect in std::mem::take(&mut self.effects) {
+            match effect {
+                Effect::Complete { pending, response } => {
+                    if response.is_error() {
+                        self.count_error();
+                    }
+                    self.rings[pending.queue].complete(pending, response.into_bytes());
+                }
+                Effect::Run(job) => {
+                    self.thread.stats.jobs_submitted.add(1);
+                    self.thread.scheduler.submit(job);
+                }
+                Effect::Display(command) => self.thread.display.send(command),
+                Effect::Ask { ticket, question } => self.thread.display.ask(ticket, question),
+            }
+        }
+    }
+
+    fn count_error(&self) {
+        self.thread.stats.command_errors.add(1);
+    }
+
+    fn publish(&mut self) {
+        for queue in 0..QUEUES {
+            match self.rings[queue].publish() {
+                Published::Nothing => {}
+                Published::Missing(missing) => self.ask_for_output(queue, missing),
+                Published::Broke(error) => self.broke(queue, &error),
+            }
+        }
+    }
+
+    fn ask_for_output(&self, queue: usize, missing: Vec<Missing>) {
+        self.thread.misses.request(Waiter::RingOutput(queue), missing);
+    }
+
+    fn broke(&self, queue: usize, error: &RingError) {
+        self.thread.stats.ring_errors.add(1);
+        // Once a start of the ring: the guest cannot make this line repeat without the front-end's help.
+        warn!("Queue {queue} is broken until the driver resets it: {}", crate::error::chain(error));
+    }
+}

@@ -1,0 +1,210 @@
+//! The IOTLB's side of a session: UPDATEs in, MISSes out, answers to whoever waits. What an UPDATE says is checked
+//! against the memory table and cached only when its own MISS was granted, with the permission that this MISS
+//! asked for (I7). Invalidations are begun here and drained by [`super::Session`].
+
+use std::time::Duration;
+
+use device_model::addr::{ByteRange, Gpa, Iova, SpaceId};
+use device_model::job::JobError;
+use device_model::mmu::miss::{Answer, MissRequest, Outcome, Requested, Resolution, UpdateVerdict};
+use device_model::mmu::{HostRange, Invalidation, Missing, Permissions};
+use log::{debug, warn};
+
+use super::state::SessionState;
+use crate::miss_port::{MissAnswer, Waiter};
+use crate::queue::mailbox::{Mail, Side};
+use crate::vhost_user::channel::ChannelError;
+use crate::vhost_user::iotlb::Update;
+
+/// Why an UPDATE is answered with a non-zero reply, and changes nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum UpdateError {
+    /// UPDATEs only make sense behind an IOMMU.
+    #[error("IOTLB UPDATE came without VIRTIO_F_ACCESS_PLATFORM")]
+    NoIommu,
+    /// It points outside the memory table, or across two regions.
+    #[error("IOTLB UPDATE of {range} points at {target}, which is not in one region of the memory table")]
+    NotInOneRegion {
+        /// What it maps.
+        range: ByteRange<Iova>,
+        /// Where it points.
+        target: ByteRange<device_model::addr::FrontendVa>,
+    },
+}
+
+impl SessionState {
+    /// Takes an UPDATE. It is held until the MISS that it answers is granted; one that nobody asked for (QEMU
+    /// sends the used rings' pages at the start) is checked, acked and not cached.
+    pub fn update(&mut self, update: Update) -> Result<(), UpdateError> {
+        if !self.has_iommu() {
+            return Err(UpdateError::NoIommu);
+        }
+        let Some(target) = self.memory.translate(update.target) else {
+            return Err(UpdateError::NotInOneRegion { range: update.range, target: update.target });
+        };
+        self.stats.updates.add(1);
+        // SAFETY: INVARIANT: a region of the memory table lies at this place until it is dropped, which happens
+        // only after everything in the mirror was invalidated and drained.
+        let host = unsafe { HostRange::new(target.host, target.len) };
+        let claimed = Permissions { read: update.read, write: update.write };
+        if let UpdateVerdict::Unsolicited = self.misses.on_update(update.range, host, claimed) {
+            self.stats.updates_unsolicited.add(1);
+        }
+        Ok(())
+    }
+
+    /// Begins to invalidate what the guest has taken away.
+    pub fn invalidate(&mut self, range: ByteRange<Iova>) -> Invalidation {
+        self.stats.invalidations.add(1);
+        self.misses.invalidate(SpaceId::DEVICE, range);
+        let invalidation = self.mirror.begin(SpaceId::DEVICE, range);
+        let in_flight = invalidation.in_flight();
+        if in_flight.sections + in_flight.pins > 0 {
+            self.stats.invalidations_with_work_in_flight.add(1);
+        }
+        invalidation
+    }
+
+    /// Reads the answers that have come on the back-end channel. `false`: the channel is gone.
+    pub fn read_answers(&mut self, now: Duration) -> bool {
+        loop {
+            let Some(channel) = &mut self.channel else { return false };
+            match channel.next_answer() {
+                Ok(Some(granted)) => match self.misses.on_reply(now, granted) {
+                    Answer::Resolved(resolution) => self.resolve(resolution),
+                    Answer::AskedAgain => self.stats.miss_retries.add(1),
+                    Answer::Stale => {}
+                    Answer::Unexpected => warn!("The front-end answers a MISS that was never sent"),
+                },
+                Ok(None) => return true,
+                Err(e) => {
+                    self.lose_channel(&e);
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// Sends what misses the channel takes.
+    pub fn send_misses(&mut self, now: Duration) {
+        self.take_requests(now);
+        let Some(channel) = &mut self.channel else { return };
+        if let Err(e) = channel.flush() {
+            return self.lose_channel(&e);
+        }
+        while channel.is_ready() {
+            let Some(miss) = self.misses.next_to_send() else { return };
+            self.stats.misses.add(1);
+            if let Err(e) = channel.send_miss(miss.iova, miss.access) {
+                return self.lose_channel(&e);
+            }
+        }
+    }
+
+    /// Takes what the other threads are missing, as far as the table has room.
+    fn take_requests(&mut self, now: Duration) {
+        loop {
+            while let Some((page, waiter)) = self.backlog.pop_front() {
+                if self.request(now, page, waiter) == Requested::Full {
+                    self.backlog.push_front((page, waiter));
+                    return;
+                }
+            }
+            let Some(request) = self.miss_port.take() else { return };
+            // The front-end refuses misses while the device is stopped; whoever waits asks again later.
+            if self.running {
+                self.backlog.extend(request.missing.pages().map(|page| {
+                    let one = MissRequest {
+                        space: request.missing.space,
+                        access: request.missing.access,
+                        iova: page,
+                    };
+                    (one, request.waiter)
+                }));
+            }
+        }
+    }
+
+    fn request(&mut self, now: Duration, page: MissRequest, waiter: Waiter) -> Requested {
+        if !self.has_iommu() {
+            self.answer(waiter, page, self.physical_answer(page));
+        } else if self.channel.is_none() {
+            self.answer(waiter, page, MissAnswer::Refused);
+        } else {
+            return self.misses.request(now, page.space, page.iova, page.access, waiter);
+        }
+        Requested::Queued
+    }
+
+    /// Without an IOMMU nobody is asked: an address is in the memory table, or it is not.
+    fn physical_answer(&self, page: MissRequest) -> MissAnswer {
+        let gpa = Gpa::new(page.iova.raw());
+        let known = self.memory.regions().iter().any(|region| region.gpa().contains(gpa));
+        if known { MissAnswer::Mapped } else { MissAnswer::Refused }
+    }
+
+    /// Ends the misses that were not answered in time.
+    pub fn expire_misses(&mut self, now: Duration) {
+        for resolution in self.misses.expire(now) {
+            self.resolve(resolution);
+        }
+    }
+
+    fn resolve(&mut self, resolution: Resolution<Waiter>) {
+        let page = resolution.request;
+        let answer = match resolution.outcome {
+            Outcome::Mapped { range, host, permissions } => {
+                match self.mirror.map(page.space, range, host, permissions) {
+                    Ok(_) => MissAnswer::Mapped,
+                    Err(e) => {
+                        warn!("A translation of {range} cannot be kept: {e}");
+                        MissAnswer::Refused
+                    }
+                }
+            }
+            Outcome::Refused => {
+                self.stats.miss_refused.add(1);
+                MissAnswer::Refused
+            }
+            Outcome::TimedOut => {
+                self.stats.miss_timeouts.add(1);
+                MissAnswer::TimedOut
+            }
+        };
+        debug!("MISS {} for {}: {answer:?}", page.iova, page.access);
+        self.stats.mapped_bytes.set(self.mirror.table_bytes() as u64);
+        for waiter in resolution.waiters {
+            self.answer(waiter, page, answer);
+        }
+    }
+
+    fn answer(&self, waiter: Waiter, page: MissRequest, answer: MissAnswer) {
+        match waiter {
+            Waiter::Job(id) => self.scheduler.miss_answered(id, job_answer(page, answer)),
+            Waiter::RingInput(queue) => {
+                self.queue.mailbox.post(Mail::MissAnswered { queue, side: Side::Input, answer });
+            }
+            Waiter::RingOutput(queue) => {
+                self.queue.mailbox.post(Mail::MissAnswered { queue, side: Side::Output, answer });
+            }
+        }
+    }
+
+    /// Without a channel, nothing that is missing will ever come: what was asked for times out.
+    fn lose_channel(&mut self, error: &ChannelError) {
+        warn!("The back-end channel is gone, no translation can be asked for any more: {error}");
+        self.channel = None;
+    }
+}
+
+/// What the answer to a miss means for a job that needs the page.
+fn job_answer(page: MissRequest, answer: MissAnswer) -> Result<(), JobError> {
+    let range = ByteRange::inclusive(page.iova, page.iova).map(ByteRange::page_aligned);
+    let missing = range.map(|range| Missing { space: page.space, range, access: page.access });
+    match (answer, missing) {
+        (MissAnswer::Mapped, _) => Ok(()),
+        (MissAnswer::Refused, Some(missing)) => Err(JobError::Refused(missing)),
+        (MissAnswer::TimedOut, Some(missing)) => Err(JobError::TimedOut(missing)),
+        (_, None) => Err(JobError::Killed),
+    }
+}

@@ -1,0 +1,192 @@
+//! The start and the end of a session's threads. Every connection gets a mirror, a device, a queue thread and
+//! engines of its own, so that the next one starts from a clean state.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use device_model::device::{self, Device, DeviceConfig};
+use device_model::mmu::miss::MissTable;
+use device_model::mmu::{Drained, Invalidation, MirrorConfig, Reader, RingMemory, mirror};
+use device_model::stats::Stats;
+use log::error;
+use vhost_user_backend::{VringMutex, VringT};
+
+use super::drain::STEP_END;
+use super::{LAST_DRAIN, SessionState};
+use crate::display::Display;
+use crate::engine::{Engine, FinishedJob};
+use crate::miss_port::MissPort;
+use crate::queue::mailbox::{Mail, Mailbox};
+use crate::queue::ring::SharedRing;
+use crate::queue::{MAX_QUEUE_SIZE, QUEUES, QueueThread};
+use crate::scheduler::Scheduler;
+use crate::wake::{Poller, Waker};
+
+/// What a device is built from.
+#[derive(Clone, Debug)]
+pub struct DeviceSettings {
+    /// Quotas and scanouts.
+    pub device: DeviceConfig,
+    /// Engine threads.
+    pub engines: usize,
+    /// Bytes of the mirror's tables.
+    pub iotlb_limit: usize,
+    /// How long an answer to a MISS may take.
+    pub miss_timeout: Duration,
+    /// Stress for tests: how much longer every step takes.
+    pub step_delay: Duration,
+}
+
+/// Starts the threads of a session; `waker` wakes the session.
+pub fn start(settings: &DeviceSettings, stats: &Arc<Stats>, waker: &Waker) -> io::Result<SessionState> {
+    // One reader an engine, and one for the queue thread.
+    let config = MirrorConfig { readers: settings.engines + 1, table_limit: settings.iotlb_limit };
+    let (writer, mut readers) = mirror(config, Arc::new(waker.clone()));
+    let Some(ring_reader) = readers.pop() else { unreachable!("The mirror was asked for a reader") };
+    let mailbox = Mailbox::new()?;
+    let scheduler = Arc::new(Scheduler::new());
+    let miss_port = MissPort::new(waker.clone());
+    let answers = mailbox.clone();
+    let display = Display::spawn(Arc::clone(stats), move |ticket, answer| {
+        answers.post(Mail::DisplayAnswered { ticket, answer });
+    })?;
+    let device = Device::new(settings.device.clone());
+    let (config_space, device_features) = (device.config_space().to_vec(), device::features());
+    let memory = RingMemory::new(ring_reader);
+    let queue = QueueThread {
+        device,
+        rings: Arc::new([shared_ring(&memory)?, shared_ring(&memory)?]),
+        memory,
+        mailbox: mailbox.clone(),
+        scheduler: Arc::clone(&scheduler),
+        misses: miss_port.clone(),
+        display: display.clone(),
+        stats: Arc::clone(stats),
+    };
+    let common = Common { settings, scheduler: &scheduler, misses: &miss_port, mailbox: &mailbox, stats };
+    Ok(SessionState {
+        features: 0,
+        protocol_features: 0,
+        memory: crate::memory::MemoryTable::default(),
+        mirror: writer,
+        misses: MissTable::new(settings.miss_timeout),
+        channel: None,
+        engines: common.start_engines(readers)?,
+        queue: queue.spawn()?,
+        miss_port,
+        backlog: VecDeque::new(),
+        scheduler,
+        display,
+        stats: Arc::clone(stats),
+        config_space,
+        device_features,
+        running: false,
+        bases: [None; QUEUES],
+        refusal: None,
+    })
+}
+
+fn shared_ring(memory: &RingMemory) -> io::Result<SharedRing> {
+    let vring = VringMutex::new(memory.clone(), MAX_QUEUE_SIZE).map_err(io::Error::other)?;
+    let (fresh, resets) = (AtomicBool::new(false), AtomicU64::new(0));
+    Ok(SharedRing { vring, fresh, error_event: Mutex::new(None), resets })
+}
+
+/// What all engines share.
+struct Common<'a> {
+    settings: &'a DeviceSettings,
+    scheduler: &'a Arc<Scheduler>,
+    misses: &'a MissPort,
+    mailbox: &'a Mailbox,
+    stats: &'a Arc<Stats>,
+}
+
+impl Common<'_> {
+    fn start_engines(&self, readers: Vec<Reader>) -> io::Result<Vec<std::thread::JoinHandle<()>>> {
+        readers.into_iter().enumerate().map(|(index, reader)| self.engine(reader).spawn(index)).collect()
+    }
+
+    fn engine(&self, reader: Reader) -> Engine {
+        let mailbox = self.mailbox.clone();
+        Engine {
+            reader,
+            scheduler: Arc::clone(self.scheduler),
+            misses: self.misses.clone(),
+            finished: Box::new(move |finished: FinishedJob| mailbox.post(Mail::JobFinished(finished))),
+            stats: Arc::clone(self.stats),
+            step_delay: self.settings.step_delay,
+        }
+    }
+}
+
+impl SessionState {
+    /// Ends the session's threads and gives its memory back, once nothing uses it any more. `poller` watches
+    /// `waker`.
+    pub fn close(mut self, poller: &Poller, waker: &Waker) {
+        self.stop_all();
+        self.scheduler.pause();
+        self.scheduler.discard();
+        self.scheduler.close();
+        self.display.disconnect();
+        let invalidation = self.begin_everything();
+        invalidation.evict();
+        let drained = self.drain_to_the_end(invalidation, poller, waker);
+        // No reply waits for this one.
+        drop(self.end(drained));
+        let Self { queue, engines, memory, .. } = self;
+        queue.close();
+        for engine in engines {
+            // A panic was reported by the panic hook; what the engine held is drained.
+            let _ = engine.join();
+        }
+        drop(memory);
+    }
+
+    /// Waits for what is in flight: a step at the most. If that does not end, memory is revoked, and if even
+    /// then an engine does not come back, the process ends, and its threads with it.
+    fn drain_to_the_end(&self, invalidation: Invalidation, poller: &Poller, waker: &Waker) -> Drained {
+        let mut invalidation = match wait(invalidation, STEP_END, poller, waker) {
+            Ok(drained) => return drained,
+            Err(invalidation) => invalidation,
+        };
+        error!(
+            "An engine does not reach the end of its step: revoking all guest memory. This is a bug of MirrorGPU"
+        );
+        if self.memory.revoke().is_ok() {
+            invalidation = match wait(invalidation, LAST_DRAIN, poller, waker) {
+                Ok(drained) => return drained,
+                Err(invalidation) => invalidation,
+            };
+        }
+        error!("An engine is stuck in {}: ending the process", invalidation.range());
+        std::process::abort()
+    }
+}
+
+fn wait(
+    mut invalidation: Invalidation,
+    patience: Duration,
+    poller: &Poller,
+    waker: &Waker,
+) -> Result<Drained, Invalidation> {
+    let end = Instant::now() + patience;
+    let mut tokens = Vec::new();
+    loop {
+        waker.clear();
+        invalidation = match invalidation.poll() {
+            Ok(drained) => return Ok(drained),
+            Err(invalidation) => invalidation,
+        };
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(invalidation);
+        }
+        let timeout = i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
+        if poller.wait(timeout, &mut tokens).is_err() {
+            return Err(invalidation);
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! The state of one vhost-user session: features, memory, rings, the mirror. The vhost-user requests that change
+//! it are in [`super::requests`], the IOTLB in [`super::iommu`].
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use device_model::addr::{ByteRange, Iova, SpaceId};
+use device_model::mmu::miss::{MissRequest, MissTable};
+use device_model::mmu::{Drained, Ended, HostRange, Invalidation, MirrorWriter, Permissions};
+use device_model::stats::Stats;
+use log::warn;
+use vhost_user_backend::VringT;
+use virtio_queue::QueueT;
+
+use crate::display::Display;
+use crate::memory::{MemoryTable, Region};
+use crate::miss_port::{MissPort, Waiter};
+use crate::queue::mailbox::Mail;
+use crate::queue::{CONTROL_QUEUE, QUEUES, QueueHandle};
+use crate::scheduler::Scheduler;
+use crate::vhost_user::channel::Channel;
+
+/// VIRTIO_F_ACCESS_PLATFORM: every address of the driver is an IOVA.
+pub(super) const ACCESS_PLATFORM: u64 = 1 << virtio_bindings::virtio_config::VIRTIO_F_IOMMU_PLATFORM;
+
+/// Everything that a vhost-user request can change.
+pub struct SessionState {
+    /// Virtio features that the driver chose.
+    pub features: u64,
+    /// Protocol features that the front-end chose.
+    pub protocol_features: u64,
+    /// The front-end's memory.
+    pub memory: MemoryTable,
+    /// The only writer of the mirror.
+    pub mirror: MirrorWriter,
+    /// Misses on their way.
+    pub misses: MissTable<Waiter>,
+    /// Requests for misses.
+    pub miss_port: MissPort,
+    /// Pages that were asked for, for which the table of misses has no room yet.
+    pub backlog: VecDeque<(MissRequest, Waiter)>,
+    /// Where misses go, once the front-end has sent it.
+    pub channel: Option<Channel>,
+    /// The queue thread.
+    pub queue: QueueHandle,
+    /// The engine threads.
+    pub engines: Vec<std::thread::JoinHandle<()>>,
+    /// The engines' work.
+    pub scheduler: Arc<Scheduler>,
+    /// The display.
+    pub display: Display,
+    /// What is counted.
+    pub stats: Arc<Stats>,
+    /// Content of the device's configuration space.
+    pub config_space: Vec<u8>,
+    /// Features that the device offers.
+    pub device_features: u64,
+    /// Whether the device runs: the control queue is started and enabled.
+    pub running: bool,
+    /// The index that GET_VRING_BASE gave, by queue: a start with another one is the start of a new device.
+    pub bases: [Option<u16>; QUEUES],
+    /// Why the last request was refused.
+    pub refusal: Option<String>,
+}
+
+impl SessionState {
+    /// Whether addresses are IOVAs. Without, they are guest-physical, and the mirror holds the memory table.
+    pub fn has_iommu(&self) -> bool {
+        self.features & ACCESS_PLATFORM != 0
+    }
+
+    /// Begins to invalidate everything.
+    pub fn begin_everything(&mut self) -> Invalidation {
+        let everything = ByteRange::<Iova>::everything();
+        self.misses.invalidate(SpaceId::DEVICE, everything);
+        self.mirror.begin(SpaceId::DEVICE, everything)
+    }
+
+    /// Ends an invalidation: whoever waited for that may go on.
+    pub fn end(&mut self, drained: Drained) -> Ended {
+        let ended = self.mirror.end(drained);
+        self.scheduler.invalidation_ended();
+        ended
+    }
+
+    /// Takes a ring out of service, so that nothing of it is read or written any more once a drain is over.
+    pub fn stop_ring(&mut self, queue: usize) {
+        let Some(ring) = self.queue.rings.get(queue) else { return };
+        // LOCKING: waits for the queue thread's copy in progress, and for nothing that waits for us.
+        ring.vring.set_queue_ready(false);
+        self.update_running();
+    }
+
+    /// Takes all rings out of service.
+    pub fn stop_all(&mut self) {
+        for queue in 0..QUEUES {
+            self.stop_ring(queue);
+        }
+    }
+
+    fn is_served(&self, queue: usize) -> bool {
+        self.queue.rings.get(queue).is_some_and(|ring| {
+            let vring = ring.vring.get_ref();
+            vring.is_enabled() && vring.get_queue().ready()
+        })
+    }
+
+    /// A ring was started or enabled.
+    pub fn ring_changed(&mut self, queue: usize) {
+        self.update_running();
+        if self.is_served(queue) {
+            self.queue.mailbox.post(Mail::RingReady(queue));
+        }
+    }
+
+    /// Lets the engines run exactly while the control queue does.
+    fn update_running(&mut self) {
+        let running = self.is_served(CONTROL_QUEUE);
+        if running == self.running {
+            return;
+        }
+        self.running = running;
+        if running {
+            self.map_physical();
+            self.scheduler.resume();
+            // What another ring asked for before this moment was not passed on.
+            (0..QUEUES).for_each(|queue| self.queue.mailbox.post(Mail::RingReady(queue)));
+        } else {
+            // Nothing is asked for and nothing is waited for: the front-end refuses misses from here on.
+            self.scheduler.pause();
+            self.miss_port.clear();
+            self.backlog.clear();
+            self.misses.clear();
+        }
+    }
+
+    /// Without an IOMMU, the mirror holds the memory table itself.
+    pub fn map_physical(&mut self) {
+        if self.has_iommu() {
+            return;
+        }
+        for region in self.memory.regions() {
+            if let Err(e) = map_region(&mut self.mirror, region) {
+                warn!("Guest memory at {} cannot be used: {}", region.gpa(), crate::error::chain(&e));
+            }
+        }
+    }
+
+    /// Forgets everything that the driver built: resources, jobs, commands in flight. Rings are stopped, and
+    /// everything is drained.
+    pub fn reset_device(&mut self) {
+        self.stop_all();
+        self.scheduler.discard();
+        self.bases = [None; QUEUES];
+        for ring in self.queue.rings.iter() {
+            ring.vring.set_enabled(false);
+            // ORDERING: Release: a ring that is started after this is not served before the reset is heard of.
+            ring.resets.fetch_add(1, Ordering::Release);
+        }
+        self.queue.mailbox.post(Mail::Reset);
+    }
+
+    /// The next moment at which a miss is overdue.
+    pub fn next_deadline(&mut self) -> Option<Duration> {
+        self.misses.next_deadline()
+    }
+}
+
+/// Enters a region of guest memory under its guest-physical addresses.
+fn map_region(mirror: &mut MirrorWriter, region: &Region) -> Result<(), device_model::mmu::MapError> {
+    let gpa = region.gpa();
+    // A guest-physical address is what the device uses as an address without an IOMMU: this is the one place
+    // where the one becomes the other.
+    let range = ByteRange::inclusive(Iova::new(gpa.first().raw()), Iova::new(gpa.last().raw()));
+    let Some(range) = range else { return Ok(()) };
+    let Ok(len) = usize::try_from(region.spec().size) else { return Ok(()) };
+    // SAFETY: INVARIANT: the region lies at this place until it is dropped, which happens only after everything
+    // in the mirror was invalidated and drained.
+    let host = unsafe { HostRange::new(region.host_at(0), len) };
+    mirror.map(SpaceId::DEVICE, range, host, Permissions { read: true, write: true }).map(drop)
+}

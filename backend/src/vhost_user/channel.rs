@@ -1,0 +1,150 @@
+//! The back-end channel (VHOST_USER_SET_BACKEND_REQ_FD): MISSes go out, their answers come back. Never waits; a
+//! message that does not fit a full socket is kept and goes first. Knows nothing of what the answers mean.
+
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use device_model::addr::{Access, Iova};
+
+use super::iotlb::{self, MissMsg};
+use super::{Ack, peek};
+
+/// Our end of the channel.
+pub struct Channel {
+    socket: UnixStream,
+    /// A MISS that did not fit.
+    unsent: Option<MissMsg>,
+    /// The beginning of an answer.
+    partial: [u8; size_of::<Ack>()],
+    have: usize,
+}
+
+/// Why the channel is of no more use.
+#[derive(Debug, thiserror::Error)]
+pub enum ChannelError {
+    /// The socket failed.
+    #[error("The back-end channel failed")]
+    Socket(#[source] io::Error),
+    /// The front-end has closed it.
+    #[error("The front-end has closed the back-end channel")]
+    Closed,
+    /// What came is no answer to a MISS.
+    #[error("The front-end sent message {0} on the back-end channel, which is no answer to a MISS")]
+    NotAnAnswer(u32),
+}
+
+impl Channel {
+    /// Takes the descriptor that the front-end sent; it must be a UNIX stream socket.
+    pub fn new(descriptor: OwnedFd) -> io::Result<Self> {
+        let socket = UnixStream::from(descriptor);
+        // Fails for anything but a UNIX socket.
+        socket.local_addr()?;
+        socket.set_nonblocking(true)?;
+        Ok(Self { socket, unsent: None, partial: [0; size_of::<Ack>()], have: 0 })
+    }
+
+    /// Whether a MISS may be handed to [`Self::send_miss`].
+    pub fn is_ready(&self) -> bool {
+        self.unsent.is_none()
+    }
+
+    /// Sends a MISS for one page, or keeps it until [`Self::flush`] finds room. Only while [`Self::is_ready`].
+    pub fn send_miss(&mut self, page: Iova, access: Access) -> Result<(), ChannelError> {
+        self.unsent = Some(iotlb::miss(page, access));
+        self.flush()
+    }
+
+    /// Sends what did not fit before.
+    pub fn flush(&mut self) -> Result<(), ChannelError> {
+        if let Some(message) = &self.unsent
+            && peek::send_whole(&self.socket, message).map_err(ChannelError::Socket)?
+        {
+            self.unsent = None;
+        }
+        Ok(())
+    }
+
+    /// The next answer to a MISS, oldest first: whether it was granted. `None`: no more for now.
+    pub fn next_answer(&mut self) -> Result<Option<bool>, ChannelError> {
+        while let Some(rest) = self.partial.get_mut(self.have..).filter(|rest| !rest.is_empty()) {
+            match peek::receive(&self.socket, &mut [IoSliceMut::new(rest)]) {
+                Ok((0, _)) => return Err(ChannelError::Closed),
+                Ok((read, _)) => self.have += read,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(e) => return Err(ChannelError::Socket(e)),
+            }
+        }
+        self.have = 0;
+        let answer: Ack = zerocopy::transmute!(self.partial);
+        let header = answer.header();
+        if iotlb::answers_miss(header) {
+            Ok(Some(answer.done()))
+        } else {
+            Err(ChannelError::NotAnAnswer(header.code()))
+        }
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use zerocopy::IntoBytes;
+
+    use super::super::Header;
+    use super::*;
+
+    fn pair() -> (Channel, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        (Channel::new(ours.into()).unwrap(), theirs)
+    }
+
+    #[test]
+    fn answers_come_in_order_whatever_pieces_they_come_in() {
+        let (mut channel, mut theirs) = pair();
+        let request = Header::request(1, 32, true);
+        let mut bytes = Ack::new(request, true).as_bytes().to_vec();
+        bytes.extend(Ack::new(request, false).as_bytes());
+        for byte in &bytes[..19] {
+            theirs.write_all(&[*byte]).unwrap();
+            assert_eq!(channel.next_answer().unwrap(), None);
+        }
+        theirs.write_all(&bytes[19..]).unwrap();
+        assert_eq!(channel.next_answer().unwrap(), Some(true));
+        assert_eq!(channel.next_answer().unwrap(), Some(false));
+        assert_eq!(channel.next_answer().unwrap(), None);
+    }
+
+    #[test]
+    fn a_miss_that_does_not_fit_is_kept_and_goes_first() {
+        let (mut channel, mut theirs) = pair();
+        let mut page = 0;
+        while channel.is_ready() {
+            channel.send_miss(Iova::new(page << 12), Access::Read).unwrap();
+            page += 1;
+        }
+        let mut message = [0; size_of::<MissMsg>()];
+        for expected in 0..page {
+            theirs.read_exact(&mut message).unwrap();
+            assert_eq!(u64::from_ne_bytes(message[12..20].try_into().unwrap()), expected << 12);
+            channel.flush().unwrap();
+        }
+        assert!(channel.is_ready());
+    }
+
+    #[test]
+    fn a_closed_channel_and_a_stranger_on_it_are_told_apart() {
+        let (mut channel, mut theirs) = pair();
+        theirs.write_all(Ack::new(Header::request(7, 0, true), true).as_bytes()).unwrap();
+        assert!(matches!(channel.next_answer(), Err(ChannelError::NotAnAnswer(7))));
+        drop(theirs);
+        assert!(matches!(channel.next_answer(), Err(ChannelError::Closed)));
+    }
+}

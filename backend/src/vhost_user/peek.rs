@@ -1,0 +1,237 @@
+//! A look at the next message of a vhost-user socket without taking it: MSG_PEEK leaves bytes and descriptors in
+//! place, so the `vhost` crate can still handle the message itself. FIONREAD tells whether the body has come too,
+//! which the crate needs (its `recv_data` is one recvmsg) and MSG_PEEK cannot see past a segment with descriptors.
+//! Also takes whole messages with their descriptors, for the few that the crate does not know. Nothing blocks.
+
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::Header;
+
+/// Largest payload of a message, as in the `vhost` crate (`MAX_MSG_SIZE`).
+pub const MAX_PAYLOAD: usize = 0x1000;
+/// Most descriptors that one message may carry, as in the `vhost` crate.
+const MAX_DESCRIPTORS: usize = 32;
+
+/// What stands at the head of the socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing yet.
+    Empty,
+    /// The beginning of a message.
+    Partial,
+    /// A message, whole.
+    Whole(Header),
+    /// The peer has closed its end, and nothing is left to read.
+    Closed,
+}
+
+/// Why the next message cannot be one.
+#[derive(Debug, thiserror::Error)]
+pub enum PeekError {
+    /// The socket failed.
+    #[error("The vhost-user socket failed")]
+    Socket(#[source] io::Error),
+    /// The payload is larger than any message has.
+    #[error(
+        "Message {code} announces {size} bytes of payload, more than the {MAX_PAYLOAD} that a message may have"
+    )]
+    Oversized {
+        /// Number of the message.
+        code: u32,
+        /// Announced payload.
+        size: usize,
+    },
+    /// The version is not ours, or it is a reply that nobody waits for.
+    #[error("Message {code} has flags that no request has")]
+    NotARequest {
+        /// Number of the message.
+        code: u32,
+    },
+}
+
+/// Looks at the head of `socket`.
+pub fn next(socket: &UnixStream) -> Result<Next, PeekError> {
+    let mut bytes = [0; size_of::<Header>()];
+    let seen = match peek(socket, &mut bytes) {
+        Ok(0) => return Ok(Next::Closed),
+        Ok(seen) => seen,
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Next::Empty),
+        Err(e) => return Err(PeekError::Socket(e)),
+    };
+    if seen < bytes.len() {
+        return Ok(Next::Partial);
+    }
+    let Ok(header) = Header::read_from_bytes(&bytes) else { return Ok(Next::Partial) };
+    check(header)?;
+    let whole = size_of::<Header>() + header.payload_len();
+    let there = readable(socket).map_err(PeekError::Socket)?;
+    Ok(if there < whole { Next::Partial } else { Next::Whole(header) })
+}
+
+fn check(header: Header) -> Result<(), PeekError> {
+    let code = header.code();
+    if header.payload_len() > MAX_PAYLOAD {
+        return Err(PeekError::Oversized { code, size: header.payload_len() });
+    }
+    if header.is_reply() || !header.is_of_our_version() {
+        return Err(PeekError::NotARequest { code });
+    }
+    Ok(())
+}
+
+/// The first 32 bits of the payload of the message whose header [`next`] returned, left in place; `None` if it has
+/// less.
+pub fn payload_u32(socket: &UnixStream) -> io::Result<Option<u32>> {
+    let mut bytes = [0; size_of::<Header>() + 4];
+    let seen = peek(socket, &mut bytes)?;
+    let word = bytes.last_chunk().map(|word| u32::from_ne_bytes(*word));
+    Ok(word.filter(|_| seen == bytes.len()))
+}
+
+/// Takes the message whose header [`next`] returned: its payload into `payload` (of exactly its length), and its
+/// descriptors.
+pub fn take(socket: &UnixStream, payload: &mut [u8]) -> io::Result<Vec<OwnedFd>> {
+    let mut header = [0; size_of::<Header>()];
+    let (read, descriptors) = receive(socket, &mut [IoSliceMut::new(&mut header)])?;
+    let body = if payload.is_empty() { 0 } else { receive(socket, &mut [IoSliceMut::new(payload)])?.0 };
+    // INVARIANT: `next` saw the message whole, and nobody else reads this socket.
+    if read != header.len() || body != payload.len() {
+        return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+    }
+    Ok(descriptors)
+}
+
+/// One recvmsg that does not wait: bytes read, and the descriptors that came along.
+pub fn receive(socket: &UnixStream, into: &mut [IoSliceMut<'_>]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut iovecs: Vec<libc::iovec> = into
+        .iter_mut()
+        .map(|slice| libc::iovec { iov_base: slice.as_mut_ptr().cast(), iov_len: slice.len() })
+        .collect();
+    let mut raw = [0; MAX_DESCRIPTORS];
+    // SAFETY: the iovecs point into `into`, which is borrowed mutably for the whole call, and any bytes are valid.
+    let (read, count) = unsafe { socket.recv_with_fds(&mut iovecs, &mut raw) }?;
+    let descriptors = raw
+        .iter()
+        .take(count)
+        // SAFETY: recvmsg just gave us these descriptors; nobody else owns them.
+        .map(|fd| unsafe { OwnedFd::from_raw_fd(*fd) })
+        .collect();
+    Ok((read, descriptors))
+}
+
+/// Reads as far as `bytes` goes without taking anything.
+fn peek(socket: &UnixStream, bytes: &mut [u8]) -> io::Result<usize> {
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // SAFETY: the pointer and the length are those of `bytes`, which is borrowed mutably.
+    let read = unsafe { libc::recv(socket.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len(), flags) };
+    usize::try_from(read).map_err(|_| io::Error::last_os_error())
+}
+
+/// Bytes that wait in the socket.
+fn readable(socket: &UnixStream) -> io::Result<usize> {
+    let mut count: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int, to a place that is ours.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::FIONREAD, &raw mut count) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(usize::try_from(count).unwrap_or(0)) }
+}
+
+/// Sends all of `message`, or nothing: a message of a few bytes fits a socket that is writable at all. `Ok(false)`:
+/// the socket is full; try again when it is writable.
+pub fn send_whole(socket: &impl AsFd, message: &(impl IntoBytes + Immutable)) -> io::Result<bool> {
+    let bytes = message.as_bytes();
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: the pointer and the length are those of `bytes`.
+    let sent = unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags) };
+    match usize::try_from(sent) {
+        Ok(sent) if sent == bytes.len() => Ok(true),
+        // A UNIX stream socket takes a message of less than a page as a whole.
+        Ok(_) => Err(io::Error::from(io::ErrorKind::WriteZero)),
+        Err(_) => match io::Error::last_os_error() {
+            e if e.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            e => Err(e),
+        },
+    }
+}
+
+/// Whether a reply can be written without waiting (the crate writes with blocking calls).
+pub fn is_writable(socket: &UnixStream) -> bool {
+    let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+    // SAFETY: one pollfd, ours, and a timeout of 0.
+    let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
+    ready == 1 && poll.revents & libc::POLLOUT != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::fd::AsRawFd;
+
+    use super::super::Ack;
+    use super::*;
+
+    fn pair() -> (UnixStream, UnixStream) {
+        UnixStream::pair().unwrap()
+    }
+
+    #[test]
+    fn a_message_in_pieces_is_partial_until_its_last_byte() {
+        let (ours, mut theirs) = pair();
+        let header = Header::request(22, 3, true);
+        let mut bytes = header.as_bytes().to_vec();
+        bytes.extend([1, 2, 3]);
+        assert_eq!(next(&ours).unwrap(), Next::Empty);
+        for byte in &bytes[..bytes.len() - 1] {
+            theirs.write_all(&[*byte]).unwrap();
+            assert_eq!(next(&ours).unwrap(), Next::Partial);
+        }
+        theirs.write_all(&bytes[bytes.len() - 1..]).unwrap();
+        assert_eq!(next(&ours).unwrap(), Next::Whole(header));
+        let mut payload = [0; 3];
+        assert!(take(&ours, &mut payload).unwrap().is_empty());
+        assert_eq!((payload, next(&ours).unwrap()), ([1, 2, 3], Next::Empty));
+    }
+
+    #[test]
+    fn a_peeked_message_keeps_its_descriptors() {
+        let (ours, theirs) = pair();
+        let header = Header::request(33, 0, false);
+        theirs.send_with_fd(header.as_bytes(), theirs.as_raw_fd()).unwrap();
+        for _ in 0..3 {
+            assert_eq!(next(&ours).unwrap(), Next::Whole(header));
+        }
+        assert_eq!(take(&ours, &mut []).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn what_came_before_the_hang_up_is_still_a_message() {
+        let (ours, theirs) = pair();
+        assert!(send_whole(&theirs, &Header::request(22, 0, true)).unwrap());
+        drop(theirs);
+        assert!(matches!(next(&ours).unwrap(), Next::Whole(_)));
+        take(&ours, &mut []).unwrap();
+        assert_eq!(next(&ours).unwrap(), Next::Closed);
+    }
+
+    #[test]
+    fn sizes_and_flags_of_no_request_are_refused() {
+        let (ours, theirs) = pair();
+        assert!(send_whole(&theirs, &Header::request(5, 0x1001, true)).unwrap());
+        assert!(matches!(next(&ours), Err(PeekError::Oversized { code: 5, size: 0x1001 })));
+        let (ours, theirs) = pair();
+        assert!(send_whole(&theirs, &Ack::new(Header::request(22, 0, true), true)).unwrap());
+        assert!(matches!(next(&ours), Err(PeekError::NotARequest { code: 22 })));
+    }
+
+    #[test]
+    fn a_full_socket_is_reported_and_not_waited_for() {
+        let (ours, _theirs) = pair();
+        while send_whole(&ours, &Header::request(1, 0, true)).unwrap() {}
+        assert!(!is_writable(&ours));
+    }
+}

@@ -1,0 +1,83 @@
+//! The eventfd that one thread wakes another's epoll with, and the epoll calls around it.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+
+use device_model::mmu::DrainWaker;
+use epoll::{ControlOptions, Event, Events};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+/// A wake-up call: cheap, counted as one however often it is made before it is heard.
+#[derive(Clone)]
+pub struct Waker(Arc<EventFd>);
+
+impl Waker {
+    /// A new eventfd.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self(Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?)))
+    }
+
+    /// Wakes whoever polls it.
+    pub fn wake(&self) {
+        // A full counter means that a wake-up is already due.
+        let _ = self.0.write(1);
+    }
+
+    /// Takes all wake-ups that were made so far.
+    pub fn clear(&self) {
+        let _ = self.0.read();
+    }
+}
+
+impl AsRawFd for Waker {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl DrainWaker for Waker {
+    fn wake(&self) {
+        Waker::wake(self);
+    }
+}
+
+/// An epoll instance, closed when dropped.
+pub struct Poller {
+    fd: RawFd,
+}
+
+impl Poller {
+    /// A new instance.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { fd: epoll::create(true)? })
+    }
+
+    /// Watches `fd`; its events carry `token`.
+    pub fn add(&self, fd: RawFd, token: u64, events: Events) -> io::Result<()> {
+        epoll::ctl(self.fd, ControlOptions::EPOLL_CTL_ADD, fd, Event::new(events, token))
+    }
+
+    /// Stops watching `fd`.
+    pub fn remove(&self, fd: RawFd) -> io::Result<()> {
+        epoll::ctl(self.fd, ControlOptions::EPOLL_CTL_DEL, fd, Event::new(Events::empty(), 0))
+    }
+
+    /// Waits for events, at most `timeout` milliseconds (-1: for ever), and returns their tokens.
+    pub fn wait(&self, timeout: i32, tokens: &mut Vec<u64>) -> io::Result<()> {
+        let mut events = [Event::new(Events::empty(), 0); 16];
+        tokens.clear();
+        match epoll::wait(self.fd, timeout, &mut events) {
+            Ok(count) => tokens.extend(events.iter().take(count).map(|event| event.data)),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Poller {
+    fn drop(&mut self) {
+        let _ = epoll::close(self.fd);
+    }
+}

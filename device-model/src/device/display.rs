@@ -1,0 +1,77 @@
+//! Handlers: scanouts, what the display says of itself, capability sets.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::unwrap_used
+    )
+)]
+
+use virtio_bindings::virtio_gpu::VIRTIO_GPU_F_EDID;
+
+use super::{Answer, Device, Effect, Handled, Shown};
+use crate::error::CommandError;
+use crate::reply::Reply;
+use crate::request::{GetCapset, GetCapsetInfo, GetEdid, Nothing, SetScanout};
+use crate::scanout::{DisplayQuestion, ScanoutSource};
+use crate::wire::gpu::command;
+
+/// Fewest pixels of a scanout in either direction (QEMU's virtio-gpu refuses less).
+pub const MIN_SCANOUT: u32 = 16;
+
+impl<P> Device<P> {
+    pub(super) fn display_info(&mut self, _: Nothing, _: &mut Shown) -> Handled {
+        Ok(Answer::Ask(DisplayQuestion::Modes))
+    }
+
+    pub(super) fn edid(&mut self, request: GetEdid, _: &mut Shown) -> Handled {
+        if self.features & (1 << VIRTIO_GPU_F_EDID) == 0 {
+            return Err(CommandError::Unknown { kind: command::GET_EDID });
+        }
+        let (scanout, scanouts) = (request.scanout, self.scanouts.count());
+        if scanout >= scanouts {
+            return Err(CommandError::NoEdid { scanout, scanouts });
+        }
+        Ok(Answer::Ask(DisplayQuestion::Edid { scanout }))
+    }
+
+    pub(super) fn set_scanout(&mut self, request: SetScanout, shown: &mut Shown) -> Handled {
+        let SetScanout { scanout, resource, rect } = request;
+        self.check_scanout(scanout)?;
+        let source = match resource {
+            0 => None,
+            id => {
+                let resource = self.resources.get(id)?;
+                let rect = resource.bounded(rect)?;
+                if rect.width < MIN_SCANOUT || rect.height < MIN_SCANOUT {
+                    return Err(CommandError::ScanoutTooSmall { rect });
+                }
+                Some(ScanoutSource { image: resource.image.clone(), order: resource.format.order, rect })
+            }
+        };
+        shown.extend(self.scanouts.set(scanout, source));
+        Ok(Answer::Now(Reply::NoData))
+    }
+
+    /// There are no capability sets yet.
+    pub(super) fn capset_info(&mut self, request: GetCapsetInfo, _: &mut Shown) -> Handled {
+        Err(CommandError::NoSuchCapset { capset: request.index })
+    }
+
+    pub(super) fn capset(&mut self, request: GetCapset, _: &mut Shown) -> Handled {
+        Err(CommandError::NoSuchCapset { capset: request.id })
+    }
+
+    pub(super) fn check_scanout(&self, scanout: u32) -> Result<(), CommandError> {
+        let scanouts = self.scanouts.count();
+        if scanout < scanouts { Ok(()) } else { Err(CommandError::NoSuchScanout { scanout, scanouts }) }
+    }
+
+    /// Shows everything anew, for a display that was connected just now: a guest that was only stopped does not set its
+    /// scanouts again. (Cursors are not kept: the guest sends them soon enough.)
+    pub fn redisplay(&self, effects: &mut Vec<Effect<P>>) {
+        effects.extend(self.scanouts.redisplay().map(Effect::Display));
+    }
+}

@@ -1,0 +1,310 @@
+//! The 2D device: commands in, effects out. Made of resources, scanouts, the in-order ring, the timeline of fences and
+//! what is asked of the display. Knows nothing of queues, engines or sockets: a pending command is a `P` that is handed
+//! back exactly once, and a job is a value that somebody else steps.
+//!
+//! What a command does to resources and scanouts happens at once, in the order of the commands: an id that was
+//! unreferenced can be created again at once, a backing that was detached can be replaced. What a queued command still
+//! uses of them, it shares. Only *answers* wait: those of transfers for their jobs, those of RESOURCE_FLUSH,
+//! RESOURCE_UNREF and DETACH_BACKING for all transfers before them, and those that complete a fence for all fences
+//! before theirs.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::unwrap_used
+    )
+)]
+
+use std::collections::BTreeMap;
+use std::error::Error;
+
+use crate::decode::{Command, Queue, command_name, command_table, decode};
+use crate::error::CommandError;
+use crate::fence::{FenceSlot, Timeline};
+use crate::job::{Job, JobId, JobOutcome};
+use crate::quota::Quotas;
+use crate::reply::{Reply, Response};
+use crate::request::Fence;
+use crate::resource::Resources;
+use crate::ring::{Ring, Work};
+use crate::scanout::{DisplayAnswer, DisplayCommand, DisplayQuestion, MAX_SCANOUTS};
+use crate::transfer::Transfer;
+use crate::wire::payload;
+use scanouts::Scanouts;
+
+mod cursor;
+mod display;
+mod resources_2d;
+mod scanouts;
+#[cfg(test)]
+mod tests;
+
+pub use display::MIN_SCANOUT;
+
+/// Bytes of the configuration space.
+pub const CONFIG_BYTES: usize = 16;
+
+/// The device-specific features that the device offers (virtio 1.3, 5.7.3).
+pub const fn features() -> u64 {
+    1 << virtio_bindings::virtio_gpu::VIRTIO_GPU_F_EDID
+}
+
+/// What a device is made with.
+#[derive(Clone, Debug)]
+pub struct DeviceConfig {
+    /// What the guest may take.
+    pub quotas: Quotas,
+    /// How many scanouts there are: 1 to [`MAX_SCANOUTS`]; other values are clamped.
+    pub scanouts: u32,
+}
+
+impl Default for DeviceConfig {
+    fn default() -> Self {
+        Self { quotas: Quotas::default(), scanouts: 1 }
+    }
+}
+
+/// What is to be done about a command, in this order.
+#[derive(Debug)]
+pub enum Effect<P> {
+    /// Tell the guest.
+    Complete {
+        /// The command, as it was given to the device.
+        pending: P,
+        /// What to tell.
+        response: Response,
+    },
+    /// Have an engine step the job to its end, then give it to [`Device::job_finished`].
+    Run(Job),
+    /// Tell the display.
+    Display(DisplayCommand),
+    /// Ask the display, then give its answer to [`Device::display_answer`]. There has to be one, if only "none".
+    Ask {
+        /// To be given back with the answer.
+        ticket: u64,
+        /// What to ask.
+        question: DisplayQuestion,
+    },
+}
+
+/// A command that has not been answered, with what its response has to carry.
+#[derive(Debug)]
+#[must_use = "the guest waits for an answer"]
+struct Call<P> {
+    pending: P,
+    /// The number of the command, for the log.
+    kind: u32,
+    fence: Option<(Fence, FenceSlot)>,
+}
+
+/// What a handler wants done about the answer.
+#[derive(Debug)]
+enum Answer {
+    /// It goes out now.
+    Now(Reply),
+    /// It goes out when the ring has come to this.
+    InOrder(Work),
+    /// It goes out when the display has answered this.
+    Ask(DisplayQuestion),
+}
+
+/// What came of a handler.
+type Handled = Result<Answer, CommandError>;
+
+/// What handlers may tell the display on the way.
+type Shown = Vec<DisplayCommand>;
+
+/// What is in use of the quotas.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Resources.
+    pub resources: u64,
+    /// Bytes of images.
+    pub resource_bytes: u64,
+    /// Entries of backings.
+    pub backing_entries: u64,
+}
+
+/// The device. `P` is a pending command: each one given to [`control`](Self::control) or [`cursor`](Self::cursor) comes
+/// back exactly once, in an [`Effect::Complete`] or from [`reset`](Self::reset).
+///
+/// One device lives as long as its process, over resets and connections: the ids of its jobs stay unique, so that a job
+/// that an engine still held at a reset is recognised when it comes back.
+#[derive(Debug)]
+pub struct Device<P> {
+    config: DeviceConfig,
+    /// The features that the guest accepted.
+    features: u64,
+    resources: Resources,
+    scanouts: Scanouts,
+    ring: Ring<Call<P>>,
+    fences: Timeline<(P, Response)>,
+    asked: BTreeMap<u64, (Call<P>, DisplayQuestion)>,
+    /// The number of the next job, and of the next question: never reset.
+    next_job: u64,
+    next_ticket: u64,
+}
+
+impl<P> Device<P> {
+    /// A device without resources.
+    pub fn new(mut config: DeviceConfig) -> Self {
+        config.scanouts = config.scanouts.clamp(1, MAX_SCANOUTS as u32);
+        Self {
+            features: 0,
+            resources: Resources::new(&config.quotas),
+            scanouts: Scanouts::new(config.scanouts),
+            ring: Ring::new(config.quotas.queued_jobs),
+            fences: Timeline::new(),
+            asked: BTreeMap::new(),
+            next_job: 0,
+            next_ticket: 0,
+            config,
+        }
+    }
+
+    /// The features that the guest accepted (SET_FEATURES); of others than [`features`] no notice is taken.
+    pub fn set_features(&mut self, accepted: u64) {
+        self.features = accepted & features();
+    }
+
+    /// The configuration space (virtio 1.3, 5.7.4).
+    pub fn config_space(&self) -> [u8; CONFIG_BYTES] {
+        payload::config(self.config.scanouts, 0)
+    }
+
+    /// What the guest has taken of its quotas.
+    pub fn usage(&self) -> Usage {
+        let (resources, resource_bytes, backing_entries) = self.resources.usage();
+        Usage { resources, resource_bytes, backing_entries }
+    }
+
+    /// One command of the control queue.
+    pub fn control(&mut self, request: &[u8], pending: P, effects: &mut Vec<Effect<P>>) {
+        self.command(Queue::Control, request, pending, effects);
+    }
+
+    /// One command of the cursor queue.
+    pub fn cursor(&mut self, request: &[u8], pending: P, effects: &mut Vec<Effect<P>>) {
+        self.command(Queue::Cursor, request, pending, effects);
+    }
+
+    /// An engine is done with a job. One from before a reset is dropped without a word.
+    pub fn job_finished(&mut self, job: Job, outcome: JobOutcome, effects: &mut Vec<Effect<P>>) {
+        let Some(call) = self.ring.finish(job.id()) else { return };
+        // What it holds goes before what waits behind it is answered.
+        drop(job);
+        let result = match outcome {
+            JobOutcome::Done => Ok(Reply::NoData),
+            JobOutcome::Failed(error) => Err(error.into()),
+        };
+        self.finish(call, result, effects);
+        self.pump(effects);
+    }
+
+    /// The display answered the question with this ticket. Answers to nothing, as after a reset, are dropped.
+    pub fn display_answer(&mut self, ticket: u64, answer: DisplayAnswer, effects: &mut Vec<Effect<P>>) {
+        let Some((call, question)) = self.asked.remove(&ticket) else { return };
+        let reply = self.scanouts.reply(question, answer);
+        self.finish(call, Ok(reply), effects);
+    }
+
+    /// RESET_DEVICE, or the end of a connection: resources, scanouts, queued commands and accepted features are gone.
+    /// What was pending is handed back, in no particular order. The display is not told.
+    pub fn reset(&mut self) -> Vec<P> {
+        let asked = std::mem::take(&mut self.asked).into_values().map(|(call, _)| call);
+        let calls = self.ring.clear().chain(asked).map(|call| call.pending);
+        let pending = calls.chain(self.fences.clear().map(|(pending, _)| pending)).collect();
+        self.resources = Resources::new(&self.config.quotas);
+        self.scanouts.reset();
+        self.features = 0;
+        pending
+    }
+
+    fn command(&mut self, queue: Queue, request: &[u8], pending: P, effects: &mut Vec<Effect<P>>) {
+        let (header, command) = decode(queue, request);
+        let kind = header.map_or(0, |header| header.kind);
+        let fence = header.and_then(|header| header.fence).map(|fence| (fence, self.fences.begin()));
+        let call = Call { pending, kind, fence };
+        let mut shown = Shown::new();
+        let handled = command.and_then(|command| self.handle(command, &mut shown));
+        effects.extend(shown.into_iter().map(Effect::Display));
+        match handled {
+            Ok(Answer::Now(reply)) => self.finish(call, Ok(reply), effects),
+            Ok(Answer::InOrder(work)) => {
+                self.ring.push(call, work);
+                self.pump(effects);
+            }
+            Ok(Answer::Ask(question)) => self.ask(call, question, effects),
+            Err(error) => self.finish(call, Err(error), effects),
+        }
+    }
+
+    /// Answers a call: the only way for a pending command to go out. With a fence, it waits for its turn.
+    fn finish(&mut self, call: Call<P>, result: Result<Reply, CommandError>, effects: &mut Vec<Effect<P>>) {
+        let Call { pending, kind, fence } = call;
+        if let Err(error) = &result {
+            let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+            log::debug!("{}: {error}{cause}", command_name(kind));
+        }
+        let response = Response::new(&result, fence.as_ref().map(|(fence, _)| fence));
+        let Some((_, slot)) = fence else {
+            return effects.push(Effect::Complete { pending, response });
+        };
+        self.fences.end(slot, (pending, response));
+        while let Some((pending, response)) = self.fences.release() {
+            effects.push(Effect::Complete { pending, response });
+        }
+    }
+
+    fn ask(&mut self, call: Call<P>, question: DisplayQuestion, effects: &mut Vec<Effect<P>>) {
+        let ticket = self.next_ticket;
+        self.next_ticket = ticket.wrapping_add(1);
+        self.asked.insert(ticket, (call, question));
+        effects.push(Effect::Ask { ticket, question });
+    }
+
+    /// Serves the ring until it is empty or a job runs.
+    fn pump(&mut self, effects: &mut Vec<Effect<P>>) {
+        while let Some((call, work)) = self.ring.next() {
+            match work {
+                Work::Transfer(transfer) => self.start(call, transfer, effects),
+                Work::Flush { image, rect } => {
+                    let flushes = self.scanouts.flushes(&image, rect);
+                    effects.extend(flushes.map(Effect::Display));
+                    self.finish(call, Ok(Reply::NoData), effects);
+                }
+                Work::Retire(retired) => {
+                    self.resources.retire(retired);
+                    self.finish(call, Ok(Reply::NoData), effects);
+                }
+                Work::Cursor(work) => {
+                    effects.push(Effect::Display(self.scanouts.cursor(work)));
+                    self.finish(call, Ok(Reply::NoData), effects);
+                }
+            }
+        }
+    }
+
+    fn start(&mut self, call: Call<P>, transfer: Transfer, effects: &mut Vec<Effect<P>>) {
+        let id = JobId(self.next_job);
+        self.next_job = self.next_job.wrapping_add(1);
+        self.ring.start(id, transfer.image().clone(), call);
+        effects.push(Effect::Run(Job::new(id, transfer)));
+    }
+}
+
+macro_rules! dispatch_commands {
+    ($($name:ident $variant:ident($payload:ty) $queue:ident $handler:ident;)*) => {
+        impl<P> Device<P> {
+            /// Has a command handled: one line for each.
+            fn handle(&mut self, command: Command<'_>, shown: &mut Shown) -> Handled {
+                match command {
+                    $(Command::$variant(request) => self.$handler(request, shown),)*
+                }
+            }
+        }
+    };
+}
+command_table!(dispatch_commands);

@@ -1,0 +1,170 @@
+//! Why a command is refused, and the one function that says so in the guest's words. Knows numbers and names;
+//! knows nothing of how the device came to its judgement.
+//!
+//! Where virtio 1.3 (5.7.6.8) does not say which error a misuse gets, it is the one of QEMU's own virtio-gpu.
+
+use crate::addr::RangeError;
+use crate::job::JobError;
+use crate::quota::OverQuota;
+use crate::scanout::{CURSOR_SIZE, Rect};
+use crate::wire::gpu::response;
+
+/// Why a command of the guest is answered with an error.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// The command ends before its header, its payload or its entries do.
+    #[error("Command has {found} bytes where {needed} are due")]
+    Truncated {
+        /// Bytes that this part of the command takes.
+        needed: u64,
+        /// Bytes that are there.
+        found: u64,
+    },
+    /// No command of this device has this number, on this queue and with the features that were negotiated.
+    #[error("Command {kind:#x} is not known here")]
+    Unknown {
+        /// The number.
+        kind: u32,
+    },
+    /// Resource 0 means "none" and cannot be created.
+    #[error("Resource 0 cannot be created")]
+    ResourceZero,
+    /// There is such a resource already.
+    #[error("Resource {id} exists already")]
+    ResourceExists {
+        /// Resource.
+        id: u32,
+    },
+    /// There is no such resource.
+    #[error("Resource {id} does not exist")]
+    NoSuchResource {
+        /// Resource.
+        id: u32,
+    },
+    /// The resource has no backing.
+    #[error("Resource {id} has no backing")]
+    NoBacking {
+        /// Resource.
+        id: u32,
+    },
+    /// The resource has a backing already, and keeps it.
+    #[error("Resource {id} has a backing already")]
+    BackingExists {
+        /// Resource.
+        id: u32,
+    },
+    /// A backing of no entries.
+    #[error("Backing for resource {id} has no entries")]
+    NoEntries {
+        /// Resource.
+        id: u32,
+    },
+    /// An entry of a backing is empty or wraps.
+    #[error("Entry {index} of a backing is no range")]
+    BadEntry {
+        /// Which one, from 0.
+        index: usize,
+        /// What is wrong with it.
+        #[source]
+        source: RangeError,
+    },
+    /// There is no such pixel format.
+    #[error("Format {format} does not exist")]
+    NoSuchFormat {
+        /// Number of the format.
+        format: u32,
+    },
+    /// An image needs pixels.
+    #[error("Image of {width}x{height} has no pixels")]
+    NoPixels {
+        /// Pixels in a row.
+        width: u32,
+        /// Rows.
+        height: u32,
+    },
+    /// There is no such scanout.
+    #[error("Scanout {scanout} does not exist: there are {scanouts}")]
+    NoSuchScanout {
+        /// Scanout, from 0.
+        scanout: u32,
+        /// How many there are.
+        scanouts: u32,
+    },
+    /// There is no such scanout to give an EDID of.
+    #[error("Scanout {scanout} has no EDID: there are {scanouts} scanouts")]
+    NoEdid {
+        /// Scanout, from 0.
+        scanout: u32,
+        /// How many there are.
+        scanouts: u32,
+    },
+    /// There is no such capability set.
+    #[error("Capability set {capset} does not exist")]
+    NoSuchCapset {
+        /// Index or id.
+        capset: u32,
+    },
+    /// The rect reaches beyond its image.
+    #[error("Rect {rect} lies outside of an image of {width}x{height}")]
+    RectOutside {
+        /// Rect.
+        rect: Rect,
+        /// Pixels in a row of the image.
+        width: u32,
+        /// Rows of the image.
+        height: u32,
+    },
+    /// A scanout is at least [`MIN_SCANOUT`](crate::device::MIN_SCANOUT) pixels wide and high.
+    #[error("Rect {rect} is too small for a scanout")]
+    ScanoutTooSmall {
+        /// Rect.
+        rect: Rect,
+    },
+    /// The rows of a transfer would end past 2^64 - 1 bytes in the backing.
+    #[error("Transfer from offset {offset:#x} of a backing wraps")]
+    OffsetWraps {
+        /// Offset in the backing.
+        offset: u64,
+    },
+    /// A cursor has another size.
+    #[error("Cursor of {width}x{height} pixels: it has to be {CURSOR_SIZE}x{CURSOR_SIZE}")]
+    CursorSize {
+        /// Pixels in a row.
+        width: u32,
+        /// Rows.
+        height: u32,
+    },
+    /// The guest has taken all that it may.
+    #[error(transparent)]
+    OverQuota(#[from] OverQuota),
+    /// The job of the command did not come to its end.
+    #[error("Job failed")]
+    Job(#[from] JobError),
+}
+
+impl CommandError {
+    /// The response type that tells the guest (virtio 1.3, 5.7.6.7).
+    pub fn status(&self) -> u32 {
+        match self {
+            Self::Truncated { .. }
+            | Self::NoEntries { .. }
+            | Self::BadEntry { .. }
+            | Self::NoSuchFormat { .. }
+            | Self::NoPixels { .. }
+            | Self::NoEdid { .. }
+            | Self::NoSuchCapset { .. }
+            | Self::RectOutside { .. }
+            | Self::ScanoutTooSmall { .. }
+            | Self::OffsetWraps { .. }
+            | Self::CursorSize { .. } => response::ERR_INVALID_PARAMETER,
+            Self::ResourceZero | Self::ResourceExists { .. } | Self::NoSuchResource { .. } => {
+                response::ERR_INVALID_RESOURCE_ID
+            }
+            Self::NoSuchScanout { .. } => response::ERR_INVALID_SCANOUT_ID,
+            Self::OverQuota(_) => response::ERR_OUT_OF_MEMORY,
+            Self::Unknown { .. } | Self::NoBacking { .. } | Self::BackingExists { .. } | Self::Job(_) => {
+                response::ERR_UNSPEC
+            }
+        }
+    }
+}

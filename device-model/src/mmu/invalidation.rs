@@ -1,0 +1,154 @@
+//! The life of an invalidation, in three values: [`Invalidation`] (begun and zapped), [`Drained`] (nothing of ours is
+//! in its range), [`Ended`] (pins of it are possible again; what an ack takes). Only draining yields the second.
+//! Knows sections and pins; knows nothing of messages, timeouts or who acks.
+
+use std::fmt;
+
+use super::Shared;
+use super::section::OpenSections;
+use crate::addr::{ByteRange, Iova, SpaceId};
+use crate::sync::{Arc, lock};
+
+/// An invalidation that has begun: its range is zapped, nobody can pin it, and what still uses it is known. It
+/// stays registered until [`super::MirrorWriter::end`]; one that is lost keeps its range from ever being pinned again.
+#[must_use = "an invalidation that is not ended blocks its range for good"]
+pub struct Invalidation {
+    shared: Arc<Shared>,
+    id: u64,
+    space: SpaceId,
+    range: ByteRange<Iova>,
+    sections: OpenSections,
+}
+
+/// What an invalidation still waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InFlight {
+    /// Sections that were open when it began.
+    pub sections: usize,
+    /// Pins that overlap it.
+    pub pins: usize,
+}
+
+impl InFlight {
+    /// Whether there is nothing.
+    pub fn is_none(self) -> bool {
+        self.sections == 0 && self.pins == 0
+    }
+}
+
+impl Invalidation {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        (id, space): (u64, SpaceId),
+        range: ByteRange<Iova>,
+        sections: OpenSections,
+    ) -> Self {
+        Self { shared, id, space, range, sections }
+    }
+
+    /// The space that it is of.
+    pub fn space(&self) -> SpaceId {
+        self.space
+    }
+
+    /// The range, grown to whole pages.
+    pub fn range(&self) -> ByteRange<Iova> {
+        self.range
+    }
+
+    /// What it waits for now; right after the beginning: the work that it found in flight.
+    pub fn in_flight(&self) -> InFlight {
+        let pins = lock(&self.shared.registry).overlapping(self.space, self.range).count();
+        InFlight { sections: self.sections.count(&self.shared.slots), pins }
+    }
+
+    /// Whether it is drained; never waits. If it is not, it comes back to be parked, and the
+    /// [`super::DrainWaker`] is called when the last section or a pin that it waits for is gone.
+    pub fn poll(mut self) -> Result<Drained, Self> {
+        // Sections first: once they have left, none of them can register a pin of what it translated.
+        let sections = self.sections.have_left_or_will_wake(&self.shared.slots);
+        let pins = lock(&self.shared.registry).overlapping(self.space, self.range).next().is_some();
+        if sections && !pins { Ok(self.drained()) } else { Err(self) }
+    }
+
+    /// The ladder's rung: every pin that overlaps is to be dropped at its holder's next step
+    /// ([`super::Pin::evicted`]). Returns how many were told.
+    pub fn evict(&self) -> usize {
+        lock(&self.shared.registry).overlapping(self.space, self.range).map(|pin| pin.evict()).count()
+    }
+
+    /// Takes the seeded bug "ack before drain" into effect.
+    pub fn skip_drain(self, _why: SeededBug) -> Drained {
+        self.drained()
+    }
+
+    /// The last resort: what still runs cannot reach the guest's memory any more.
+    pub fn revoke(self, _proof: MemoryRevoked) -> Drained {
+        self.drained()
+    }
+
+    fn drained(self) -> Drained {
+        Drained { id: self.id, space: self.space, range: self.range }
+    }
+}
+
+impl fmt::Debug for Invalidation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Invalidation").field("id", &self.id).field("range", &self.range).finish()
+    }
+}
+
+/// The proof that nothing of ours uses a translation that was there before the invalidation.
+#[derive(Debug)]
+#[must_use = "a drained invalidation has to be ended"]
+pub struct Drained {
+    pub(super) id: u64,
+    space: SpaceId,
+    range: ByteRange<Iova>,
+}
+
+/// The proof that an invalidation went its whole way. An ack consumes it.
+#[derive(Debug)]
+#[must_use = "an invalidation that has ended is to be acked"]
+pub struct Ended {
+    space: SpaceId,
+    range: ByteRange<Iova>,
+}
+
+impl Ended {
+    pub(super) fn new(drained: &Drained) -> Self {
+        Self { space: drained.space, range: drained.range }
+    }
+
+    /// The space that it was of.
+    pub fn space(&self) -> SpaceId {
+        self.space
+    }
+
+    /// The range, in whole pages.
+    pub fn range(&self) -> ByteRange<Iova> {
+        self.range
+    }
+}
+
+/// The admission that a drain is skipped on purpose, to prove that a test catches it.
+#[derive(Clone, Copy, Debug)]
+pub struct SeededBug(());
+
+impl SeededBug {
+    /// Only for `--inject ack-before-drain` and for tests of tests: I1 does not hold afterwards.
+    pub fn ack_before_drain() -> Self {
+        Self(())
+    }
+}
+
+/// The claim that all guest memory of the session was replaced, so that no translation leads to the guest any more.
+#[derive(Debug)]
+pub struct MemoryRevoked(());
+
+impl MemoryRevoked {
+    /// For the one who has just replaced every region of the memory table by zero pages, and failed the session.
+    pub fn all_regions_replaced() -> Self {
+        Self(())
+    }
+}

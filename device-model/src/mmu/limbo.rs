@@ -1,0 +1,54 @@
+//! Tables that were unlinked but may still be seen by a section: they wait here until every section that was open
+//! at their unlinking has left. There is one writer, so an epoch a slot is all that this needs.
+
+use std::collections::VecDeque;
+
+use super::entry::Entry;
+use super::page_table::Owner;
+use super::section::{OpenSections, Slots};
+
+/// Tables that were unlinked together, and the sections that may see them.
+struct Batch {
+    tables: Vec<Entry>,
+    seen_by: OpenSections,
+}
+
+/// All unlinked tables, oldest first.
+#[derive(Default)]
+pub(super) struct Limbo {
+    batches: VecDeque<Batch>,
+    tables: usize,
+}
+
+impl Limbo {
+    /// Takes tables that nothing links to any more. `open` was taken after the unlinking.
+    pub(super) fn retire(&mut self, tables: Vec<Entry>, open: OpenSections) {
+        if !tables.is_empty() {
+            self.tables += tables.len();
+            self.batches.push_back(Batch { tables, seen_by: open });
+        }
+    }
+
+    /// Frees what no section can see any more.
+    pub(super) fn collect(&mut self, slots: &Slots, owner: &mut Owner) {
+        while let Some(batch) = self.batches.front_mut() {
+            // A younger batch waits for the same sections and more: it cannot be ready before this one.
+            if !batch.seen_by.have_left(slots) {
+                return;
+            }
+            self.tables -= batch.tables.len();
+            batch.tables.drain(..).for_each(|table| owner.free(table));
+            self.batches.pop_front();
+        }
+    }
+
+    /// How many tables wait here.
+    pub(super) fn tables(&self) -> usize {
+        self.tables
+    }
+
+    /// Gives up all tables, ready or not, to one who frees them when no reader is left.
+    pub(super) fn into_tables(self) -> Vec<Entry> {
+        self.batches.into_iter().flat_map(|batch| batch.tables).collect()
+    }
+}

@@ -1,0 +1,196 @@
+//! Guest memory as bytes: the only place where a translation becomes a pointer. Copies race with the guest, which
+//! may write at any time: they are volatile, and what was read is data, never a reference. Knows sections and pins
+//! by what they translate; knows nothing of rings and jobs.
+
+use std::marker::PhantomData;
+
+use vm_memory::VolatileSlice;
+
+use super::missing::{MISSING_PAGES, Missing, page_of};
+use super::pin::Pin;
+use super::section::Section;
+use crate::addr::{Access, ByteRange, Iova, RangeError, SpaceId};
+
+/// Memory of this process that stands behind guest memory: what mappings are made from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostRange {
+    address: u64,
+    len: u64,
+}
+
+impl HostRange {
+    /// The `len` bytes at `ptr`.
+    ///
+    /// # Safety
+    /// `[ptr, ptr + len)` is one mapping (or several without a gap), readable and writable, and stays mapped until
+    /// every mapping made from this range has been invalidated and drained. Nobody holds Rust references into it.
+    pub unsafe fn new(ptr: *mut u8, len: usize) -> Self {
+        Self { address: ptr.expose_provenance() as u64, len: len as u64 }
+    }
+
+    /// Its length in bytes.
+    pub fn len(self) -> u64 {
+        self.len
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(self) -> bool {
+        self.len == 0
+    }
+
+    pub(super) fn address(self) -> u64 {
+        self.address
+    }
+}
+
+/// Host memory that is contiguous, for as long as the section or pin that it came from.
+#[derive(Clone, Copy, Debug)]
+pub struct HostSpan<'a> {
+    address: u64,
+    len: u64,
+    held: PhantomData<&'a ()>,
+}
+
+impl<'a> HostSpan<'a> {
+    /// INVARIANT: made only by a section's walk and from a pin's segments, with the lifetime of that section or pin.
+    pub(super) fn new(address: u64, len: u64) -> Self {
+        Self { address, len, held: PhantomData }
+    }
+
+    /// The host address, as a number.
+    pub fn address(self) -> u64 {
+        self.address
+    }
+
+    /// Bytes until the mapping, or what is known of it in one piece, ends.
+    pub fn len(self) -> u64 {
+        self.len
+    }
+
+    /// Never: a translation has at least its own byte.
+    pub fn is_empty(self) -> bool {
+        self.len == 0
+    }
+
+    /// The first `len` bytes, or as many as there are.
+    pub(super) fn slice(self, len: usize) -> VolatileSlice<'a> {
+        let len = self.len.min(len as u64) as usize;
+        let address = std::ptr::with_exposed_provenance_mut(self.address as usize);
+        // SAFETY: `HostRange::new` promised that this memory stays mapped until its invalidation is drained, and the
+        // drain waits for the section or pin that `'a` stands for.
+        unsafe { VolatileSlice::new(address, len) }
+    }
+}
+
+/// Why an access failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MemoryError {
+    /// The mirror does not know these pages with this permission: ask for them, then try again.
+    #[error("Range {0} is not in the mirror")]
+    Missing(Missing),
+    /// The access is outside what the job pinned, which is a bug of ours.
+    #[error("Range {} is not part of the pin", .0)]
+    NotPinned(Missing),
+    /// The access runs past the end of the address space.
+    #[error("Access past the end of the address space")]
+    Wraps(#[source] RangeError),
+}
+
+/// What a step of a job sees of guest memory. Nothing in it waits.
+///
+/// An access that fails may have moved the bytes before the first missing page; whoever repeats it moves them again.
+pub trait JobMemory {
+    /// Copies `into.len()` bytes at `at` out of the guest.
+    fn read(&self, space: SpaceId, at: Iova, into: &mut [u8]) -> Result<(), MemoryError>;
+
+    /// Copies `from` into the guest at `at`.
+    fn write(&self, space: SpaceId, at: Iova, from: &[u8]) -> Result<(), MemoryError>;
+}
+
+impl JobMemory for Section<'_> {
+    fn read(&self, space: SpaceId, at: Iova, into: &mut [u8]) -> Result<(), MemoryError> {
+        let find =
+            |at, all| self.translate(space, at, Access::Read).map_err(|missing| self.run(missing, all));
+        read_with(find, at, into)
+    }
+
+    fn write(&self, space: SpaceId, at: Iova, from: &[u8]) -> Result<(), MemoryError> {
+        let find =
+            |at, all| self.translate(space, at, Access::Write).map_err(|missing| self.run(missing, all));
+        write_with(find, at, from)
+    }
+}
+
+impl Section<'_> {
+    /// `missing`, which is one page, with the pages behind it up to the end of `all` that are missing too.
+    pub(super) fn run(&self, missing: Missing, all: ByteRange<Iova>) -> MemoryError {
+        let mut range = missing.range;
+        for _ in 1..MISSING_PAGES {
+            let next = range.last().checked_add(1).filter(|&next| next <= all.last());
+            let Some(next) =
+                next.filter(|&next| self.translate(missing.space, next, missing.access).is_err())
+            else {
+                break;
+            };
+            range = ByteRange::inclusive(range.first(), page_of(next).last()).unwrap_or(range);
+        }
+        MemoryError::Missing(Missing { range, ..missing })
+    }
+}
+
+impl JobMemory for Pin {
+    fn read(&self, space: SpaceId, at: Iova, into: &mut [u8]) -> Result<(), MemoryError> {
+        read_with(|at, _| self.find(space, at, Access::Read), at, into)
+    }
+
+    fn write(&self, space: SpaceId, at: Iova, from: &[u8]) -> Result<(), MemoryError> {
+        write_with(|at, _| self.find(space, at, Access::Write), at, from)
+    }
+}
+
+/// Copies out, span by span. `find` is given an address and the whole range of the access.
+pub(super) fn read_with<'a>(
+    find: impl Fn(Iova, ByteRange<Iova>) -> Result<HostSpan<'a>, MemoryError>,
+    at: Iova,
+    into: &mut [u8],
+) -> Result<(), MemoryError> {
+    let Some(all) = whole(at, into.len())? else { return Ok(()) };
+    let (mut at, mut rest) = (at, into);
+    loop {
+        let span = find(at, all)?.slice(rest.len());
+        let (now, later) = rest.split_at_mut(span.len());
+        span.copy_to(now);
+        match at.checked_add(span.len() as u64).filter(|_| !later.is_empty()) {
+            Some(next) => (at, rest) = (next, later),
+            None => return Ok(()),
+        }
+    }
+}
+
+/// Copies in, span by span.
+pub(super) fn write_with<'a>(
+    find: impl Fn(Iova, ByteRange<Iova>) -> Result<HostSpan<'a>, MemoryError>,
+    at: Iova,
+    from: &[u8],
+) -> Result<(), MemoryError> {
+    let Some(all) = whole(at, from.len())? else { return Ok(()) };
+    let (mut at, mut rest) = (at, from);
+    loop {
+        let span = find(at, all)?.slice(rest.len());
+        let (now, later) = rest.split_at(span.len());
+        span.copy_from(now);
+        match at.checked_add(span.len() as u64).filter(|_| !later.is_empty()) {
+            Some(next) => (at, rest) = (next, later),
+            None => return Ok(()),
+        }
+    }
+}
+
+/// The range of an access; none if it has no bytes.
+fn whole(at: Iova, len: usize) -> Result<Option<ByteRange<Iova>>, MemoryError> {
+    match ByteRange::new(at, len as u64) {
+        Ok(range) => Ok(Some(range)),
+        Err(RangeError::Empty { .. }) => Ok(None),
+        Err(error) => Err(MemoryError::Wraps(error)),
+    }
+}

@@ -1,0 +1,411 @@
+//! Misses: which pages have been asked for, by whom, and what the answers mean. A state machine of values; time is
+//! a parameter. Knows nothing of sockets: its user sends what it says is next, and tells it what came.
+//!
+//! An UPDATE names no request, and the reply to its MISS comes on another socket. So misses are answered in the order
+//! in which they were sent; an UPDATE belongs to the oldest that is not answered and is only *staged* until the reply
+//! says success. What is then mapped has the permission that this MISS asked for, whatever the UPDATE claimed (I7).
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use super::{HostRange, Permissions};
+use crate::addr::{Access, ByteRange, Iova, PAGE_SIZE, SpaceId};
+
+/// Most misses that are sent and not answered: fewer than fill the channel's socket (278).
+pub const MISS_WINDOW: usize = 128;
+/// Most distinct misses in the table.
+pub const MISS_LIMIT: usize = 4096;
+
+/// What is asked: one page, one permission.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MissRequest {
+    /// The space of the page.
+    pub space: SpaceId,
+    /// What for: one of the two, never both (QEMU checks a request for both as a write only).
+    pub access: Access,
+    /// The first address of the page.
+    pub iova: Iova,
+}
+
+/// What a request did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Requested {
+    /// The page was not asked for yet: it is queued.
+    Queued,
+    /// It was asked for already: the waiter waits for the same answer.
+    Joined,
+    /// The table is full: try again after the next resolution.
+    Full,
+}
+
+/// To whom an UPDATE belongs. It is acked as good in each case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpdateVerdict {
+    /// To the oldest miss: kept until its reply.
+    Staged,
+    /// To a miss from before [`MissTable::clear`]: not to be cached.
+    Stale,
+    /// To none: not to be cached.
+    Unsolicited,
+}
+
+/// What a reply meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer<W> {
+    /// The oldest miss is settled.
+    Resolved(Resolution<W>),
+    /// It has to be asked again, and is queued: its UPDATE was invalidated or did not cover the page.
+    AskedAgain,
+    /// It was the reply to a miss from before [`MissTable::clear`].
+    Stale,
+    /// Nothing was asked: the front-end errs.
+    Unexpected,
+}
+
+/// A settled miss.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resolution<W> {
+    /// What was asked.
+    pub request: MissRequest,
+    /// Who waited for it, in order; perhaps nobody any more.
+    pub waiters: Vec<W>,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+/// How a miss ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// To be mapped, then the waiters go on.
+    Mapped {
+        /// What the UPDATE covered.
+        range: ByteRange<Iova>,
+        /// Where that is.
+        host: HostRange,
+        /// What the MISS proved.
+        permissions: Permissions,
+    },
+    /// The guest's IOMMU has no such mapping: a page fault of the device.
+    Refused,
+    /// The front-end did not answer in time.
+    TimedOut,
+}
+
+/// A translation that waits for the reply to its miss.
+#[derive(Clone, Copy, Debug)]
+struct Staged {
+    range: ByteRange<Iova>,
+    host: HostRange,
+    claimed: Permissions,
+}
+
+/// A miss that is not settled.
+#[derive(Debug)]
+struct Miss<W> {
+    waiters: Vec<W>,
+    sent: bool,
+    /// An answer that did not cover the page has come once.
+    fell_short: bool,
+    /// In running time (see [`Clock`]).
+    deadline: Duration,
+}
+
+/// A miss that was sent, in the order of sending.
+#[derive(Debug)]
+struct Sent {
+    /// None: from before a clear, its answer is swallowed.
+    request: Option<MissRequest>,
+    staged: Option<Staged>,
+    /// Its UPDATE came, and was invalidated.
+    invalidated: bool,
+}
+
+/// All misses of a session. `W` names a waiter.
+#[derive(Debug)]
+pub struct MissTable<W> {
+    misses: BTreeMap<MissRequest, Miss<W>>,
+    queue: VecDeque<MissRequest>,
+    sent: VecDeque<Sent>,
+    /// The deadline of each miss that somebody waits for.
+    deadlines: BTreeSet<(Duration, MissRequest)>,
+    clock: Clock,
+    timeout: Duration,
+}
+
+/// Time without the pauses in which we owe the front-end a reply and it cannot answer us.
+#[derive(Debug, Default)]
+struct Clock {
+    paused_since: Option<Duration>,
+    paused: Duration,
+}
+
+impl Clock {
+    fn running(&self, now: Duration) -> Duration {
+        self.paused_since.unwrap_or(now).saturating_sub(self.paused)
+    }
+}
+
+impl<W: Copy + PartialEq> MissTable<W> {
+    /// An empty table; an unanswered miss is given up after `timeout`.
+    pub fn new(timeout: Duration) -> Self {
+        Self {
+            misses: BTreeMap::new(),
+            queue: VecDeque::new(),
+            sent: VecDeque::new(),
+            deadlines: BTreeSet::new(),
+            clock: Clock::default(),
+            timeout,
+        }
+    }
+
+    /// `waiter` needs the page of `iova` for `access`. Each page and permission is asked for once at a time.
+    pub fn request(
+        &mut self,
+        now: Duration,
+        space: SpaceId,
+        iova: Iova,
+        access: Access,
+        waiter: W,
+    ) -> Requested {
+        let request = MissRequest { space, access, iova: iova.page() };
+        if let Some(miss) = self.misses.get_mut(&request) {
+            let given_up = miss.waiters.is_empty();
+            if !miss.waiters.contains(&waiter) {
+                miss.waiters.push(waiter);
+            }
+            if given_up {
+                self.start_clock(now, request);
+            }
+            return Requested::Joined;
+        }
+        if self.misses.len() >= MISS_LIMIT {
+            return Requested::Full;
+        }
+        let miss = Miss { waiters: vec![waiter], sent: false, fell_short: false, deadline: Duration::ZERO };
+        self.misses.insert(request, miss);
+        self.queue.push_back(request);
+        self.start_clock(now, request);
+        Requested::Queued
+    }
+
+    /// The next miss to send, if the window has room; it counts as sent. (See [`Self::not_sent`].)
+    pub fn next_to_send(&mut self) -> Option<MissRequest> {
+        if self.sent.len() >= MISS_WINDOW {
+            return None;
+        }
+        let request = self.queue.pop_front()?;
+        if let Some(miss) = self.misses.get_mut(&request) {
+            miss.sent = true;
+        }
+        self.sent.push_back(Sent { request: Some(request), staged: None, invalidated: false });
+        Some(request)
+    }
+
+    /// The channel did not take what [`Self::next_to_send`] gave last: it is next again.
+    pub fn not_sent(&mut self) {
+        if let Some(request) = self.sent.pop_back().and_then(|sent| sent.request) {
+            self.ask_again(request);
+        }
+    }
+
+    /// An UPDATE came that is sound in itself. It belongs to the oldest miss, or to nobody.
+    pub fn on_update(
+        &mut self,
+        range: ByteRange<Iova>,
+        host: HostRange,
+        claimed: Permissions,
+    ) -> UpdateVerdict {
+        let Some(head) = self.sent.front_mut() else { return UpdateVerdict::Unsolicited };
+        let Some(request) = head.request else { return UpdateVerdict::Stale };
+        if !range.overlaps(page(request.iova)) {
+            return UpdateVerdict::Unsolicited;
+        }
+        head.staged = Some(Staged { range, host, claimed });
+        head.invalidated = false;
+        UpdateVerdict::Staged
+    }
+
+    /// The reply to the oldest miss came: success, or refused.
+    pub fn on_reply(&mut self, now: Duration, success: bool) -> Answer<W> {
+        let Some(head) = self.sent.pop_front() else { return Answer::Unexpected };
+        let Some(request) = head.request else { return Answer::Stale };
+        if !success {
+            return self.settle(request, Outcome::Refused);
+        }
+        let covers = |staged: &Staged| {
+            let whole = staged.range.whole_pages();
+            whole.is_some_and(|pages| pages.contains(request.iova)) && staged.claimed.allow(request.access)
+        };
+        match head.staged.filter(covers) {
+            Some(Staged { range, host, .. }) => {
+                self.settle(request, Outcome::Mapped { range, host, permissions: request.access.into() })
+            }
+            None if head.invalidated || self.falls_short_first(request) => {
+                self.ask_again(request);
+                self.start_clock(now, request);
+                Answer::AskedAgain
+            }
+            None => self.settle(request, Outcome::Refused),
+        }
+    }
+
+    /// An invalidation began: what is staged of its range is discarded. Its miss is asked again when the reply comes.
+    pub fn invalidate(&mut self, space: SpaceId, range: ByteRange<Iova>) {
+        for sent in &mut self.sent {
+            let of_space = sent.request.is_some_and(|request| request.space == space);
+            if of_space && sent.staged.is_some_and(|staged| staged.range.page_aligned().overlaps(range)) {
+                sent.staged = None;
+                sent.invalidated = true;
+            }
+        }
+    }
+
+    /// When [`Self::expire`] is to be called next; never while paused.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        let (deadline, _) = self.deadlines.first()?;
+        self.clock.paused_since.is_none().then(|| deadline.saturating_add(self.clock.paused))
+    }
+
+    /// Gives up what was not answered in time. A late answer is still good for the mirror.
+    pub fn expire(&mut self, now: Duration) -> Vec<Resolution<W>> {
+        let running = self.clock.running(now);
+        let mut given_up = Vec::new();
+        while let Some(&(_, request)) = self.deadlines.first().filter(|(deadline, _)| *deadline <= running) {
+            self.stop_clock(request);
+            let Some(miss) = self.misses.get_mut(&request) else { continue };
+            let waiters = std::mem::take(&mut miss.waiters);
+            if !miss.sent {
+                self.remove_queued(|queued| *queued == request);
+            }
+            given_up.push(Resolution { request, waiters, outcome: Outcome::TimedOut });
+        }
+        given_up
+    }
+
+    /// We owe the front-end a reply on the main socket from now on: it cannot answer, the timeout stands still.
+    pub fn pause(&mut self, now: Duration) {
+        self.clock.paused_since.get_or_insert(now);
+    }
+
+    /// Nothing is owed any more.
+    pub fn resume(&mut self, now: Duration) {
+        if let Some(since) = self.clock.paused_since.take() {
+            self.clock.paused += now.saturating_sub(since);
+        }
+    }
+
+    /// `waiter` is gone. What only it waited for is not sent any more, if it has not been.
+    pub fn forget(&mut self, waiter: W) {
+        let mut unwanted = Vec::new();
+        for (request, miss) in &mut self.misses {
+            miss.waiters.retain(|other| *other != waiter);
+            if miss.waiters.is_empty() {
+                unwanted.push(*request);
+            }
+        }
+        unwanted.iter().for_each(|request| self.stop_clock(*request));
+        self.remove_queued(|request| unwanted.binary_search(request).is_ok());
+    }
+
+    /// Stop: everything is forgotten, with its waiters. The replies that are due are swallowed when they come.
+    pub fn clear(&mut self) {
+        self.misses.clear();
+        self.queue.clear();
+        self.deadlines.clear();
+        for sent in &mut self.sent {
+            *sent = Sent { request: None, staged: None, invalidated: false };
+        }
+    }
+
+    /// The channel was replaced: replies that are due will not come. What is still wanted is queued again.
+    pub fn channel_replaced(&mut self) {
+        for sent in std::mem::take(&mut self.sent).into_iter().rev() {
+            if let Some(request) = sent.request {
+                self.ask_again(request);
+            }
+        }
+    }
+
+    /// Misses that are sent and not answered, those from before a clear too.
+    pub fn outstanding(&self) -> usize {
+        self.sent.len()
+    }
+
+    /// Whether there is nothing to send and nothing to wait for.
+    pub fn is_idle(&self) -> bool {
+        self.queue.is_empty() && self.sent.is_empty()
+    }
+
+    /// Ends a miss. A large UPDATE also ends those that are not sent yet and lie in it.
+    fn settle(&mut self, request: MissRequest, outcome: Outcome) -> Answer<W> {
+        self.stop_clock(request);
+        let mut waiters = self.misses.remove(&request).map(|miss| miss.waiters).unwrap_or_default();
+        if let Outcome::Mapped { range, .. } = outcome
+            && let Some(pages) = range.whole_pages()
+        {
+            for other in self.remove_queued(|queued| covered(*queued, request, pages)) {
+                waiters.extend(other);
+            }
+        }
+        Answer::Resolved(Resolution { request, waiters, outcome })
+    }
+
+    /// Whether this is the first answer to `request` that did not cover its page.
+    fn falls_short_first(&mut self, request: MissRequest) -> bool {
+        let miss = self.misses.get_mut(&request);
+        miss.is_some_and(|miss| !std::mem::replace(&mut miss.fell_short, true))
+    }
+
+    /// Queues a miss that was sent once more, before all others; or forgets it, if nobody waits any more.
+    fn ask_again(&mut self, request: MissRequest) {
+        let Some(miss) = self.misses.get_mut(&request) else { return };
+        if miss.waiters.is_empty() {
+            self.misses.remove(&request);
+        } else {
+            miss.sent = false;
+            self.queue.push_front(request);
+        }
+    }
+
+    /// Takes misses out that are queued; returns their waiters.
+    fn remove_queued(&mut self, mut which: impl FnMut(&MissRequest) -> bool) -> Vec<Vec<W>> {
+        let mut removed = Vec::new();
+        let (misses, deadlines) = (&mut self.misses, &mut self.deadlines);
+        self.queue.retain(|request| {
+            let miss = if which(request) { misses.remove(request) } else { return true };
+            removed.extend(miss.map(|miss| {
+                deadlines.remove(&(miss.deadline, *request));
+                miss.waiters
+            }));
+            false
+        });
+        removed
+    }
+
+    /// The timeout of `request` begins now, anew.
+    fn start_clock(&mut self, now: Duration, request: MissRequest) {
+        self.stop_clock(request);
+        let deadline = self.clock.running(now).saturating_add(self.timeout);
+        if let Some(miss) = self.misses.get_mut(&request) {
+            miss.deadline = deadline;
+            self.deadlines.insert((deadline, request));
+        }
+    }
+
+    fn stop_clock(&mut self, request: MissRequest) {
+        if let Some(miss) = self.misses.get(&request) {
+            self.deadlines.remove(&(miss.deadline, request));
+        }
+    }
+}
+
+fn covered(other: MissRequest, answered: MissRequest, pages: ByteRange<Iova>) -> bool {
+    other.space == answered.space && other.access == answered.access && pages.contains(other.iova)
+}
+
+fn page(iova: Iova) -> ByteRange<Iova> {
+    ByteRange::new(iova, PAGE_SIZE).unwrap_or(ByteRange::everything())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,78 @@
+//! What an access or a pin lacked: values for the one who sends MISSes. Knows nothing of how they are sent.
+
+use std::fmt;
+
+use crate::addr::{Access, ByteRange, Iova, PAGE_SIZE, SpaceId};
+
+/// Most missing pages that one answer names: what is asked for at once is bounded, and the channel to the
+/// front-end is too (278 messages fill its socket).
+pub const MISSING_PAGES: u64 = 256;
+
+/// Pages that the mirror does not know with the permission for an access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Missing {
+    /// Where.
+    pub space: SpaceId,
+    /// Whole pages.
+    pub range: ByteRange<Iova>,
+    /// What they are needed for.
+    pub access: Access,
+}
+
+impl Missing {
+    /// The first address of each page.
+    pub fn pages(self) -> impl Iterator<Item = Iova> {
+        self.range.pages()
+    }
+
+    /// Both as one, if `next` goes on where `self` ends.
+    fn merged(self, next: Self) -> Option<Self> {
+        let follows = self.space == next.space
+            && self.access == next.access
+            && self.range.last().checked_add(1) == Some(next.range.first());
+        let range = ByteRange::inclusive(self.range.first(), next.range.last());
+        range.filter(|_| follows).map(|range| Self { range, ..self })
+    }
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} for {}", self.range, self.access)
+    }
+}
+
+/// Collects missing pages in order of addresses, merged and capped.
+#[derive(Default)]
+pub(super) struct MissingList {
+    list: Vec<Missing>,
+    pages: u64,
+}
+
+impl MissingList {
+    /// Adds `missing`, which is one page.
+    pub(super) fn push(&mut self, missing: Missing) {
+        if self.is_full() {
+            return;
+        }
+        self.pages += 1;
+        match self.list.last_mut().and_then(|last| Some((last.merged(missing)?, last))) {
+            Some((merged, last)) => *last = merged,
+            None => self.list.push(missing),
+        }
+    }
+
+    /// Whether the cap is reached.
+    pub(super) fn is_full(&self) -> bool {
+        self.pages >= MISSING_PAGES
+    }
+
+    pub(super) fn into_vec(self) -> Vec<Missing> {
+        self.list
+    }
+}
+
+/// The page of `at`.
+pub(super) fn page_of(at: Iova) -> ByteRange<Iova> {
+    // Never the default: a page starts on its alignment, and the last one ends at 2^64 - 1.
+    ByteRange::new(at.page(), PAGE_SIZE).unwrap_or(ByteRange::everything())
+}

@@ -1,0 +1,106 @@
+//! The mirrored MMU: our own page tables that mirror the guest's IOMMU, and the protocol by which a mapping that
+//! the guest takes away is proved to be unused before we say so.
+//!
+//! Made of: `entry`, `page_table`, `table_writer`, `limbo` (the tables: one writer, readers without locks, memory
+//! handed back by epochs), `section` (using a translation for a moment), `pin` and `registry` (holding one for
+//! longer), `invalidation` (its life as values), `memory` and `ring_memory` (bytes), `missing` and `miss` (what to
+//! ask the front-end for). Knows nothing of sockets, threads, messages, jobs or clocks.
+//!
+//! # Locking order
+//!
+//! 1. The lock of a [`RingMemory`]'s reader, for a few instructions at the opening and closing of its sections.
+//! 2. The lock of the registry (pins and invalidations), for a look or an entry.
+//! 3. The lock of a [`RingMemory`]'s list of misses.
+//!
+//! All of them are leaves: none is taken while another is held, no lock is waited for that is held across a
+//! section, and the [`DrainWaker`] is called with none of them held. Walks and copies take no lock at all.
+
+mod entry;
+mod invalidation;
+mod limbo;
+mod memory;
+pub mod miss;
+mod missing;
+mod page_table;
+mod pin;
+mod registry;
+mod ring_memory;
+mod section;
+mod table_writer;
+mod writer;
+
+pub use entry::Permissions;
+pub use invalidation::{Drained, Ended, InFlight, Invalidation, MemoryRevoked, SeededBug};
+pub use memory::{HostRange, HostSpan, JobMemory, MemoryError};
+pub use missing::{MISSING_PAGES, Missing};
+pub use pin::{Pin, PinError, PinRange};
+pub use ring_memory::{RingMemory, RingSection, RingView, STICKY_MISSES};
+pub use section::{Reader, Section};
+pub use writer::{MapError, Mapped, MappedRange, MirrorWriter};
+
+use crate::addr::SpaceId;
+use crate::sync::{Arc, Mutex};
+use page_table::{Owner, Roots};
+use registry::Registry;
+use section::Slots;
+
+/// Address spaces of a device. There is one so far.
+const SPACES: usize = 1;
+
+/// How large a mirror is.
+#[derive(Clone, Copy, Debug)]
+pub struct MirrorConfig {
+    /// Threads that touch guest memory, each with a [`Reader`].
+    pub readers: usize,
+    /// Most bytes of page tables.
+    pub table_limit: usize,
+}
+
+/// Told that a parked invalidation may be drained: polls it again. Called from whatever thread was the last one
+/// out, with no lock held; it must not wait, and it may come more often than needed.
+pub trait DrainWaker: Send + Sync {
+    /// Makes the session poll its parked invalidations.
+    fn wake(&self);
+}
+
+/// What the writer and all readers share.
+struct Shared {
+    spaces: [Roots; SPACES],
+    slots: Slots,
+    registry: Mutex<Registry>,
+    waker: std::sync::Arc<dyn DrainWaker>,
+    table_limit: usize,
+    /// What the writer left in limbo when it went. Freed with the rest.
+    orphans: std::sync::Mutex<Vec<entry::Entry>>,
+}
+
+impl Shared {
+    fn roots(&self, space: SpaceId) -> Option<&Roots> {
+        self.spaces.get(space.raw() as usize)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // Nobody is left who could be in a section: the tables can go.
+        let mut owner = Owner::new();
+        self.spaces.iter().for_each(|roots| owner.free_all(roots));
+        let orphans = self.orphans.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
+        orphans.drain(..).for_each(|table| owner.free(table));
+    }
+}
+
+/// Makes a mirror: its one writer, and a reader for each thread.
+pub fn mirror(config: MirrorConfig, waker: std::sync::Arc<dyn DrainWaker>) -> (MirrorWriter, Vec<Reader>) {
+    let shared = Arc::new(Shared {
+        spaces: std::array::from_fn(|_| Roots::new()),
+        slots: Slots::new(config.readers),
+        registry: Mutex::new(Registry::default()),
+        waker,
+        table_limit: config.table_limit,
+        orphans: std::sync::Mutex::default(),
+    });
+    let readers =
+        shared.slots.iter().map(|slot| Reader::new(Arc::clone(&shared), Arc::clone(slot))).collect();
+    (MirrorWriter::new(shared), readers)
+}

@@ -1,0 +1,196 @@
+//! The radix page tables: nodes of atomic words, and the walk through them. Readers walk without locks, inside a
+//! section; the one writer ([`super::table_writer`]) changes words and hands back nodes that no section can see any
+//! more. Knows nothing of sections' protocol, invalidations or guests.
+//!
+//! A space has two roots: one of three levels for the lowest 512 GiB, where guests put nearly everything, and one
+//! of six levels for the rest of the 64 bits. A lookup of a low address is thus three loads, always.
+
+use std::sync::atomic::AtomicU32;
+
+use super::entry::{Entry, TABLE_ALIGN};
+use super::section::Inside;
+use crate::addr::{Access, PAGE_SHIFT};
+use crate::sync::{AtomicU64, Ordering};
+
+/// log2 of the entries in a node. Loom's models need the smallest trees that still have levels.
+pub(super) const LEVEL_BITS: u32 = if cfg!(loom) { 1 } else { 9 };
+/// Entries in a node.
+pub(super) const FANOUT: u64 = 1 << LEVEL_BITS;
+/// Levels below the root for low addresses.
+pub(super) const LOW_LEVELS: u32 = 3;
+/// Levels below the root for all 64 bits.
+pub(super) const HIGH_LEVELS: u32 = (u64::BITS - PAGE_SHIFT).div_ceil(LEVEL_BITS);
+/// The first page number that is not low.
+pub(super) const LOW_END: u64 = 1 << (LOW_LEVELS * LEVEL_BITS);
+
+/// Pages under one entry of a node at `level`; nodes of level 0 hold single pages.
+pub(super) const fn pages_under(level: u32) -> u64 {
+    1 << (level * LEVEL_BITS)
+}
+
+/// One table.
+#[repr(align(64))]
+pub(super) struct Node {
+    entries: [AtomicU64; FANOUT as usize],
+    /// How many entries are not empty. Only the writer reads or writes it: plain std, also under loom.
+    used: AtomicU32,
+}
+
+const _: () = assert!(align_of::<Node>() >= TABLE_ALIGN);
+
+/// Bytes that a table costs.
+pub(super) const NODE_BYTES: usize = size_of::<Node>();
+
+impl Node {
+    pub(super) fn new() -> Self {
+        Self { entries: std::array::from_fn(|_| AtomicU64::new(0)), used: AtomicU32::new(0) }
+    }
+
+    const fn index(number: u64, level: u32) -> usize {
+        ((number >> (level * LEVEL_BITS)) & (FANOUT - 1)) as usize
+    }
+
+    /// The entry for page `number`, as the writer knows it.
+    pub(super) fn get(&self, number: u64, level: u32) -> Entry {
+        // ORDERING: only the one writer calls this, and only it stores.
+        Entry::from_word(self.entries[Self::index(number, level)].load(Ordering::Relaxed))
+    }
+
+    /// Sets the entry for page `number`. Only the writer calls this.
+    pub(super) fn set(&self, number: u64, level: u32, entry: Entry) {
+        let slot = &self.entries[Self::index(number, level)];
+        // ORDERING: only the one writer touches `used` and stores entries.
+        let was_empty = slot.load(Ordering::Relaxed) == 0;
+        let used = self.used.load(Ordering::Relaxed);
+        match (was_empty, entry.is_empty()) {
+            (true, false) => self.used.store(used + 1, Ordering::Relaxed),
+            (false, true) => self.used.store(used - 1, Ordering::Relaxed),
+            _ => {}
+        }
+        // ORDERING: Release pairs with the Acquire of `Roots::walk`: who sees a table sees what was put in it.
+        slot.store(entry.word(), Ordering::Release);
+    }
+
+    /// Whether nothing is left in it.
+    pub(super) fn is_empty(&self) -> bool {
+        // ORDERING: only the writer's.
+        self.used.load(Ordering::Relaxed) == 0
+    }
+}
+
+/// A translation that a walk found: a leaf, and how large a block it maps.
+#[derive(Clone, Copy)]
+pub(super) struct Leaf {
+    entry: Entry,
+    level: u32,
+}
+
+impl Leaf {
+    pub(super) fn allows(self, access: Access) -> bool {
+        self.entry.allows(access)
+    }
+
+    /// The host address of the byte `raw`, and the bytes from there to the end of the block.
+    pub(super) fn resolve(self, raw: u64) -> (u64, u64) {
+        let size = pages_under(self.level) << PAGE_SHIFT;
+        let offset = raw & (size - 1);
+        (self.entry.host() + offset, size - offset)
+    }
+}
+
+/// The two roots of one space. They always exist and are never handed back.
+pub(super) struct Roots {
+    low: Node,
+    high: Node,
+}
+
+impl Roots {
+    pub(super) fn new() -> Self {
+        Self { low: Node::new(), high: Node::new() }
+    }
+
+    /// The root for page `number`, and its level.
+    pub(super) fn root_of(&self, number: u64) -> (&Node, u32) {
+        if number < LOW_END { (&self.low, LOW_LEVELS - 1) } else { (&self.high, HIGH_LEVELS - 1) }
+    }
+
+    /// The walk. `_inside` is the proof that a section is open while the tables are read.
+    #[inline]
+    pub(super) fn walk(&self, number: u64, _inside: Inside<'_>) -> Option<Leaf> {
+        let (mut node, mut level) = self.root_of(number);
+        loop {
+            // ORDERING: Acquire pairs with the Release of `Node::set`.
+            let entry = Entry::from_word(node.entries[Node::index(number, level)].load(Ordering::Acquire));
+            if !entry.is_table() {
+                return (!entry.is_empty()).then_some(Leaf { entry, level });
+            }
+            // SAFETY: the entry was linked when this section, or an earlier part of it, could see it, and a node is
+            // freed only after all sections that were open when it was unlinked have left (`limbo`).
+            node = unsafe { node_at(entry) };
+            level -= 1;
+        }
+    }
+}
+
+/// The right to follow tables outside a section and to free them: the writer has the only one. Freeing takes it
+/// mutably, so that no reference of the writer's own outlives a node.
+pub(super) struct Owner(());
+
+impl Owner {
+    /// The one owner of a mirror's tables; called once, by the one who makes the mirror.
+    pub(super) fn new() -> Self {
+        Self(())
+    }
+
+    /// A new, empty table that nothing links to yet.
+    pub(super) fn allocate(&self) -> Entry {
+        let address = Box::into_raw(Box::new(Node::new()));
+        Entry::table(address.expose_provenance() as u64)
+    }
+
+    /// The table that `entry` links to.
+    pub(super) fn child(&self, entry: Entry) -> Option<&Node> {
+        // SAFETY: table entries are made by `allocate` alone, and are freed only through `&mut self`, after they
+        // were unlinked; the writer reads entries from linked tables.
+        entry.is_table().then(|| unsafe { node_at(entry) })
+    }
+
+    /// Frees a table that was unlinked, once no section can see it. Takes each table once.
+    pub(super) fn free(&mut self, entry: Entry) {
+        let address = std::ptr::with_exposed_provenance_mut::<Node>(entry.table_address() as usize);
+        // SAFETY: `limbo` passes each unlinked table once, after every section open at its unlinking has left; it
+        // came from `Box::into_raw` in `allocate`.
+        drop(unsafe { Box::from_raw(address) });
+    }
+
+    /// Frees everything under `roots`, when the last one who could see them is gone.
+    pub(super) fn free_all(&mut self, roots: &Roots) {
+        for (root, level) in [(&roots.low, LOW_LEVELS - 1), (&roots.high, HIGH_LEVELS - 1)] {
+            let mut tables = Vec::new();
+            self.tables_under(root, level, &mut tables);
+            tables.into_iter().for_each(|table| self.free(table));
+        }
+    }
+
+    /// Appends all tables below `node`, which stands at `level`, lowest first.
+    pub(super) fn tables_under(&self, node: &Node, level: u32, into: &mut Vec<Entry>) {
+        if level == 0 {
+            return;
+        }
+        for index in 0..FANOUT {
+            let entry = node.get(index * pages_under(level), level);
+            if let Some(child) = self.child(entry) {
+                self.tables_under(child, level - 1, into);
+                into.push(entry);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// `entry` is a table of [`Owner::allocate`] that is not freed during `'a`.
+unsafe fn node_at<'a>(entry: Entry) -> &'a Node {
+    let address = std::ptr::with_exposed_provenance::<Node>(entry.table_address() as usize);
+    // SAFETY: the caller's promise; a node is only ever changed through its atomics.
+    unsafe { &*address }
+}

@@ -1,0 +1,206 @@
+//! Pins: all translations that a job needs, copied out and held over many steps. They are built in the manner of an
+//! interval notifier: look up, then register under a short lock unless an invalidation began meanwhile. Knows
+//! nothing of jobs; what ends a pin is its holder's business.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::Shared;
+use super::memory::{HostSpan, MemoryError};
+use super::missing::{Missing, MissingList, page_of};
+use super::page_table::{FANOUT, NODE_BYTES};
+use super::registry::{Place, Places};
+use super::section::Reader;
+use crate::addr::{Access, ByteRange, Iova, PAGE_SIZE, SpaceId};
+use crate::sync::lock;
+
+/// Translations that are looked up in one section, so that a large pin keeps no drain waiting.
+const LOOKUPS_A_SECTION: usize = 1024;
+
+/// A range that a job wants to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PinRange {
+    /// Where.
+    pub space: SpaceId,
+    /// Which bytes; their whole pages are pinned.
+    pub range: ByteRange<Iova>,
+    /// What for. A range that is read and written is wanted twice.
+    pub access: Access,
+}
+
+/// Why there is no pin.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PinError {
+    /// These pages are missing: all of them, merged, or the first 256. Hold nothing, ask for them, start over.
+    #[error("{} ranges of the pin are not in the mirror", .0.len())]
+    Missing(Vec<Missing>),
+    /// An invalidation of a part of it is under way: try again when it has ended.
+    #[error("A part of the pin is being invalidated")]
+    Invalidating,
+    /// It needs more tables than the mirror may have: it could never be complete.
+    #[error("The pin may need {needed} bytes of page tables, and the limit is {limit}")]
+    TooLarge {
+        /// Bytes of tables that it may need.
+        needed: usize,
+        /// The mirror's limit.
+        limit: usize,
+    },
+}
+
+/// Pages that are contiguous on both sides.
+#[derive(Clone, Copy, Debug)]
+struct Segment {
+    place: Place,
+    host: u64,
+}
+
+/// Held translations. Every invalidation that overlaps waits until it is dropped.
+#[must_use = "a pin that is not held pins nothing"]
+pub struct Pin {
+    shared: crate::sync::Arc<Shared>,
+    id: u64,
+    evicted: Arc<AtomicBool>,
+    /// In order of space and address.
+    reads: Vec<Segment>,
+    writes: Vec<Segment>,
+}
+
+impl Pin {
+    /// Whether an invalidation asks for this pin to be dropped at the holder's next step.
+    pub fn evicted(&self) -> bool {
+        // ORDERING: a request, see `PinEntry::evict`.
+        self.evicted.load(Ordering::Relaxed)
+    }
+
+    /// Ends it. (Dropping it does the same.)
+    pub fn release(self) {}
+
+    /// Where a byte is. Only within the borrow of the pin, and so only while it holds.
+    pub(super) fn find(&self, space: SpaceId, at: Iova, access: Access) -> Result<HostSpan<'_>, MemoryError> {
+        let segments = match access {
+            Access::Read => &self.reads,
+            Access::Write => &self.writes,
+        };
+        let after = segments
+            .partition_point(|segment| (segment.place.space, segment.place.range.last()) < (space, at));
+        let segment = segments.get(after).map(|segment| (segment.place.range, segment));
+        match segment.filter(|(range, segment)| segment.place.space == space && range.contains(at)) {
+            Some((range, segment)) => {
+                let offset = at.raw() - range.first().raw();
+                Ok(HostSpan::new(segment.host + offset, range.last().raw() - at.raw() + 1))
+            }
+            None => Err(MemoryError::NotPinned(Missing { space, range: page_of(at), access })),
+        }
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        let awaited = lock(&self.shared.registry).release(self.id);
+        if awaited {
+            self.shared.waker.wake();
+        }
+    }
+}
+
+impl fmt::Debug for Pin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pin").field("id", &self.id).field("evicted", &self.evicted()).finish()
+    }
+}
+
+impl Reader {
+    /// Pins all of `wanted`, or says what is in the way; holds nothing then.
+    pub fn pin(&self, wanted: &[PinRange]) -> Result<Pin, PinError> {
+        let of = |access| {
+            let places = wanted.iter().filter(move |range| range.access == access);
+            Places::new(places.map(|range| Place { space: range.space, range: range.range.page_aligned() }))
+        };
+        let (reads, writes) = (of(Access::Read), of(Access::Write));
+        let mut all = Places::new(reads.iter().chain(writes.iter()));
+        self.check_size(&all)?;
+        loop {
+            let sequence = lock(&self.shared.registry).read_begin(&all).ok_or(PinError::Invalidating)?;
+            let mut missing = MissingList::default();
+            let reads = self.look_up(&reads, Access::Read, &mut missing);
+            let writes = self.look_up(&writes, Access::Write, &mut missing);
+            let missing = missing.into_vec();
+            if !missing.is_empty() {
+                return Err(PinError::Missing(missing));
+            }
+            let evicted = Arc::new(AtomicBool::new(false));
+            let registered = lock(&self.shared.registry).register(sequence, all, Arc::clone(&evicted));
+            match registered {
+                Ok(id) => return Ok(Pin { shared: self.shared.clone(), id, evicted, reads, writes }),
+                // An invalidation of it began, and perhaps ended: the next turn finds out.
+                Err(places) => all = places,
+            }
+        }
+    }
+
+    /// Refuses what could never be in the tables all at once: 512 pages a table, and a path for each end.
+    fn check_size(&self, all: &Places) -> Result<(), PinError> {
+        let limit = self.shared.table_limit;
+        let tables = |place: Place| place.range.len() / u128::from(PAGE_SIZE * FANOUT) + 2;
+        let needed = all.iter().map(tables).sum::<u128>().saturating_mul(NODE_BYTES as u128);
+        if needed <= limit as u128 {
+            return Ok(());
+        }
+        Err(PinError::TooLarge { needed: usize::try_from(needed).unwrap_or(usize::MAX), limit })
+    }
+
+    fn look_up(&self, places: &Places, access: Access, missing: &mut MissingList) -> Vec<Segment> {
+        let mut segments = Vec::new();
+        for place in places.iter() {
+            let mut next = Some(place.range.first());
+            while let Some(at) = next.filter(|_| !missing.is_full()) {
+                next = self.look_up_some(place, at, access, (&mut segments, missing));
+            }
+        }
+        segments
+    }
+
+    /// Looks up a bounded part of `place` from `at` on, in one section; returns where to go on.
+    fn look_up_some(
+        &self,
+        place: Place,
+        mut at: Iova,
+        access: Access,
+        (segments, missing): (&mut Vec<Segment>, &mut MissingList),
+    ) -> Option<Iova> {
+        let section = self.enter();
+        for _ in 0..LOOKUPS_A_SECTION {
+            let end = match section.translate(place.space, at, access) {
+                Ok(span) => {
+                    let most = place.range.last().raw() - at.raw();
+                    let end = Iova::new(at.raw() + most.min(span.len() - 1));
+                    let range = ByteRange::inclusive(at, end)?;
+                    push(segments, Segment { place: Place { range, ..place }, host: span.address() });
+                    end
+                }
+                Err(page) => {
+                    missing.push(page);
+                    page.range.last()
+                }
+            };
+            at = end.checked_add(1).filter(|&next| next <= place.range.last() && !missing.is_full())?;
+        }
+        Some(at)
+    }
+}
+
+/// Appends `segment`, as part of the last one if it goes on where that ends, on both sides.
+fn push(segments: &mut Vec<Segment>, segment: Segment) {
+    if let Some(last) = segments.last_mut() {
+        let (old, new) = (last.place.range, segment.place.range);
+        let follows = last.place.space == segment.place.space
+            && old.last().checked_add(1) == Some(new.first())
+            && last.host + (new.first().raw() - old.first().raw()) == segment.host;
+        if let Some(range) = ByteRange::inclusive(old.first(), new.last()).filter(|_| follows) {
+            last.place.range = range;
+            return;
+        }
+    }
+    segments.push(segment);
+}

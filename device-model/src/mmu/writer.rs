@@ -1,0 +1,215 @@
+//! The writer's half of the mirror: maps what a MISS proved, begins and ends invalidations. Owned by the session.
+//! Knows tables and the registry; knows nothing of messages and of what a MISS is.
+
+use std::fmt;
+
+use super::invalidation::{Drained, Ended, Invalidation};
+use super::memory::HostRange;
+use super::registry::Place;
+use super::table_writer::{Mapping, NoTable, Pages, TableWriter};
+use super::{Permissions, Shared};
+use crate::addr::{ByteRange, Iova, PAGE_SHIFT, PAGE_SIZE, SpaceId};
+use crate::sync::{Arc, lock};
+
+/// Why a translation is not cached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MapError {
+    /// The two sides are not equally long.
+    #[error("Range {range} cannot be mapped to {host} bytes of host memory")]
+    Lengths {
+        /// The IOVA side.
+        range: ByteRange<Iova>,
+        /// Bytes on the host side.
+        host: u64,
+    },
+    /// The two sides do not lie alike in their pages.
+    #[error("Range {range} lies otherwise in its page than the host memory does")]
+    Misaligned {
+        /// The IOVA side.
+        range: ByteRange<Iova>,
+    },
+    /// There is no whole page in the range.
+    #[error("Range {range} has no whole page")]
+    NoWholePage {
+        /// The IOVA side.
+        range: ByteRange<Iova>,
+    },
+    /// No permission was proved.
+    #[error("Range {range} cannot be mapped without a permission")]
+    NoPermission {
+        /// The IOVA side.
+        range: ByteRange<Iova>,
+    },
+    /// There is no such address space.
+    #[error("There is no address space {}", .0.raw())]
+    NoSpace(SpaceId),
+    /// An invalidation of a part of it has not ended: what is known of it may be from before.
+    #[error("Range {range} is being invalidated")]
+    Invalidating {
+        /// The IOVA side.
+        range: ByteRange<Iova>,
+    },
+    /// The limit on page tables is below what this range alone may need.
+    #[error("Range {range} may need {needed} bytes of page tables, more than the limit")]
+    TooLarge {
+        /// The IOVA side.
+        range: ByteRange<Iova>,
+        /// Bytes of tables that it may need.
+        needed: usize,
+    },
+    /// Tables cannot be reused because a section that may see them does not end: try again later.
+    #[error("Range {range} finds no free page table: a section does not end")]
+    Busy {
+        /// The IOVA side.
+        range: ByteRange<Iova>,
+    },
+}
+
+/// What a mapping did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mapped {
+    /// Pages that had another frame before. No INVALIDATE announced that, so nobody waits for those who use the old
+    /// one: later lookups find the new frame, and open sections and pins go on with what they have.
+    pub replaced: u64,
+}
+
+/// A part of the mirror, for people and for audits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MappedRange {
+    /// Where.
+    pub space: SpaceId,
+    /// Pages with equal permissions and contiguous host memory.
+    pub range: ByteRange<Iova>,
+    /// Host address of the first byte, as a number.
+    pub host: u64,
+    /// What was proved.
+    pub permissions: Permissions,
+}
+
+/// The one who changes the mirror: there is one, and it is not shared.
+pub struct MirrorWriter {
+    shared: Arc<Shared>,
+    tables: TableWriter,
+}
+
+impl MirrorWriter {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        let tables = TableWriter::new(shared.table_limit);
+        Self { shared, tables }
+    }
+
+    /// Caches the translation of `range` to `host` with the permissions that its MISS has proved (I7): where the
+    /// mirror has the same frame, they are added; where it has another one, they replace it. Only whole pages are
+    /// cached. Other translations may be forgotten to make room.
+    pub fn map(
+        &mut self,
+        space: SpaceId,
+        range: ByteRange<Iova>,
+        host: HostRange,
+        permissions: Permissions,
+    ) -> Result<Mapped, MapError> {
+        let mapping = checked(range, host, permissions)?;
+        let place = Place { space, range: range.page_aligned() };
+        if lock(&self.shared.registry).is_invalidating(place) {
+            return Err(MapError::Invalidating { range });
+        }
+        let roots = self.shared.roots(space).ok_or(MapError::NoSpace(space))?;
+        match self.tables.map(roots, &self.shared.slots, mapping) {
+            Ok(replaced) => Ok(Mapped { replaced }),
+            Err(NoTable::Limit { needed }) => Err(MapError::TooLarge { range, needed }),
+            Err(NoTable::Limbo) => Err(MapError::Busy { range }),
+        }
+    }
+
+    /// Begins to invalidate `range`, grown to whole pages: nobody can pin it from now on, no later section finds it,
+    /// and what uses it is known. Costs what is populated of it, not its size.
+    pub fn begin(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Invalidation {
+        let range = range.page_aligned();
+        // Registered before the tables change: a pin that is looked up from what is zapped now finds this.
+        let id = lock(&self.shared.registry).begin(Place { space, range });
+        if let Some(roots) = self.shared.roots(space) {
+            self.tables.zap(roots, pages_of(range));
+        }
+        // Looked at only after the zap, with a fence between (see `section`).
+        let open = self.shared.slots.open();
+        self.tables.retire(&self.shared.slots);
+        Invalidation::new(Arc::clone(&self.shared), (id, space), range, open)
+    }
+
+    /// Ends an invalidation that is drained: its range can be mapped and pinned again. The caller wakes those whose
+    /// pins were refused because of it, and acks.
+    pub fn end(&mut self, drained: Drained) -> Ended {
+        lock(&self.shared.registry).end(drained.id);
+        Ended::new(&drained)
+    }
+
+    /// Bytes of page tables now, with those that wait for sections to leave.
+    pub fn table_bytes(&self) -> usize {
+        self.tables.bytes()
+    }
+
+    /// Calls `found` for all that the mirror knows, in order of addresses, merged.
+    pub fn mapped_ranges(&self, mut found: impl FnMut(MappedRange)) {
+        let space = SpaceId::DEVICE;
+        let Some(roots) = self.shared.roots(space) else { return };
+        let mut pending: Option<MappedRange> = None;
+        self.tables.leaves(roots, &mut |leaf| {
+            let Some(leaf) = as_range(space, leaf) else { return };
+            match pending.as_mut().filter(|last| goes_on(last, &leaf)) {
+                Some(last) => {
+                    last.range =
+                        ByteRange::inclusive(last.range.first(), leaf.range.last()).unwrap_or(last.range)
+                }
+                None => pending.replace(leaf).into_iter().for_each(&mut found),
+            }
+        });
+        pending.into_iter().for_each(found);
+    }
+}
+
+impl Drop for MirrorWriter {
+    fn drop(&mut self) {
+        let mut orphans = self.shared.orphans.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        orphans.extend(self.tables.take_limbo());
+    }
+}
+
+impl fmt::Debug for MirrorWriter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MirrorWriter").field("table_bytes", &self.table_bytes()).finish()
+    }
+}
+
+/// The mapping of the whole pages in `range`.
+fn checked(range: ByteRange<Iova>, host: HostRange, permissions: Permissions) -> Result<Mapping, MapError> {
+    if range.len() != u128::from(host.len()) {
+        return Err(MapError::Lengths { range, host: host.len() });
+    }
+    if permissions.is_none() {
+        return Err(MapError::NoPermission { range });
+    }
+    if range.first().page_offset() != host.address() & (PAGE_SIZE - 1) {
+        return Err(MapError::Misaligned { range });
+    }
+    let whole = range.whole_pages().ok_or(MapError::NoWholePage { range })?;
+    let skipped = whole.first().raw() - range.first().raw();
+    Ok(Mapping { pages: pages_of(whole), host: host.address() + skipped, permissions })
+}
+
+fn pages_of(range: ByteRange<Iova>) -> Pages {
+    Pages { first: range.first().raw() >> PAGE_SHIFT, last: range.last().raw() >> PAGE_SHIFT }
+}
+
+fn as_range(space: SpaceId, leaf: Mapping) -> Option<MappedRange> {
+    let first = Iova::new(leaf.pages.first << PAGE_SHIFT);
+    let last = Iova::new(leaf.pages.last << PAGE_SHIFT | (PAGE_SIZE - 1));
+    let range = ByteRange::inclusive(first, last)?;
+    Some(MappedRange { space, range, host: leaf.host, permissions: leaf.permissions })
+}
+
+fn goes_on(last: &MappedRange, next: &MappedRange) -> bool {
+    let distance = next.range.first().raw().wrapping_sub(last.range.first().raw());
+    last.range.last().checked_add(1) == Some(next.range.first())
+        && last.host.checked_add(distance) == Some(next.host)
+        && last.permissions == next.permissions
+}

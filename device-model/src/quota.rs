@@ -1,0 +1,127 @@
+//! What the guest may take, and what it has taken. Knows amounts; knows nothing of what they are spent on.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::unwrap_used
+    )
+)]
+
+use std::fmt;
+
+/// Limits on what one guest may take, over all of its resources together. Each refusal is an error response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quotas {
+    /// Bytes of images.
+    pub resource_bytes: u64,
+    /// Entries of backings.
+    pub backing_entries: u64,
+    /// Resources.
+    pub resources: u64,
+    /// Contexts.
+    pub contexts: u64,
+    /// Commands that wait in the in-order ring, the running job included.
+    pub queued_jobs: u64,
+}
+
+impl Default for Quotas {
+    fn default() -> Self {
+        Self {
+            resource_bytes: 256 << 20,
+            backing_entries: 16_384,
+            resources: 4_096,
+            contexts: 64,
+            queued_jobs: 1_024,
+        }
+    }
+}
+
+/// What a quota is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quota {
+    /// Bytes of images.
+    ResourceBytes,
+    /// Entries of backings.
+    BackingEntries,
+    /// Resources.
+    Resources,
+    /// Commands in the in-order ring.
+    QueuedJobs,
+}
+
+impl fmt::Display for Quota {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ResourceBytes => "bytes of resources",
+            Self::BackingEntries => "backing entries",
+            Self::Resources => "resources",
+            Self::QueuedJobs => "queued jobs",
+        })
+    }
+}
+
+/// A guest asked for more than it may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("Quota of {limit} {quota} does not allow for {wanted} more than the {used} in use")]
+pub struct OverQuota {
+    /// Of what.
+    pub quota: Quota,
+    /// How much was asked for.
+    pub wanted: u64,
+    /// How much is in use.
+    pub used: u64,
+    /// How much there is in all.
+    pub limit: u64,
+}
+
+/// One quota with what has been taken from it.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    quota: Quota,
+    limit: u64,
+    used: u64,
+}
+
+impl Budget {
+    pub(crate) fn new(quota: Quota, limit: u64) -> Self {
+        Self { quota, limit, used: 0 }
+    }
+
+    /// Takes `wanted`, or nothing.
+    pub(crate) fn take(&mut self, wanted: u64) -> Result<(), OverQuota> {
+        let used = self.used.checked_add(wanted).filter(|used| *used <= self.limit);
+        let Some(used) = used else {
+            return Err(OverQuota { quota: self.quota, wanted, used: self.used, limit: self.limit });
+        };
+        self.used = used;
+        Ok(())
+    }
+
+    /// Gives back what was taken.
+    pub(crate) fn give_back(&mut self, amount: u64) {
+        debug_assert!(amount <= self.used, "{amount} {} given back of {}", self.quota, self.used);
+        self.used = self.used.saturating_sub(amount);
+    }
+
+    pub(crate) fn used(&self) -> u64 {
+        self.used
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_takes_nothing_even_when_the_sum_would_wrap() {
+        let mut budget = Budget::new(Quota::ResourceBytes, 10);
+        budget.take(10).unwrap();
+        let refusal = OverQuota { quota: Quota::ResourceBytes, wanted: u64::MAX, used: 10, limit: 10 };
+        assert_eq!(budget.take(u64::MAX), Err(refusal));
+        assert_eq!(budget.used(), 10);
+        budget.give_back(4);
+        assert_eq!(budget.take(4), Ok(()));
+    }
+}

@@ -1,0 +1,109 @@
+//! The commands of the 2D device as native values. Knows what each carries; knows nothing of its bytes, which stand
+//! in `crate::wire`, or of what it does.
+
+use crate::addr::Iova;
+use crate::scanout::{CursorPosition, Rect};
+
+/// What stands before every command and is given back with its response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Header {
+    /// The number of the command.
+    pub(crate) kind: u32,
+    /// The fence that the response completes.
+    pub(crate) fence: Option<Fence>,
+}
+
+/// A fence of the guest: its response is to carry all of this back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Fence {
+    pub(crate) id: u64,
+    pub(crate) ctx_id: u32,
+    /// The ring, where the guest said that it named one.
+    pub(crate) ring_idx: Option<u8>,
+}
+
+/// A command without anything behind its header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Nothing;
+
+/// RESOURCE_CREATE_2D.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CreateResource {
+    pub(crate) id: u32,
+    pub(crate) format: u32,
+    pub(crate) width: u32,
+    pub(crate) height: u32,
+}
+
+/// RESOURCE_UNREF, RESOURCE_DETACH_BACKING.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OfResource {
+    pub(crate) id: u32,
+}
+
+/// SET_SCANOUT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SetScanout {
+    pub(crate) scanout: u32,
+    /// 0: none.
+    pub(crate) resource: u32,
+    pub(crate) rect: Rect,
+}
+
+/// RESOURCE_FLUSH.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Flush {
+    pub(crate) resource: u32,
+    pub(crate) rect: Rect,
+}
+
+/// TRANSFER_TO_HOST_2D.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TransferToHost {
+    pub(crate) resource: u32,
+    pub(crate) rect: Rect,
+    /// Where in the backing the first row of the rect begins.
+    pub(crate) offset: u64,
+}
+
+/// RESOURCE_ATTACH_BACKING. `E` yields as many entries as the command really holds.
+#[derive(Clone, Debug)]
+pub(crate) struct AttachBacking<E> {
+    pub(crate) resource: u32,
+    pub(crate) entries: E,
+}
+
+/// One entry of a backing, unchecked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RawEntry {
+    pub(crate) at: Iova,
+    pub(crate) len: u32,
+}
+
+/// GET_CAPSET_INFO.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct GetCapsetInfo {
+    pub(crate) index: u32,
+}
+
+/// GET_CAPSET.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct GetCapset {
+    pub(crate) id: u32,
+}
+
+/// GET_EDID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct GetEdid {
+    pub(crate) scanout: u32,
+}
+
+/// UPDATE_CURSOR; MOVE_CURSOR, which looks at the position only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct UpdateCursor {
+    pub(crate) position: CursorPosition,
+    /// 0: no cursor.
+    pub(crate) resource: u32,
+    pub(crate) hot_x: u32,
+    pub(crate) hot_y: u32,
+}

@@ -1,0 +1,20 @@
+//! What concurrent code is made of: std, or loom when it is model-checked (`--cfg loom`). Whatever takes part in a
+//! protocol between threads comes from here; what only one thread ever writes may be plain std.
+
+#[cfg(loom)]
+pub(crate) use loom::sync::{
+    Arc, Mutex, MutexGuard,
+    atomic::{AtomicU64, fence},
+};
+#[cfg(not(loom))]
+pub(crate) use std::sync::{
+    Arc, Mutex, MutexGuard,
+    atomic::{AtomicU64, fence},
+};
+
+pub(crate) use std::sync::atomic::Ordering;
+
+/// Locks a mutex whose critical sections leave nothing half done: a poisoned lock is as good as a healthy one.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

@@ -1,0 +1,155 @@
+//! The bytes of commands, as a driver would write them, for tests. Commands of the cursor queue are marked.
+
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
+
+use crate::scanout::{CursorPosition, Rect};
+use crate::wire::gpu::{self, command, format};
+
+/// Bytes before the payload of a command.
+pub const HEADER: usize = size_of::<gpu::Header>();
+
+/// B8G8R8A8, the number of a format that has an opacity.
+pub const B8G8R8A8: u32 = format::B8G8R8A8;
+/// B8G8R8X8, the number of the format that Linux uses for a screen.
+pub const B8G8R8X8: u32 = format::B8G8R8X8;
+/// The numbers of all formats.
+pub const FORMATS: [u32; 8] = [
+    format::B8G8R8A8,
+    format::B8G8R8X8,
+    format::A8R8G8B8,
+    format::X8R8G8B8,
+    format::R8G8B8A8,
+    format::R8G8B8X8,
+    format::A8B8G8R8,
+    format::X8B8G8R8,
+];
+
+/// Command `kind` with this payload.
+pub fn raw(kind: u32, payload: &[u8]) -> Vec<u8> {
+    let mut header = gpu::Header::new_zeroed();
+    header.kind = kind.into();
+    [header.as_bytes(), payload].concat()
+}
+
+fn build(kind: u32, payload: impl IntoBytes + Immutable) -> Vec<u8> {
+    raw(kind, payload.as_bytes())
+}
+
+/// The same command with a fence.
+pub fn fenced(mut request: Vec<u8>, fence: u64) -> Vec<u8> {
+    let (header, _) = gpu::Header::mut_from_prefix(&mut request).expect("a command with its header");
+    header.flags = (header.flags.get() | gpu::FLAG_FENCE).into();
+    header.fence_id = fence.into();
+    request
+}
+
+/// GET_DISPLAY_INFO.
+pub fn get_display_info() -> Vec<u8> {
+    raw(command::GET_DISPLAY_INFO, &[])
+}
+
+/// GET_EDID.
+pub fn get_edid(scanout: u32) -> Vec<u8> {
+    build(command::GET_EDID, gpu::GetEdid { scanout: scanout.into(), padding: 0.into() })
+}
+
+/// RESOURCE_CREATE_2D.
+pub fn create_2d(id: u32, format: u32, width: u32, height: u32) -> Vec<u8> {
+    let payload = gpu::ResourceCreate2d {
+        resource_id: id.into(),
+        format: format.into(),
+        width: width.into(),
+        height: height.into(),
+    };
+    build(command::RESOURCE_CREATE_2D, payload)
+}
+
+fn of_resource(kind: u32, id: u32) -> Vec<u8> {
+    build(kind, gpu::ResourceId { resource_id: id.into(), padding: 0.into() })
+}
+
+/// RESOURCE_UNREF.
+pub fn unref(id: u32) -> Vec<u8> {
+    of_resource(command::RESOURCE_UNREF, id)
+}
+
+/// RESOURCE_DETACH_BACKING.
+pub fn detach_backing(id: u32) -> Vec<u8> {
+    of_resource(command::RESOURCE_DETACH_BACKING, id)
+}
+
+/// RESOURCE_ATTACH_BACKING with these entries: address and length.
+pub fn attach_backing(id: u32, entries: &[(u64, u32)]) -> Vec<u8> {
+    attach_backing_claiming(id, u32::try_from(entries.len()).expect("fewer than 2^32 entries"), entries)
+}
+
+/// RESOURCE_ATTACH_BACKING that claims to have `count` entries, whatever it has.
+pub fn attach_backing_claiming(id: u32, count: u32, entries: &[(u64, u32)]) -> Vec<u8> {
+    let payload = gpu::AttachBacking { resource_id: id.into(), nr_entries: count.into() };
+    let mut request = build(command::RESOURCE_ATTACH_BACKING, payload);
+    for &(addr, length) in entries {
+        let entry = gpu::MemEntry { addr: addr.into(), length: length.into(), padding: 0.into() };
+        request.extend_from_slice(entry.as_bytes());
+    }
+    request
+}
+
+/// SET_SCANOUT.
+pub fn set_scanout(scanout: u32, id: u32, rect: Rect) -> Vec<u8> {
+    let payload = gpu::SetScanout { rect: rect.into(), scanout_id: scanout.into(), resource_id: id.into() };
+    build(command::SET_SCANOUT, payload)
+}
+
+/// TRANSFER_TO_HOST_2D.
+pub fn transfer_to_host_2d(id: u32, rect: Rect, offset: u64) -> Vec<u8> {
+    let payload = gpu::TransferToHost2d {
+        rect: rect.into(),
+        offset: offset.into(),
+        resource_id: id.into(),
+        padding: 0.into(),
+    };
+    build(command::TRANSFER_TO_HOST_2D, payload)
+}
+
+/// RESOURCE_FLUSH.
+pub fn flush(id: u32, rect: Rect) -> Vec<u8> {
+    let payload = gpu::ResourceFlush { rect: rect.into(), resource_id: id.into(), padding: 0.into() };
+    build(command::RESOURCE_FLUSH, payload)
+}
+
+/// GET_CAPSET_INFO.
+pub fn get_capset_info(index: u32) -> Vec<u8> {
+    build(command::GET_CAPSET_INFO, gpu::GetCapsetInfo { capset_index: index.into(), padding: 0.into() })
+}
+
+/// GET_CAPSET.
+pub fn get_capset(id: u32, version: u32) -> Vec<u8> {
+    build(command::GET_CAPSET, gpu::GetCapset { capset_id: id.into(), capset_version: version.into() })
+}
+
+/// UPDATE_CURSOR, for the cursor queue. Resource 0 hides the cursor.
+pub fn update_cursor(position: CursorPosition, id: u32, hot: (u32, u32)) -> Vec<u8> {
+    cursor(command::UPDATE_CURSOR, position, id, hot)
+}
+
+/// MOVE_CURSOR, for the cursor queue.
+pub fn move_cursor(position: CursorPosition) -> Vec<u8> {
+    cursor(command::MOVE_CURSOR, position, 0, (0, 0))
+}
+
+fn cursor(kind: u32, position: CursorPosition, id: u32, hot: (u32, u32)) -> Vec<u8> {
+    let pos = gpu::CursorPos {
+        scanout_id: position.scanout.into(),
+        x: position.x.into(),
+        y: position.y.into(),
+        padding: 0.into(),
+    };
+    let payload = gpu::UpdateCursor {
+        pos,
+        resource_id: id.into(),
+        hot_x: hot.0.into(),
+        hot_y: hot.1.into(),
+        padding: 0.into(),
+    };
+    build(kind, payload)
+}

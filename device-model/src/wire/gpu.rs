@@ -1,0 +1,190 @@
+//! The commands and responses of virtio-gpu as they stand in guest memory (virtio 1.3, 5.7.6; the section of each
+//! is given beside it). Knows layouts and numbers; knows nothing of what they mean. Payloads leave the header out.
+
+use std::mem::size_of;
+
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+pub(crate) use virtio_bindings::virtio_gpu::{
+    VIRTIO_GPU_FLAG_FENCE as FLAG_FENCE, VIRTIO_GPU_FLAG_INFO_RING_IDX as FLAG_INFO_RING_IDX,
+    VIRTIO_GPU_MAX_SCANOUTS as MAX_SCANOUTS,
+};
+
+/// The numbers of the commands (5.7.6.7).
+pub(crate) mod command {
+    pub(crate) use virtio_bindings::virtio_gpu::{
+        virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_GET_CAPSET as GET_CAPSET,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_GET_CAPSET_INFO as GET_CAPSET_INFO,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_GET_DISPLAY_INFO as GET_DISPLAY_INFO,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_GET_EDID as GET_EDID,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_MOVE_CURSOR as MOVE_CURSOR,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_ATTACH_BACKING as RESOURCE_ATTACH_BACKING,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_CREATE_2D as RESOURCE_CREATE_2D,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_DETACH_BACKING as RESOURCE_DETACH_BACKING,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_FLUSH as RESOURCE_FLUSH,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_UNREF as RESOURCE_UNREF,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_SET_SCANOUT as SET_SCANOUT,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_TRANSFER_TO_HOST_2D as TRANSFER_TO_HOST_2D,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_UPDATE_CURSOR as UPDATE_CURSOR,
+    };
+}
+
+/// The numbers of the responses (5.7.6.7).
+pub(crate) mod response {
+    pub(crate) use virtio_bindings::virtio_gpu::{
+        virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER as ERR_INVALID_PARAMETER,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_ERR_INVALID_RESOURCE_ID as ERR_INVALID_RESOURCE_ID,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_ERR_INVALID_SCANOUT_ID as ERR_INVALID_SCANOUT_ID,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_ERR_OUT_OF_MEMORY as ERR_OUT_OF_MEMORY,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_ERR_UNSPEC as ERR_UNSPEC,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_DISPLAY_INFO as OK_DISPLAY_INFO,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_EDID as OK_EDID,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_NODATA as OK_NODATA,
+    };
+}
+
+/// The numbers of the pixel formats (5.7.6.8, RESOURCE_CREATE_2D).
+pub(crate) mod format {
+    pub(crate) use virtio_bindings::virtio_gpu::{
+        virtio_gpu_formats_VIRTIO_GPU_FORMAT_A8B8G8R8_UNORM as A8B8G8R8,
+        virtio_gpu_formats_VIRTIO_GPU_FORMAT_A8R8G8B8_UNORM as A8R8G8B8,
+        virtio_gpu_formats_VIRTIO_GPU_FORMAT_B8G8R8A8_UNORM as B8G8R8A8,
+        virtio_gpu_formats_VIRTIO_GPU_FORMAT_B8G8R8X8_UNORM as B8G8R8X8,
+        virtio_gpu_formats_VIRTIO_GPU_FORMAT_R8G8B8A8_UNORM as R8G8B8A8,
+        virtio_gpu_formats_VIRTIO_GPU_FORMAT_R8G8B8X8_UNORM as R8G8B8X8,
+        virtio_gpu_formats_VIRTIO_GPU_FORMAT_X8B8G8R8_UNORM as X8B8G8R8,
+        virtio_gpu_formats_VIRTIO_GPU_FORMAT_X8R8G8B8_UNORM as X8R8G8B8,
+    };
+}
+
+/// Bytes of an EDID in its response (5.7.6.8, GET_EDID).
+pub(crate) const EDID_BYTES: usize = 1024;
+
+macro_rules! wire {
+    ($($(#[$doc:meta])* $name:ident: $size:literal { $($field:ident: $type:ty,)* })*) => {
+        $(
+            $(#[$doc])*
+            #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+            #[repr(C)]
+            pub(crate) struct $name {
+                $(pub(crate) $field: $type,)*
+            }
+            const _: () = assert!(size_of::<$name>() == $size);
+        )*
+    };
+}
+
+wire! {
+    /// Before every command and response. 5.7.6.7, struct virtio_gpu_ctrl_hdr.
+    Header: 24 {
+        kind: U32,
+        flags: U32,
+        fence_id: U64,
+        ctx_id: U32,
+        ring_idx: u8,
+        padding: [u8; 3],
+    }
+    /// 5.7.6.8, struct virtio_gpu_rect.
+    Rect: 16 {
+        x: U32,
+        y: U32,
+        width: U32,
+        height: U32,
+    }
+    /// RESOURCE_CREATE_2D. 5.7.6.8, struct virtio_gpu_resource_create_2d.
+    ResourceCreate2d: 16 {
+        resource_id: U32,
+        format: U32,
+        width: U32,
+        height: U32,
+    }
+    /// RESOURCE_UNREF and RESOURCE_DETACH_BACKING. 5.7.6.8, struct virtio_gpu_resource_unref.
+    ResourceId: 8 {
+        resource_id: U32,
+        padding: U32,
+    }
+    /// SET_SCANOUT. 5.7.6.8, struct virtio_gpu_set_scanout.
+    SetScanout: 24 {
+        rect: Rect,
+        scanout_id: U32,
+        resource_id: U32,
+    }
+    /// RESOURCE_FLUSH. 5.7.6.8, struct virtio_gpu_resource_flush.
+    ResourceFlush: 24 {
+        rect: Rect,
+        resource_id: U32,
+        padding: U32,
+    }
+    /// TRANSFER_TO_HOST_2D. 5.7.6.8, struct virtio_gpu_transfer_to_host_2d.
+    TransferToHost2d: 32 {
+        rect: Rect,
+        offset: U64,
+        resource_id: U32,
+        padding: U32,
+    }
+    /// RESOURCE_ATTACH_BACKING; `nr_entries` entries follow. 5.7.6.8, struct virtio_gpu_resource_attach_backing.
+    AttachBacking: 8 {
+        resource_id: U32,
+        nr_entries: U32,
+    }
+    /// One stretch of a backing. 5.7.6.8, struct virtio_gpu_mem_entry.
+    MemEntry: 16 {
+        addr: U64,
+        length: U32,
+        padding: U32,
+    }
+    /// GET_CAPSET_INFO. 5.7.6.8, struct virtio_gpu_get_capset_info.
+    GetCapsetInfo: 8 {
+        capset_index: U32,
+        padding: U32,
+    }
+    /// GET_CAPSET. 5.7.6.8, struct virtio_gpu_get_capset.
+    GetCapset: 8 {
+        capset_id: U32,
+        capset_version: U32,
+    }
+    /// GET_EDID. 5.7.6.8, struct virtio_gpu_get_edid.
+    GetEdid: 8 {
+        scanout: U32,
+        padding: U32,
+    }
+    /// 5.7.6.10, struct virtio_gpu_cursor_pos.
+    CursorPos: 16 {
+        scanout_id: U32,
+        x: U32,
+        y: U32,
+        padding: U32,
+    }
+    /// UPDATE_CURSOR and MOVE_CURSOR. 5.7.6.10, struct virtio_gpu_update_cursor.
+    UpdateCursor: 32 {
+        pos: CursorPos,
+        resource_id: U32,
+        hot_x: U32,
+        hot_y: U32,
+        padding: U32,
+    }
+    /// 5.7.6.8, struct virtio_gpu_display_one.
+    DisplayOne: 24 {
+        rect: Rect,
+        enabled: U32,
+        flags: U32,
+    }
+    /// OK_DISPLAY_INFO, after the header. 5.7.6.8, struct virtio_gpu_resp_display_info.
+    DisplayInfo: 384 {
+        modes: [DisplayOne; MAX_SCANOUTS as usize],
+    }
+    /// OK_EDID, after the header. 5.7.6.8, struct virtio_gpu_resp_edid.
+    Edid: 1032 {
+        size: U32,
+        padding: U32,
+        edid: [u8; EDID_BYTES],
+    }
+    /// The configuration space. 5.7.4, struct virtio_gpu_config.
+    Config: 16 {
+        events_read: U32,
+        events_clear: U32,
+        num_scanouts: U32,
+        num_capsets: U32,
+    }
+}

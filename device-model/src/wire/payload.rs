@@ -1,0 +1,189 @@
+//! From the bytes of a command to its native value, and from a native answer to bytes. The only place that sees both
+//! sides. Knows layouts; judges nothing but lengths.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::unwrap_used
+    )
+)]
+
+use std::mem::size_of;
+
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::gpu;
+use crate::addr::Iova;
+use crate::error::CommandError;
+use crate::request::{
+    AttachBacking, CreateResource, Fence, Flush, GetCapset, GetCapsetInfo, GetEdid, Header, Nothing,
+    OfResource, RawEntry, SetScanout, TransferToHost, UpdateCursor,
+};
+use crate::scanout::{CursorPosition, DisplayMode, DisplayModes, Rect};
+
+/// What follows the header of a command.
+pub(crate) trait Payload<'a>: Sized {
+    /// Reads it from `body`, which may be longer: what follows is not looked at.
+    fn parse(body: &'a [u8]) -> Result<Self, CommandError>;
+}
+
+/// Splits a `T` off the front of `bytes`.
+fn take<T>(bytes: &[u8]) -> Result<(&T, &[u8]), CommandError>
+where
+    T: FromBytes + KnownLayout + Immutable + Unaligned,
+{
+    T::ref_from_prefix(bytes)
+        .map_err(|_| CommandError::Truncated { needed: size_of::<T>() as u64, found: bytes.len() as u64 })
+}
+
+/// Splits the header off a command.
+pub(crate) fn header(command: &[u8]) -> Result<(Header, &[u8]), CommandError> {
+    let (wire, body) = take::<gpu::Header>(command)?;
+    let flags = wire.flags.get();
+    let ring_idx = (flags & gpu::FLAG_INFO_RING_IDX != 0).then_some(wire.ring_idx);
+    let fence = (flags & gpu::FLAG_FENCE != 0).then_some(Fence {
+        id: wire.fence_id.get(),
+        ctx_id: wire.ctx_id.get(),
+        ring_idx,
+    });
+    Ok((Header { kind: wire.kind.get(), fence }, body))
+}
+
+/// Payloads that are a wire struct and nothing more: `native from wire`.
+macro_rules! payload {
+    ($($wire:ident => $native:ident |$value:ident| $make:expr;)*) => {
+        $(
+            impl<'a> Payload<'a> for $native {
+                fn parse(body: &'a [u8]) -> Result<Self, CommandError> {
+                    let ($value, _) = take::<gpu::$wire>(body)?;
+                    Ok($make)
+                }
+            }
+        )*
+    };
+}
+
+payload! {
+    ResourceCreate2d => CreateResource |w| CreateResource {
+        id: w.resource_id.get(),
+        format: w.format.get(),
+        width: w.width.get(),
+        height: w.height.get(),
+    };
+    ResourceId => OfResource |w| OfResource { id: w.resource_id.get() };
+    SetScanout => SetScanout |w| SetScanout {
+        scanout: w.scanout_id.get(),
+        resource: w.resource_id.get(),
+        rect: w.rect.into(),
+    };
+    ResourceFlush => Flush |w| Flush { resource: w.resource_id.get(), rect: w.rect.into() };
+    TransferToHost2d => TransferToHost |w| TransferToHost {
+        resource: w.resource_id.get(),
+        rect: w.rect.into(),
+        offset: w.offset.get(),
+    };
+    GetCapsetInfo => GetCapsetInfo |w| GetCapsetInfo { index: w.capset_index.get() };
+    GetCapset => GetCapset |w| GetCapset { id: w.capset_id.get() };
+    GetEdid => GetEdid |w| GetEdid { scanout: w.scanout.get() };
+    UpdateCursor => UpdateCursor |w| UpdateCursor {
+        position: CursorPosition { scanout: w.pos.scanout_id.get(), x: w.pos.x.get(), y: w.pos.y.get() },
+        resource: w.resource_id.get(),
+        hot_x: w.hot_x.get(),
+        hot_y: w.hot_y.get(),
+    };
+}
+
+impl<'a> Payload<'a> for Nothing {
+    fn parse(_: &'a [u8]) -> Result<Self, CommandError> {
+        Ok(Self)
+    }
+}
+
+/// The entries of an ATTACH_BACKING, still in the bytes of the command: nothing is allocated for them before the
+/// quota has been asked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MemEntries<'a>(&'a [gpu::MemEntry]);
+
+impl MemEntries<'_> {
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = RawEntry> + '_ {
+        self.0.iter().map(|entry| RawEntry { at: Iova::new(entry.addr.get()), len: entry.length.get() })
+    }
+}
+
+impl<'a> Payload<'a> for AttachBacking<MemEntries<'a>> {
+    fn parse(body: &'a [u8]) -> Result<Self, CommandError> {
+        let (wire, rest) = take::<gpu::AttachBacking>(body)?;
+        let count = wire.nr_entries.get();
+        let truncated = || CommandError::Truncated {
+            // OVERFLOW: 32 bits times 16.
+            needed: u64::from(count).saturating_mul(size_of::<gpu::MemEntry>() as u64),
+            found: rest.len() as u64,
+        };
+        let elements = usize::try_from(count).map_err(|_| truncated())?;
+        let (entries, _) =
+            <[gpu::MemEntry]>::ref_from_prefix_with_elems(rest, elements).map_err(|_| truncated())?;
+        Ok(Self { resource: wire.resource_id.get(), entries: MemEntries(entries) })
+    }
+}
+
+impl From<gpu::Rect> for Rect {
+    fn from(wire: gpu::Rect) -> Self {
+        Self { x: wire.x.get(), y: wire.y.get(), width: wire.width.get(), height: wire.height.get() }
+    }
+}
+
+impl From<Rect> for gpu::Rect {
+    fn from(rect: Rect) -> Self {
+        Self { x: rect.x.into(), y: rect.y.into(), width: rect.width.into(), height: rect.height.into() }
+    }
+}
+
+impl From<DisplayMode> for gpu::DisplayOne {
+    fn from(mode: DisplayMode) -> Self {
+        Self { rect: mode.rect.into(), enabled: u32::from(mode.enabled).into(), flags: mode.flags.into() }
+    }
+}
+
+/// The header of a response. All of its bytes are defined.
+pub(crate) fn response_header(kind: u32, fence: Option<&Fence>) -> gpu::Header {
+    let mut header = gpu::Header::new_zeroed();
+    header.kind = kind.into();
+    if let Some(fence) = fence {
+        let ring = if fence.ring_idx.is_some() { gpu::FLAG_INFO_RING_IDX } else { 0 };
+        header.flags = (gpu::FLAG_FENCE | ring).into();
+        header.fence_id = fence.id.into();
+        header.ctx_id = fence.ctx_id.into();
+        header.ring_idx = fence.ring_idx.unwrap_or(0);
+    }
+    header
+}
+
+/// What follows the header of OK_DISPLAY_INFO.
+pub(crate) fn display_info(modes: &DisplayModes) -> gpu::DisplayInfo {
+    gpu::DisplayInfo { modes: modes.map(gpu::DisplayOne::from) }
+}
+
+/// What follows the header of OK_EDID. The caller has bounded the length of `edid`.
+pub(crate) fn edid(edid: &[u8]) -> gpu::Edid {
+    let mut wire = gpu::Edid::new_zeroed();
+    let len = edid.len().min(gpu::EDID_BYTES);
+    wire.edid.iter_mut().zip(edid).for_each(|(to, from)| *to = *from);
+    wire.size = u32::try_from(len).unwrap_or(0).into();
+    wire
+}
+
+/// The configuration space.
+pub(crate) fn config(scanouts: u32, capsets: u32) -> [u8; size_of::<gpu::Config>()] {
+    let mut wire = gpu::Config::new_zeroed();
+    wire.num_scanouts = scanouts.into();
+    wire.num_capsets = capsets.into();
+    let mut bytes = [0; size_of::<gpu::Config>()];
+    bytes.copy_from_slice(wire.as_bytes());
+    bytes
+}
