@@ -51,7 +51,12 @@ impl Careless {
         }
         for _ in 0..pages {
             let page = self.dice.below(PAGES);
-            self.guest.dma.move_page(&mut self.surface.buffer, page).unwrap();
+            if self.dice.below(4) == 0 {
+                self.guest.dma.move_page(&mut self.surface.buffer, page).unwrap();
+            } else {
+                let frame = self.guest.dma.space().frames().take(1).unwrap()[0];
+                self.guest.dma.swap_page(&mut self.surface.buffer, page, frame).unwrap();
+            }
             self.moved += 1;
         }
         // A page that is gone for a moment may be missed just then: such a transfer fails, and rightly so.
@@ -115,7 +120,9 @@ fn an_ack_before_the_drain_is_caught() {
         let late = careless.guest.dma.oracle().touched().unwrap();
         if !late.is_empty() {
             println!("caught after {cycle} cycles: {} frames touched after the ack", late.len());
-            assert!(matches!(careless.guest.dma.oracle().check(), Err(Error::LateTouch(frames)) if frames == late));
+            assert!(
+                matches!(careless.guest.dma.oracle().check(), Err(Error::LateTouch(frames)) if frames == late)
+            );
             return;
         }
     }

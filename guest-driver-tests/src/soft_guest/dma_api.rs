@@ -81,18 +81,22 @@ impl DmaApi {
     }
 
     /// Unmaps a page and maps another frame in its place, as when an IOVA is used again at once (scenario 15). The
-    /// new frame holds zeros.
+    /// new frame holds zeros. Between the two, the page is not mapped: a device that uses it just then gets a fault.
     pub fn move_page(&self, buffer: &mut DmaBuffer, page: usize) -> Result<Ack> {
-        let fresh = self.space.frames().take(1)?[0];
-        self.move_page_to(buffer, page, fresh)
-    }
-
-    /// The same with a frame of the caller's choice.
-    pub fn move_page_to(&self, buffer: &mut DmaBuffer, page: usize, frame: Gpa) -> Result<Ack> {
+        let frame = self.space.frames().take(1)?[0];
         let iova = mapped(buffer)?.plus(page as u64 * PAGE);
         self.space.iommu().unmap(iova, 1);
         let ack = self.invalidate(iova, PAGE)?;
         self.space.iommu().map(iova, frame, buffer.permission());
+        self.oracle.retire(&[buffer.replace_frame(page, frame)])?;
+        Ok(ack)
+    }
+
+    /// Puts another frame in the place of a page that stays mapped all the time.
+    pub fn swap_page(&self, buffer: &mut DmaBuffer, page: usize, frame: Gpa) -> Result<Ack> {
+        let iova = mapped(buffer)?.plus(page as u64 * PAGE);
+        self.space.iommu().map(iova, frame, buffer.permission());
+        let ack = self.invalidate(iova, PAGE)?;
         self.oracle.retire(&[buffer.replace_frame(page, frame)])?;
         Ok(ack)
     }

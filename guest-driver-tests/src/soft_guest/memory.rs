@@ -156,6 +156,11 @@ impl GuestRam {
         Ok(())
     }
 
+    /// Cuts the file short, as only an unsealed one can be. Whoever touches what is gone, here or there, gets SIGBUS.
+    pub fn truncate(&self, len: u64) -> Result<()> {
+        self.file.set_len(len).map_err(Error::io("truncate guest memory"))
+    }
+
     /// Gives the page of a frame back to the system: the frame reads as zeros, and [`Self::is_populated`] tells
     /// whether anybody has looked at it since.
     pub fn punch(&self, frame: Gpa) -> Result<()> {
