@@ -1,3 +1,99 @@
 //! The MirrorGPU back-end.
 
-fn main() {}
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use device_model::device::DeviceConfig;
+use device_model::quota::Quotas;
+use device_model::stats::Stats;
+use mirrorgpu::args::{Args, Endpoint};
+use mirrorgpu::capabilities::CAPABILITIES;
+use mirrorgpu::control::{ControlServer, Hooks};
+use mirrorgpu::inject::Bug;
+use mirrorgpu::limits;
+use mirrorgpu::listener::{Inherited, PathListener};
+use mirrorgpu::memory::sigbus;
+use mirrorgpu::server::{Server, Source};
+use mirrorgpu::session::SessionConfig;
+use mirrorgpu::session::start::DeviceSettings;
+use mirrorgpu::signals::StopSignals;
+
+fn main() -> ExitCode {
+    let args = Args::from_command_line();
+    if args.print_capabilities {
+        println!("{}", CAPABILITIES.json());
+        return ExitCode::SUCCESS;
+    }
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("mirrorgpu: {}", mirrorgpu::error::chain(e.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
+    let source = match args.endpoint() {
+        Some(Endpoint::Path(path)) => Source::bind(path)?,
+        // SAFETY: called once, before this process opens anything: nobody else owns the number.
+        Some(Endpoint::Fd(fd)) => unsafe { Inherited::adopt(fd) }?.into(),
+        None => return Err("Give --socket-path or --fd".into()),
+    };
+    args.start_log();
+    limits::limit_descriptors(args.quotas.max_descriptors)?;
+    // Before any thread exists, so that every thread holds the signals back.
+    let signals = StopSignals::block()?;
+    sigbus::install()?;
+    let stats = Arc::new(Stats::default());
+    let control = start_control(args, &stats)?;
+    let server = Server {
+        device: device_settings(args),
+        session: SessionConfig {
+            drain_timeout: args.drain_timeout,
+            ack_before_drain: args.inject.contains(&Bug::AckBeforeDrain),
+        },
+        stats: Arc::clone(&stats),
+        signals,
+        once: args.once,
+    };
+    let result = server.run(source);
+    drop(control);
+    if args.stats_at_exit {
+        println!("{}", serde_json::to_string(&stats.snapshot())?);
+    }
+    Ok(result?)
+}
+
+fn start_control(
+    args: &Args,
+    stats: &Arc<Stats>,
+) -> Result<Option<ControlServer>, Box<dyn std::error::Error>> {
+    let Some(path) = &args.control_socket else { return Ok(None) };
+    let hooks = Hooks { stats: Arc::clone(stats), stop: Box::new(StopSignals::request_stop) };
+    Ok(Some(ControlServer::start(PathListener::bind(path)?, hooks)?))
+}
+
+fn device_settings(args: &Args) -> DeviceSettings {
+    let step_delay = args.inject.iter().filter_map(|bug| match bug {
+        Bug::StepDelay(delay) => Some(*delay),
+        Bug::AckBeforeDrain => None,
+    });
+    DeviceSettings {
+        device: DeviceConfig {
+            quotas: Quotas {
+                resource_bytes: args.quotas.max_resource_bytes,
+                backing_entries: args.quotas.max_backing_entries.into(),
+                resources: args.quotas.max_resources.into(),
+                contexts: args.quotas.max_contexts.into(),
+                queued_jobs: args.quotas.max_queued_jobs.into(),
+            },
+            ..DeviceConfig::default()
+        },
+        engines: args.engines(),
+        iotlb_limit: args.iotlb_limit,
+        miss_timeout: args.miss_timeout,
+        step_delay: step_delay.max().unwrap_or(Duration::ZERO),
+    }
+}

@@ -61,7 +61,8 @@ impl LatencyHistogram {
 
     /// The distribution so far.
     pub fn snapshot(&self) -> LatencySnapshot {
-        let histogram = self.lock();
+        // Copied first, so that nobody who records waits for the arithmetic.
+        let histogram = self.lock().clone();
         LatencySnapshot {
             count: histogram.len(),
             p50: histogram.value_at_quantile(0.5),

@@ -1,0 +1,150 @@
+//! One client of the control socket: bytes in, lines out, answers back. Bounded: while answers are unsent nothing is
+//! read. Knows nothing of commands.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+
+use super::commands;
+
+/// Longest line, without its end.
+const MAX_LINE: usize = 64 << 10;
+/// Most bytes that are read at once.
+const READ: usize = 4 << 10;
+
+/// A connected client.
+pub(super) struct Client {
+    stream: UnixStream,
+    /// What was received and not yet looked at: less than a line, unless answers are unsent.
+    input: Vec<u8>,
+    /// What is to be sent.
+    output: Vec<u8>,
+    state: State,
+}
+
+/// Where the client's input stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Lines come.
+    Reading,
+    /// A line that was too long is being skipped; the client knows.
+    Skipping,
+    /// No more input comes.
+    Ended,
+    /// Not even answers can be sent.
+    Broken,
+}
+
+/// What the client's socket is to be watched for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Interest {
+    /// Input.
+    Reading,
+    /// Room for output.
+    Writing,
+    /// Nothing: close it.
+    Over,
+}
+
+impl Client {
+    /// A client on a non-blocking socket.
+    pub(super) fn new(stream: UnixStream) -> Self {
+        Self { stream, input: Vec::new(), output: Vec::new(), state: State::Reading }
+    }
+
+    /// Its socket.
+    pub(super) fn stream(&self) -> &UnixStream {
+        &self.stream
+    }
+
+    /// Queues one line for the client.
+    pub(super) fn say(&mut self, line: &str) {
+        self.output.extend_from_slice(line.as_bytes());
+        self.output.push(b'\n');
+    }
+
+    /// The socket has failed.
+    pub(super) fn give_up(&mut self) {
+        self.state = State::Broken;
+    }
+
+    /// Takes some input, without blocking.
+    pub(super) fn receive(&mut self) {
+        let mut bytes = [0; READ];
+        match self.stream.read(&mut bytes) {
+            Ok(0) => self.state = State::Ended,
+            Ok(count) => self.input.extend(bytes.iter().take(count)),
+            Err(error) if is_temporary(&error) => {}
+            Err(_) => self.state = State::Broken,
+        }
+    }
+
+    /// Sends what is owed, and answers lines one by one for as long as the client takes the answers.
+    pub(super) fn work(&mut self, mut answer: impl FnMut(&[u8]) -> String) {
+        self.flush();
+        while self.output.is_empty() && self.state != State::Broken {
+            let Some(line) = self.next_line() else { return };
+            if !line.trim_ascii().is_empty() {
+                self.say(&answer(&line));
+            }
+            self.flush();
+        }
+    }
+
+    /// What to wait for now.
+    pub(super) fn interest(&self) -> Interest {
+        match self.state {
+            State::Broken => Interest::Over,
+            _ if !self.output.is_empty() => Interest::Writing,
+            State::Ended => Interest::Over,
+            State::Reading | State::Skipping => Interest::Reading,
+        }
+    }
+
+    /// The next line, without its end. At the end of the input, what is left is a line too.
+    fn next_line(&mut self) -> Option<Vec<u8>> {
+        loop {
+            let Some(end) = self.input.iter().position(|byte| *byte == b'\n') else {
+                return self.unfinished_line();
+            };
+            let mut line: Vec<u8> = self.input.drain(..=end).collect();
+            line.pop();
+            if self.state != State::Skipping {
+                return Some(line);
+            }
+            self.state = State::Reading;
+        }
+    }
+
+    fn unfinished_line(&mut self) -> Option<Vec<u8>> {
+        match self.state {
+            State::Reading if self.input.len() > MAX_LINE => {
+                self.input = Vec::new();
+                self.state = State::Skipping;
+                let bound = format!("A line has more than {MAX_LINE} bytes; it is ignored up to its end");
+                self.say(&commands::error("GenericError", &bound));
+                None
+            }
+            State::Skipping => {
+                self.input.clear();
+                None
+            }
+            State::Ended if !self.input.is_empty() => Some(std::mem::take(&mut self.input)),
+            _ => None,
+        }
+    }
+
+    fn flush(&mut self) {
+        while !self.output.is_empty() {
+            match self.stream.write(&self.output) {
+                Ok(0) => return self.give_up(),
+                Ok(count) => drop(self.output.drain(..count)),
+                Err(error) if is_temporary(&error) => return,
+                Err(_) => return self.give_up(),
+            }
+        }
+    }
+}
+
+fn is_temporary(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}

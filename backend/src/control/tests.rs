@@ -1,0 +1,199 @@
+//! The control socket as a tool sees it.
+
+use std::io::{BufRead, BufReader};
+use std::net::Shutdown;
+use std::sync::mpsc::{self, Receiver};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::*;
+
+/// A test that waits longer than this has failed.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Fixture {
+    directory: tempfile::TempDir,
+    stats: Arc<Stats>,
+    stopped: Receiver<()>,
+    _server: ControlServer,
+}
+
+fn start() -> Fixture {
+    let directory = tempfile::tempdir().unwrap();
+    let listener = PathListener::bind(&directory.path().join("control")).unwrap();
+    let stats = Arc::new(Stats::default());
+    let (sender, stopped) = mpsc::channel();
+    let hooks = Hooks { stats: stats.clone(), stop: Box::new(move || sender.send(()).unwrap()) };
+    Fixture { directory, stats, stopped, _server: ControlServer::start(listener, hooks).unwrap() }
+}
+
+struct Tool(BufReader<UnixStream>);
+
+impl Fixture {
+    fn connect(&self) -> Tool {
+        let stream = UnixStream::connect(self.directory.path().join("control")).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        Tool(BufReader::new(stream))
+    }
+
+    fn greeted(&self) -> Tool {
+        let mut tool = self.connect();
+        let greeting = json!({"MirrorGPU": {"version": env!("CARGO_PKG_VERSION"), "capabilities": []}});
+        assert_eq!(tool.hear(), greeting);
+        tool
+    }
+}
+
+impl Tool {
+    fn say(&mut self, text: &str) {
+        self.0.get_mut().write_all(text.as_bytes()).unwrap();
+    }
+
+    fn hear(&mut self) -> Value {
+        let mut line = String::new();
+        self.0.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"))
+    }
+
+    fn ask(&mut self, line: &str) -> Value {
+        self.say(&format!("{line}\n"));
+        self.hear()
+    }
+
+    fn hear_end(&mut self) {
+        let mut rest = String::new();
+        assert_eq!(self.0.read_line(&mut rest).unwrap(), 0, "{rest}");
+    }
+}
+
+#[test]
+fn stats_are_those_of_the_process() {
+    let fixture = start();
+    let mut tool = fixture.greeted();
+    fixture.stats.misses.add(42);
+    let reply = tool.ask(r#"{"execute": "stats"}"#);
+    assert_eq!(reply, json!({"return": fixture.stats.snapshot()}));
+    assert_eq!(reply["return"]["misses"], 42);
+}
+
+#[test]
+fn an_id_comes_back_with_answers_and_errors() {
+    let fixture = start();
+    let mut tool = fixture.greeted();
+    let reply = tool.ask(r#"{"execute": "query-commands", "id": {"any": [1]}}"#);
+    let names = [json!({"name": "query-commands"}), json!({"name": "quit"}), json!({"name": "stats"})];
+    assert_eq!(reply, json!({"return": names, "id": {"any": [1]}}));
+    let reply = tool.ask(r#"{"execute": "fly", "id": null}"#);
+    let desc = "There is no command fly; query-commands lists them";
+    assert_eq!(reply, json!({"error": {"class": "CommandNotFound", "desc": desc}, "id": null}));
+}
+
+#[test]
+fn quit_asks_the_process_to_end() {
+    let fixture = start();
+    let mut tool = fixture.greeted();
+    assert_eq!(tool.ask(r#"{"execute": "quit", "arguments": {}}"#), json!({"return": {}}));
+    assert_eq!(fixture.stopped.recv_timeout(PATIENCE), Ok(()));
+}
+
+#[test]
+fn bad_input_gets_an_error_object_and_the_connection_lives_on() {
+    let fixture = start();
+    let mut tool = fixture.greeted();
+    let deep = "[".repeat(60_000);
+    for (line, expected) in [
+        ("hello", "The line is not JSON"),
+        (deep.as_str(), "The line is not JSON"),
+        ("\u{0}\u{1}", "The line is not JSON"),
+        ("[]", "The line is not a request"),
+        ("{}", "The line is not a request"),
+        (r#"{"execute": 5}"#, "The line is not a request"),
+        (r#"{"execute": "stats", "surprise": 1}"#, "The line is not a request"),
+        (r#"{"execute": "stats", "arguments": 1}"#, "The line is not a request"),
+        (r#"{"execute": "stats", "arguments": {"a": 1}}"#, "Command stats knows no argument a"),
+    ] {
+        let reply = tool.ask(line);
+        assert_eq!(reply["error"]["class"], "GenericError", "{reply}");
+        let description = reply["error"]["desc"].as_str().unwrap();
+        assert!(description.starts_with(expected), "{description}");
+    }
+    tool.say("\n  \r\n");
+    assert!(tool.ask(r#"{"execute": "stats"}"#)["return"].is_object());
+}
+
+#[test]
+fn a_line_without_end_is_refused_once_and_skipped() {
+    let fixture = start();
+    let mut tool = fixture.greeted();
+    tool.say(&"x".repeat(200_000));
+    let reply = tool.hear();
+    let desc = "A line has more than 65536 bytes; it is ignored up to its end";
+    assert_eq!(reply, json!({"error": {"class": "GenericError", "desc": desc}}));
+    tool.say(&"x".repeat(200_000));
+    tool.say("\n");
+    assert!(tool.ask(r#"{"execute": "stats"}"#)["return"].is_object());
+}
+
+#[test]
+fn lines_may_come_in_pieces_many_at_once_and_without_a_last_end() {
+    let fixture = start();
+    let mut tool = fixture.greeted();
+    for piece in [r#"{"exe"#, r#"cute": "stats", "id": 1}"#, "\n{\"execute\": \"stats\", \"id\": 2}\n"] {
+        tool.say(piece);
+    }
+    tool.say(r#"{"execute": "stats", "id": 3}"#);
+    tool.0.get_ref().shutdown(Shutdown::Write).unwrap();
+    for id in 1..=3 {
+        assert_eq!(tool.hear()["id"], id);
+    }
+    tool.hear_end();
+}
+
+#[test]
+fn one_client_too_many_is_told_so_and_the_next_finds_room() {
+    let fixture = start();
+    let mut tools: Vec<Tool> = (0..MAX_CLIENTS).map(|_| fixture.greeted()).collect();
+    let mut extra = fixture.connect();
+    let desc = "8 clients are connected already";
+    assert_eq!(extra.hear(), json!({"error": {"class": "GenericError", "desc": desc}}));
+    extra.hear_end();
+    for tool in &mut tools {
+        assert!(tool.ask(r#"{"execute": "stats"}"#)["return"].is_object());
+    }
+    let leaving = tools.pop().unwrap();
+    leaving.0.get_ref().shutdown(Shutdown::Write).unwrap();
+    let mut leaving = leaving;
+    leaving.hear_end();
+    fixture.greeted();
+}
+
+/// The one that does not read stays connected, and what it asked for is answered when it reads at last.
+#[test]
+fn a_client_that_does_not_read_delays_nobody() {
+    let fixture = start();
+    let mut lazy = fixture.greeted();
+    lazy.0.get_ref().set_nonblocking(true).unwrap();
+    let line = format!("{}\n", r#"{"execute": "stats"}"#);
+    let mut asked = 0;
+    while lazy.0.get_mut().write(line.as_bytes()).is_ok_and(|count| count == line.len()) {
+        asked += 1;
+    }
+    let mut other = fixture.greeted();
+    assert!(other.ask(r#"{"execute": "stats"}"#)["return"].is_object());
+    lazy.0.get_ref().set_nonblocking(false).unwrap();
+    for _ in 0..asked {
+        assert!(lazy.hear()["return"].is_object());
+    }
+}
+
+#[test]
+fn the_end_closes_clients_and_removes_the_socket() {
+    let fixture = start();
+    let mut tool = fixture.greeted();
+    let Fixture { directory, _server, .. } = fixture;
+    drop(_server);
+    tool.hear_end();
+    assert!(!directory.path().join("control").exists());
+}

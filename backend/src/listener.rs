@@ -1,0 +1,375 @@
+//! Where clients connect: a socket at a path, or one that was inherited. Knows files and sockets; knows nothing of
+//! what is spoken on them.
+//!
+//! A socket that a dead process left behind is replaced; one that is alive, and a file that is no socket, never are.
+//! Whether one is alive is asked with a SEQPACKET connect, of which a live STREAM socket sees nothing (EPROTOTYPE).
+//! Asking, replacing and binding happen under a lock on the directory, so that two back-ends that start at once do
+//! not each remove the other's socket.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long somebody else may hold the lock on a socket's directory.
+const LOCK_PATIENCE: Duration = Duration::from_millis(300);
+/// How often the lock is tried.
+const LOCK_RETRY: Duration = Duration::from_millis(5);
+
+/// Why there is no socket to listen on.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// Another process listens there.
+    #[error("Socket {0} is in use: end the process that listens on it, or give another path")]
+    InUse(PathBuf),
+    /// There is a file of another kind.
+    #[error("{0} exists and is not a socket: remove it if it is not needed, or give another path")]
+    NotASocket(PathBuf),
+    /// Something else is wrong with the path.
+    #[error("Cannot listen on {path} ({step}): make sure that its directory exists and may be written to")]
+    Path {
+        /// The socket's path.
+        path: PathBuf,
+        /// What failed.
+        step: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The inherited descriptor is of no use.
+    #[error("File descriptor {fd} {problem}: pass a UNIX stream socket that is connected or listening")]
+    Descriptor {
+        /// Its number.
+        fd: RawFd,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+}
+
+/// A listening socket with a path. The path is removed in the end, if it is still this socket's.
+#[derive(Debug)]
+pub struct PathListener {
+    listener: UnixListener,
+    path: PathBuf,
+    /// Device and inode of the path; the inode is not used again while the socket is open.
+    identity: (u64, u64),
+}
+
+/// An inherited socket.
+#[derive(Debug)]
+pub enum Inherited {
+    /// Clients connect to it.
+    Listening(UnixListener),
+    /// It is a client already.
+    Connected(UnixStream),
+}
+
+impl PathListener {
+    /// Listens on `path`, where a stale socket is replaced.
+    pub fn bind(path: &Path) -> Result<Self, ListenError> {
+        let failed = |step| move |source| ListenError::Path { path: path.to_owned(), step, source };
+        let lock = lock_directory(path).map_err(failed("locking its directory"))?;
+        match fs::symlink_metadata(path) {
+            Ok(metadata) if !metadata.file_type().is_socket() => {
+                return Err(ListenError::NotASocket(path.to_owned()));
+            }
+            Ok(_) if is_alive(path).map_err(failed("asking who listens there"))? => {
+                return Err(ListenError::InUse(path.to_owned()));
+            }
+            Ok(_) => fs::remove_file(path).map_err(failed("removing the stale socket"))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed("looking at it")(error)),
+        }
+        let listener = UnixListener::bind(path).map_err(failed("binding it"))?;
+        let identity = identity(path).map_err(failed("looking at it"))?;
+        drop(lock);
+        Ok(Self { listener, path: path.to_owned(), identity })
+    }
+
+    /// Where it listens.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The socket.
+    pub fn listener(&self) -> &UnixListener {
+        &self.listener
+    }
+}
+
+impl AsFd for PathListener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
+impl AsRawFd for PathListener {
+    fn as_raw_fd(&self) -> RawFd {
+        self.listener.as_raw_fd()
+    }
+}
+
+impl Drop for PathListener {
+    fn drop(&mut self) {
+        // Without the lock, which may fail when the directory is gone, another's socket might be taken for ours.
+        if lock_directory(&self.path).is_ok_and(|_lock| {
+            identity(&self.path).is_ok_and(|found| found == self.identity)
+                && fs::remove_file(&self.path).is_err()
+        }) {
+            log::warn!("Socket {} could not be removed", self.path.display());
+        }
+    }
+}
+
+impl Inherited {
+    /// Takes over a descriptor that the parent process left open.
+    ///
+    /// # Safety
+    /// Nothing else in this process owns `fd`: call it once for a number, before other files are opened.
+    pub unsafe fn adopt(fd: RawFd) -> Result<Self, ListenError> {
+        let wrong = |problem| ListenError::Descriptor { fd, problem };
+        // SAFETY: fcntl with F_SETFD touches no memory; it fails for a number that is not open.
+        if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+            return Err(wrong("is not open"));
+        }
+        let domain = socket_option(fd, libc::SO_DOMAIN).map_err(|_| wrong("is not a socket"))?;
+        if domain != libc::AF_UNIX || socket_option(fd, libc::SO_TYPE).ok() != Some(libc::SOCK_STREAM) {
+            return Err(wrong("is a socket of another kind"));
+        }
+        let listens = socket_option(fd, libc::SO_ACCEPTCONN).is_ok_and(|listens| listens != 0);
+        // SAFETY: it is open, as F_SETFD succeeded, and the caller promises that nobody else owns it.
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        if listens {
+            return Ok(Self::Listening(socket.into()));
+        }
+        let stream = UnixStream::from(socket);
+        if stream.peer_addr().is_err() {
+            return Err(wrong("is a socket that is neither connected nor listening"));
+        }
+        Ok(Self::Connected(stream))
+    }
+}
+
+/// Whether a process listens, or is about to, on the socket at `path`.
+fn is_alive(path: &Path) -> io::Result<bool> {
+    const PROBE: libc::c_int = libc::SOCK_SEQPACKET | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: socket touches no memory of ours.
+    let fd = unsafe { libc::socket(libc::AF_UNIX, PROBE, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given us this descriptor, and nobody else knows it.
+    let probe = unsafe { OwnedFd::from_raw_fd(fd) };
+    let address = address(path)?;
+    let length = size_of_val(&address) as libc::socklen_t;
+    // SAFETY: `address` is an initialised sockaddr_un of `length` bytes that outlives the call.
+    if unsafe { libc::connect(probe.as_raw_fd(), (&raw const address).cast(), length) } == 0 {
+        return Ok(true); // It speaks SEQPACKET itself.
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        // EAGAIN: it speaks SEQPACKET itself, and is busy.
+        Some(libc::EPROTOTYPE | libc::EAGAIN) => Ok(true),
+        Some(libc::ECONNREFUSED) => Ok(false),
+        _ => Err(error),
+    }
+}
+
+fn address(path: &Path) -> io::Result<libc::sockaddr_un> {
+    let mut sun_path = [0; 108];
+    let bytes = path.as_os_str().as_bytes();
+    // One byte is left for the terminating zero.
+    if bytes.len() >= sun_path.len() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path has more than 107 bytes"));
+    }
+    for (to, from) in sun_path.iter_mut().zip(bytes) {
+        *to = from.cast_signed();
+    }
+    Ok(libc::sockaddr_un { sun_family: libc::AF_UNIX as libc::sa_family_t, sun_path })
+}
+
+/// Locks the directory of `path` against others that bind there; the lock goes away with the file.
+fn lock_directory(path: &Path) -> io::Result<File> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let directory = File::open(parent.unwrap_or(Path::new(".")))?;
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        // SAFETY: flock touches no memory of ours, and the descriptor is open.
+        if unsafe { libc::flock(directory.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+            return Ok(directory);
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::WouldBlock || Instant::now() >= deadline {
+            return Err(error);
+        }
+        // The kernel has no flock with a timeout, and our own kind holds it for less than this.
+        thread::sleep(LOCK_RETRY);
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+fn socket_option(fd: RawFd, option: libc::c_int) -> io::Result<libc::c_int> {
+    let mut value: libc::c_int = 0;
+    let mut length = size_of_val(&value) as libc::socklen_t;
+    // SAFETY: `value` and `length` are ours, outlive the call, and `length` is the size of `value`.
+    let result =
+        unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, option, (&raw mut value).cast(), &mut length) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::IntoRawFd;
+    use std::os::unix::net::UnixDatagram;
+    use std::sync::{Arc, Barrier};
+
+    use super::*;
+
+    fn directory() -> tempfile::TempDir {
+        tempfile::tempdir().unwrap()
+    }
+
+    #[test]
+    fn a_socket_is_there_while_it_is_listened_on_and_gone_afterwards() {
+        let directory = directory();
+        let path = directory.path().join("gpu.sock");
+        let bound = PathListener::bind(&path).unwrap();
+        assert_eq!(bound.path(), path);
+        let _client = UnixStream::connect(&path).unwrap();
+        bound.listener().accept().unwrap();
+        drop(bound);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced() {
+        let directory = directory();
+        let path = directory.path().join("gpu.sock");
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let _bound = PathListener::bind(&path).unwrap();
+        UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn a_live_socket_is_an_error_and_sees_nothing_of_the_question() {
+        let directory = directory();
+        let path = directory.path().join("gpu.sock");
+        let live = UnixListener::bind(&path).unwrap();
+        live.set_nonblocking(true).unwrap();
+        let error = PathListener::bind(&path).unwrap_err();
+        assert!(matches!(&error, ListenError::InUse(found) if *found == path), "{error:?}");
+        assert_eq!(live.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        let error = PathListener::bind(&path).unwrap_err().to_string();
+        let expected = format!(
+            "Socket {} is in use: end the process that listens on it, or give another path",
+            path.display()
+        );
+        assert_eq!(error, expected);
+    }
+
+    #[test]
+    fn what_is_not_a_socket_is_never_removed() {
+        let directory = directory();
+        let file = directory.path().join("file");
+        fs::write(&file, "precious").unwrap();
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(directory.path().join("stale"), &link).unwrap();
+        drop(UnixListener::bind(directory.path().join("stale")).unwrap());
+        for path in [&file, &link] {
+            let error = PathListener::bind(path).unwrap_err();
+            assert!(matches!(&error, ListenError::NotASocket(found) if found == path), "{error:?}");
+        }
+        assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
+        assert!(link.is_symlink());
+    }
+
+    #[test]
+    fn a_path_that_somebody_else_has_taken_over_is_left_alone() {
+        let directory = directory();
+        let path = directory.path().join("gpu.sock");
+        let first = PathListener::bind(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        let _second = PathListener::bind(&path).unwrap();
+        drop(first);
+        UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn of_many_that_start_at_once_over_a_stale_socket_one_wins() {
+        const CONTENDERS: usize = 8;
+        let directory = directory();
+        let path = directory.path().join("gpu.sock");
+        drop(UnixListener::bind(&path).unwrap());
+        let start = Arc::new(Barrier::new(CONTENDERS));
+        let contenders: Vec<_> = (0..CONTENDERS)
+            .map(|_| {
+                let (path, start) = (path.clone(), start.clone());
+                thread::spawn(move || {
+                    start.wait();
+                    PathListener::bind(&path)
+                })
+            })
+            .collect();
+        let results: Vec<_> = contenders.into_iter().map(|contender| contender.join().unwrap()).collect();
+        assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1, "{results:?}");
+        UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn a_path_of_no_use_is_an_error_that_says_why() {
+        let directory = directory();
+        let missing = directory.path().join("missing/gpu.sock");
+        let long = directory.path().join("x".repeat(200));
+        for (path, step) in [(&missing, "locking its directory"), (&long, "binding it")] {
+            let error = PathListener::bind(path).unwrap_err();
+            assert!(matches!(&error, ListenError::Path { step: found, .. } if *found == step), "{error:?}");
+        }
+    }
+
+    fn adopt(fd: impl IntoRawFd) -> Result<Inherited, ListenError> {
+        // SAFETY: `into_raw_fd` has given up the ownership.
+        unsafe { Inherited::adopt(fd.into_raw_fd()) }
+    }
+
+    fn problem(result: Result<Inherited, ListenError>) -> &'static str {
+        match result {
+            Err(ListenError::Descriptor { problem, .. }) => problem,
+            other => panic!("no problem: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_inherited_socket_may_be_connected_or_listening() {
+        let directory = directory();
+        let listener = UnixListener::bind(directory.path().join("gpu.sock")).unwrap();
+        assert!(matches!(adopt(listener), Ok(Inherited::Listening(_))));
+        let (stream, _peer) = UnixStream::pair().unwrap();
+        assert!(matches!(adopt(stream), Ok(Inherited::Connected(_))));
+    }
+
+    #[test]
+    fn an_inherited_descriptor_of_another_kind_is_refused_with_its_reason() {
+        assert_eq!(problem(adopt(File::open("/dev/null").unwrap())), "is not a socket");
+        let (datagram, _peer) = UnixDatagram::pair().unwrap();
+        assert_eq!(problem(adopt(datagram)), "is a socket of another kind");
+        let internet = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        assert_eq!(problem(adopt(internet)), "is a socket of another kind");
+        // SAFETY: socket touches no memory of ours.
+        let unconnected = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0) };
+        // SAFETY: the kernel has just given us this descriptor.
+        let unconnected = unsafe { OwnedFd::from_raw_fd(unconnected) };
+        assert_eq!(problem(adopt(unconnected)), "is a socket that is neither connected nor listening");
+        // SAFETY: a number that is not open is owned by nobody.
+        let closed = unsafe { Inherited::adopt(1_000_000) };
+        assert_eq!(problem(closed), "is not open");
+    }
+}

@@ -1,0 +1,144 @@
+//! The process around the sessions: takes one front-end after the other and serves each from a clean state. Ends
+//! after the first (`--once`, a connected `--fd`) or at a signal.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+
+use device_model::stats::Stats;
+use epoll::Events;
+use log::{info, warn};
+
+use crate::listener::{Inherited, ListenError, PathListener};
+use crate::session::start::{DeviceSettings, start};
+use crate::session::{Session, SessionConfig, SessionEnd};
+use crate::signals::StopSignals;
+use crate::wake::{Poller, Waker};
+
+const LISTENER: u64 = 0;
+const SIGNAL: u64 = 1;
+
+/// Where front-ends come from.
+pub enum Source {
+    /// A socket with a path.
+    Path(PathListener),
+    /// An inherited listening socket.
+    Listening(UnixListener),
+    /// An inherited connection: there is only this one.
+    Connected(UnixStream),
+}
+
+impl Source {
+    /// Listens on `path`.
+    pub fn bind(path: &Path) -> Result<Self, ListenError> {
+        PathListener::bind(path).map(Self::Path)
+    }
+
+    fn listener(&self) -> Option<&UnixListener> {
+        match self {
+            Self::Path(listener) => Some(listener.listener()),
+            Self::Listening(listener) => Some(listener),
+            Self::Connected(_) => None,
+        }
+    }
+
+    /// How the log calls it.
+    fn name(&self) -> String {
+        match self {
+            Self::Path(listener) => listener.path().display().to_string(),
+            Self::Listening(listener) => format!("file descriptor {}", listener.as_raw_fd()),
+            Self::Connected(stream) => format!("file descriptor {}", stream.as_raw_fd()),
+        }
+    }
+}
+
+impl From<Inherited> for Source {
+    fn from(inherited: Inherited) -> Self {
+        match inherited {
+            Inherited::Listening(listener) => Self::Listening(listener),
+            Inherited::Connected(stream) => Self::Connected(stream),
+        }
+    }
+}
+
+/// What serves the front-ends.
+pub struct Server {
+    /// What a device is built from.
+    pub device: DeviceSettings,
+    /// What a session is told.
+    pub session: SessionConfig,
+    /// What is counted, over all connections.
+    pub stats: Arc<Stats>,
+    /// Signals that end the process.
+    pub signals: StopSignals,
+    /// Ends after the first front-end.
+    pub once: bool,
+}
+
+impl Server {
+    /// Serves front-ends until there are no more to come.
+    pub fn run(&self, source: Source) -> io::Result<()> {
+        let name = source.name();
+        let Some(listener) = source.listener() else {
+            let Source::Connected(stream) = source else { unreachable!("Only a connection has no listener") };
+            info!("Serving {name}");
+            self.serve(stream)?;
+            return Ok(());
+        };
+        listener.set_nonblocking(true)?;
+        let poller = Poller::new()?;
+        poller.add(listener.as_raw_fd(), LISTENER, Events::EPOLLIN)?;
+        poller.add(self.signals.as_raw_fd(), SIGNAL, Events::EPOLLIN)?;
+        // The line that a launcher waits for, whatever the log level is.
+        eprintln!("mirrorgpu: listening on {name}");
+        while let Some(stream) = self.accept(listener, &poller)? {
+            let end = self.serve(stream)?;
+            if self.once || matches!(end, SessionEnd::Signal) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The next front-end; `None`: a signal came instead.
+    fn accept(&self, listener: &UnixListener, poller: &Poller) -> io::Result<Option<UnixStream>> {
+        let mut tokens = Vec::new();
+        loop {
+            poller.wait(-1, &mut tokens)?;
+            if tokens.contains(&SIGNAL) {
+                return Ok(None);
+            }
+            match listener.accept() {
+                Ok((stream, _)) => {
+                    // The listener's flag is not inherited on Linux; the session wants a blocking socket.
+                    stream.set_nonblocking(false)?;
+                    return Ok(Some(stream));
+                }
+                Err(e) if is_passing(&e) => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    fn serve(&self, stream: UnixStream) -> io::Result<SessionEnd> {
+        self.stats.connections.add(1);
+        let waker = Waker::new()?;
+        let state = start(&self.device, &self.stats, &waker)?;
+        let session = Session::new(stream, state, self.session.clone(), waker, &self.signals)?;
+        info!("A front-end has connected");
+        let end = session.run();
+        match &end {
+            SessionEnd::Closed | SessionEnd::Signal => info!("{end}"),
+            _ => warn!("Session ended: {}", crate::error::chain(&end)),
+        }
+        Ok(end)
+    }
+}
+
+/// Whether an accept may be tried again: the client has gone, or somebody else took it.
+fn is_passing(error: &io::Error) -> bool {
+    let passing: [RawFd; 4] = [libc::EAGAIN, libc::ECONNABORTED, libc::EINTR, libc::EPROTO];
+    error.raw_os_error().is_some_and(|code| passing.contains(&code))
+}
