@@ -1,9 +1,11 @@
 //! What the guest draws is what the display shows, pixel by pixel: all formats, with and without an IOMMU, rings
 //! of every kind, scattered or in odd pieces.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use guest_driver_tests::soft_guest::dma::Segment;
+use guest_driver_tests::soft_guest::frames::Dice;
 use guest_driver_tests::soft_guest::virtqueue::RingConfig;
 use guest_driver_tests::soft_guest::*;
 
@@ -167,22 +169,27 @@ fn ring_pages_can_be_invalidated_while_the_rings_are_hot() {
         let memory = guest.driver.ring(Queue::Control).memory();
         (memory.address(0), memory.pages() as u64)
     };
-    let (front_end, done) = (guest.front_end.clone(), std::sync::atomic::AtomicBool::new(false));
+    let (front_end, done) = (guest.front_end.clone(), AtomicBool::new(false));
     let flushes = std::thread::scope(|scope| {
         let flusher = scope.spawn(|| {
-            let mut flushes = 0;
-            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+            let (mut flushes, mut dice) = (0, Dice::new(1));
+            while !done.load(Ordering::Relaxed) {
                 assert_eq!(front_end.invalidate(ring, pages * PAGE).unwrap().status, 0);
                 flushes += 1;
+                // Without a pause nothing would ever find its ring.
+                wire::wait_readable(&[], Some(Duration::from_micros(dice.below(1000) as u64))).unwrap();
             }
             flushes
         });
-        for fence in 0..1000 {
+        let served = (0..1000).try_for_each(|fence| {
             let command = Command::transfer(surface.resource, surface.rect(), 0).fenced(fence);
-            assert_eq!(guest.driver.ok(&command).unwrap().fence(), Some(fence));
-        }
-        done.store(true, std::sync::atomic::Ordering::Relaxed);
-        flusher.join().unwrap()
+            assert_eq!(guest.driver.ok(&command)?.fence(), Some(fence));
+            Ok::<_, Error>(())
+        });
+        done.store(true, Ordering::Relaxed);
+        let flushes = flusher.join().unwrap();
+        served.unwrap_or_else(|error| panic!("{error} after {}", backend.stats().unwrap().0));
+        flushes
     });
     let after = backend.stats().unwrap();
     assert_eq!(after.since(&before, "invalidations").unwrap(), flushes);

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use device_model::device::{Device, Effect};
+use device_model::job::JobOutcome;
 use device_model::mmu::{Missing, RingMemory};
 use device_model::reply::Response;
 use device_model::stats::Stats;
@@ -23,6 +24,7 @@ use self::chain::RingError;
 use self::mailbox::{Mail, Mailbox, Side};
 use self::ring::{Pending, Published, Ring, SharedRing, Taken};
 use crate::display::Display;
+use crate::engine::FinishedJob;
 use crate::miss_port::{MissPort, Waiter};
 use crate::scheduler::Scheduler;
 use crate::wake::Poller;
@@ -144,9 +146,7 @@ impl Queues<'_, '_> {
         while let Some(mail) = self.thread.mailbox.take() {
             match mail {
                 Mail::RingReady(queue) => self.ring_ready(queue),
-                Mail::JobFinished(finished) => {
-                    self.thread.device.job_finished(finished.job, finished.outcome, &mut self.effects);
-                }
+                Mail::JobFinished(finished) => self.job_finished(finished),
                 Mail::DisplayAnswered { ticket, answer } => {
                     self.thread.device.display_answer(ticket, answer, &mut self.effects);
                 }
@@ -159,6 +159,17 @@ impl Queues<'_, '_> {
         }
         self.publish();
         std::ops::ControlFlow::Continue(())
+    }
+
+    fn job_finished(&mut self, finished: FinishedJob) {
+        match finished.outcome {
+            JobOutcome::Done => self.thread.stats.jobs_done.add(1),
+            JobOutcome::Failed(error) => {
+                self.thread.stats.jobs_failed.add(1);
+                debug!("Job {} failed: {error}", finished.job.id().raw());
+            }
+        }
+        self.thread.device.job_finished(finished.job, finished.outcome, &mut self.effects);
     }
 
     fn ring_ready(&mut self, queue: usize) {

@@ -1,3 +1,31 @@
-//! The guest agent.
+//! The agent: the only program in the rig's guest, and its /init. It loads the modules that it was packed with, takes
+//! the screen through KMS, and does what the rig asks for over the second serial port. Made of system (what an init
+//! does), port (lines in and out), screen (KMS) and commands; judges nothing: it draws, counts and reports.
 
-fn main() {}
+mod commands;
+mod error;
+mod port;
+mod screen;
+mod system;
+
+use commands::Agent;
+use error::AgentError;
+use guest_agent::protocol::Event;
+use port::Port;
+
+fn main() {
+    if let Err(error) = run() {
+        // PANIC: an init that ends takes the kernel with it; the rig shows the console, which ends with this line.
+        panic!("The agent cannot go on: {error}");
+    }
+}
+
+fn run() -> Result<(), AgentError> {
+    system::mount_all()?;
+    let mut port = Port::open("/dev/ttyS1")?;
+    match system::load_modules("/modules").and_then(|()| system::wait_for_card()) {
+        Ok(_) => port.send(&Event::Ready { kernel: system::kernel_release()? })?,
+        Err(error) => port.send(&Event::Failed { what: error.to_string() })?,
+    }
+    Agent::new(port).serve()
+}

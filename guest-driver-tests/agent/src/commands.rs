@@ -1,0 +1,101 @@
+//! What the rig can ask for, one function a command. Knows neither the port's lines nor the ioctls of KMS.
+
+use crate::error::AgentError;
+use crate::port::Port;
+use crate::screen::Screen;
+use crate::system::{self, End};
+use guest_agent::protocol::{Amount, Command, Driver, Event};
+use std::fs;
+use std::path::Path;
+
+/// The agent between two commands.
+pub(crate) struct Agent {
+    port: Port,
+    screen: Option<Screen>,
+}
+
+impl Agent {
+    pub(crate) fn new(port: Port) -> Self {
+        Self { port, screen: None }
+    }
+
+    /// Serves the rig's commands for ever. A command that fails is reported, and the next one awaited.
+    pub(crate) fn serve(mut self) -> Result<(), AgentError> {
+        loop {
+            let event = match self.port.receive().and_then(|command| self.handle(command)) {
+                Ok(event) => event,
+                Err(AgentError::PortClosed) => return Err(AgentError::PortClosed),
+                Err(error) => Event::Failed { what: error.to_string() },
+            };
+            self.port.send(&event)?;
+        }
+    }
+
+    fn handle(&mut self, command: Command) -> Result<Event, AgentError> {
+        match command {
+            Command::Picture(amount) => self.picture(amount),
+            Command::Draw => self.draw(),
+            Command::Stop => self.drawn(),
+            Command::Rebind { driver } => self.rebind(driver),
+            Command::Reboot => Err(system::end(End::Reboot)),
+            Command::PowerOff => Err(system::end(End::PowerOff)),
+        }
+    }
+
+    fn picture(&mut self, amount: Amount) -> Result<Event, AgentError> {
+        let screen = self.screen()?;
+        for _ in 0..amount.page_flips {
+            screen.flip()?;
+        }
+        for _ in 0..amount.dirty_flushes {
+            screen.flush_dirty()?;
+        }
+        if amount.cursor_moves > 0 {
+            screen.show_cursor()?;
+        }
+        for step in 0..amount.cursor_moves {
+            screen.move_cursor(step)?;
+        }
+        self.drawn()
+    }
+
+    /// Flips and churns buffers until the rig says `Stop`, or anything else.
+    fn draw(&mut self) -> Result<Event, AgentError> {
+        self.screen()?.flip()?;
+        self.port.send(&Event::Drawing)?;
+        loop {
+            let screen = self.screen()?;
+            screen.flip()?;
+            screen.churn()?;
+            if let Some(command) = self.port.try_receive()? {
+                return self.handle(command);
+            }
+        }
+    }
+
+    fn drawn(&mut self) -> Result<Event, AgentError> {
+        Ok(Event::Drawn(self.screen()?.take_counts()))
+    }
+
+    fn rebind(&mut self, driver: Driver) -> Result<Event, AgentError> {
+        self.screen = None;
+        match driver {
+            Driver::VirtioGpu => system::rebind(Path::new("/sys/bus/virtio/drivers/virtio_gpu"), |_| true)?,
+            Driver::VirtioPci => system::rebind(Path::new("/sys/bus/pci/drivers/virtio-pci"), is_display)?,
+        }
+        system::wait_for_card()?;
+        Ok(Event::Rebound)
+    }
+
+    fn screen(&mut self) -> Result<&mut Screen, AgentError> {
+        match &mut self.screen {
+            Some(screen) => Ok(screen),
+            none => Ok(none.insert(Screen::take(&system::wait_for_card()?)?)),
+        }
+    }
+}
+
+/// Whether a PCI function is a display controller (base class 3).
+fn is_display(device: &Path) -> bool {
+    fs::read_to_string(device.join("class")).is_ok_and(|class| class.starts_with("0x03"))
+}

@@ -1,0 +1,105 @@
+//! The words that rig and agent exchange over the guest's second serial port: one JSON object a line. Knows
+//! nothing of the port.
+
+use serde::{Deserialize, Serialize};
+
+/// What the rig asks of the agent. Each is answered with one event; `Draw` with two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Command {
+    /// Take the screen if it is not held yet, and draw so much; answered by `Drawn`.
+    Picture(Amount),
+    /// Draw until `Stop` comes, while buffers come and go beside it; answered by `Drawing` at once.
+    Draw,
+    /// End `Draw`; answered by `Drawn`.
+    Stop,
+    /// Let the screen go, take the device from its driver and give it back; answered by `Rebound`.
+    Rebind {
+        /// Which driver.
+        driver: Driver,
+    },
+    /// Reboot the machine; the next event is the next boot's `Ready`.
+    Reboot,
+    /// Switch the machine off; nothing answers.
+    PowerOff,
+}
+
+/// How much to draw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Amount {
+    /// Page flips, each waited for.
+    pub page_flips: u32,
+    /// Dirty-rectangle flushes of the buffer on screen.
+    pub dirty_flushes: u32,
+    /// Moves of the cursor.
+    pub cursor_moves: u32,
+}
+
+/// The drivers of the device, from the outside in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Driver {
+    /// The driver of the PCI function; the IOMMU's domain goes with it.
+    VirtioPci,
+    /// The driver of the virtio device.
+    VirtioGpu,
+}
+
+/// What the agent tells the rig.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Event {
+    /// The agent runs, and the kernel has a display device.
+    Ready {
+        /// The kernel's release.
+        kernel: String,
+    },
+    /// `Draw` has begun: its first page flip is over.
+    Drawing,
+    /// What was drawn since the last `Drawn`, and what stands on the screen now.
+    Drawn(Drawn),
+    /// The driver has the device again.
+    Rebound,
+    /// A command failed; the agent goes on.
+    Failed {
+        /// What failed, in a sentence.
+        what: String,
+    },
+}
+
+/// What the agent counted since the last time that it said so.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drawn {
+    /// Width of the screen in pixels.
+    pub width: u32,
+    /// Height of the screen in pixels.
+    pub height: u32,
+    /// Number of the frame on screen: with width and height it names every pixel.
+    pub frame: u32,
+    /// Times that a mode was set.
+    pub mode_sets: u32,
+    /// Page flips whose event came.
+    pub page_flips: u32,
+    /// Dirty-rectangle flushes.
+    pub dirty_flushes: u32,
+    /// Cursor images that were handed over.
+    pub cursor_images: u32,
+    /// Moves of the cursor.
+    pub cursor_moves: u32,
+    /// Buffers that came and went beside the drawing.
+    pub buffers_churned: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_and_events_are_flat_objects_of_one_line() {
+        let amount = Amount { page_flips: 1, dirty_flushes: 2, cursor_moves: 3 };
+        let line = serde_json::to_string(&Command::Picture(amount)).unwrap();
+        assert_eq!(line, r#"{"command":"picture","page_flips":1,"dirty_flushes":2,"cursor_moves":3}"#);
+        let event: Event = serde_json::from_str(r#"{"event":"failed","what":"No card"}"#).unwrap();
+        assert_eq!(event, Event::Failed { what: "No card".into() });
+    }
+}

@@ -1,0 +1,138 @@
+//! `cargo demo`: a picture from a real guest behind a vIOMMU, in strict and in lazy mode, and what it took.
+
+use clap::Parser;
+use guest_agent::protocol::{Amount, Drawn};
+use guest_driver_tests::rig::error::RigError;
+use guest_driver_tests::rig::options::{self, Options};
+use guest_driver_tests::rig::report::{self, say};
+use guest_driver_tests::rig::run::{Rig, Run};
+use guest_driver_tests::rig::scenario;
+use guest_driver_tests::rig::stats::Stats;
+use guest_driver_tests::rig::topology::Topology;
+use guest_driver_tests::rig::workspace;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// The topologies to show, with the name of each column.
+const MODES: [(&str, &str); 2] = [("strict", "intel-iommu-strict"), ("lazy", "intel-iommu-lazy")];
+const AMOUNT: Amount = Amount { page_flips: 120, dirty_flushes: 20, cursor_moves: 60 };
+
+/// Boots a Linux guest behind an IOMMU, has it draw on MirrorGPU, takes its screen, and shows what the mirror did.
+#[derive(Parser)]
+#[command(name = "cargo demo", version)]
+struct Arguments {
+    /// Without a virtual machine: the soft guest, a driver and an IOMMU in one process
+    #[arg(long)]
+    soft: bool,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// What one mode has shown.
+struct Shown {
+    mode: &'static str,
+    picture: PathBuf,
+    /// None with QEMU's own device.
+    stats: Option<Stats>,
+}
+
+fn main() -> ExitCode {
+    let arguments: Arguments = options::parse();
+    let shown = if arguments.soft { soft_guest() } else { real_guests(&arguments.options) };
+    match shown.and_then(|shown| conclude(&shown)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cargo demo: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn soft_guest() -> Result<Vec<Shown>, RigError> {
+    Err(RigError::Missing(
+        "The soft guest is not wired to the demo yet: run `cargo demo` without --soft".into(),
+    ))
+}
+
+fn real_guests(options: &Options) -> Result<Vec<Shown>, RigError> {
+    let rig = Rig::prepare(options)?;
+    MODES.iter().map(|&(mode, topology)| show(&rig, mode, &Topology::named(topology)?)).collect()
+}
+
+fn show(rig: &Rig, mode: &'static str, topology: &Topology) -> Result<Shown, RigError> {
+    say(&format!("{mode}: booting a guest with `{}`", topology.guest));
+    let mut run = Run::boot(rig, topology)?;
+    say(&format!("{mode}: Linux {} is up, and draws", run.kernel));
+    let shown = draw(&mut run, mode).map_err(|error| run.explain(error))?;
+    run.end()?;
+    Ok(shown)
+}
+
+fn draw(run: &mut Run<'_>, mode: &'static str) -> Result<Shown, RigError> {
+    let Drawn { page_flips, dirty_flushes, cursor_moves, .. } = scenario::picture(run, AMOUNT)?;
+    say(&format!(
+        "{mode}: the guest counted {page_flips} page flips, {dirty_flushes} dirty flushes, {cursor_moves} cursor moves"
+    ));
+    if run.stats()?.is_some() {
+        say(&format!(
+            "{mode}: the back-end counted the same; the guest draws on while buffers come and go beside it"
+        ));
+    }
+    let drawn = scenario::draw_under_invalidations(run)?;
+    let picture = workspace().join(format!("mirrorgpu-{mode}.png"));
+    run.save_picture(&picture)?;
+    say(&format!(
+        "{mode}: every pixel of the screen is right at frame {}: {}",
+        drawn.frame,
+        picture.display()
+    ));
+    Ok(Shown { mode, picture, stats: run.stats()? })
+}
+
+fn conclude(shown: &[Shown]) -> Result<(), RigError> {
+    let with_stats: Vec<_> = shown.iter().filter_map(|shown| Some((shown.mode, shown.stats?))).collect();
+    if with_stats.is_empty() {
+        println!("\nQEMU's own device has no counts to show.");
+        return Ok(());
+    }
+    println!("\n{}\n", report::table(&rows(&with_stats)));
+    for Shown { mode, picture, .. } in shown {
+        println!("The screen in {mode} mode: {}", picture.display());
+    }
+    let strict = with_stats.iter().find(|(mode, _)| *mode == "strict");
+    match strict.map_or(0, |(_, stats)| stats.invalidations_with_work_in_flight) {
+        0 => println!(
+            "In strict mode 0 is the right figure: the driver unmaps a buffer only after the device has answered\n\
+             that it is done with it. In lazy mode the guest flushes its whole domain up to 10 ms after an unmap,\n\
+             and hits transfers in progress: each of those was drained before its ack."
+        ),
+        hits => {
+            let text = "In strict mode {hits} invalidations found work in flight: a correct driver leaves none. \
+                        Either the driver unmaps too early, or the device answers too early";
+            return Err(RigError::check(text.replace("{hits}", &hits.to_string())));
+        }
+    }
+    Ok(())
+}
+
+type Figure = fn(&Stats) -> String;
+
+fn rows(columns: &[(&str, Stats)]) -> Vec<Vec<String>> {
+    let figures: [(&str, Figure); 9] = [
+        ("misses", |stats| stats.misses.to_string()),
+        ("updates", |stats| stats.updates.to_string()),
+        ("invalidations", |stats| stats.invalidations.to_string()),
+        ("  that found work in flight", |stats| stats.invalidations_with_work_in_flight.to_string()),
+        ("  ack latency, p50", |stats| report::duration(stats.ack_latency_ns.p50)),
+        ("  ack latency, p99", |stats| report::duration(stats.ack_latency_ns.p99)),
+        ("  ack latency, maximum", |stats| report::duration(stats.ack_latency_ns.max)),
+        ("bytes moved", |stats| report::bytes(stats.bytes_moved)),
+        ("guest frozen, in all", |stats| report::duration(stats.frozen_ns)),
+    ];
+    let titles = std::iter::once(String::new()).chain(columns.iter().map(|(mode, _)| (*mode).to_owned()));
+    let mut rows = vec![titles.collect()];
+    rows.extend(figures.map(|(name, figure)| {
+        std::iter::once(name.to_owned()).chain(columns.iter().map(|(_, stats)| figure(stats))).collect()
+    }));
+    rows
+}

@@ -1,0 +1,90 @@
+//! Judges the guest's console, and what QEMU itself printed: a driver that was hurt says so there. Knows the kernel's
+//! words, nothing of who caused them.
+
+/// What the kernel's log must not contain, and what it means.
+const TROUBLES: [(&str, &str); 13] = [
+    ("WARNING: ", "the kernel warned"),
+    ("BUG: ", "the kernel found a bug"),
+    ("BUG ", "the slab allocator found a bug"),
+    ("Oops: ", "the kernel oopsed"),
+    ("Kernel panic", "the kernel panicked"),
+    ("general protection fault", "the kernel faulted"),
+    ("blocked for more than", "a task hangs"),
+    ("self-detected stall", "a CPU hangs"),
+    ("*ERROR* response 0x", "the device answered a command with an error"),
+    ("*ERROR* timed out", "the device did not answer"),
+    ("fault addr", "the IOMMU stopped an access of the device"),
+    ("DRHD: handling fault status", "the IOMMU stopped an access of the device"),
+    ("fault from EP", "the IOMMU stopped an access of the device"),
+];
+
+/// Lines that look like trouble and are none of ours; each says why.
+const KNOWN: [(&str, &str); 1] = [(
+    "BUG virtio-gpu-vbufs",
+    "Linux 6.12 itself leaves objects behind when virtio_gpu is unbound with a command in flight",
+)];
+
+/// What QEMU's own output must not contain. (Good runs print too: `Unexpected IOTLB message when virtio device is
+/// stopped` and the like.)
+const QEMU_TROUBLES: [(&str, &str); 2] = [
+    ("Fail to invalidate device iotlb", "QEMU got no good ack for an INVALIDATE"),
+    ("Failed to read msg header", "the back-end closed the connection"),
+];
+
+/// The lines of the guest's log that tell of trouble, each with what it means.
+pub fn troubles(log: &str) -> Vec<String> {
+    let unknown = log.lines().filter(|line| !KNOWN.iter().any(|(known, _why)| line.contains(known)));
+    find(unknown, &TROUBLES)
+}
+
+/// The lines of QEMU's output that tell of trouble.
+pub fn qemu_troubles(output: &str) -> Vec<String> {
+    find(output.lines(), &QEMU_TROUBLES)
+}
+
+fn find<'a>(lines: impl Iterator<Item = &'a str>, troubles: &[(&str, &str)]) -> Vec<String> {
+    let meaning =
+        |line: &str| troubles.iter().find(|(pattern, _)| line.contains(pattern)).map(|(_, what)| *what);
+    lines.filter_map(|line| Some(format!("{}: {}", meaning(line)?, line.trim()))).collect()
+}
+
+/// The last `count` lines of a log.
+pub fn end(log: &str, count: usize) -> String {
+    let skipped = log.lines().count().saturating_sub(count);
+    let lines: Vec<_> = log.lines().skip(skipped).map(str::trim_end).collect();
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_warning_a_fault_and_a_refused_command_are_troubles() {
+        let log = "[1.0] Booting\n[2.0] WARNING: CPU: 0 PID: 1 at mm/slub.c\n\
+                   [3.0] DMAR: [DMA Read NO_PASID] Request device [00:02.0] fault addr 0xfff\n\
+                   [4.0] [drm:virtio_gpu_dequeue_ctrl_func] *ERROR* response 0x1203 (command 0x105)\n";
+        let found = troubles(log);
+        assert_eq!(found.len(), 3, "{found:?}");
+        assert!(found[0].starts_with("the kernel warned: [2.0]"));
+        assert!(found[2].starts_with("the device answered a command with an error"));
+    }
+
+    #[test]
+    fn a_known_fault_of_the_kernel_is_not_held_against_the_run() {
+        assert!(troubles("[9.0] BUG virtio-gpu-vbufs (Not tainted): Objects remaining on close").is_empty());
+        assert_eq!(troubles("[9.0] BUG kmalloc-64 (Not tainted): Poison overwritten").len(), 1);
+    }
+
+    #[test]
+    fn qemus_chatter_is_not_trouble_but_a_failed_invalidation_is() {
+        assert!(qemu_troubles("Unexpected IOTLB message when virtio device is stopped").is_empty());
+        assert_eq!(qemu_troubles("qemu: Fail to invalidate device iotlb").len(), 1);
+    }
+
+    #[test]
+    fn the_end_of_a_log_is_its_last_lines() {
+        assert_eq!(end("a\nb\r\nc\n", 2), "b\nc");
+        assert_eq!(end("a", 5), "a");
+    }
+}

@@ -1,0 +1,81 @@
+//! What can go wrong in the rig. Each message is a sentence for a person: what happened, to what, and what to do.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// An error of the rig.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what the variants and their fields are")]
+pub enum RigError {
+    #[error("Cannot {what}: {source}")]
+    Io { what: String, source: io::Error },
+    #[error("{program} failed ({status}):\n{output}")]
+    Command { program: String, status: String, output: String },
+    #[error("{0}")]
+    Missing(String),
+    #[error(
+        "QEMU {found} at {} is too old: behind an IOMMU, `vhost-user-gpu-pci` needs QEMU 10 or newer. \
+         Give another with --qemu, or leave --qemu out to have one fetched",
+        path.display()
+    )]
+    QemuTooOld { path: PathBuf, found: String },
+    #[error(
+        "QEMU at {} has no `vhost-user-gpu-pci` device. Some systems pack it apart \
+         (`qemu-device-display-vhost-user-gpu` or the like): install that, or give another QEMU with --qemu",
+        .0.display()
+    )]
+    QemuWithoutDevice(PathBuf),
+    #[error("{} is not a Linux kernel image for x86 (bzImage)", .0.display())]
+    NotAKernel(PathBuf),
+    #[error(
+        "The kernel {release} has no module `{module}` under {}. It has to be a stock kernel with DRM \
+         (Debian's cloud kernels have none)",
+        modules.display()
+    )]
+    NoModule { module: String, release: String, modules: PathBuf },
+    #[error("The module {} cannot be read: {why}", path.display())]
+    BadModule { path: PathBuf, why: String },
+    #[error("The agent at {} is not static, and would not start as /init: RUSTFLAGS was overridden", .0.display())]
+    AgentNotStatic(PathBuf),
+    #[error("The topology file {} says in line {line}: {text:?}, which is not understood", path.display())]
+    Topology { path: PathBuf, line: usize, text: String },
+    #[error("There is no topology {name:?}. There are: {known}")]
+    NoSuchTopology { name: String, known: String },
+    #[error("{what} did not come within {} s", limit.as_secs())]
+    Late { what: String, limit: Duration },
+    #[error("{name} ended by itself ({status})")]
+    Ended { name: &'static str, status: String },
+    #[error("{peer} has closed its connection")]
+    Closed { peer: &'static str },
+    #[error("{peer} said {line:?}, which is not understood: {source}")]
+    NotUnderstood { peer: &'static str, line: String, source: serde_json::Error },
+    #[error("{peer} refused {request}: {reason}")]
+    Refused { peer: &'static str, request: String, reason: String },
+    #[error("The guest failed: {0}")]
+    Guest(String),
+    #[error("The guest said {0}, which was not its turn")]
+    Unexpected(String),
+    #[error("{0}")]
+    Check(String),
+    #[error("{0} checks failed")]
+    Failed(usize),
+}
+
+impl RigError {
+    /// A check that did not hold.
+    pub fn check(text: impl Into<String>) -> Self {
+        Self::Check(text.into())
+    }
+}
+
+/// Names what was being done when an input or output failed.
+pub(crate) trait Doing<T> {
+    fn doing(self, what: impl Into<String>) -> Result<T, RigError>;
+}
+
+impl<T> Doing<T> for io::Result<T> {
+    fn doing(self, what: impl Into<String>) -> Result<T, RigError> {
+        self.map_err(|source| RigError::Io { what: what.into(), source })
+    }
+}

@@ -1,0 +1,178 @@
+//! A kernel image with its modules: what it is called, and which modules a driver needs, in the order of loading.
+//! Knows nothing of where the image comes from.
+
+use crate::rig::error::{Doing, RigError};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Offset of the boot protocol's magic number, and of the pointer to the version (linux: arch/x86/boot.rst).
+const BOOT_MAGIC: (usize, &[u8]) = (0x202, b"HdrS");
+const VERSION_POINTER: usize = 0x20e;
+const VERSION_BASE: usize = 0x200;
+/// Names that a module file may have.
+const SUFFIXES: [&str; 4] = [".ko", ".ko.xz", ".ko.zst", ".ko.gz"];
+const SECTION_OF_DEPENDENCIES: &[u8] = b"\0depends=";
+
+/// A kernel that can be booted.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    /// The compressed image.
+    pub image: PathBuf,
+    /// Its release, as `uname -r` says it.
+    pub release: String,
+    modules: PathBuf,
+}
+
+impl Kernel {
+    /// The kernel `image`, with the modules under `modules`, or where the system installs them.
+    pub fn open(image: &Path, modules: Option<&Path>) -> Result<Self, RigError> {
+        let bytes = fs::read(image).doing(format!("read the kernel {}", image.display()))?;
+        let release = release_of(&bytes).ok_or_else(|| RigError::NotAKernel(image.to_owned()))?;
+        let installed = || Path::new("/lib/modules").join(&release);
+        let modules = modules.map_or_else(installed, Path::to_owned);
+        Ok(Self { image: image.to_owned(), release, modules })
+    }
+
+    /// The files of `module` and of all that it needs, in the order of loading; none for what is built in.
+    pub fn module_with_dependencies(&self, module: &str) -> Result<Vec<PathBuf>, RigError> {
+        let files = self.module_files()?;
+        if !files.contains_key(&canonical(module)) && !self.is_builtin(module) {
+            let (release, modules) = (self.release.clone(), self.modules.clone());
+            return Err(RigError::NoModule { module: module.to_owned(), release, modules });
+        }
+        let mut order = Vec::new();
+        visit(&canonical(module), &files, &mut order)?;
+        Ok(order)
+    }
+
+    fn is_builtin(&self, module: &str) -> bool {
+        let list = fs::read_to_string(self.modules.join("modules.builtin")).unwrap_or_default();
+        list.lines().any(|line| module_name(Path::new(line)) == Some(canonical(module)))
+    }
+
+    /// All modules by name. The kernel's package lists them in modules.order (depmod has not run on an unpacked one,
+    /// so there is no modules.dep), without the suffix of their compression.
+    fn module_files(&self) -> Result<BTreeMap<String, PathBuf>, RigError> {
+        let list = self.modules.join("modules.order");
+        let lines = fs::read_to_string(&list).doing(format!("read {}", list.display()))?;
+        let named = |line: &str| Some((module_name(Path::new(line))?, self.modules.join(line)));
+        Ok(lines.lines().filter_map(named).collect())
+    }
+}
+
+/// Adds the dependencies of `module`, then itself. Those that are not files are built in.
+fn visit(module: &str, files: &BTreeMap<String, PathBuf>, order: &mut Vec<PathBuf>) -> Result<(), RigError> {
+    let Some(listed) = files.get(module) else { return Ok(()) };
+    let path = with_suffix(listed)?;
+    if order.contains(&path) {
+        return Ok(());
+    }
+    for dependency in dependencies(&path)? {
+        visit(&dependency, files, order)?;
+    }
+    order.push(path);
+    Ok(())
+}
+
+/// The file that is there for a listed module: as it is, or with the suffix of a compression.
+fn with_suffix(listed: &Path) -> Result<PathBuf, RigError> {
+    let stem = listed.with_extension("");
+    let candidates = SUFFIXES.map(|suffix| PathBuf::from(format!("{}{suffix}", stem.display())));
+    let found = candidates.into_iter().find(|path| path.is_file());
+    found.ok_or_else(|| RigError::BadModule {
+        path: listed.to_owned(),
+        why: "it is listed, but not there".into(),
+    })
+}
+
+/// The modules that the one at `path` needs, as its own .modinfo says.
+fn dependencies(path: &Path) -> Result<Vec<String>, RigError> {
+    let bytes = fs::read(path).doing(format!("read {}", path.display()))?;
+    let bad = |why: String| RigError::BadModule { path: path.to_owned(), why };
+    let elf = match path.extension().and_then(|extension| extension.to_str()) {
+        Some("ko") => bytes,
+        Some("xz") => {
+            let mut elf = Vec::new();
+            lzma_rs::xz_decompress(&mut bytes.as_slice(), &mut elf)
+                .map_err(|error| bad(format!("{error:?}")))?;
+            elf
+        }
+        _ => return Err(bad("only plain and xz-compressed modules are understood".into())),
+    };
+    let names = find(&elf, SECTION_OF_DEPENDENCIES).ok_or_else(|| bad("it names no dependencies".into()))?;
+    Ok(names.split(',').filter(|name| !name.is_empty()).map(canonical).collect())
+}
+
+/// The text after `key`, up to the next NUL.
+fn find<'a>(bytes: &'a [u8], key: &[u8]) -> Option<&'a str> {
+    let start = bytes.windows(key.len()).position(|window| window == key)? + key.len();
+    text_at(bytes, start)
+}
+
+fn text_at(bytes: &[u8], start: usize) -> Option<&str> {
+    let rest = bytes.get(start..)?;
+    let end = rest.iter().position(|&byte| byte == 0)?;
+    std::str::from_utf8(rest.get(..end)?).ok()
+}
+
+/// The release that the image's header names: "6.12.95+deb12-amd64 (…) #1 …" up to the first space.
+fn release_of(image: &[u8]) -> Option<String> {
+    let (at, magic) = BOOT_MAGIC;
+    if image.get(at..at + magic.len())? != magic {
+        return None;
+    }
+    let pointer = image.get(VERSION_POINTER..VERSION_POINTER + 2)?;
+    let offset = usize::from(u16::from_le_bytes(pointer.try_into().ok()?));
+    let version = text_at(image, VERSION_BASE + offset)?;
+    version.split(' ').next().map(str::to_owned)
+}
+
+/// The name of a module's file, with dashes and underscores made one.
+fn module_name(path: &Path) -> Option<String> {
+    let file = path.file_name()?.to_str()?;
+    Some(canonical(file.split(".ko").next()?))
+}
+
+fn canonical(name: &str) -> String {
+    name.replace('-', "_")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image_with(version: &str) -> Vec<u8> {
+        let mut image = vec![0; 0x400];
+        image[0x202..0x206].copy_from_slice(b"HdrS");
+        image[0x20e..0x210].copy_from_slice(&0x100u16.to_le_bytes());
+        image[0x300..0x300 + version.len()].copy_from_slice(version.as_bytes());
+        image
+    }
+
+    #[test]
+    fn the_release_is_read_from_the_image() {
+        let image = image_with("6.12.1-amd64 (builder) #1 SMP");
+        assert_eq!(release_of(&image).as_deref(), Some("6.12.1-amd64"));
+        assert_eq!(release_of(b"not a kernel"), None);
+    }
+
+    #[test]
+    fn modules_come_after_what_they_need_and_built_in_ones_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &[u8]| fs::write(folder.path().join(name), text).unwrap();
+        file("modules.order", b"virtio-gpu.ko\ndrm.ko\nhelper.ko\n");
+        file("modules.builtin", b"kernel/virtio_pci.ko\n");
+        file("virtio-gpu.ko", b"\0depends=helper,drm,built_in\0");
+        file("helper.ko", b"\0depends=drm\0");
+        file("drm.ko", b"\0depends=\0");
+        file("image", &image_with("6.12 x"));
+        let kernel = Kernel::open(&folder.path().join("image"), Some(folder.path())).unwrap();
+        let files = kernel.module_with_dependencies("virtio_gpu").unwrap();
+        let names: Vec<_> = files.iter().filter_map(|path| module_name(path)).collect();
+        assert_eq!(names, ["drm", "helper", "virtio_gpu"]);
+        assert!(kernel.module_with_dependencies("virtio-pci").unwrap().is_empty());
+        let error = kernel.module_with_dependencies("nouveau").unwrap_err();
+        assert!(matches!(error, RigError::NoModule { module, .. } if module == "nouveau"));
+    }
+}

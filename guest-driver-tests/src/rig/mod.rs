@@ -1,0 +1,41 @@
+//! The rig: boots a real Linux guest on stock QEMU with the back-end attached, has it draw, and judges what both sides
+//! say. Made of, from the outside in:
+//!
+//! - tools: `packages` and `apt` (QEMU and a kernel, found or fetched), `cargo_build` (the agent, the back-end),
+//!   `accel` (KVM or not);
+//! - the guest's parts: `topology` (a file of qemu-configs), `kernel` (image and modules), `initramfs`;
+//! - processes and their sockets: `process`, `json_lines`, `qmp`, `qemu`, `backend_process`, `guest`;
+//! - judgement: `screen` (pixels), `console` (the guest's log), `stats` (the back-end's counts), `scenario`;
+//! - `run`: all of these together, one boot a topology; `report`: what a person reads.
+//!
+//! It knows nothing of the device's inside, and asks the back-end through its sockets only.
+
+pub mod accel;
+mod apt;
+pub mod backend_process;
+pub mod cargo_build;
+pub mod console;
+pub mod error;
+pub mod guest;
+pub mod initramfs;
+pub mod json_lines;
+pub mod kernel;
+pub mod options;
+pub mod packages;
+pub mod process;
+pub mod qemu;
+pub mod qmp;
+pub mod report;
+pub mod run;
+pub mod scenario;
+pub mod screen;
+pub mod stats;
+pub mod topology;
+
+use std::path::{Path, PathBuf};
+
+/// The checkout's root.
+pub fn workspace() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_owned()
+}

@@ -1,0 +1,97 @@
+//! The command line that `demo` and `verify` share.
+
+use crate::rig::accel::Accel;
+use clap::{Args, Parser, ValueEnum};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What both commands understand.
+#[derive(Clone, Debug, Args)]
+pub struct Options {
+    /// QEMU to run (10 or newer, with vhost-user-gpu-pci). Default: the one on the PATH if it will do, else one that
+    /// is fetched from Debian and unpacked under .cache
+    #[arg(long, value_name = "PROGRAM")]
+    pub qemu: Option<PathBuf>,
+    /// Kernel image to boot. Default: Debian's, fetched and unpacked under .cache
+    #[arg(long, value_name = "IMAGE")]
+    pub kernel: Option<PathBuf>,
+    /// Folder of the kernel's modules. Default: /lib/modules/RELEASE, where --kernel is given
+    #[arg(long, value_name = "FOLDER", requires = "kernel")]
+    pub modules: Option<PathBuf>,
+    /// Fetch nothing: say what is missing, and stop
+    #[arg(long)]
+    pub no_install: bool,
+    /// Back-end to run. Default: the checkout's, built
+    #[arg(long, value_name = "PROGRAM", conflicts_with = "reference")]
+    pub backend: Option<PathBuf>,
+    /// Run on QEMU's own virtio-gpu instead of the back-end, to compare with
+    #[arg(long)]
+    pub reference: bool,
+    /// How the guest's CPU runs. Default: KVM where it can really run a guest, else TCG
+    #[arg(long, value_enum)]
+    pub accel: Option<AccelChoice>,
+    /// Longest wait for the guest, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
+    pub timeout: Duration,
+    /// Keep the logs and dumps of each run, and say where they are
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// The accelerators that can be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AccelChoice {
+    /// The host's CPU.
+    Kvm,
+    /// QEMU's translation.
+    Tcg,
+}
+
+impl Options {
+    /// The accelerator to use.
+    pub fn accelerator(&self) -> Accel {
+        match self.accel {
+            Some(AccelChoice::Kvm) => Accel::Kvm,
+            Some(AccelChoice::Tcg) => Accel::Tcg,
+            None => Accel::detect(),
+        }
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse::<u64>() {
+        Ok(0) | Err(_) => Err("a number of seconds, 1 or more".into()),
+        Ok(seconds) => Ok(Duration::from_secs(seconds)),
+    }
+}
+
+/// Parses the command line. `cargo demo -- --flag` arrives with the alias's own `--` before it, which would make
+/// arguments of all flags: the first `--` is dropped.
+pub fn parse<T: Parser>() -> T {
+    T::parse_from(without_separator(std::env::args_os().collect()))
+}
+
+fn without_separator<S: AsRef<std::ffi::OsStr>>(mut arguments: Vec<S>) -> Vec<S> {
+    if arguments.get(1).is_some_and(|argument| argument.as_ref() == "--") {
+        arguments.remove(1);
+    }
+    arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_first_separator_is_dropped() {
+        assert_eq!(without_separator(vec!["demo", "--", "--soft"]), ["demo", "--soft"]);
+        assert_eq!(without_separator(vec!["demo", "--soft", "--"]), ["demo", "--soft", "--"]);
+        assert_eq!(without_separator(vec!["demo"]), ["demo"]);
+    }
+
+    #[test]
+    fn a_timeout_of_nothing_is_refused() {
+        assert_eq!(seconds("7"), Ok(Duration::from_secs(7)));
+        assert!(seconds("0").is_err() && seconds("soon").is_err());
+    }
+}

@@ -1,0 +1,268 @@
+//! Where QEMU and the guest's kernel come from: the command line, the PATH, a folder of unpacked packages under
+//! .cache, or Debian, in this order. It says what it is about to do before it does it, and installs nothing.
+
+use crate::rig::apt::Apt;
+use crate::rig::error::{Doing, RigError};
+use crate::rig::kernel::Kernel;
+use crate::rig::options::Options;
+use crate::rig::process::run;
+use crate::rig::report::say;
+use crate::rig::workspace;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const QEMU_OLDEST: u32 = 10;
+const QEMU_PROGRAM: &str = "qemu-system-x86_64";
+const QEMU_PACKAGE: &str = "qemu-system-x86";
+const QEMU_DEVICE: &str = "vhost-user-gpu-pci";
+const KERNEL_PACKAGE: &str = "linux-image-amd64";
+const KERNEL_OLDEST: (u32, u32) = (6, 12);
+const LIBRARIES: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
+const LOADER: &str = "ld-linux-x86-64.so.2";
+/// This file says that a folder of unpacked packages is whole.
+const COMPLETE: &str = "complete";
+
+/// A QEMU that can be run.
+#[derive(Clone, Debug)]
+pub struct Qemu {
+    /// Version, as it says itself.
+    pub version: String,
+    program: PathBuf,
+    /// Where its packages were unpacked, if they are not installed.
+    unpacked: Option<PathBuf>,
+}
+
+impl Qemu {
+    /// A command that runs it.
+    pub fn command(&self) -> Command {
+        command(&self.program, self.unpacked.as_deref())
+    }
+
+    /// The QEMU `program`, if it is new enough and has the device.
+    fn check(program: &Path, unpacked: Option<&Path>) -> Result<Self, RigError> {
+        let text = run(command(program, unpacked).arg("--version"))?;
+        let version = text.split_whitespace().nth(3).unwrap_or("of an unknown version").to_owned();
+        if first_number(&version) < QEMU_OLDEST {
+            return Err(RigError::QemuTooOld { path: program.to_owned(), found: version });
+        }
+        let devices = run(command(program, unpacked).args(["-device", "help"]))?;
+        if !devices.contains(&format!("\"{QEMU_DEVICE}\"")) {
+            return Err(RigError::QemuWithoutDevice(program.to_owned()));
+        }
+        Ok(Self { version, program: program.to_owned(), unpacked: unpacked.map(Path::to_owned) })
+    }
+}
+
+/// An unpacked program runs with the libraries of its own release, through their loader.
+fn command(program: &Path, unpacked: Option<&Path>) -> Command {
+    let Some(root) = unpacked else { return Command::new(program) };
+    let folders = LIBRARIES.map(|folder| root.join(folder));
+    let loader = folders.iter().map(|folder| folder.join(LOADER)).find(|path| path.is_file());
+    let mut command = Command::new(loader.unwrap_or_else(|| root.join(LOADER)));
+    let paths = folders.map(|folder| folder.to_string_lossy().into_owned()).join(":");
+    command.arg("--library-path").arg(paths).arg(program);
+    for data in ["usr/share/qemu", "usr/share/seabios"] {
+        command.arg("-L").arg(root.join(data));
+    }
+    command.env("QEMU_MODULE_DIR", root.join("usr/lib/x86_64-linux-gnu/qemu"));
+    command
+}
+
+/// What the rig runs the guest with.
+pub struct Tools {
+    /// QEMU.
+    pub qemu: Qemu,
+    /// The guest's kernel.
+    pub kernel: Kernel,
+}
+
+impl Tools {
+    /// Finds both, and fetches what is missing unless that is forbidden.
+    pub fn find(options: &Options) -> Result<Self, RigError> {
+        let mut store = Store { folder: workspace().join(".cache/rig"), updated: false };
+        let qemu = find_qemu(options, &store)?;
+        let kernel = find_kernel(options, &store)?;
+        if options.no_install && (qemu.is_none() || kernel.is_none()) {
+            return Err(missing(qemu.is_none(), kernel.is_none()));
+        }
+        let qemu = match qemu {
+            Some(qemu) => qemu,
+            None => store.fetch_qemu()?,
+        };
+        let kernel = match kernel {
+            Some(kernel) => kernel,
+            None => store.fetch_kernel()?,
+        };
+        Ok(Self { qemu, kernel })
+    }
+}
+
+fn find_qemu(options: &Options, store: &Store) -> Result<Option<Qemu>, RigError> {
+    if let Some(program) = &options.qemu {
+        return Qemu::check(program, None).map(Some);
+    }
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let on_path =
+        std::env::split_paths(&paths).map(|folder| folder.join(QEMU_PROGRAM)).find(|path| path.is_file());
+    match on_path.map(|program| Qemu::check(&program, None)) {
+        Some(Ok(qemu)) => return Ok(Some(qemu)),
+        Some(Err(error)) => say(&format!("Passing over the QEMU on the PATH: {error}")),
+        None => {}
+    }
+    store.qemu()
+}
+
+fn find_kernel(options: &Options, store: &Store) -> Result<Option<Kernel>, RigError> {
+    match &options.kernel {
+        Some(image) => Kernel::open(image, options.modules.as_deref()).map(Some),
+        None => store.kernel(),
+    }
+}
+
+/// The folder of what was fetched.
+struct Store {
+    folder: PathBuf,
+    updated: bool,
+}
+
+impl Store {
+    fn qemu(&self) -> Result<Option<Qemu>, RigError> {
+        let root = self.folder.join("qemu");
+        let program = root.join("usr/bin").join(QEMU_PROGRAM);
+        if root.join(COMPLETE).exists() { Qemu::check(&program, Some(&root)).map(Some) } else { Ok(None) }
+    }
+
+    fn kernel(&self) -> Result<Option<Kernel>, RigError> {
+        let root = self.folder.join("kernel");
+        if !root.join(COMPLETE).exists() {
+            return Ok(None);
+        }
+        let images = crate::rig::apt::files(&root.join("boot"))?;
+        let is_image = |path: &&PathBuf| path.to_string_lossy().contains("vmlinuz-");
+        let Some(image) = images.iter().find(is_image) else { return Ok(None) };
+        let name = image.file_name().unwrap_or_default().to_string_lossy();
+        let release = name.trim_start_matches("vmlinuz-");
+        let folders = ["usr/lib/modules", "lib/modules"].map(|folder| root.join(folder).join(release));
+        Kernel::open(image, folders.iter().find(|folder| folder.is_dir()).map(PathBuf::as_path)).map(Some)
+    }
+
+    fn fetch_qemu(&mut self) -> Result<Qemu, RigError> {
+        let apt = self.apt()?;
+        let upstream = apt.version(QEMU_PACKAGE)?;
+        let suite = suite(&apt, first_number(&upstream) >= QEMU_OLDEST);
+        say(&format!(
+            "QEMU {QEMU_OLDEST} or newer is not here: fetching {QEMU_PACKAGE} of {suite} with what it depends on \
+             (about 40 MB), and unpacking it into {}; nothing is installed",
+            self.folder.join("qemu").display()
+        ));
+        self.fill("qemu", |to| apt.unpack(QEMU_PACKAGE, &suite, true, to))?;
+        self.qemu()?.ok_or_else(|| RigError::check("The unpacked packages of QEMU have no QEMU in them"))
+    }
+
+    fn fetch_kernel(&mut self) -> Result<Kernel, RigError> {
+        let apt = self.apt()?;
+        let suite = suite(&apt, two_numbers(&apt.version(KERNEL_PACKAGE)?) >= KERNEL_OLDEST);
+        let package = apt.first_dependency(KERNEL_PACKAGE, &suite)?;
+        say(&format!(
+            "Fetching the kernel for the guest, {package} of {suite} (about 110 MB), and unpacking it into {}; \
+             it is not installed",
+            self.folder.join("kernel").display()
+        ));
+        self.fill("kernel", |to| apt.unpack(&package, &suite, false, to))?;
+        self.kernel()?
+            .ok_or_else(|| RigError::check(format!("The package {package} has no kernel image in it")))
+    }
+
+    /// Fills the folder `name` anew; only a whole one is believed later.
+    fn fill(&self, name: &str, unpack: impl FnOnce(&Path) -> Result<(), RigError>) -> Result<(), RigError> {
+        let to = self.folder.join(name);
+        if to.exists() {
+            fs::remove_dir_all(&to).doing(format!("remove {}", to.display()))?;
+        }
+        unpack(&to)?;
+        fs::write(to.join(COMPLETE), "").doing(format!("write to {}", to.display()))
+    }
+
+    fn apt(&mut self) -> Result<Apt, RigError> {
+        let apt = Apt::of_this_system(&self.folder.join("apt")).ok_or_else(|| missing(true, true))?;
+        if !std::mem::replace(&mut self.updated, true) {
+            say("Fetching Debian's package lists, aside from the system's own");
+            apt.update()?;
+        }
+        Ok(apt)
+    }
+}
+
+fn suite(apt: &Apt, release_will_do: bool) -> String {
+    if release_will_do { apt.backports().trim_end_matches("-backports").to_owned() } else { apt.backports() }
+}
+
+/// What to install, exactly.
+fn missing(qemu: bool, kernel: bool) -> RigError {
+    let mut text = String::from("Something is missing that is not to be, or cannot be, fetched here.\n");
+    if qemu {
+        text.push_str(&format!(
+            "- QEMU {QEMU_OLDEST} or newer for x86-64, with the device {QEMU_DEVICE}. Debian 13: `apt-get install \
+             --no-install-recommends {QEMU_PACKAGE}`; Debian 12: the same with `-t bookworm-backports`; Fedora: \
+             qemu-system-x86 and qemu-device-display-vhost-user-gpu; Arch: qemu-system-x86 and \
+             qemu-hw-display-virtio-gpu-pci. One that is not on the PATH: --qemu PROGRAM\n"
+        ));
+    }
+    if kernel {
+        text.push_str(&format!(
+            "- A stock Linux kernel for x86-64, {}.{} or newer, with virtio-gpu (and virtio-iommu, for that topology) \
+             as modules, plain or xz-compressed: --kernel IMAGE, and --modules FOLDER if they are not in \
+             /lib/modules. Debian: `apt-get download` the package that {KERNEL_PACKAGE} depends on, and \
+             `dpkg-deb -x` it\n",
+            KERNEL_OLDEST.0, KERNEL_OLDEST.1
+        ));
+    }
+    text.push_str(
+        "On Debian 12 and 13, `cargo demo` without --no-install fetches both, and installs nothing",
+    );
+    RigError::Missing(text)
+}
+
+/// The first number of a version, its epoch left out.
+fn first_number(version: &str) -> u32 {
+    two_numbers(version).0
+}
+
+fn two_numbers(version: &str) -> (u32, u32) {
+    let version = version.split_once(':').map_or(version, |(_epoch, rest)| rest);
+    let mut numbers = version.split(|character: char| !character.is_ascii_digit());
+    let mut next = || numbers.next().and_then(|number| number.parse().ok()).unwrap_or(0);
+    (next(), next())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_as_numbers_without_their_epoch() {
+        assert_eq!(first_number("1:7.2+dfsg-7+deb12u18"), 7);
+        assert_eq!(first_number("10.0.2"), 10);
+        assert!(two_numbers("6.1.176-1") < KERNEL_OLDEST);
+        assert!(two_numbers("6.12.95-1~bpo12+1") >= KERNEL_OLDEST);
+        assert_eq!(first_number("of an unknown version"), 0);
+    }
+
+    #[test]
+    fn an_old_qemu_is_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("qemu");
+        fs::write(&program, "#!/bin/sh\necho QEMU emulator version 7.2.22 '(Debian 1:7.2)'\n").unwrap();
+        run(Command::new("chmod").arg("+x").arg(&program)).unwrap();
+        let error = Qemu::check(&program, None).unwrap_err();
+        assert!(matches!(error, RigError::QemuTooOld { found, .. } if found == "7.2.22"));
+    }
+
+    #[test]
+    fn what_is_missing_is_listed_exactly() {
+        let text = missing(true, false).to_string();
+        assert!(text.contains("-t bookworm-backports") && !text.contains("--kernel IMAGE"), "{text}");
+        assert!(missing(false, true).to_string().contains("--kernel IMAGE"));
+    }
+}

@@ -1,0 +1,197 @@
+//! What is done to a running guest, and what must hold then on both sides: in the guest's counts, in the back-end's,
+//! on the screen. Knows nothing of booting.
+
+use crate::rig::error::RigError;
+use crate::rig::guest::unexpected;
+use crate::rig::process::wait_until;
+use crate::rig::run::Run;
+use crate::rig::stats::{self, Stats};
+use crate::rig::topology::Invalidations;
+use guest_agent::protocol::{Amount, Command, Drawn, Driver, Event};
+use std::time::Duration;
+
+/// What a scenario of `verify` draws.
+const AMOUNT: Amount = Amount { page_flips: 30, dirty_flushes: 10, cursor_moves: 20 };
+const STOPS: u32 = 10;
+const HITS_TO_SHOW: u64 = 20;
+const TIME_TO_SHOW: Duration = Duration::from_secs(2);
+const HIT_LIMIT: Duration = Duration::from_secs(30);
+const SETTLE_LIMIT: Duration = Duration::from_secs(5);
+const SILENCE: Duration = Duration::from_millis(50);
+
+/// A scenario: its name, and what it does.
+pub type Scenario = (&'static str, fn(&mut Run<'_>) -> Result<(), RigError>);
+
+/// All scenarios of `verify`, in an order in which each leaves a guest that the next can use.
+pub const ALL: [Scenario; 6] = [
+    ("picture", |run| picture(run, AMOUNT).map(drop)),
+    ("invalidations", invalidations),
+    ("stop-cont", stop_and_cont),
+    ("rebind-virtio", |run| rebind(run, Driver::VirtioGpu)),
+    ("rebind-pci", |run| rebind(run, Driver::VirtioPci)),
+    ("reboot", reboot),
+];
+
+/// The guest draws; the screen shows it, and both sides have counted the same.
+pub fn picture(run: &mut Run<'_>, amount: Amount) -> Result<Drawn, RigError> {
+    let before = settled(run)?;
+    let drawn = run.draw(Command::Picture(amount))?;
+    let Amount { page_flips, dirty_flushes, cursor_moves } = amount;
+    same("page flips", "the guest", drawn.page_flips.into(), page_flips.into())?;
+    same("dirty flushes", "the guest", drawn.dirty_flushes.into(), dirty_flushes.into())?;
+    same("cursor moves", "the guest", drawn.cursor_moves.into(), cursor_moves.into())?;
+    run.wait_for_picture(&drawn)?;
+    if let (Some(before), Some(after)) = (before, settled(run)?) {
+        compare(&drawn, &before, &after)?;
+    }
+    Ok(drawn)
+}
+
+/// What the guest did and what the back-end was asked for.
+fn compare(drawn: &Drawn, before: &Stats, after: &Stats) -> Result<(), RigError> {
+    let who = "the back-end";
+    let shown = u64::from(drawn.mode_sets + drawn.page_flips + drawn.dirty_flushes);
+    let images = u64::from(drawn.cursor_images);
+    same("flushes", who, after.flushes - before.flushes, shown)?;
+    same("transfers", who, after.jobs_done - before.jobs_done, shown + images)?;
+    same("cursor images", who, after.cursor_updates - before.cursor_updates, images)?;
+    same("cursor moves", who, after.cursor_moves - before.cursor_moves, drawn.cursor_moves.into())?;
+    let pixels = u64::from(drawn.width) * u64::from(drawn.height);
+    at_least("bytes moved", after.bytes_moved - before.bytes_moved, shown * pixels * 4)
+}
+
+/// The invalidations of this topology came, and found in flight what they may find.
+fn invalidations(run: &mut Run<'_>) -> Result<(), RigError> {
+    let expected = run.topology.invalidations;
+    if expected == Invalidations::Lazy && run.stats()?.is_some() {
+        draw_until_hit(run, 1)?;
+    }
+    let Some(stats) = settled(run)? else { return Ok(()) };
+    let troubles = stats::troubles(&stats);
+    if !troubles.is_empty() {
+        return Err(RigError::check(format!("The back-end counted troubles: {troubles:?}")));
+    }
+    match expected {
+        Invalidations::None => {
+            same("misses", "the back-end", stats.misses, 0)?;
+            same("invalidations", "the back-end", stats.invalidations, 0)
+        }
+        Invalidations::Strict => {
+            at_least("invalidations", stats.invalidations, 1)?;
+            let hits = stats.invalidations_with_work_in_flight;
+            same("invalidations that found work in flight", "the back-end", hits, 0)
+        }
+        Invalidations::Lazy => at_least("invalidations", stats.invalidations, 1),
+    }
+}
+
+/// The guest draws, while buffers come and go, until there is enough to look at: in lazy mode, invalidations that found
+/// work in flight; else, some frames.
+pub fn draw_under_invalidations(run: &mut Run<'_>) -> Result<Drawn, RigError> {
+    if run.topology.invalidations == Invalidations::Lazy && run.stats()?.is_some() {
+        return draw_until_hit(run, HITS_TO_SHOW);
+    }
+    start_drawing(run)?;
+    std::thread::sleep(TIME_TO_SHOW);
+    stop_drawing(run)
+}
+
+/// The guest draws until `hits` more invalidations have found work in flight.
+fn draw_until_hit(run: &mut Run<'_>, hits: u64) -> Result<Drawn, RigError> {
+    let in_flight = |stats: Option<Stats>| stats.unwrap_or_default().invalidations_with_work_in_flight;
+    let before = in_flight(run.stats()?);
+    start_drawing(run)?;
+    wait_until("An invalidation that finds work in flight", HIT_LIMIT, || {
+        Ok(in_flight(run.stats()?) >= before + hits)
+    })?;
+    stop_drawing(run)
+}
+
+/// The machine is stopped in the middle of drawing, again and again: silence while it stands, nothing lost after.
+fn stop_and_cont(run: &mut Run<'_>) -> Result<(), RigError> {
+    start_drawing(run)?;
+    for _ in 0..STOPS {
+        run.qemu().qmp().stop()?;
+        let standing = run.stats()?;
+        std::thread::sleep(SILENCE);
+        if run.stats()? != standing {
+            return Err(RigError::check("The back-end went on working while the machine was stopped"));
+        }
+        run.qemu().qmp().cont()?;
+        let moved = |stats: Option<Stats>| stats.unwrap_or_default().flushes;
+        let before = moved(standing);
+        if standing.is_some() {
+            wait_until("The next flush after `cont`", HIT_LIMIT, || Ok(moved(run.stats()?) > before))?;
+        }
+    }
+    stop_drawing(run).map(drop)
+}
+
+/// The driver is taken away and comes back; then all is as after a boot.
+fn rebind(run: &mut Run<'_>, driver: Driver) -> Result<(), RigError> {
+    match run.ask("The driver's return", Command::Rebind { driver })? {
+        Event::Rebound => picture(run, AMOUNT).map(drop),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// The guest reboots; then all is as after the first boot.
+fn reboot(run: &mut Run<'_>) -> Result<(), RigError> {
+    run.reboot()?;
+    picture(run, AMOUNT).map(drop)
+}
+
+fn start_drawing(run: &mut Run<'_>) -> Result<(), RigError> {
+    match run.ask("The guest's first page flip", Command::Draw)? {
+        Event::Drawing => Ok(()),
+        other => Err(unexpected(&other)),
+    }
+}
+
+fn stop_drawing(run: &mut Run<'_>) -> Result<Drawn, RigError> {
+    let drawn = run.draw(Command::Stop)?;
+    run.wait_for_picture(&drawn)?;
+    Ok(drawn)
+}
+
+/// The back-end's counts once all jobs have ended and no command is in between.
+fn settled(run: &mut Run<'_>) -> Result<Option<Stats>, RigError> {
+    let mut last = run.stats()?;
+    wait_until("The end of all jobs", SETTLE_LIMIT, || {
+        let now = run.stats()?;
+        let quiet = now == last;
+        last = now;
+        Ok(quiet && last.is_none_or(|stats| stats.jobs_submitted == stats.jobs_done + stats.jobs_failed))
+    })?;
+    Ok(last)
+}
+
+fn same(what: &str, who: &str, found: u64, wanted: u64) -> Result<(), RigError> {
+    if found == wanted {
+        return Ok(());
+    }
+    Err(RigError::check(format!("Counted {found} {what} by {who}, where {wanted} were due")))
+}
+
+fn at_least(what: &str, found: u64, wanted: u64) -> Result<(), RigError> {
+    if found >= wanted {
+        return Ok(());
+    }
+    Err(RigError::check(format!("Counted {found} {what} by the back-end, where {wanted} or more were due")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_flush_too_few_is_noticed() {
+        let drawn = Drawn { width: 2, height: 2, mode_sets: 1, page_flips: 2, ..Drawn::default() };
+        let after = Stats { flushes: 3, jobs_done: 3, bytes_moved: 48, ..Stats::default() };
+        compare(&drawn, &Stats::default(), &after).unwrap();
+        let error = compare(&drawn, &Stats::default(), &Stats { flushes: 2, ..after }).unwrap_err();
+        assert_eq!(error.to_string(), "Counted 2 flushes by the back-end, where 3 were due");
+        let error = compare(&drawn, &Stats::default(), &Stats { bytes_moved: 47, ..after }).unwrap_err();
+        assert_eq!(error.to_string(), "Counted 47 bytes moved by the back-end, where 48 or more were due");
+    }
+}

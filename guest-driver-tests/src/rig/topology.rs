@@ -1,0 +1,147 @@
+//! Topologies: the `-readconfig` files of qemu-configs, with what their comments say to the rig. Knows the files' form
+//! and the one device in them that is under test, nothing of running QEMU.
+
+use crate::rig::error::{Doing, RigError};
+use crate::rig::workspace;
+use std::fs;
+use std::path::Path;
+
+/// A comment that starts with this gives words for the guest's command line.
+const GUEST_KEY: &str = "guest:";
+/// A comment that starts with this names modules that have to be loaded before the display's.
+const MODULES_KEY: &str = "modules:";
+/// A comment that starts with this says what the invalidations of this topology are like.
+const MODE_KEY: &str = "invalidations:";
+
+/// When the guest tells its IOMMU that a mapping is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Invalidations {
+    /// Never: addresses are physical.
+    None,
+    /// At every unmap, before it returns: nothing may be in flight there.
+    Strict,
+    /// Later, and for the whole domain: anything may be in flight.
+    Lazy,
+}
+
+/// A machine to run on.
+#[derive(Clone, Debug)]
+pub struct Topology {
+    /// The file's name without its ending.
+    pub name: String,
+    /// The file's text.
+    pub config: String,
+    /// Words for the guest's command line.
+    pub guest: String,
+    /// Modules to load before the display's.
+    pub modules: Vec<String>,
+    /// What invalidations to expect.
+    pub invalidations: Invalidations,
+}
+
+impl Topology {
+    /// All topologies, by name.
+    pub fn all() -> Result<Vec<Self>, RigError> {
+        let folder = workspace().join("qemu-configs");
+        let entries = fs::read_dir(&folder).doing(format!("read {}", folder.display()))?;
+        let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == "cfg"));
+        paths.sort();
+        paths.iter().map(|path| Self::read(path)).collect()
+    }
+
+    /// The topology called `name`.
+    pub fn named(name: &str) -> Result<Self, RigError> {
+        let all = Self::all()?;
+        let known: Vec<_> = all.iter().map(|topology| topology.name.clone()).collect();
+        let found = all.into_iter().find(|topology| topology.name == name);
+        found.ok_or_else(|| RigError::NoSuchTopology { name: name.to_owned(), known: known.join(", ") })
+    }
+
+    fn read(path: &Path) -> Result<Self, RigError> {
+        let config = fs::read_to_string(path).doing(format!("read {}", path.display()))?;
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        Self::parse(name, config).map_err(|(line, text)| RigError::Topology {
+            path: path.to_owned(),
+            line,
+            text,
+        })
+    }
+
+    fn parse(name: String, config: String) -> Result<Self, (usize, String)> {
+        let mut topology = Self {
+            name,
+            config: String::new(),
+            guest: String::new(),
+            modules: Vec::new(),
+            invalidations: Invalidations::None,
+        };
+        for (line, number) in config.lines().zip(1..) {
+            let comment = line.strip_prefix('#').unwrap_or_default().trim();
+            if let Some(words) = comment.strip_prefix(GUEST_KEY) {
+                words.trim().clone_into(&mut topology.guest);
+            } else if let Some(words) = comment.strip_prefix(MODULES_KEY) {
+                topology.modules = words.split_whitespace().map(str::to_owned).collect();
+            } else if let Some(word) = comment.strip_prefix(MODE_KEY) {
+                topology.invalidations = match word.trim() {
+                    "none" => Invalidations::None,
+                    "strict" => Invalidations::Strict,
+                    "lazy" => Invalidations::Lazy,
+                    _ => return Err((number, line.to_owned())),
+                };
+            }
+        }
+        topology.config = config;
+        Ok(topology)
+    }
+
+    /// The same machine with QEMU's own device in the place of ours, to compare with.
+    pub fn reference_config(&self) -> String {
+        let mut config = String::new();
+        let mut section = "";
+        for line in self.config.lines() {
+            if line.starts_with('[') {
+                section = line;
+            }
+            if section == r#"[chardev "gpu"]"# || line.trim_start().starts_with("chardev =") {
+                continue;
+            }
+            config.push_str(&line.replace("vhost-user-gpu-pci", "virtio-gpu-pci"));
+            config.push('\n');
+        }
+        config
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_file_says_what_the_rig_has_to_know() {
+        let all = Topology::all().unwrap();
+        let names: Vec<_> = all.iter().map(|topology| topology.name.as_str()).collect();
+        let expected =
+            ["intel-iommu-ats", "intel-iommu-lazy", "intel-iommu-strict", "no-iommu", "virtio-iommu"];
+        assert_eq!(names, expected);
+        let strict = Topology::named("intel-iommu-strict").unwrap();
+        assert_eq!(strict.invalidations, Invalidations::Strict);
+        assert_eq!(strict.guest, "intel_iommu=on iommu.strict=1");
+        assert_eq!(Topology::named("virtio-iommu").unwrap().modules, ["virtio-iommu"]);
+    }
+
+    #[test]
+    fn the_reference_has_the_same_machine_without_our_socket() {
+        for topology in Topology::all().unwrap() {
+            let config = topology.reference_config();
+            assert!(config.contains(r#"driver = "virtio-gpu-pci""#), "{config}");
+            assert!(!config.contains("vhost-user") && !config.contains("chardev"), "{config}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_kind_of_invalidations_is_an_error() {
+        let error = Topology::parse("x".into(), "\n# invalidations: some\n".into()).unwrap_err();
+        assert_eq!(error, (2, "# invalidations: some".to_owned()));
+    }
+}
