@@ -11,21 +11,6 @@ use guest_driver_tests::soft_guest::*;
 
 const LONG: Duration = Duration::from_secs(10);
 
-/// Shows `surface` and compares what the display has got with `image`.
-fn must_show(guest: &mut SoftGuest, surface: &Surface, image: &[u32]) {
-    let before = guest.display.as_ref().unwrap().seen().updates;
-    guest.show(surface).unwrap();
-    compare(guest, before, image);
-}
-
-fn compare(guest: &SoftGuest, updates: u64, image: &[u32]) {
-    let display = guest.display.as_ref().unwrap();
-    assert!(display.wait(LONG, |seen| seen.updates > updates), "no UPDATE came");
-    let seen = display.seen();
-    seen.screens[0].must_show(image).unwrap();
-    assert_eq!(seen.nonsense, Vec::<String>::new());
-}
-
 #[test]
 fn every_format_shows_the_picture_with_and_without_an_iommu() {
     for config in [GuestConfig::default(), GuestConfig::without_iommu()] {
@@ -35,7 +20,7 @@ fn every_format_shows_the_picture_with_and_without_an_iommu() {
             let image = picture(97, 61, seed as u32);
             let surface = guest.surface(format, 97, 61).unwrap();
             surface.draw(&image).unwrap();
-            must_show(&mut guest, &surface, &image);
+            guest.must_show(&surface, &image).unwrap();
             guest.driver.ok(&Command::set_scanout(0, 0, Rect::default())).unwrap();
             guest.free(surface).unwrap();
         }
@@ -58,7 +43,7 @@ fn a_rectangle_moves_its_own_pixels_and_no_others() {
     let surface = guest.surface(Format::X8R8G8B8, width, height).unwrap();
     let (old, new) = (picture(width, height, 1), picture(width, height, 2));
     surface.draw(&old).unwrap();
-    must_show(&mut guest, &surface, &old);
+    guest.must_show(&surface, &old).unwrap();
     surface.draw(&new).unwrap();
     let rects = [
         Rect { x: 0, y: 0, width: 1, height: 1 },
@@ -69,14 +54,13 @@ fn a_rectangle_moves_its_own_pixels_and_no_others() {
     let mut expected = old;
     for rect in rects {
         let offset = u64::from(rect.y * width + rect.x) * 4;
-        let before = guest.display.as_ref().unwrap().seen().updates;
         guest.driver.ok(&Command::transfer(surface.resource, rect, offset)).unwrap();
         guest.driver.ok(&Command::flush(surface.resource, rect)).unwrap();
         for y in rect.y..rect.y + rect.height {
             let row = (y * width + rect.x) as usize..(y * width + rect.x + rect.width) as usize;
             expected[row.clone()].copy_from_slice(&new[row]);
         }
-        compare(&guest, before, &expected);
+        guest.display_must_show(&expected).unwrap();
     }
 }
 
@@ -102,7 +86,7 @@ fn backing_in_odd_pieces_is_put_together_in_order() {
     guest.driver.ok(&Command::attach_backing(9, &entries)).unwrap();
     let image = picture(width, height, 5);
     surface.draw(&image).unwrap();
-    must_show(&mut guest, &surface, &image);
+    guest.must_show(&surface, &image).unwrap();
 }
 
 #[test]
@@ -123,7 +107,7 @@ fn rings_of_every_kind_serve_commands_over_many_laps() {
                     guest.driver.ok(&Command::transfer(surface.resource, surface.rect(), 0)).unwrap();
                     guest.driver.cursor_ok(&Command::move_cursor(0, (lap, 0))).unwrap();
                 }
-                must_show(&mut guest, &surface, &image);
+                guest.must_show(&surface, &image).unwrap();
             }
         }
     }
@@ -196,7 +180,7 @@ fn ring_pages_can_be_invalidated_while_the_rings_are_hot() {
     assert_eq!(after.since(&before, "jobs_done").unwrap(), 1000);
     assert_eq!(after.get("ring_errors").unwrap(), 0);
     assert_eq!(guest.dma.space().iommu().faults(), []);
-    must_show(&mut guest, &surface, &image);
+    guest.must_show(&surface, &image).unwrap();
 }
 
 #[test]

@@ -159,6 +159,12 @@ impl Display {
         let waited = self.shared.1.wait_timeout_while(held(&self.shared.0), timeout, waiting);
         !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
+
+    /// Waits until a scanout shows this picture; after `timeout`, names the first pixel that differs.
+    pub fn must_show(&self, scanout: usize, picture: &[u32], timeout: Duration) -> Result<()> {
+        self.wait(timeout, |seen| seen.screens[scanout].must_show(picture).is_ok());
+        self.seen().screens[scanout].must_show(picture)
+    }
 }
 
 impl Drop for Display {

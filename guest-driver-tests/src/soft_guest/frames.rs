@@ -19,17 +19,18 @@ pub struct Frames {
 struct Free {
     // Shuffled; taken at the end. What comes back goes to a place of the dice.
     scattered: Vec<Gpa>,
-    // Runs of neighbours are cut off the upper half of the last region, and never come back.
+    // Runs of neighbours are cut off the second half of the memory above 4 GiB, and never come back.
     next_run: Gpa,
     end_of_runs: Gpa,
     dice: Dice,
 }
 
 impl Frames {
-    /// All frames of this memory, in an order that `seed` decides.
+    /// All frames of this memory (but those of the module), in an order that `seed` decides.
     pub fn new(ram: Arc<GuestRam>, seed: u64) -> Self {
         let mut dice = Dice::new(seed);
-        let last = ram.regions().last().copied().expect("guest memory has regions");
+        let last =
+            ram.regions().get(2).copied().expect("guest memory has two lower regions and a higher one");
         let next_run = Gpa(last.gpa.0 + (last.len / 2).next_multiple_of(PAGE));
         let end_of_runs = last.gpa.plus(last.len);
         let all = ram.regions().iter().flat_map(|region| {

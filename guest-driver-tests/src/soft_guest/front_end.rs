@@ -15,7 +15,7 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
 use zerocopy::IntoBytes;
 
-use super::addr::{Gpa, Iova};
+use super::addr::{Gpa, Iova, UserAddr};
 use super::error::{Error, Result};
 use super::handshake::{Negotiated, negotiate};
 use super::iommu::Iommu;
@@ -104,6 +104,8 @@ pub(super) struct Core {
     pub(super) desk: MissDesk,
     pub(super) ram: Arc<GuestRam>,
     pub(super) iommu: Arc<Iommu>,
+    /// The memory table as the back-end has it. Taken only while the big lock is held.
+    table: Mutex<Vec<Region>>,
     started: AtomicBool,
 }
 
@@ -111,6 +113,16 @@ impl Core {
     pub(super) fn is_started(&self) -> bool {
         // ORDERING: written and read with the big lock held.
         self.started.load(Ordering::Relaxed)
+    }
+
+    /// The address under which the back-end knows a guest-physical address, and how far it goes on; `None` if the
+    /// memory table has no such address.
+    pub(super) fn user_addr(&self, at: Gpa) -> Option<(UserAddr, u64)> {
+        let table = held(&self.table);
+        let offset = |region: &Region| at.0.checked_sub(region.gpa.0).filter(|offset| *offset < region.len);
+        table
+            .iter()
+            .find_map(|region| offset(region).map(|offset| (region.user.plus(offset), region.len - offset)))
     }
 }
 
@@ -126,7 +138,6 @@ pub struct FrontEnd {
 
 #[derive(Default)]
 struct Sent {
-    table: Vec<Region>,
     bases: [u16; QUEUES],
     error_fds: bool,
 }
@@ -154,7 +165,8 @@ impl FrontEnd {
         }
         link.tell("SET_OWNER", |front_end| front_end.set_owner())?;
         let (desk, started) = (MissDesk::new(), AtomicBool::new(false));
-        let core = Arc::new(Core { link: TurnLock::new(link), desk, ram, iommu, started });
+        let (link, table) = (TurnLock::new(link), Mutex::default());
+        let core = Arc::new(Core { link, desk, ram, iommu, table, started });
         let service = if channel { Some(MissService::start(core.clone(), ours)?) } else { None };
         Ok(Self { service, core, negotiated, sent: Mutex::default() })
     }
@@ -197,7 +209,7 @@ impl FrontEnd {
         let features = self.negotiated.features;
         link.tell("SET_FEATURES", |front_end| front_end.set_features(features))?;
         let table = self.core.ram.regions().to_vec();
-        self.send_table(&mut link, &mut sent, table)?;
+        self.send_table(&mut link, table)?;
         for (index, queue) in queues.iter().enumerate() {
             self.send_ring(&mut link, index, queue, sent.bases[index])?;
         }
@@ -249,7 +261,7 @@ impl FrontEnd {
 
     fn announce_used_rings(&self, link: &mut Link, queues: &[QueueSetup<'_>]) -> Result<()> {
         for queue in queues {
-            let update = misses::update_for(&self.core, queue.used, true, false)?;
+            let update = misses::update_for(&self.core, queue.used, true, false);
             let update = update.ok_or(Error::NotMapped(queue.used))?;
             let ack = link.acked("IOTLB UPDATE", request::IOTLB_MSG, update.as_bytes())?;
             if ack.status != 0 {
@@ -301,10 +313,11 @@ impl FrontEnd {
     /// differences (CONFIGURE_MEM_SLOTS).
     pub fn set_memory(&self, regions: &[Region]) -> Result<()> {
         let mut link = self.core.link.lock();
-        self.send_table(&mut link, &mut held(&self.sent), regions.to_vec())
+        self.send_table(&mut link, regions.to_vec())
     }
 
-    fn send_table(&self, link: &mut Link, sent: &mut Sent, table: Vec<Region>) -> Result<()> {
+    fn send_table(&self, link: &mut Link, table: Vec<Region>) -> Result<()> {
+        let mut sent = held(&self.core.table);
         let info = |region: &Region| VhostUserMemoryRegionInfo {
             guest_phys_addr: region.gpa.0,
             memory_size: region.len,
@@ -313,17 +326,17 @@ impl FrontEnd {
             mmap_handle: self.core.ram.fd(),
         };
         if self.uses_memory_slots() {
-            for gone in sent.table.iter().filter(|region| !table.contains(region)) {
+            for gone in sent.iter().filter(|region| !table.contains(region)) {
                 link.ask("REM_MEM_REG", |front_end| front_end.remove_mem_region(&info(gone)))?;
             }
-            for new in table.iter().filter(|region| !sent.table.contains(region)) {
+            for new in table.iter().filter(|region| !sent.contains(region)) {
                 link.ask("ADD_MEM_REG", |front_end| front_end.add_mem_region(&info(new)))?;
             }
         } else {
             let infos: Vec<_> = table.iter().map(info).collect();
             link.ask("SET_MEM_TABLE", |front_end| front_end.set_mem_table(&infos))?;
         }
-        sent.table = table;
+        *sent = table;
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use super::display::{Display, Manner};
 use super::dma::{DmaBuffer, DmaSpace};
 use super::dma_api::DmaApi;
 use super::driver::{DriverConfig, GpuDriver, Queue};
-use super::error::Result;
+use super::error::{Error, Result};
 use super::frames::Frames;
 use super::front_end::{FrontEnd, FrontEndConfig, Stopped, feature};
 use super::gpu::{Command, Format, Rect};
@@ -168,6 +168,22 @@ impl SoftGuest {
         self.driver.ok(&Command::set_scanout(0, surface.resource, rect))?;
         self.driver.ok(&Command::flush(surface.resource, rect))?;
         Ok(())
+    }
+
+    /// Shows the surface, which holds `picture`, and compares what the display gets.
+    pub fn must_show(&mut self, surface: &Surface, picture: &[u32]) -> Result<()> {
+        self.show(surface)?;
+        self.display_must_show(picture)
+    }
+
+    /// Compares what the display shows on scanout 0 by and by with `picture`.
+    pub fn display_must_show(&self, picture: &[u32]) -> Result<()> {
+        let display = self.display.as_ref().ok_or(Error::Closed { what: "there was no display" })?;
+        display.must_show(0, picture, self.config.driver.timeout)?;
+        match display.seen().nonsense.first() {
+            None => Ok(()),
+            Some(nonsense) => Err(Error::Reply { message: "display", got: nonsense.clone() }),
+        }
     }
 
     /// Frees a resource as the stock driver does: UNREF, its reply, then unmap, and the frames go to the oracle.

@@ -31,13 +31,15 @@ pub struct RamConfig {
     pub low: u64,
     /// Bytes from 4 GiB on.
     pub high: u64,
+    /// Bytes of a module that can be unplugged, at 1 TiB: nothing lies there unless it is put there on purpose.
+    pub module: u64,
     /// Whether the file can no longer grow and shrink (memory-backend-memfd) or can (memory-backend-file).
     pub sealed: bool,
 }
 
 impl Default for RamConfig {
     fn default() -> Self {
-        Self { low: 32 << 20, high: 32 << 20, sealed: true }
+        Self { low: 32 << 20, high: 32 << 20, module: 0, sealed: true }
     }
 }
 
@@ -46,6 +48,8 @@ const FOUR_GIB: u64 = 1 << 32;
 // The higher half of guest memory lies at the lower user address, and neither is anything like the other addresses.
 const USER_LOW: u64 = 0x7f80_0000_0000;
 const USER_HIGH: u64 = 0x7f00_0000_0000;
+const USER_MODULE: u64 = 0x7fc0_0000_0000;
+const MODULE: u64 = 1 << 40;
 
 /// Guest memory.
 #[derive(Debug)]
@@ -65,21 +69,31 @@ unsafe impl Sync for GuestRam {}
 impl GuestRam {
     /// Allocates guest memory, all zeros and not yet backed by any page.
     pub fn new(config: RamConfig) -> Result<Self> {
-        let len = config.low + config.high;
+        let len = config.low + config.high + config.module;
         let file = memory_file(c"soft-guest-ram", len, config.sealed)?;
         let bytes = usize::try_from(len).map_err(|_| Error::OutOfFrames { wanted: usize::MAX })?;
         let base = map(&file, bytes).map_err(Error::io("map guest memory"))?;
         let low =
             |gpa, end| Region { gpa: Gpa(gpa), user: UserAddr(USER_LOW + gpa), offset: gpa, len: end - gpa };
-        let high =
-            Region { gpa: Gpa(FOUR_GIB), user: UserAddr(USER_HIGH), offset: config.low, len: config.high };
-        let regions = vec![low(0, VGA_HOLE.0), low(VGA_HOLE.1, config.low), high];
+        let (gpa, user) = (Gpa(FOUR_GIB), UserAddr(USER_HIGH));
+        let high = Region { gpa, user, offset: config.low, len: config.high };
+        let mut regions = vec![low(0, VGA_HOLE.0), low(VGA_HOLE.1, config.low), high];
+        if config.module != 0 {
+            let (gpa, user, offset) = (Gpa(MODULE), UserAddr(USER_MODULE), config.low + config.high);
+            regions.push(Region { gpa, user, offset, len: config.module });
+        }
         Ok(Self { file, base, len: bytes, regions })
     }
 
     /// The memory table.
     pub fn regions(&self) -> &[Region] {
         &self.regions
+    }
+
+    /// The frames of the module that can be unplugged.
+    pub fn module_frames(&self) -> Vec<Gpa> {
+        let module = self.regions.iter().filter(|region| region.gpa == Gpa(MODULE));
+        module.flat_map(|module| (0..module.len / PAGE).map(|page| module.gpa.plus(page * PAGE))).collect()
     }
 
     /// The file, to be sent with the memory table.

@@ -238,23 +238,23 @@ fn answer_with(core: &Core, link: &mut Link, miss: &Miss, answer: Answer) -> Res
         }
         Answer::Serve | Answer::ServeRun => {
             let run = matches!(answer, Answer::ServeRun);
-            let Some(update) = update_for(core, miss.iova, miss.write, run)? else { return Ok(Some(1)) };
+            let Some(update) = update_for(core, miss.iova, miss.write, run) else { return Ok(Some(1)) };
             send_update(core, link, &update)?;
             Ok(Some(0))
         }
     }
 }
 
-/// The UPDATE that answers a miss, or `None` with a fault in the log.
-pub(super) fn update_for(core: &Core, iova: Iova, write: bool, run: bool) -> Result<Option<IotlbMessage>> {
-    let Some(entry) = core.iommu.translate(iova, write) else { return Ok(None) };
+/// The UPDATE that answers a miss; `None` with a fault in the log, or for memory that is not in the table.
+pub(super) fn update_for(core: &Core, iova: Iova, write: bool, run: bool) -> Option<IotlbMessage> {
+    let entry = core.iommu.translate(iova, write)?;
     let (first, pages) = match core.iommu.run_around(iova) {
         Some(around) if run => around,
         _ => (iova.page(), 1),
     };
     let frame = Gpa(entry.frame.0 - (iova.page().0 - first.0));
-    let size = (pages as u64 * PAGE).min(core.ram.left_in_region(frame)?);
-    Ok(Some(IotlbMessage::update(first, size, core.ram.user_addr(frame)?, PERM_BOTH)))
+    let (user, left) = core.user_addr(frame)?;
+    Some(IotlbMessage::update(first, (pages as u64 * PAGE).min(left), user, PERM_BOTH))
 }
 
 fn send_update(core: &Core, link: &mut Link, update: &IotlbMessage) -> Result<()> {

@@ -63,6 +63,11 @@ impl LateTouch {
         clean
     }
 
+    /// Stops watching, without giving the frames back: they are still somebody's.
+    pub fn forget(&self) {
+        held(&self.quarantine).clear();
+    }
+
     /// Fills a frame with poison, to see later whether it was written.
     pub fn poison(&self, frame: Gpa) -> Result<()> {
         self.frames.ram().write(frame, &[POISON; PAGE as usize])
