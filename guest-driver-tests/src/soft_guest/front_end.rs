@@ -132,6 +132,7 @@ pub struct FrontEnd {
     service: Option<MissService>,
     core: Arc<Core>,
     negotiated: Negotiated,
+    stream: UnixStream,
     // Taken only while the big lock is held.
     sent: Mutex<Sent>,
 }
@@ -156,6 +157,7 @@ impl FrontEnd {
         iommu: Arc<Iommu>,
         config: FrontEndConfig,
     ) -> Result<Self> {
+        let watched = stream.try_clone().map_err(Error::io("duplicate the main socket"))?;
         let mut link = Link::new(stream, QUEUES as u64, config.reply_timeout)?;
         let negotiated = negotiate(&mut link, config)?;
         let (ours, theirs) = UnixStream::pair().map_err(Error::io("make a socket pair"))?;
@@ -168,7 +170,7 @@ impl FrontEnd {
         let (link, table) = (TurnLock::new(link), Mutex::default());
         let core = Arc::new(Core { link, desk, ram, iommu, table, started });
         let service = if channel { Some(MissService::start(core.clone(), ours)?) } else { None };
-        Ok(Self { service, core, negotiated, sent: Mutex::default() })
+        Ok(Self { service, core, negotiated, stream: watched, sent: Mutex::default() })
     }
 
     /// The features that the guest and the device run with.
@@ -377,15 +379,9 @@ impl FrontEnd {
         Frozen { _lock: self.core.link.lock() }
     }
 
-    /// Whether the back-end has closed the main socket, waited for up to `timeout`.
+    /// Whether the back-end has closed the main socket, waited for up to `timeout`. Misses are served meanwhile.
     pub fn is_closed_within(&self, timeout: Duration) -> Result<bool> {
-        let link = self.core.link.lock();
-        let readable = wire::wait_readable(&[link.stream().as_raw_fd()], Some(timeout));
-        if readable.map_err(Error::io("poll the main socket"))?.is_none() {
-            return Ok(false);
-        }
-        let end = wire::receive(link.stream());
-        Ok(!matches!(end, Ok(Some(_))))
+        wire::wait_hang_up(&self.stream, timeout).map_err(Error::io("poll the main socket"))
     }
 
     /// Decides how misses are answered from now on.

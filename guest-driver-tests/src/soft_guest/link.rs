@@ -112,11 +112,6 @@ impl Link {
         let status = reply.number().ok_or_else(|| Error::Reply { message, got: format!("{reply:?}") })?;
         Ok(Ack { status, latency })
     }
-
-    /// Descriptor of the main socket.
-    pub(super) fn stream(&self) -> &UnixStream {
-        &self.stream
-    }
 }
 
 /// Cuts the connection when a reply does not come: QEMU would wait for ever, a test must not.

@@ -248,6 +248,19 @@ pub fn wait_readable(fds: &[RawFd], timeout: Option<Duration>) -> io::Result<Opt
     }
 }
 
+/// Waits until the peer has closed the connection, and says whether it did within `timeout`. Reads nothing.
+pub fn wait_hang_up(stream: &UnixStream, timeout: Duration) -> io::Result<bool> {
+    let events = libc::POLLRDHUP | libc::POLLHUP;
+    let mut polled = libc::pollfd { fd: stream.as_raw_fd(), events, revents: 0 };
+    let milliseconds = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: the pointer names `polled` above, which outlives the call.
+    match unsafe { libc::poll(&raw mut polled, 1, milliseconds) } {
+        0 => Ok(false),
+        1.. => Ok(true),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
