@@ -324,6 +324,23 @@ mod tests {
         UnixStream::connect(&path).unwrap();
     }
 
+    /// Even a shared lock keeps us out, so two of our own kind keep each other out.
+    #[test]
+    fn nothing_is_changed_while_another_holds_the_directory() {
+        let directory = directory();
+        let path = directory.path().join("gpu.sock");
+        drop(UnixListener::bind(&path).unwrap());
+        let before = identity(&path).unwrap();
+        let other = File::open(directory.path()).unwrap();
+        // SAFETY: flock touches no memory of ours, and the descriptor is open.
+        assert_eq!(unsafe { libc::flock(other.as_raw_fd(), libc::LOCK_SH) }, 0);
+        let error = PathListener::bind(&path).unwrap_err();
+        assert!(matches!(&error, ListenError::Path { step: "locking its directory", .. }), "{error:?}");
+        assert_eq!(identity(&path).unwrap(), before);
+        drop(other);
+        PathListener::bind(&path).unwrap();
+    }
+
     #[test]
     fn a_path_of_no_use_is_an_error_that_says_why() {
         let directory = directory();

@@ -185,9 +185,13 @@ impl Scheduler {
 impl State {
     /// Makes the parked jobs that `which` chooses ready, oldest first.
     fn unpark(&mut self, which: impl Fn(&Parked) -> bool) {
-        for (_, parked) in self.parked.extract_if(.., |_, parked| which(parked)) {
-            let (Parked::Misses { work, .. } | Parked::Invalidation(work)) = parked;
-            self.ready.push_back(work);
+        for (id, parked) in std::mem::take(&mut self.parked) {
+            if which(&parked) {
+                let (Parked::Misses { work, .. } | Parked::Invalidation(work)) = parked;
+                self.ready.push_back(work);
+            } else {
+                self.parked.insert(id, parked);
+            }
         }
     }
 }

@@ -42,7 +42,7 @@ impl<T> Timeline<T> {
     pub(crate) fn end(&mut self, slot: FenceSlot, value: T) {
         let place = slot.0.checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
         let place = place.and_then(|index| self.slots.get_mut(index));
-        debug_assert!(matches!(place, Some(None)), "a place of another timeline");
+        debug_assert!(!matches!(place, Some(Some(_))), "a command ends once");
         if let Some(place) = place {
             *place = Some(value);
         }
@@ -85,10 +85,12 @@ mod tests {
     #[test]
     fn what_ended_but_did_not_go_out_is_handed_back() {
         let mut timeline = Timeline::new();
-        let (_first, second) = (timeline.begin(), timeline.begin());
+        let (first, second) = (timeline.begin(), timeline.begin());
         timeline.end(second, 2);
         assert_eq!(timeline.clear().collect::<Vec<_>>(), [2]);
         let next = timeline.begin();
+        timeline.end(first, 1);
+        assert_eq!(timeline.release(), None, "a slot from before is void");
         timeline.end(next, 3);
         assert_eq!(timeline.release(), Some(3));
     }

@@ -1,8 +1,7 @@
 //! A job: work on guest memory as a resumable value. Engines step it, a little at a time, inside a section or over a
 //! pin; it owns all that it needs. Knows how far it has come; knows nothing of who waits for it.
 
-use crate::addr::RangeError;
-use crate::mmu::{JobMemory, Missing, PinRange};
+use crate::mmu::{JobMemory, MemoryError, Missing, PinRange};
 use crate::transfer::Transfer;
 
 /// Which job: never the same twice in the life of a device, resets included.
@@ -33,20 +32,17 @@ pub enum Step {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JobError {
     /// The front-end refused a mapping that the job needs.
-    #[error("A {0} was refused")]
+    #[error("Range {0} was refused")]
     Refused(Missing),
     /// A mapping did not come in time.
-    #[error("A {0} was not answered in time")]
+    #[error("Range {0} was not answered in time")]
     TimedOut(Missing),
     /// The job was taken off its engine, for what it used is gone.
     #[error("The job was killed")]
     Killed,
-    /// The job touched what its pin does not cover: a bug of ours.
-    #[error("The pin does not cover a {0}")]
-    NotPinned(Missing),
-    /// The job ran past the end of the address space: a bug of ours.
-    #[error("The job ran past the end of the address space")]
-    Wraps(#[source] RangeError),
+    /// The job touched memory that it did not ask for: a bug of ours.
+    #[error("The job touched memory that it did not ask for")]
+    Memory(#[source] MemoryError),
     /// The job wanted to write past its image: a bug of ours.
     #[error("The job left its image")]
     OutsideImage,

@@ -17,7 +17,7 @@ use crate::job::JobId;
 use crate::quota::{OverQuota, Quota};
 use crate::request::UpdateCursor;
 use crate::resource::{Format, Retired};
-use crate::scanout::{Image, Rect};
+use crate::scanout::{Image, Rect, ScanoutSource};
 use crate::transfer::Transfer;
 
 /// What an item of the ring does when its turn comes.
@@ -27,6 +27,8 @@ pub(crate) enum Work {
     Transfer(Transfer),
     /// RESOURCE_FLUSH: what was written to this part of the image is to be seen.
     Flush { image: Arc<Image>, rect: Rect },
+    /// SET_SCANOUT: the scanout shows this from now on.
+    Show { scanout: u32, source: Option<ScanoutSource> },
     /// RESOURCE_UNREF, DETACH_BACKING: nobody uses this any more.
     Retire(Retired),
     /// UPDATE_CURSOR or MOVE_CURSOR, behind what draws the cursor.
@@ -40,7 +42,7 @@ impl Work {
             Self::Transfer(transfer) => Some(transfer.image()),
             Self::Flush { image, .. } => Some(image),
             Self::Cursor(CursorWork { change: CursorChange::Define { image, .. }, .. }) => Some(image),
-            Self::Cursor(_) | Self::Retire(_) => None,
+            Self::Cursor(_) | Self::Show { .. } | Self::Retire(_) => None,
         }
     }
 }

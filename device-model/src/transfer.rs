@@ -76,8 +76,7 @@ impl Transfer {
             match memory.read(SpaceId::DEVICE, run.source, into) {
                 Ok(()) => self.plan.advance(run.len),
                 Err(MemoryError::Missing(missing)) => return Step::Missing(missing),
-                Err(MemoryError::NotPinned(range)) => return Step::Error(JobError::NotPinned(range)),
-                Err(MemoryError::Wraps(error)) => return Step::Error(JobError::Wraps(error)),
+                Err(bug) => return Step::Error(JobError::Memory(bug)),
             }
             left = left.saturating_sub(run.len.max(RUN_COST));
         }

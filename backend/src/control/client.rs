@@ -148,3 +148,35 @@ impl Client {
 fn is_temporary(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_more_is_answered_nor_read_while_an_answer_is_unsent() {
+        const LINES: usize = 2000;
+        let (stream, mut peer) = UnixStream::pair().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let mut client = Client::new(stream);
+        peer.write_all(&b"x\n".repeat(LINES)).unwrap();
+        let long = "y".repeat(READ);
+        let mut answered = 0;
+        client.receive();
+        client.work(|_| {
+            answered += 1;
+            long.clone()
+        });
+        assert!(answered < LINES, "the peer's socket has taken everything");
+        assert!(client.output.len() <= long.len() + 1);
+        assert_eq!(client.interest(), Interest::Writing);
+
+        let mut received = vec![0; LINES * (long.len() + 1)];
+        let mut so_far = 0;
+        while so_far < received.len() {
+            so_far += peer.read(&mut received[so_far..]).unwrap();
+            client.work(|_| long.clone());
+        }
+        assert_eq!(client.interest(), Interest::Reading);
+    }
+}

@@ -3,10 +3,12 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 use device_model::scanout::{
     CursorPosition, DisplayAnswer, DisplayMode, DisplayModes, DisplayQuestion, Edid, Rect, ScanoutSource,
 };
+use device_model::stats::Stats;
 use vhost::vhost_user::GpuBackend;
 use vhost::vhost_user::gpu_message::{
     VhostUserGpuCursorPos, VhostUserGpuCursorUpdate, VhostUserGpuEdidRequest, VhostUserGpuScanout,
@@ -24,37 +26,39 @@ const FEATURE_EDID: u64 = 1 << 0;
 pub(super) struct Link {
     backend: GpuBackend,
     edid: bool,
+    stats: Arc<Stats>,
     /// Pixels of one UPDATE: complete before its header goes out, for QEMU's main loop blocks until all is read.
     buffer: Vec<u8>,
 }
 
 impl Link {
     /// Negotiates the protocol's features.
-    pub(super) fn open(socket: UnixStream) -> io::Result<Self> {
-        // `GpuBackend` tries again for ever at EAGAIN, so a call has to block.
+    pub(super) fn open(socket: UnixStream, stats: Arc<Stats>) -> io::Result<Self> {
+        // `GpuBackend` tries again for ever at EAGAIN, so a call has to block until it is done or shut down.
         socket.set_nonblocking(false)?;
+        socket.set_read_timeout(None)?;
+        socket.set_write_timeout(None)?;
         let backend = GpuBackend::from_stream(socket);
         let offered = backend.get_protocol_features()?.value;
         let wanted = offered & FEATURE_EDID;
         backend.set_protocol_features(&VhostUserU64::new(wanted))?;
-        Ok(Self { backend, edid: wanted & FEATURE_EDID != 0, buffer: Vec::new() })
+        Ok(Self { backend, edid: wanted & FEATURE_EDID != 0, stats, buffer: Vec::new() })
     }
 
-    /// Tells the display one thing. Gives the number of UPDATE messages that it took.
-    pub(super) fn tell(&mut self, work: Work) -> io::Result<u64> {
+    /// Tells the display one thing.
+    pub(super) fn tell(&mut self, work: Work) -> io::Result<()> {
         match work {
-            Work::Off { scanout } => self.set_size(scanout, 0, 0)?,
+            Work::Off { scanout } => self.set_size(scanout, 0, 0),
             Work::Pixels { scanout, source, resize, parts } => {
                 if resize {
                     self.set_size(scanout, source.rect.width, source.rect.height)?;
                 }
-                return self.update(scanout, &source, &parts);
+                self.update(scanout, &source, &parts)
             }
-            Work::CursorLook { position, look } => self.cursor(position, &look)?,
-            Work::CursorMove { position } => self.backend.cursor_pos(&wire_position(position))?,
-            Work::CursorHide { position } => self.backend.cursor_pos_hide(&wire_position(position))?,
+            Work::CursorLook { position, look } => self.cursor(position, &look),
+            Work::CursorMove { position } => self.backend.cursor_pos(&wire_position(position)),
+            Work::CursorHide { position } => self.backend.cursor_pos_hide(&wire_position(position)),
         }
-        Ok(0)
     }
 
     /// Asks the display.
@@ -72,16 +76,16 @@ impl Link {
         self.backend.set_scanout(&VhostUserGpuScanout { scanout_id, width, height })
     }
 
-    fn update(&mut self, scanout_id: u32, source: &ScanoutSource, parts: &[Rect]) -> io::Result<u64> {
-        let mut sent = 0;
+    fn update(&mut self, scanout_id: u32, source: &ScanoutSource, parts: &[Rect]) -> io::Result<()> {
         for piece in parts.iter().copied().flat_map(pixels::pieces) {
             pixels::read(source, piece, &mut self.buffer);
             let Rect { x, y, width, height } = piece;
             let update = VhostUserGpuUpdate { scanout_id, x, y, width, height };
+            // Counted first: whoever sees the pixels finds them counted.
+            self.stats.display_updates.add(1);
             self.backend.update_scanout(&update, &self.buffer)?;
-            sent += 1;
         }
-        Ok(sent)
+        Ok(())
     }
 
     fn cursor(&self, position: CursorPosition, look: &CursorLook) -> io::Result<()> {

@@ -3,7 +3,7 @@
 
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use super::link::Link;
@@ -30,9 +30,9 @@ pub(super) fn serve(shared: &Shared) {
         let (next, generation) = shared.wait_for_work(&mut link);
         let served = match next {
             Next::Quit => return,
-            Next::Open(socket) => open(socket, &mut link),
+            Next::Open(socket) => open(shared, socket, &mut link),
             Next::Ask(question) => ask(shared, question, link.as_mut()),
-            Next::Tell(work) => tell(shared, work, link.as_mut()),
+            Next::Tell(work) => link.as_mut().map_or(Ok(()), |link| link.tell(work)),
         };
         if let Err(error) = served {
             link = None;
@@ -41,8 +41,8 @@ pub(super) fn serve(shared: &Shared) {
     }
 }
 
-fn open(socket: UnixStream, link: &mut Option<Link>) -> io::Result<()> {
-    *link = Some(Link::open(socket)?);
+fn open(shared: &Shared, socket: UnixStream, link: &mut Option<Link>) -> io::Result<()> {
+    *link = Some(Link::open(socket, Arc::clone(&shared.stats))?);
     Ok(())
 }
 
@@ -53,12 +53,6 @@ fn ask(shared: &Shared, question: Question, link: Option<&mut Link>) -> io::Resu
         shared.answer(question, answer.unwrap_or_else(|| question.unanswered()));
     }
     answered.map(drop)
-}
-
-fn tell(shared: &Shared, work: Work, link: Option<&mut Link>) -> io::Result<()> {
-    let updates = link.map_or(Ok(0), |link| link.tell(work))?;
-    shared.stats.display_updates.add(updates);
-    Ok(())
 }
 
 /// The clock thread: answers for the display what the display has not answered in time. Sleeps while nothing is asked.

@@ -92,9 +92,10 @@ impl QueueThread {
 
     fn run(self, poller: &Poller) {
         let shared = Arc::clone(&self.rings);
+        let max_request = self.device.max_request_bytes();
         let mut rings = shared.each_ref().map(|shared| {
             let index = shared_index(&self.rings, shared);
-            Ring::new(index, shared, self.memory.clone())
+            Ring::new(index, shared, self.memory.clone(), max_request)
         });
         let mut queues =
             Queues { thread: self, rings: &mut rings, effects: Vec::new(), ready: [false; QUEUES] };

@@ -23,8 +23,6 @@ use crate::miss_port::{MissAnswer, pages_of};
 
 /// Most descriptors of a chain: as many as the largest ring has.
 const MAX_CHAIN: usize = super::MAX_QUEUE_SIZE as usize;
-/// Bytes of the largest request. Those of the 2D device are bounded by the quota of backing entries.
-const MAX_REQUEST: usize = 1 << 20;
 /// How much of a request is copied before the next look at whether it is there.
 const COPY_CHUNK: usize = 64 << 10;
 
@@ -59,13 +57,6 @@ pub struct Pending {
     pub queue: usize,
     head: u16,
     response: Vec<Segment>,
-}
-
-#[cfg(test)]
-impl Pending {
-    pub(super) fn head(&self) -> u16 {
-        self.head
-    }
 }
 
 /// A command that is answered; the answer is on its way to the guest.
@@ -120,6 +111,8 @@ pub struct Ring<'a> {
     index: usize,
     shared: &'a SharedRing,
     memory: RingMemory,
+    /// Bytes of the largest request.
+    max_request: usize,
     /// Taken off the ring; its request is being copied.
     inbound: Option<Chain>,
     outbound: VecDeque<Completion>,
@@ -133,11 +126,12 @@ pub struct Ring<'a> {
 
 impl<'a> Ring<'a> {
     /// A ring that has not started.
-    pub fn new(index: usize, shared: &'a SharedRing, memory: RingMemory) -> Self {
+    pub fn new(index: usize, shared: &'a SharedRing, memory: RingMemory, max_request: usize) -> Self {
         Self {
             index,
             shared,
             memory,
+            max_request,
             inbound: None,
             outbound: VecDeque::new(),
             in_flight: BTreeSet::new(),
@@ -246,7 +240,7 @@ impl<'a> Ring<'a> {
     fn read_request(&self, chain: &Chain) -> Result<Option<Vec<u8>>, Vec<Missing>> {
         let mut request = Vec::new();
         for segment in &chain.readable {
-            if segment.len() > (MAX_REQUEST - request.len()) as u128 {
+            if segment.len() > self.max_request.saturating_sub(request.len()) as u128 {
                 return Ok(None);
             }
             self.read_segment(*segment, &mut request)?;

@@ -132,10 +132,6 @@ impl Session {
         poller.add(waker.as_raw_fd(), WAKE, Events::EPOLLIN | edge)?;
         poller.add(signal.as_fd().as_raw_fd(), SIGNAL, Events::EPOLLIN)?;
         // The crate handles one request at a time, on this thread: the mutex is what its trait asks for.
-        #[expect(
-            clippy::arc_with_non_send_sync,
-            reason = "the crate wants an Arc; the state stays on this thread"
-        )]
         let state = Arc::new(Mutex::new(state));
         let requests = BackendReqHandler::from_stream(socket.try_clone()?, Arc::clone(&state));
         Ok(Self {

@@ -11,10 +11,10 @@
 
 use virtio_bindings::virtio_gpu::VIRTIO_GPU_F_EDID;
 
-use super::{Answer, Device, Effect, Handled, Shown};
+use super::{Answer, Device, Handled, Shown};
 use crate::error::CommandError;
-use crate::reply::Reply;
 use crate::request::{GetCapset, GetCapsetInfo, GetEdid, Nothing, SetScanout};
+use crate::ring::Work;
 use crate::scanout::{DisplayQuestion, ScanoutSource};
 use crate::wire::gpu::command;
 
@@ -37,7 +37,10 @@ impl<P> Device<P> {
         Ok(Answer::Ask(DisplayQuestion::Edid { scanout }))
     }
 
-    pub(super) fn set_scanout(&mut self, request: SetScanout, shown: &mut Shown) -> Handled {
+    /// In order with the transfers and flushes around it: the image is shown with what was drawn into it before, and
+    /// what was shown until then gets its last flush.
+    pub(super) fn set_scanout(&mut self, request: SetScanout, _: &mut Shown) -> Handled {
+        self.ring.room()?;
         let SetScanout { scanout, resource, rect } = request;
         self.check_scanout(scanout)?;
         let source = match resource {
@@ -51,8 +54,7 @@ impl<P> Device<P> {
                 Some(ScanoutSource { image: resource.image.clone(), order: resource.format.order, rect })
             }
         };
-        shown.extend(self.scanouts.set(scanout, source));
-        Ok(Answer::Now(Reply::NoData))
+        Ok(Answer::InOrder(Work::Show { scanout, source }))
     }
 
     /// There are no capability sets yet.
@@ -67,11 +69,5 @@ impl<P> Device<P> {
     pub(super) fn check_scanout(&self, scanout: u32) -> Result<(), CommandError> {
         let scanouts = self.scanouts.count();
         if scanout < scanouts { Ok(()) } else { Err(CommandError::NoSuchScanout { scanout, scanouts }) }
-    }
-
-    /// Shows everything anew, for a display that was connected just now: a guest that was only stopped does not set its
-    /// scanouts again. (Cursors are not kept: the guest sends them soon enough.)
-    pub fn redisplay(&self, effects: &mut Vec<Effect<P>>) {
-        effects.extend(self.scanouts.redisplay().map(Effect::Display));
     }
 }

@@ -27,7 +27,7 @@ use crate::job::{Job, JobId, JobOutcome};
 use crate::quota::Quotas;
 use crate::reply::{Reply, Response};
 use crate::request::Fence;
-use crate::resource::Resources;
+use crate::resource::{Resources, Retired};
 use crate::ring::{Ring, Work};
 use crate::scanout::{DisplayAnswer, DisplayCommand, DisplayQuestion, MAX_SCANOUTS};
 use crate::transfer::Transfer;
@@ -45,6 +45,9 @@ pub use display::MIN_SCANOUT;
 
 /// Bytes of the configuration space.
 pub const CONFIG_BYTES: usize = 16;
+
+/// Bytes of the longest response.
+pub const MAX_RESPONSE_BYTES: usize = payload::MAX_RESPONSE;
 
 /// The device-specific features that the device offers (virtio 1.3, 5.7.3).
 pub const fn features() -> u64 {
@@ -174,6 +177,12 @@ impl<P> Device<P> {
         payload::config(self.config.scanouts, 0)
     }
 
+    /// How much of a command the device can make use of: whoever copies it out of the guest need not take more. A longer
+    /// one is refused, whole or cut off here.
+    pub fn max_request_bytes(&self) -> usize {
+        payload::longest_request(self.config.quotas.backing_entries)
+    }
+
     /// What the guest has taken of its quotas.
     pub fn usage(&self) -> Usage {
         let (resources, resource_bytes, backing_entries) = self.resources.usage();
@@ -275,7 +284,15 @@ impl<P> Device<P> {
                     effects.extend(flushes.map(Effect::Display));
                     self.finish(call, Ok(Reply::NoData), effects);
                 }
+                Work::Show { scanout, source } => {
+                    effects.extend(self.scanouts.set(scanout, source).map(Effect::Display));
+                    self.finish(call, Ok(Reply::NoData), effects);
+                }
                 Work::Retire(retired) => {
+                    if let Retired::Resource(resource) = &retired {
+                        effects
+                            .extend(self.scanouts.disable(&resource.image).into_iter().map(Effect::Display));
+                    }
                     self.resources.retire(retired);
                     self.finish(call, Ok(Reply::NoData), effects);
                 }

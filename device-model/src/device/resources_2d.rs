@@ -25,10 +25,9 @@ impl<P> Device<P> {
     }
 
     /// Answered when no queued transfer uses the backing any more: the guest unmaps it on our answer.
-    pub(super) fn unref(&mut self, request: OfResource, shown: &mut Shown) -> Handled {
+    pub(super) fn unref(&mut self, request: OfResource, _: &mut Shown) -> Handled {
         self.ring.room()?;
         let resource = self.resources.remove(request.id)?;
-        shown.extend(self.scanouts.disable(&resource.image));
         Ok(Answer::InOrder(Work::Retire(Retired::Resource(resource))))
     }
 

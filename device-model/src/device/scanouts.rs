@@ -93,19 +93,6 @@ impl Scanouts {
         })
     }
 
-    /// All that is on the scanouts, for a display that does not know it.
-    pub(super) fn redisplay(&self) -> impl Iterator<Item = DisplayCommand> + '_ {
-        (0..).zip(&self.all).filter_map(|(scanout, place)| Some((scanout, place.source.clone()?))).flat_map(
-            |(scanout, source)| {
-                let rect = source.rect;
-                [
-                    DisplayCommand::SetScanout { scanout, source: Some(source) },
-                    DisplayCommand::Flush { scanout, rect },
-                ]
-            },
-        )
-    }
-
     /// What a command for the cursor comes to. A hidden cursor moves without being seen.
     pub(super) fn cursor(&mut self, work: CursorWork) -> DisplayCommand {
         let CursorWork { request, change } = work;

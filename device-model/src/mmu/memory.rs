@@ -28,6 +28,12 @@ impl HostRange {
         Self { address: ptr.expose_provenance() as u64, len: len as u64 }
     }
 
+    /// A range that nothing stands behind, for tests that never touch what they map.
+    #[cfg(test)]
+    pub(crate) fn invented(address: u64, len: u64) -> Self {
+        Self { address, len }
+    }
+
     /// Its length in bytes.
     pub fn len(self) -> u64 {
         self.len

@@ -104,3 +104,9 @@ pub fn mirror(config: MirrorConfig, waker: std::sync::Arc<dyn DrainWaker>) -> (M
         shared.slots.iter().map(|slot| Reader::new(Arc::clone(&shared), Arc::clone(slot))).collect();
     (MirrorWriter::new(shared), readers)
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;
+
+#[cfg(all(test, loom))]
+mod loom_models;

@@ -34,6 +34,7 @@ pub(super) struct Node {
     entries: [AtomicU64; FANOUT as usize],
     /// How many entries are not empty. Only the writer reads or writes it: plain std, also under loom.
     used: AtomicU32,
+    life: Life,
 }
 
 const _: () = assert!(align_of::<Node>() >= TABLE_ALIGN);
@@ -43,7 +44,11 @@ pub(super) const NODE_BYTES: usize = size_of::<Node>();
 
 impl Node {
     pub(super) fn new() -> Self {
-        Self { entries: std::array::from_fn(|_| AtomicU64::new(0)), used: AtomicU32::new(0) }
+        Self {
+            entries: std::array::from_fn(|_| AtomicU64::new(0)),
+            used: AtomicU32::new(0),
+            life: Life::new(),
+        }
     }
 
     const fn index(number: u64, level: u32) -> usize {
@@ -114,22 +119,34 @@ impl Roots {
         if number < LOW_END { (&self.low, LOW_LEVELS - 1) } else { (&self.high, HIGH_LEVELS - 1) }
     }
 
-    /// The walk. `_inside` is the proof that a section is open while the tables are read.
+    /// The walk. `inside` is the proof that a section is open while the tables are read.
     #[inline]
-    pub(super) fn walk(&self, number: u64, _inside: Inside<'_>) -> Option<Leaf> {
-        let (mut node, mut level) = self.root_of(number);
-        loop {
-            // ORDERING: Acquire pairs with the Release of `Node::set`.
-            let entry = Entry::from_word(node.entries[Node::index(number, level)].load(Ordering::Acquire));
-            if !entry.is_table() {
-                return (!entry.is_empty()).then_some(Leaf { entry, level });
-            }
-            // SAFETY: the entry was linked when this section, or an earlier part of it, could see it, and a node is
-            // freed only after all sections that were open when it was unlinked have left (`limbo`).
-            node = unsafe { node_at(entry) };
-            level -= 1;
+    pub(super) fn walk(&self, number: u64, inside: Inside<'_>) -> Option<Leaf> {
+        // Two calls, so that each is unrolled for its number of levels.
+        if number < LOW_END {
+            descend(&self.low, LOW_LEVELS, number, inside)
+        } else {
+            descend(&self.high, HIGH_LEVELS, number, inside)
         }
     }
+}
+
+#[inline(always)]
+fn descend(root: &Node, levels: u32, number: u64, _inside: Inside<'_>) -> Option<Leaf> {
+    let mut node = root;
+    for level in (0..levels).rev() {
+        // ORDERING: Acquire pairs with the Release of `Node::set`.
+        let entry = Entry::from_word(node.entries[Node::index(number, level)].load(Ordering::Acquire));
+        if !entry.is_table() {
+            return (!entry.is_empty()).then_some(Leaf { entry, level });
+        }
+        // SAFETY: the entry was linked when this section, or an earlier part of it, could see it, and a node is
+        // freed only after all sections that were open when it was unlinked have left (`limbo`).
+        node = unsafe { node_at(entry) };
+        node.life.check();
+    }
+    // Not reached: there are no tables below level 0.
+    None
 }
 
 /// The right to follow tables outside a section and to free them: the writer has the only one. Freeing takes it
@@ -160,7 +177,8 @@ impl Owner {
         let address = std::ptr::with_exposed_provenance_mut::<Node>(entry.table_address() as usize);
         // SAFETY: `limbo` passes each unlinked table once, after every section open at its unlinking has left; it
         // came from `Box::into_raw` in `allocate`.
-        drop(unsafe { Box::from_raw(address) });
+        let node = unsafe { Box::from_raw(address) };
+        Life::end(node);
     }
 
     /// Frees everything under `roots`, when the last one who could see them is gone.
@@ -193,4 +211,44 @@ unsafe fn node_at<'a>(entry: Entry) -> &'a Node {
     let address = std::ptr::with_exposed_provenance::<Node>(entry.table_address() as usize);
     // SAFETY: the caller's promise; a node is only ever changed through its atomics.
     unsafe { &*address }
+}
+
+/// Loom's eye on a node: that it is not walked after, or at the same time as, it is freed. Otherwise nothing.
+#[cfg(not(loom))]
+struct Life;
+
+#[cfg(not(loom))]
+impl Life {
+    fn new() -> Self {
+        Self
+    }
+
+    #[inline]
+    fn check(&self) {}
+
+    fn end(node: Box<Node>) {
+        drop(node);
+    }
+}
+
+/// Under loom a freed node is kept, marked, so that a walk that should not reach it is caught and not undefined.
+#[cfg(loom)]
+struct Life(loom::cell::UnsafeCell<bool>);
+
+#[cfg(loom)]
+impl Life {
+    fn new() -> Self {
+        Self(loom::cell::UnsafeCell::new(false))
+    }
+
+    fn check(&self) {
+        // SAFETY: loom's own cell; it reports a write at the same time.
+        self.0.with(|freed| assert!(!unsafe { *freed }, "A walk met a table that was freed"));
+    }
+
+    fn end(node: Box<Node>) {
+        // SAFETY: as above.
+        node.life.0.with_mut(|freed| unsafe { *freed = true });
+        std::mem::forget(node);
+    }
 }

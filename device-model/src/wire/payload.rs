@@ -29,6 +29,16 @@ pub(crate) trait Payload<'a>: Sized {
     fn parse(body: &'a [u8]) -> Result<Self, CommandError>;
 }
 
+/// Bytes of the longest response, that to GET_EDID.
+pub(crate) const MAX_RESPONSE: usize = size_of::<gpu::Header>() + size_of::<gpu::Edid>();
+
+/// Bytes of the longest command that can be carried out: RESOURCE_ATTACH_BACKING with so many entries.
+pub(crate) fn longest_request(entries: u64) -> usize {
+    const FIXED: usize = size_of::<gpu::Header>() + size_of::<gpu::AttachBacking>();
+    let entries = usize::try_from(entries).unwrap_or(usize::MAX);
+    entries.saturating_mul(size_of::<gpu::MemEntry>()).saturating_add(FIXED)
+}
+
 /// Splits a `T` off the front of `bytes`.
 fn take<T>(bytes: &[u8]) -> Result<(&T, &[u8]), CommandError>
 where

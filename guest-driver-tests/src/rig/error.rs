@@ -29,6 +29,11 @@ pub enum RigError {
     #[error("{} is not a Linux kernel image for x86 (bzImage)", .0.display())]
     NotAKernel(PathBuf),
     #[error(
+        "The modules of the kernel {release} are not under {}: say with --modules where they are",
+        modules.display()
+    )]
+    NoModules { release: String, modules: PathBuf },
+    #[error(
         "The kernel {release} has no module `{module}` under {}. It has to be a stock kernel with DRM \
          (Debian's cloud kernels have none)",
         modules.display()

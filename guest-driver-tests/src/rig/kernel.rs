@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 const BOOT_MAGIC: (usize, &[u8]) = (0x202, b"HdrS");
 const VERSION_POINTER: usize = 0x20e;
 const VERSION_BASE: usize = 0x200;
+/// The list of all modules.
+const LIST: &str = "modules.order";
 /// Names that a module file may have.
 const SUFFIXES: [&str; 4] = [".ko", ".ko.xz", ".ko.zst", ".ko.gz"];
 const SECTION_OF_DEPENDENCIES: &[u8] = b"\0depends=";
@@ -31,6 +33,9 @@ impl Kernel {
         let release = release_of(&bytes).ok_or_else(|| RigError::NotAKernel(image.to_owned()))?;
         let installed = || Path::new("/lib/modules").join(&release);
         let modules = modules.map_or_else(installed, Path::to_owned);
+        if !modules.join(LIST).is_file() {
+            return Err(RigError::NoModules { release, modules });
+        }
         Ok(Self { image: image.to_owned(), release, modules })
     }
 
@@ -54,7 +59,7 @@ impl Kernel {
     /// All modules by name. The kernel's package lists them in modules.order (depmod has not run on an unpacked one,
     /// so there is no modules.dep), without the suffix of their compression.
     fn module_files(&self) -> Result<BTreeMap<String, PathBuf>, RigError> {
-        let list = self.modules.join("modules.order");
+        let list = self.modules.join(LIST);
         let lines = fs::read_to_string(&list).doing(format!("read {}", list.display()))?;
         let named = |line: &str| Some((module_name(Path::new(line))?, self.modules.join(line)));
         Ok(lines.lines().filter_map(named).collect())

@@ -209,7 +209,9 @@ fn with_evidence(error: RigError, files: &RunFiles) -> RigError {
     let mut text = error.to_string();
     for (name, path) in logs {
         let log = RunFiles::text(&path);
-        if !log.trim().is_empty() {
+        if log.trim().is_empty() {
+            text.push_str(&format!("\n--- {name} is empty"));
+        } else {
             text.push_str(&format!("\n--- {name} ends with:\n{}", console::end(&log, LINES_OF_EVIDENCE)));
         }
     }

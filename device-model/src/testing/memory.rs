@@ -1,0 +1,107 @@
+//! Guest memory for tests of jobs: pages that are there or are missing, and a record of what was touched.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::addr::{Access, ByteRange, Iova, PAGE_SIZE, SpaceId};
+use crate::mmu::{JobMemory, MemoryError, Missing, PinRange};
+
+type Page = [u8; PAGE_SIZE as usize];
+
+/// Memory of whole pages, in the address space of the device.
+#[derive(Debug, Default)]
+pub struct SparseMemory {
+    pages: RefCell<BTreeMap<Iova, Box<Page>>>,
+    /// If set, nothing else may be touched.
+    pinned: Option<Vec<PinRange>>,
+    touched: RefCell<BTreeSet<Iova>>,
+    accesses: RefCell<Vec<(Iova, usize, Access)>>,
+}
+
+impl SparseMemory {
+    /// Memory without a page.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Makes all pages of `range` be there, every byte a function of its address.
+    pub fn fill(&mut self, range: ByteRange<Iova>) {
+        for page in range.pages() {
+            self.pages.get_mut().entry(page).or_insert_with(|| {
+                let mut bytes = Box::new([0; PAGE_SIZE as usize]);
+                for (byte, at) in bytes.iter_mut().zip(page.raw()..) {
+                    *byte = pattern(Iova::new(at));
+                }
+                bytes
+            });
+        }
+    }
+
+    /// Takes the page of `at` away.
+    pub fn unmap(&mut self, at: Iova) {
+        self.pages.get_mut().remove(&at.page());
+    }
+
+    /// From now on only these ranges may be touched, as over a pin.
+    pub fn pin(&mut self, ranges: Vec<PinRange>) {
+        self.pinned = Some(ranges);
+    }
+
+    /// The pages that were touched since this was asked last.
+    pub fn take_touched(&self) -> BTreeSet<Iova> {
+        self.touched.take()
+    }
+
+    /// The accesses that went well since this was asked last: address, length, kind.
+    pub fn take_accesses(&self) -> Vec<(Iova, usize, Access)> {
+        self.accesses.take()
+    }
+
+    /// Goes over `len` bytes at `at`, page by page: the page, the offset in it, the offset in the buffer, the length.
+    fn access(
+        &self,
+        at: Iova,
+        len: usize,
+        access: Access,
+        mut each: impl FnMut(&mut Page, std::ops::Range<usize>, std::ops::Range<usize>),
+    ) -> Result<(), MemoryError> {
+        let Ok(range) = ByteRange::new(at, len as u64) else { return Ok(()) };
+        let missing = |range: ByteRange<Iova>| Missing { space: SpaceId::DEVICE, range, access };
+        let covers = |pin: &PinRange| pin.access == access && pin.range.covers(range);
+        if self.pinned.as_ref().is_some_and(|pins| !pins.iter().any(covers)) {
+            return Err(MemoryError::NotPinned(missing(range.page_aligned())));
+        }
+        let mut pages = self.pages.borrow_mut();
+        for number in range.pages() {
+            let whole = ByteRange::new(number, PAGE_SIZE).expect("a page");
+            let here = whole.intersection(range).expect("shared bytes");
+            let Some(page) = pages.get_mut(&number) else { return Err(MemoryError::Missing(missing(whole))) };
+            self.touched.borrow_mut().insert(number);
+            let (start, count) = (here.first().page_offset() as usize, here.len() as usize);
+            let done = (here.first().raw() - at.raw()) as usize;
+            each(page, start..start + count, done..done + count);
+        }
+        self.accesses.borrow_mut().push((at, len, access));
+        Ok(())
+    }
+}
+
+/// What [`SparseMemory::fill`] puts at an address: never 0, so that it differs from what was not copied.
+pub fn pattern(at: Iova) -> u8 {
+    let mixed = at.raw().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56;
+    mixed as u8 | 1
+}
+
+impl JobMemory for SparseMemory {
+    fn read(&self, _: SpaceId, at: Iova, into: &mut [u8]) -> Result<(), MemoryError> {
+        self.access(at, into.len(), Access::Read, |page, there, here| {
+            into[here].copy_from_slice(&page[there]);
+        })
+    }
+
+    fn write(&self, _: SpaceId, at: Iova, from: &[u8]) -> Result<(), MemoryError> {
+        self.access(at, from.len(), Access::Write, |page, there, here| {
+            page[there].copy_from_slice(&from[here]);
+        })
+    }
+}
