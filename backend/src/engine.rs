@@ -139,7 +139,10 @@ impl Engine {
     /// Called with the pin released and the section left (I3, I4).
     fn dispose(&self, work: Work, leaves: Leaves) {
         match leaves {
-            Leaves::Finished(outcome) => (self.finished)(FinishedJob { job: work.job, outcome }),
+            Leaves::Finished(outcome) => {
+                self.scheduler.ended(work.job.id());
+                (self.finished)(FinishedJob { job: work.job, outcome });
+            }
             Leaves::TakenOff => self.scheduler.put_back(work),
             Leaves::Invalidating { seen } => self.scheduler.park_for_invalidation(work, seen),
             Leaves::Missing(missing) => {

@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+use device_model::addr::{ByteRange, Iova, SpaceId};
 use device_model::job::{Job, JobError, JobId};
+use device_model::mmu::PinRange;
 
 /// A job on its way through the engines.
 #[derive(Debug)]
@@ -39,6 +41,8 @@ enum Parked {
 struct State {
     ready: VecDeque<Work>,
     parked: BTreeMap<JobId, Parked>,
+    /// What each job touches from its submission to its end, wherever it waits or runs in between.
+    in_flight: BTreeMap<JobId, Vec<PinRange>>,
     invalidations_ended: u64,
     paused: bool,
     closing: bool,
@@ -63,7 +67,11 @@ impl Scheduler {
 
     /// Takes a new job.
     pub fn submit(&self, job: Job) {
-        self.lock().ready.push_back(Work::new(job));
+        let touches = job.working_set();
+        let mut state = self.lock();
+        state.in_flight.insert(job.id(), touches);
+        state.ready.push_back(Work::new(job));
+        drop(state);
         self.ready.notify_one();
     }
 
@@ -80,6 +88,19 @@ impl Scheduler {
             }
             state = self.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// A job has ended: to be said before its answer can reach the guest, who may take its memory away then.
+    pub fn ended(&self, id: JobId) {
+        self.lock().in_flight.remove(&id);
+    }
+
+    /// Whether a job in flight touches any of the range. Unlike a pin, which a job loses and takes anew, and a section,
+    /// which has no range, this says what the guest took away too early.
+    pub fn touches(&self, space: SpaceId, range: ByteRange<Iova>) -> bool {
+        let state = self.lock();
+        let mut ranges = state.in_flight.values().flatten();
+        ranges.any(|used| used.space == space && used.range.page_aligned().overlaps(range))
     }
 
     /// Whether an engine has to put its job back at the next step.
@@ -168,6 +189,7 @@ impl Scheduler {
         let mut state = self.lock();
         state.ready.clear();
         state.parked.clear();
+        state.in_flight.clear();
     }
 
     /// Ends the engines at their next step.
