@@ -166,7 +166,8 @@ fn settled(run: &mut Run<'_>) -> Result<Option<Stats>, RigError> {
         let now = run.stats()?;
         let quiet = now == last;
         last = now;
-        Ok(quiet && last.is_none_or(|stats| stats.jobs_submitted == stats.jobs_done + stats.jobs_failed))
+        let ended = |stats: Stats| stats.jobs_done + stats.jobs_failed + stats.jobs_discarded;
+        Ok(quiet && last.is_none_or(|stats| stats.jobs_submitted == ended(stats)))
     })?;
     Ok(last)
 }
