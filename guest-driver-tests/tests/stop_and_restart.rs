@@ -120,7 +120,7 @@ fn a_reboot_discards_everything_and_the_guest_comes_up_again() {
 #[test]
 fn a_hundred_connections_leave_no_descriptor_and_no_thread_behind() {
     let backend = Backend::start::<&str>(&[]).unwrap();
-    let mut first = None;
+    let mut idle = None;
     for connection in 0..100 {
         let mut guest = SoftGuest::boot(&backend, GuestConfig::default()).unwrap();
         let surface = guest.surface(Format::B8G8R8A8, 64, 64).unwrap();
@@ -129,12 +129,15 @@ fn a_hundred_connections_leave_no_descriptor_and_no_thread_behind() {
         if connection % 2 == 1 {
             let _ = guest.driver.submit(&transfer(&surface)).unwrap();
         }
-        let now = (backend.descriptors().unwrap(), backend.threads().unwrap());
-        if connection >= 10 {
-            let first = *first.get_or_insert(now);
-            assert_eq!(now, first, "descriptors and threads at connection {connection}");
+        drop(guest);
+        if connection == 10 {
+            idle = Some(
+                (0..20).map(|_| backend.settled((0, 0), Duration::from_millis(10)).unwrap()).min().unwrap(),
+            );
         }
     }
+    let idle = idle.unwrap();
+    assert_eq!(backend.settled(idle, Duration::from_secs(10)).unwrap(), idle, "descriptors and threads");
     assert_eq!(backend.stats().unwrap().get("connections").unwrap(), 100);
 }
 

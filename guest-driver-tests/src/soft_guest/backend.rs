@@ -166,6 +166,19 @@ impl Backend {
         self.entries_of("task")
     }
 
+    /// Waits until the process has this many descriptors and threads (a session ends a little after its
+    /// connection), and gives the last counts seen, which differ if that took longer than `timeout`.
+    pub fn settled(&self, wanted: (usize, usize), timeout: Duration) -> Result<(usize, usize)> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            let counts = (self.descriptors()?, self.threads()?);
+            if counts == wanted || Instant::now() >= deadline {
+                return Ok(counts);
+            }
+            wire::wait_readable(&[], Some(Duration::from_millis(1))).map_err(Error::io("wait"))?;
+        }
+    }
+
     fn entries_of(&self, what: &str) -> Result<usize> {
         let directory = format!("/proc/{}/{what}", self.pid());
         Ok(std::fs::read_dir(&directory).map_err(Error::io(format!("read {directory}")))?.count())
@@ -202,6 +215,13 @@ impl Backend {
         let start = Instant::now();
         self.signal(libc::SIGTERM)?;
         self.wait_for_end(start, timeout)
+    }
+
+    /// Ends it with SIGKILL, and gives out the directory with what it has left behind.
+    pub fn kill(mut self) -> Result<tempfile::TempDir> {
+        self.signal(libc::SIGKILL)?;
+        self.process.wait(START_TIMEOUT)?;
+        Ok(self.directory)
     }
 
     /// Waits until the process has ended by itself.

@@ -354,6 +354,14 @@ impl FrontEnd {
         self.core.link.lock().acked("IOTLB INVALIDATE", request::IOTLB_MSG, message.as_bytes())
     }
 
+    /// INVALIDATE, whose acknowledgement nobody waits for: the connection is closed for good at once.
+    pub fn invalidate_and_vanish(&self, iova: Iova, size: u64) -> Result<()> {
+        let message = IotlbMessage::invalidate(iova, size);
+        let mut link = self.core.link.lock();
+        link.send(request::IOTLB_MSG, VERSION | wire::NEED_REPLY, message.as_bytes(), &[])?;
+        self.stream.shutdown(std::net::Shutdown::Both).map_err(Error::io("shut the main socket down"))
+    }
+
     /// Several INVALIDATEs in a row under one hold of the big lock, as when translation is switched off.
     pub fn invalidate_all(&self, ranges: &[(Iova, u64)]) -> Result<Vec<Ack>> {
         let mut link = self.core.link.lock();
