@@ -32,7 +32,7 @@ impl Space {
 
 impl fmt::Display for Space {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "space {:#x}", self.0)
+        if self.is_resource() { write!(f, "resource {}", self.0) } else { write!(f, "space {:#x}", self.0) }
     }
 }
 
@@ -154,6 +154,8 @@ pub struct Operand {
     pub access: Access,
     /// What address and length are multiples of, in bytes.
     pub alignment: u64,
+    /// Whether it is one value, which is accessed in one piece.
+    pub is_value: bool,
 }
 
 #[cfg(test)]

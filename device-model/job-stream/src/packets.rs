@@ -62,7 +62,7 @@ packets! {
             failed: u64, "What is written when they have not.";
         }
         operands {
-            fence Writes Long => packet.fence.map(|at| at.value(true));
+            fence Writes Value64 => packet.fence.map(|at| at.value(true));
         }
         rules {
             header "must stand in the first packet of the stream" => place.index == 0;
@@ -87,7 +87,7 @@ packets! {
             pattern: u32, "The word that is written again and again, the first one at the first address.";
         }
         operands {
-            to Writes Word => packet.to;
+            to Writes Words => packet.to;
         }
         rules {}
         example { to: Range::new(Space::resource(7), 0x1000, 0x200), pattern: 0xdead_beef, }
@@ -104,8 +104,8 @@ packets! {
             to: At, "Where its first byte goes.";
         }
         operands {
-            from Reads Byte => packet.from;
-            to Writes Byte => packet.to.range(packet.from.length);
+            from Reads Bytes => packet.from;
+            to Writes Bytes => packet.to.range(packet.from.length);
         }
         rules {}
         example {
@@ -125,8 +125,8 @@ packets! {
             to: At, "Where the 32-bit result goes.";
         }
         operands {
-            from Reads Byte => packet.from;
-            to Writes Word => packet.to.value(false);
+            from Reads Bytes => packet.from;
+            to Writes Value32 => packet.to.value(false);
         }
         rules {}
         example {
@@ -235,7 +235,7 @@ packets! {
             at: At, "Where the time goes, in 64 bits.";
         }
         operands {
-            at Writes Long => packet.at.value(true);
+            at Writes Value64 => packet.at.value(true);
         }
         rules {}
         example { at: At::new(Space::resource(3), 0x68), }
@@ -287,5 +287,12 @@ impl Wait {
     /// Whether the wait is over if `value` is in memory.
     pub const fn holds(&self, value: u64) -> bool {
         self.compare.holds(value & self.mask, self.value)
+    }
+}
+
+impl core::fmt::Display for Packet {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{}", self.opcode())?;
+        self.operands().try_for_each(|operand| write!(f, " {}={}", operand.field, operand.range))
     }
 }

@@ -65,7 +65,7 @@ pub struct OperandInfo {
     pub field: &'static str,
     /// What the packet does to the memory.
     pub access: Access,
-    /// What it is made of: `Byte`, `Word`, `Long`, or `Value` if a flag says how wide.
+    /// What it is made of: `Bytes`, `Words`, one `Value32` or `Value64`, or a `Value` of which a flag says how wide.
     pub unit: &'static str,
 }
 
@@ -113,20 +113,25 @@ pub(crate) type Fault = (&'static str, Problem);
 /// What an operand is made of.
 #[derive(Clone, Copy)]
 pub(crate) enum Unit {
-    Byte,
-    Word,
-    Long,
-    /// 64 bits if so, else 32.
+    Bytes,
+    Words,
+    Value32,
+    Value64,
+    /// A value of 64 bits if so, else of 32.
     Value(bool),
 }
 
 impl Unit {
     pub(crate) const fn bytes(self) -> u64 {
         match self {
-            Self::Byte => 1,
-            Self::Word | Self::Value(false) => 4,
-            Self::Long | Self::Value(true) => 8,
+            Self::Bytes => 1,
+            Self::Words | Self::Value32 | Self::Value(false) => 4,
+            Self::Value64 | Self::Value(true) => 8,
         }
+    }
+
+    pub(crate) const fn is_value(self) -> bool {
+        !matches!(self, Self::Bytes | Self::Words)
     }
 }
 
@@ -285,6 +290,7 @@ macro_rules! packets {
                             range,
                             access: Access::$access,
                             alignment: Unit::$unit $(($wide))?.bytes(),
+                            is_value: Unit::$unit $(($wide))?.is_value(),
                         })
                     ),*];
                     operands.iter_mut().zip(found).for_each(|(slot, operand)| *slot = *operand);
