@@ -4,7 +4,7 @@
 //! Shared by the device and by guest programs, so it needs no more than an allocator. Knows words and their meaning;
 //! knows nothing of resources, of the guest's memory, of engines or of virtio.
 //!
-//! A guest builds a stream with [`Stream`], the device takes it apart with [`verify`]:
+//! A guest builds a stream with [`Stream`], the device takes it apart with [`verify()`]:
 //!
 //! ```
 //! use job_stream::{Limits, Packet, Range, Space, Stream, verify};
