@@ -164,6 +164,8 @@ stats! {
         jobs_done,
         /// Jobs that ended with an error.
         jobs_failed,
+        /// Jobs that a reset of the device discarded.
+        jobs_discarded,
         /// Steps of all jobs.
         job_steps,
         /// Times that a job was put aside to wait for a translation.
@@ -250,6 +252,7 @@ mod tests {
             "jobs_submitted",
             "jobs_done",
             "jobs_failed",
+            "jobs_discarded",
             "job_steps",
             "job_parks",
             "bytes_moved",

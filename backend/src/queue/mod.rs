@@ -98,7 +98,7 @@ impl QueueThread {
             Ring::new(index, shared, self.memory.clone(), max_request)
         });
         let mut queues =
-            Queues { thread: self, rings: &mut rings, effects: Vec::new(), ready: [false; QUEUES] };
+            Queues { thread: self, rings: &mut rings, effects: Vec::new(), ready: [false; QUEUES], jobs: 0 };
         let mut tokens = Vec::new();
         loop {
             let timeout = if queues.ready.contains(&true) { 0 } else { -1 };
@@ -126,6 +126,8 @@ struct Queues<'r, 'a> {
     effects: Vec<Effect<Pending>>,
     /// Rings that may have commands.
     ready: [bool; QUEUES],
+    /// Jobs that the device has not got back.
+    jobs: u64,
 }
 
 impl Queues<'_, '_> {
@@ -154,7 +156,10 @@ impl Queues<'_, '_> {
                 Mail::MissAnswered { queue, side, answer } => self.miss_answered(queue, side, answer),
                 Mail::Features(features) => self.thread.device.set_features(features),
                 Mail::Reset => self.reset(),
-                Mail::Close => return std::ops::ControlFlow::Break(()),
+                Mail::Close => {
+                    self.thread.stats.jobs_discarded.add(self.jobs);
+                    return std::ops::ControlFlow::Break(());
+                }
             }
             self.carry_out();
         }
@@ -163,14 +168,19 @@ impl Queues<'_, '_> {
     }
 
     fn job_finished(&mut self, finished: FinishedJob) {
-        match finished.outcome {
+        let FinishedJob { job, outcome } = finished;
+        let id = job.id();
+        if !self.thread.device.job_finished(job, outcome, &mut self.effects) {
+            return;
+        }
+        self.jobs = self.jobs.saturating_sub(1);
+        match outcome {
             JobOutcome::Done => self.thread.stats.jobs_done.add(1),
             JobOutcome::Failed(error) => {
                 self.thread.stats.jobs_failed.add(1);
-                debug!("Job {} failed: {error}", finished.job.id().raw());
+                debug!("Job {} failed: {error}", id.raw());
             }
         }
-        self.thread.device.job_finished(finished.job, finished.outcome, &mut self.effects);
     }
 
     fn ring_ready(&mut self, queue: usize) {
@@ -194,6 +204,7 @@ impl Queues<'_, '_> {
         // They are owed to a driver that no longer exists.
         drop(pending);
         self.effects.clear();
+        self.thread.stats.jobs_discarded.add(std::mem::take(&mut self.jobs));
         self.thread.display.reset();
         self.rings.iter_mut().for_each(Ring::reset);
         self.ready = [false; QUEUES];
@@ -262,6 +273,7 @@ impl Queues<'_, '_> {
                 }
                 Effect::Run(job) => {
                     self.thread.stats.jobs_submitted.add(1);
+                    self.jobs = self.jobs.saturating_add(1);
                     self.thread.scheduler.submit(job);
                 }
                 Effect::Display(command) => self.thread.display.send(command),

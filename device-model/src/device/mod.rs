@@ -199,9 +199,9 @@ impl<P> Device<P> {
         self.command(Queue::Cursor, request, pending, effects);
     }
 
-    /// An engine is done with a job. One from before a reset is dropped without a word.
-    pub fn job_finished(&mut self, job: Job, outcome: JobOutcome, effects: &mut Vec<Effect<P>>) {
-        let Some(call) = self.ring.finish(job.id()) else { return };
+    /// An engine is done with a job. `false`: it is from before a reset, and dropped without a word.
+    pub fn job_finished(&mut self, job: Job, outcome: JobOutcome, effects: &mut Vec<Effect<P>>) -> bool {
+        let Some(call) = self.ring.finish(job.id()) else { return false };
         // What it holds goes before what waits behind it is answered.
         drop(job);
         let result = match outcome {
@@ -210,6 +210,7 @@ impl<P> Device<P> {
         };
         self.finish(call, result, effects);
         self.pump(effects);
+        true
     }
 
     /// The display answered the question with this ticket. Answers to nothing, as after a reset, are dropped.

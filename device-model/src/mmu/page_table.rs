@@ -47,7 +47,7 @@ impl Node {
         Self {
             entries: std::array::from_fn(|_| AtomicU64::new(0)),
             used: AtomicU32::new(0),
-            life: Life::default(),
+            life: Life::new(),
         }
     }
 
@@ -119,23 +119,34 @@ impl Roots {
         if number < LOW_END { (&self.low, LOW_LEVELS - 1) } else { (&self.high, HIGH_LEVELS - 1) }
     }
 
-    /// The walk. `_inside` is the proof that a section is open while the tables are read.
+    /// The walk. `inside` is the proof that a section is open while the tables are read.
     #[inline]
-    pub(super) fn walk(&self, number: u64, _inside: Inside<'_>) -> Option<Leaf> {
-        let (mut node, mut level) = self.root_of(number);
-        loop {
-            // ORDERING: Acquire pairs with the Release of `Node::set`.
-            let entry = Entry::from_word(node.entries[Node::index(number, level)].load(Ordering::Acquire));
-            if !entry.is_table() {
-                return (!entry.is_empty()).then_some(Leaf { entry, level });
-            }
-            // SAFETY: the entry was linked when this section, or an earlier part of it, could see it, and a node is
-            // freed only after all sections that were open when it was unlinked have left (`limbo`).
-            node = unsafe { node_at(entry) };
-            node.life.check();
-            level -= 1;
+    pub(super) fn walk(&self, number: u64, inside: Inside<'_>) -> Option<Leaf> {
+        // Two calls, so that each is unrolled for its number of levels.
+        if number < LOW_END {
+            descend(&self.low, LOW_LEVELS, number, inside)
+        } else {
+            descend(&self.high, HIGH_LEVELS, number, inside)
         }
     }
+}
+
+#[inline(always)]
+fn descend(root: &Node, levels: u32, number: u64, _inside: Inside<'_>) -> Option<Leaf> {
+    let mut node = root;
+    for level in (0..levels).rev() {
+        // ORDERING: Acquire pairs with the Release of `Node::set`.
+        let entry = Entry::from_word(node.entries[Node::index(number, level)].load(Ordering::Acquire));
+        if !entry.is_table() {
+            return (!entry.is_empty()).then_some(Leaf { entry, level });
+        }
+        // SAFETY: the entry was linked when this section, or an earlier part of it, could see it, and a node is
+        // freed only after all sections that were open when it was unlinked have left (`limbo`).
+        node = unsafe { node_at(entry) };
+        node.life.check();
+    }
+    // Not reached: there are no tables below level 0.
+    None
 }
 
 /// The right to follow tables outside a section and to free them: the writer has the only one. Freeing takes it
@@ -204,11 +215,14 @@ unsafe fn node_at<'a>(entry: Entry) -> &'a Node {
 
 /// Loom's eye on a node: that it is not walked after, or at the same time as, it is freed. Otherwise nothing.
 #[cfg(not(loom))]
-#[derive(Default)]
 struct Life;
 
 #[cfg(not(loom))]
 impl Life {
+    fn new() -> Self {
+        Self
+    }
+
     #[inline]
     fn check(&self) {}
 
@@ -219,11 +233,14 @@ impl Life {
 
 /// Under loom a freed node is kept, marked, so that a walk that should not reach it is caught and not undefined.
 #[cfg(loom)]
-#[derive(Default)]
 struct Life(loom::cell::UnsafeCell<bool>);
 
 #[cfg(loom)]
 impl Life {
+    fn new() -> Self {
+        Self(loom::cell::UnsafeCell::new(false))
+    }
+
     fn check(&self) {
         // SAFETY: loom's own cell; it reports a write at the same time.
         self.0.with(|freed| assert!(!unsafe { *freed }, "A walk met a table that was freed"));

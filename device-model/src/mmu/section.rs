@@ -128,9 +128,9 @@ impl Reader {
         if depth == 0 {
             let epoch = self.epoch.get() + 1;
             self.epoch.set(epoch);
-            // ORDERING: Release, so that a drain that waited for an earlier epoch and finds this one has all of that
-            // section before it; the fence is the one on entry.
-            self.slot.epoch.store(epoch, Ordering::Release);
+            // ORDERING: Relaxed is enough: a drain that finds this epoch instead of the one that it waits for has that
+            // section before it by the fence at its exit. The fence here is the one on entry.
+            self.slot.epoch.store(epoch, Ordering::Relaxed);
             fence(Ordering::SeqCst);
         }
     }

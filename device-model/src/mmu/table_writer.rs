@@ -215,7 +215,7 @@ fn map_under(owner: &Owner, books: &mut Books, at: (&Node, u32), pages: Pages, m
                 if let Some(child) = owner.child(table) {
                     map_under(owner, books, (child, level - 1), part, mapping);
                 }
-                // Linked only now that it is filled: no reader sees a page that was mapped before go missing.
+                // Linked last: a reader finds all that is in it, or what was there before.
                 node.set(block.first, level, table);
             }
         }

@@ -170,8 +170,7 @@ fn stop_drawing(run: &mut Run<'_>) -> Result<Drawn, RigError> {
     Ok(drawn)
 }
 
-/// The back-end's counts once they stand still: nothing is in between any more. (Submitted and ended jobs need not be
-/// as many: a reset discards what is in flight.)
+/// The back-end's counts once every job has ended, by itself or by a reset, and they stand still.
 fn settled(run: &mut Run<'_>) -> Result<Option<Stats>, RigError> {
     let mut last = run.stats()?;
     let mut since = Instant::now();
@@ -180,7 +179,9 @@ fn settled(run: &mut Run<'_>) -> Result<Option<Stats>, RigError> {
         if now != last {
             (last, since) = (now, Instant::now());
         }
-        Ok(last.is_none() || since.elapsed() >= SILENCE)
+        let ended = |stats: Stats| stats.jobs_done + stats.jobs_failed + stats.jobs_discarded;
+        let all = last.is_none_or(|stats| stats.jobs_submitted == ended(stats));
+        Ok(last.is_none() || all && since.elapsed() >= SILENCE)
     })?;
     Ok(last)
 }

@@ -26,6 +26,7 @@ pub struct Stats {
     pub jobs_submitted: u64,
     pub jobs_done: u64,
     pub jobs_failed: u64,
+    pub jobs_discarded: u64,
     pub bytes_moved: u64,
     pub flushes: u64,
     pub cursor_updates: u64,

@@ -195,3 +195,12 @@ fn readers_may_outlive_the_writer_and_its_limbo() {
     assert!(section.translate(SPACE, Iova::new(GIB), Access::Read).is_ok());
     assert!(section.translate(SPACE, Iova::new(0), Access::Read).is_err());
 }
+
+#[test]
+fn a_large_leaf_is_one_piece_to_its_end() {
+    let mut rig = rig();
+    rig.map(0, 4 * MIB, FRAME, Permissions::READ);
+    let section = rig.reader.enter();
+    let span = section.translate(SPACE, Iova::new(MIB + 5), Access::Read).unwrap();
+    assert_eq!((span.address(), span.len()), (FRAME + MIB + 5, MIB - 5));
+}

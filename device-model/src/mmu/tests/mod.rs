@@ -75,3 +75,14 @@ impl Rig {
 fn wanted(start: u64, len: u64, access: Access) -> PinRange {
     PinRange { space: SPACE, range: range(start, len), access }
 }
+
+#[test]
+fn what_threads_hand_on_can_be_handed_on() {
+    fn shared<T: Send + Sync + Clone + 'static>() {}
+    fn sent<T: Send + 'static>() {}
+    shared::<RingMemory>();
+    sent::<Reader>();
+    sent::<Pin>();
+    sent::<Invalidation>();
+    sent::<MirrorWriter>();
+}

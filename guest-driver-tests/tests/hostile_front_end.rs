@@ -1,0 +1,323 @@
+//! A front-end that sends nonsense, stops in the middle or says nothing: the process lives, does not spin, keeps
+//! no descriptor, and serves the next connection at once.
+
+use std::net::Shutdown;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use guest_driver_tests::soft_guest::frames::Dice;
+use guest_driver_tests::soft_guest::wire::{self, NEED_REPLY, REPLY, VERSION};
+use guest_driver_tests::soft_guest::*;
+
+const GET_FEATURES: u32 = 1;
+const LAST_REQUEST: u32 = 44;
+
+/// A back-end with its descriptors and threads counted.
+struct Victim {
+    backend: Backend,
+    idle: (usize, usize),
+    answers: Vec<Duration>,
+}
+
+impl Victim {
+    fn new() -> Self {
+        // Quiet: what it says of nonsense would fill the test's memory.
+        let backend = Backend::start(&["--log-level", "error"]).unwrap();
+        let mut this = Self { backend, idle: (0, 0), answers: Vec::new() };
+        // The first connections start what stays.
+        for _ in 0..3 {
+            drop(SoftGuest::boot(&this.backend, GuestConfig::default()).unwrap());
+            this.must_answer("nothing");
+        }
+        // They end a little later than their front-ends: fewer descriptors is what there will be in the end.
+        this.idle =
+            (0..20).map(|_| this.backend.settled((0, 0), Duration::from_millis(10)).unwrap()).min().unwrap();
+        this
+    }
+
+    fn connect(&self) -> UnixStream {
+        self.backend.connect().unwrap()
+    }
+
+    /// The next connection is answered, and nothing has piled up.
+    fn must_answer(&mut self, after: &str) {
+        let start = Instant::now();
+        let stream = self.connect();
+        wire::send(&stream, GET_FEATURES, VERSION, &[], &[]).unwrap();
+        let readable = wire::wait_readable(&[stream.as_raw_fd()], Some(Duration::from_secs(10))).unwrap();
+        assert!(readable.is_some(), "no answer after {after}");
+        let reply = wire::receive(&stream).unwrap().unwrap_or_else(|| panic!("closed after {after}"));
+        assert_eq!(
+            (reply.request, reply.flags, reply.body.len()),
+            (GET_FEATURES, VERSION | REPLY, 8),
+            "after {after}"
+        );
+        self.answers.push(start.elapsed());
+    }
+
+    /// All is over: judge.
+    fn judge(mut self) {
+        self.must_answer("everything");
+        assert!(self.backend.is_running(), "{}", self.backend.stderr());
+        let settled = self.backend.settled(self.idle, Duration::from_secs(10)).unwrap();
+        assert_eq!(settled, self.idle, "descriptors and threads");
+        self.answers.sort();
+        let median = self.answers[self.answers.len() / 2];
+        assert!(median < Duration::from_millis(100), "the next connection waits {median:?}");
+        let mut guest = SoftGuest::boot(&self.backend, GuestConfig::default()).unwrap();
+        let image = picture(100, 100, 1);
+        let surface = guest.surface(Format::B8G8R8X8, 100, 100).unwrap();
+        surface.draw(&image).unwrap();
+        guest.must_show(&surface, &image).unwrap();
+        let before = self.backend.cpu_time().unwrap();
+        wire::wait_readable(&[], Some(Duration::from_millis(300))).unwrap();
+        let used = self.backend.cpu_time().unwrap() - before;
+        assert!(used <= Duration::from_millis(100), "{used:?} of CPU time in 300 ms of silence");
+    }
+}
+
+/// Sends, as long as the other side takes it.
+fn try_send(stream: &UnixStream, request: u32, flags: u32, body: &[u8], fds: &[RawFd]) {
+    // A back-end may close the connection at any of these messages.
+    let _ = wire::send(stream, request, flags, body, fds);
+}
+
+/// Negotiates far enough that replies and all messages are allowed.
+fn negotiate(stream: &UnixStream) {
+    try_send(stream, GET_FEATURES, VERSION, &[], &[]);
+    let Ok(Some(offered)) = wire::receive(stream) else { return };
+    try_send(stream, 2, VERSION, &offered.body, &[]);
+    try_send(stream, 15, VERSION, &[], &[]);
+    let Ok(Some(protocol)) = wire::receive(stream) else { return };
+    try_send(stream, 16, VERSION, &protocol.body, &[]);
+}
+
+/// Waits until the other side has read everything or closed the connection, without relying on a reply.
+fn settle(stream: &UnixStream) {
+    let _ = stream.shutdown(Shutdown::Write);
+    let closed = wire::wait_hang_up(stream, Duration::from_secs(10)).unwrap();
+    assert!(closed, "the back-end does not notice a half-closed connection");
+}
+
+#[test]
+fn unknown_requests_flags_and_sizes_do_no_harm() {
+    let mut victim = Victim::new();
+    for request in [0, LAST_REQUEST + 1, 99, 1 << 16, u32::MAX] {
+        for flags in [VERSION, VERSION | NEED_REPLY] {
+            let stream = victim.connect();
+            negotiate(&stream);
+            try_send(&stream, request, flags, &[0; 8], &[]);
+            settle(&stream);
+        }
+        victim.must_answer(&format!("request {request}"));
+    }
+    for flags in [0, 2, 3, VERSION | REPLY, u32::MAX] {
+        let stream = victim.connect();
+        try_send(&stream, GET_FEATURES, flags, &[], &[]);
+        settle(&stream);
+        victim.must_answer(&format!("flags {flags:#x}"));
+    }
+    for size in [4097_u32, 1 << 20, u32::MAX] {
+        let stream = victim.connect();
+        let mut bytes = wire::encode(GET_FEATURES, VERSION, &[]);
+        bytes[8..12].copy_from_slice(&size.to_le_bytes());
+        let _ = wire::send_bytes(&stream, &bytes, &[]);
+        settle(&stream);
+        victim.must_answer(&format!("{size} announced bytes"));
+    }
+    victim.judge();
+}
+
+#[test]
+fn every_request_with_every_wrong_size_does_no_harm() {
+    let mut victim = Victim::new();
+    for request in 1..=LAST_REQUEST {
+        for size in [0, 1, 4, 7, 8, 9, 12, 31, 32, 33, 40, 41, 264, 4096] {
+            for fill in [0, 1, 0xff] {
+                let stream = victim.connect();
+                negotiate(&stream);
+                try_send(&stream, request, VERSION | NEED_REPLY, &vec![fill; size], &[]);
+                try_send(&stream, request, VERSION, &vec![fill; size], &[]);
+                settle(&stream);
+            }
+        }
+        victim.must_answer(&format!("request {request}"));
+    }
+    victim.judge();
+}
+
+#[test]
+fn descriptors_that_do_not_belong_there_are_closed() {
+    let mut victim = Victim::new();
+    let file = tempfile::tempfile().unwrap();
+    for count in [1, 8, 32] {
+        for request in 1..=LAST_REQUEST {
+            let stream = victim.connect();
+            negotiate(&stream);
+            let fds = vec![file.as_raw_fd(); count];
+            for size in [0, 8, 32, 40] {
+                try_send(&stream, request, VERSION | NEED_REPLY, &vec![0; size], &fds);
+            }
+            settle(&stream);
+        }
+        victim.must_answer(&format!("{count} descriptors with each request"));
+    }
+    victim.judge();
+}
+
+#[test]
+fn ring_messages_with_any_index_and_in_any_order_do_no_harm() {
+    let mut victim = Victim::new();
+    let event = vmm_sys_util::eventfd::EventFd::new(0).unwrap();
+    for request in [8_u32, 9, 10, 11, 12, 13, 14, 18] {
+        for index in [0_u32, 1, 2, 255, 256, 0x1_0000, u32::MAX] {
+            for value in [0_u32, 1, 3, 64, 0x8000, 0xffff, 0x1_0000, u32::MAX] {
+                let stream = victim.connect();
+                if value != 3 {
+                    negotiate(&stream);
+                }
+                let words = if request == 9 { 10 } else { 2 };
+                let mut body: Vec<u8> = [index, value].iter().flat_map(|word| word.to_le_bytes()).collect();
+                body.resize(words * 4, value as u8);
+                let fds = if (12..=14).contains(&request) { vec![event.as_raw_fd()] } else { vec![] };
+                try_send(&stream, request, VERSION | NEED_REPLY, &body, &fds);
+                try_send(&stream, 18, VERSION, &[index.to_le_bytes(), 1_u32.to_le_bytes()].concat(), &[]);
+                settle(&stream);
+            }
+        }
+        victim.must_answer(&format!("request {request}"));
+    }
+    victim.judge();
+}
+
+#[test]
+fn iotlb_messages_of_any_content_at_any_time_do_no_harm() {
+    let mut victim = Victim::new();
+    let mut dice = Dice::new(1);
+    for negotiated in [false, true] {
+        let stream = victim.connect();
+        if negotiated {
+            negotiate(&stream);
+        }
+        for kind in [0, 1, 2, 3, 4, 5, 6, 7, 255_u8] {
+            for _ in 0..50 {
+                let mut body: Vec<u8> =
+                    (0..3).flat_map(|_| (dice.roll() << dice.below(64)).to_le_bytes()).collect();
+                body.extend([dice.roll() as u8, kind, 0, 0, 0, 0, 0, 0]);
+                try_send(&stream, 22, VERSION, &body, &[]);
+            }
+        }
+        settle(&stream);
+        victim.must_answer("IOTLB messages");
+    }
+    victim.judge();
+}
+
+#[test]
+fn random_messages_do_no_harm() {
+    let mut victim = Victim::new();
+    let event = vmm_sys_util::eventfd::EventFd::new(0).unwrap();
+    for seed in 0..300 {
+        let mut dice = Dice::new(seed);
+        let stream = victim.connect();
+        if dice.below(4) != 0 {
+            negotiate(&stream);
+        }
+        for _ in 0..dice.below(40) {
+            let request = 1 + dice.below(LAST_REQUEST as usize) as u32;
+            let size = [0, 8, 8, 8, 32, 40, 40, dice.below(300)][dice.below(8)];
+            let small = dice.below(2) == 0;
+            let mut body: Vec<u8> =
+                (0..size).map(|_| if small { dice.below(3) as u8 } else { dice.roll() as u8 }).collect();
+            if small {
+                body.iter_mut().skip(1).step_by(4).for_each(|byte| *byte = 0);
+            }
+            let fds = vec![event.as_raw_fd(); [0, 0, 1, 2][dice.below(4)]];
+            let flags = VERSION | [0, NEED_REPLY][dice.below(2)];
+            try_send(&stream, request, flags, &body, &fds);
+        }
+        settle(&stream);
+        if seed % 10 == 0 {
+            victim.must_answer(&format!("seed {seed}"));
+        }
+    }
+    victim.judge();
+}
+
+#[test]
+fn a_message_may_come_byte_by_byte() {
+    let victim = Victim::new();
+    let stream = victim.connect();
+    for _ in 0..3 {
+        for byte in wire::encode(GET_FEATURES, VERSION, &[]) {
+            wire::send_bytes(&stream, &[byte], &[]).unwrap();
+            wire::wait_readable(&[], Some(Duration::from_millis(1))).unwrap();
+        }
+        assert_eq!(wire::receive(&stream).unwrap().unwrap().body.len(), 8);
+    }
+    // Body after header, too: SET_PROTOCOL_FEATURES, then something with a reply.
+    for byte in wire::encode(16, VERSION, &8_u64.to_le_bytes()) {
+        wire::send_bytes(&stream, &[byte], &[]).unwrap();
+        wire::wait_readable(&[], Some(Duration::from_millis(1))).unwrap();
+    }
+    wire::send(&stream, GET_FEATURES, VERSION, &[], &[]).unwrap();
+    assert_eq!(wire::receive(&stream).unwrap().unwrap().request, GET_FEATURES);
+    drop(stream);
+    victim.judge();
+}
+
+#[test]
+fn a_message_that_is_cut_off_ends_its_session_and_no_other() {
+    let mut victim = Victim::new();
+    let whole = wire::encode(16, VERSION, &8_u64.to_le_bytes());
+    for cut in 1..whole.len() {
+        let stream = victim.connect();
+        wire::send_bytes(&stream, &whole[..cut], &[]).unwrap();
+        drop(stream);
+        victim.must_answer(&format!("{cut} bytes and a close"));
+    }
+    let stalled = victim.connect();
+    wire::send_bytes(&stalled, &whole[..15], &[]).unwrap();
+    let start = Instant::now();
+    let before = victim.backend.cpu_time().unwrap();
+    let closed = wire::wait_hang_up(&stalled, Duration::from_secs(10)).unwrap();
+    let (waited, used) = (start.elapsed(), victim.backend.cpu_time().unwrap() - before);
+    assert!(closed && waited >= Duration::from_secs(4), "closed: {closed}, after {waited:?}");
+    assert!(used <= Duration::from_millis(100), "{used:?} of CPU time for half a message");
+    victim.judge();
+}
+
+#[test]
+fn connections_that_say_nothing_or_do_not_listen_end_with_their_front_end() {
+    let mut victim = Victim::new();
+    for _ in 0..100 {
+        drop(victim.connect());
+    }
+    victim.must_answer("100 connections that said nothing");
+    let deaf = victim.connect();
+    deaf.set_nonblocking(true).unwrap();
+    let asked =
+        (0..100_000).take_while(|_| wire::send(&deaf, GET_FEATURES, VERSION, &[], &[]).is_ok()).count();
+    assert!(asked < 100_000, "the back-end reads on although nobody takes its replies");
+    drop(deaf);
+    victim.must_answer("a front-end that does not read");
+    victim.judge();
+}
+
+#[test]
+fn a_front_end_that_vanishes_during_a_drain_is_no_trouble() {
+    let backend = Backend::start(&["--inject", "step-delay=20ms", "--drain-timeout", "300ms"]).unwrap();
+    for _ in 0..10 {
+        let mut guest = SoftGuest::boot(&backend, GuestConfig::headless()).unwrap();
+        let surface = guest.surface(Format::B8G8R8X8, 256, 256).unwrap();
+        let rect = surface.rect();
+        guest.driver.ok(&Command::transfer(surface.resource, rect, 0)).unwrap();
+        let _ = guest.driver.submit(&Command::transfer(surface.resource, rect, 0)).unwrap();
+        guest.front_end.invalidate_and_vanish(surface.buffer.address(0), PAGE).unwrap();
+    }
+    let mut guest = SoftGuest::boot(&backend, GuestConfig::headless()).unwrap();
+    let surface = guest.surface(Format::B8G8R8X8, 32, 32).unwrap();
+    guest.driver.ok(&Command::transfer(surface.resource, surface.rect(), 0)).unwrap();
+    assert_eq!(backend.stats().unwrap().get("connections").unwrap(), 11);
+}

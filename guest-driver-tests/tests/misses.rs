@@ -1,0 +1,223 @@
+//! Misses that are refused, never answered, answered with something else, or overtaken by an invalidation; and
+//! UPDATEs that nobody can use (DESIGN.md 4.5, I7).
+
+use std::time::{Duration, Instant};
+
+use guest_driver_tests::soft_guest::gpu::HEADER_LEN;
+use guest_driver_tests::soft_guest::iommu::Fault;
+use guest_driver_tests::soft_guest::misses::Miss;
+use guest_driver_tests::soft_guest::wire::{IotlbMessage, PERM_BOTH, PERM_READ, PERM_WRITE};
+use guest_driver_tests::soft_guest::*;
+
+const SIDE: u32 = 128;
+const PAGES: u64 = 16;
+
+fn boot(args: &[&str]) -> (Backend, SoftGuest, Surface) {
+    let backend = Backend::start(args).unwrap();
+    let mut guest = SoftGuest::boot(&backend, GuestConfig::default()).unwrap();
+    let surface = guest.surface(Format::B8G8R8X8, SIDE, SIDE).unwrap();
+    surface.draw(&picture(SIDE, SIDE, 1)).unwrap();
+    (backend, guest, surface)
+}
+
+fn transfer(surface: &Surface) -> Command {
+    Command::transfer(surface.resource, surface.rect(), 0)
+}
+
+fn is_of(miss: &Miss, surface: &Surface) -> bool {
+    let first = surface.buffer.address(0);
+    (first..first.plus(PAGES * PAGE)).contains(&miss.iova)
+}
+
+#[test]
+fn a_refused_miss_is_an_error_response_and_a_fault_in_the_log() {
+    let (backend, mut guest, surface) = boot(&[]);
+    let iova = surface.buffer.address(7 * PAGE);
+    let entry = guest.dma.space().iommu().unmap(iova, 1)[0];
+    let response = guest.driver.run(&transfer(&surface).fenced(5)).unwrap();
+    assert_eq!((response.kind(), response.fence()), (kind::ERR_UNSPEC, Some(5)));
+    assert_eq!(guest.dma.space().iommu().faults(), [Fault { iova, write: false }]);
+    assert_eq!(guest.front_end.miss_counts().refused, 1);
+    let stats = backend.stats().unwrap();
+    assert_eq!((stats.get("miss_refused").unwrap(), stats.get("jobs_failed").unwrap()), (1, 1));
+    assert_eq!(stats.get("misses").unwrap(), guest.front_end.miss_counts().seen);
+    // Mapped after all: the refusal is not remembered.
+    guest.dma.space().iommu().map(iova, entry.frame, entry.permission);
+    guest.must_show(&surface, &picture(SIDE, SIDE, 1)).unwrap();
+}
+
+#[test]
+fn a_miss_that_is_never_answered_is_an_error_after_the_miss_timeout() {
+    let (backend, mut guest, surface) = boot(&["--miss-timeout", "300ms"]);
+    guest.driver.ok(&Command::display_info()).unwrap();
+    let wanted = surface.buffer.address(0);
+    let wanted = wanted..wanted.plus(PAGES * PAGE);
+    guest.front_end.on_miss(Box::new(move |miss| {
+        if wanted.contains(&miss.iova) { Answer::Silence } else { Answer::Serve }
+    }));
+    let start = Instant::now();
+    let response = guest.driver.run(&transfer(&surface)).unwrap();
+    let took = start.elapsed();
+    assert_eq!(response.kind(), kind::ERR_UNSPEC);
+    assert!(took >= Duration::from_millis(300) && took < Duration::from_secs(3), "{took:?}");
+    let stats = backend.stats().unwrap();
+    assert_eq!(stats.get("miss_timeouts").unwrap(), guest.front_end.miss_counts().ignored);
+    assert_eq!(stats.get("jobs_failed").unwrap(), 1);
+    // The rest of the device lives, and an invalidation waits for nothing.
+    guest.driver.ok(&Command::display_info()).unwrap();
+    assert_eq!(guest.front_end.invalidate(Iova(0), 0).unwrap().status, 0);
+}
+
+#[test]
+fn an_update_that_does_not_cover_the_miss_is_asked_for_once_more_and_then_an_error() {
+    let (backend, mut guest, surface) = boot(&[]);
+    let (first, user) = {
+        let frame = surface.buffer.frames()[0];
+        (surface.buffer.address(0), guest.dma.space().frames().ram().user_addr(frame).unwrap())
+    };
+    // Page 0 is all that this front-end ever sends for the surface: QEMU does so over a hole in RAM.
+    guest.front_end.on_miss(Box::new(move |miss| {
+        let mine = (first..first.plus(PAGES * PAGE)).contains(&miss.iova);
+        let update = IotlbMessage::update(first, PAGE, user, PERM_BOTH);
+        if mine { Answer::Odd { updates: vec![update], status: 0 } } else { Answer::Serve }
+    }));
+    let before = backend.stats().unwrap();
+    let rect = Rect { x: 0, y: SIDE / 2, width: SIDE, height: 1 };
+    let offset = u64::from(SIDE * SIDE / 2) * 4;
+    let response = guest.driver.run(&Command::transfer(surface.resource, rect, offset)).unwrap();
+    assert_eq!(response.kind(), kind::ERR_UNSPEC);
+    let after = backend.stats().unwrap();
+    assert_eq!(after.since(&before, "miss_retries").unwrap(), 1);
+    let asked = guest.front_end.recent_misses().into_iter().filter(|miss| is_of(miss, &surface));
+    assert_eq!(asked.map(|miss| miss.iova.page()).collect::<Vec<_>>(), [first.plus(PAGES / 2 * PAGE); 2]);
+}
+
+#[test]
+fn updates_that_cannot_be_right_are_refused_and_change_nothing() {
+    let (backend, mut guest, surface) = boot(&[]);
+    let image = picture(SIDE, SIDE, 1);
+    guest.must_show(&surface, &image).unwrap();
+    let (iova, ram) = (surface.buffer.address(0), guest.dma.space().frames().ram().clone());
+    let regions = ram.regions().to_vec();
+    let good = regions[2].user;
+    let last_page = regions[2].user.plus(regions[2].len - PAGE);
+    let low_end = regions[0].user.plus(regions[0].len - PAGE);
+    let cases = [
+        ("size 0", IotlbMessage::update(iova, 0, good, PERM_BOTH)),
+        ("no permission", IotlbMessage::update(iova, PAGE, good, 0)),
+        ("unknown permission", IotlbMessage::update(iova, PAGE, good, 4)),
+        ("outside of the table", IotlbMessage::update(iova, PAGE, UserAddr(0x1000), PERM_BOTH)),
+        ("past the end of a region", IotlbMessage::update(iova, 2 * PAGE, last_page, PERM_BOTH)),
+        ("into the hole", IotlbMessage::update(iova, 2 * PAGE, low_end, PERM_BOTH)),
+        ("across regions", IotlbMessage::update(iova, 0x3_0000, low_end, PERM_BOTH)),
+        ("iova wraps", IotlbMessage::update(Iova(u64::MAX - PAGE + 1), 2 * PAGE, good, PERM_BOTH)),
+        (
+            "user address wraps",
+            IotlbMessage::update(iova, 2 * PAGE, UserAddr(u64::MAX - PAGE + 1), PERM_BOTH),
+        ),
+        ("everything", IotlbMessage::update(Iova(0), u64::MAX, good, PERM_BOTH)),
+    ];
+    let before = backend.stats().unwrap();
+    for (what, update) in &cases {
+        assert_ne!(guest.front_end.update(update).unwrap().status, 0, "{what}");
+    }
+    let after = backend.stats().unwrap();
+    assert_eq!(after.since(&before, "updates_rejected").unwrap(), cases.len() as u64);
+    assert_eq!(after.since(&before, "mapped_bytes").unwrap(), 0);
+    guest.must_show(&surface, &image).unwrap();
+}
+
+#[test]
+fn an_update_that_nobody_asked_for_is_acked_and_not_believed() {
+    let (backend, mut guest, surface) = boot(&[]);
+    let user = guest.dma.space().frames().ram().regions()[2].user;
+    let start = backend.stats().unwrap();
+    // It names the surface's pages before any miss did, and points elsewhere.
+    let wrong = IotlbMessage::update(surface.buffer.address(0), PAGES * PAGE, user, PERM_BOTH);
+    let seen = guest.front_end.miss_counts().seen;
+    assert_eq!(guest.front_end.update(&wrong).unwrap().status, 0);
+    guest.must_show(&surface, &picture(SIDE, SIDE, 1)).unwrap();
+    assert!(guest.front_end.miss_counts().seen >= seen + PAGES, "the pages were not asked for");
+    assert_eq!(backend.stats().unwrap().since(&start, "updates_unsolicited").unwrap(), 1);
+}
+
+#[test]
+fn misses_ask_for_one_permission_and_a_write_to_read_only_memory_is_refused() {
+    let (backend, mut guest, surface) = boot(&[]);
+    guest.driver.ok(&transfer(&surface)).unwrap();
+    let misses = guest.front_end.recent_misses();
+    assert!(misses.iter().all(|miss| [PERM_READ, PERM_WRITE].contains(&miss.permission) && miss.need_reply));
+    assert!(misses.iter().filter(|miss| is_of(miss, &surface)).all(|miss| !miss.write));
+
+    // A command whose response is to go where the device may only read, and whose page it has read before: what
+    // UPDATE claimed for it, read and write, must not be believed.
+    let buffer = guest.dma.space().allocate(1, Permission::ReadOnly).unwrap();
+    guest.dma.oracle().poison(buffer.frames()[0]).unwrap();
+    let command = Command::display_info();
+    buffer.write(0, &command.bytes()).unwrap();
+    let ring = guest.driver.ring(Queue::Control);
+    let head = ring.submit(&buffer.segments(0, HEADER_LEN as u64), &buffer.segments(64, 408)).unwrap();
+    ring.kick().unwrap();
+    let fault = Fault { iova: buffer.address(64), write: true };
+    assert!(guest.front_end.wait_for_misses(Duration::from_secs(5), |counts| counts.refused > 0));
+    let faults = guest.dma.space().iommu().faults();
+    assert!(faults.iter().all(|seen| seen.iova.page() == fault.iova.page() && seen.write), "{faults:?}");
+    let mut bytes = [0; 408];
+    buffer.read(64, &mut bytes).unwrap();
+    assert!(bytes.iter().all(|&byte| byte == oracle::POISON), "the response was written to read-only memory");
+    assert!(backend.stats().unwrap().get("miss_refused").unwrap() > 0);
+    let _ = head;
+}
+
+#[test]
+fn an_iova_that_is_used_again_at_once_leads_to_the_new_frame_only() {
+    let (_backend, mut guest, mut surface) = boot(&[]);
+    for round in 0..50 {
+        let image = picture(SIDE, SIDE, round);
+        for page in 0..surface.buffer.pages() {
+            guest.dma.move_page(&mut surface.buffer, page).unwrap();
+        }
+        surface.draw(&image).unwrap();
+        guest.must_show(&surface, &image).unwrap();
+    }
+    assert_eq!(guest.dma.oracle().check().unwrap(), 50 * PAGES as usize);
+    assert_eq!(guest.dma.space().iommu().faults(), []);
+}
+
+#[test]
+fn an_update_that_was_staged_when_its_page_was_invalidated_is_not_used() {
+    let (backend, mut guest, mut surface) = boot(&[]);
+    let image = picture(SIDE, SIDE, 3);
+    // Each answer to a miss of the surface comes twice as slowly as it could: UPDATE, then an INVALIDATE of another
+    // thread may come before the reply.
+    let front_end = guest.front_end.clone();
+    for round in 0..200 {
+        front_end.invalidate(Iova(0), 0).unwrap();
+        let ticket = guest.driver.submit(&transfer(&surface)).unwrap();
+        let page = round % surface.buffer.pages();
+        let frame = guest.dma.space().frames().take(1).unwrap()[0];
+        guest.dma.swap_page(&mut surface.buffer, page, frame).unwrap();
+        guest.driver.wait_ok(ticket).unwrap();
+    }
+    assert_eq!(guest.dma.oracle().check().unwrap(), 200);
+    surface.draw(&image).unwrap();
+    guest.must_show(&surface, &image).unwrap();
+    assert_eq!(backend.stats().unwrap().get("jobs_failed").unwrap(), 0);
+}
+
+#[test]
+fn one_huge_update_serves_all_its_pages() {
+    let (_backend, mut guest, _) = boot(&[]);
+    guest.front_end.on_miss(Box::new(|_| Answer::ServeRun));
+    let buffer = guest.dma.space().allocate_run(1024, Permission::ReadWrite).unwrap();
+    let surface = guest.surface_on(buffer, Format::B8G8R8X8, 1024, 1024).unwrap();
+    let image = picture(1024, 1024, 4);
+    surface.draw(&image).unwrap();
+    let seen = guest.front_end.miss_counts().seen;
+    guest.must_show(&surface, &image).unwrap();
+    let asked = guest.front_end.miss_counts().seen - seen;
+    assert!(asked < 200, "{asked} misses for one run of 1024 frames");
+    // A part of it goes: the rest may be asked for again, and the data is right.
+    guest.front_end.invalidate(surface.buffer.address(100 * PAGE), PAGE).unwrap();
+    guest.must_show(&surface, &image).unwrap();
+}

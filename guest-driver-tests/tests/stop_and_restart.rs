@@ -1,0 +1,157 @@
+//! Stop is a pause, reset discards, and a new connection finds nothing of the old one (DESIGN.md 4.6).
+
+use std::time::Duration;
+
+use guest_driver_tests::soft_guest::*;
+
+const QUIET: Duration = Duration::from_millis(200);
+
+fn boot(args: &[&str]) -> (Backend, SoftGuest, Surface) {
+    let backend = Backend::start(args).unwrap();
+    let mut guest = SoftGuest::boot(&backend, GuestConfig::headless()).unwrap();
+    let surface = guest.surface(Format::B8G8R8A8, 256, 256).unwrap();
+    (backend, guest, surface)
+}
+
+fn transfer(surface: &Surface) -> Command {
+    Command::transfer(surface.resource, surface.rect(), 0)
+}
+
+#[test]
+fn transfers_in_flight_at_a_stop_are_each_answered_once_after_the_next_start() {
+    let (backend, mut guest, surface) = boot(&["--inject", "step-delay=2ms"]);
+    let before = backend.stats().unwrap();
+    let mut answered = 0;
+    for round in 0..10_u64 {
+        let fences = round * 20..round * 20 + 20;
+        let tickets: Vec<_> = fences
+            .map(|fence| (fence, guest.driver.submit(&transfer(&surface).fenced(fence)).unwrap()))
+            .collect();
+        guest.stop().unwrap();
+        let waiting = guest.driver.in_flight();
+        guest.start().unwrap();
+        for (fence, ticket) in tickets {
+            assert_eq!(guest.driver.wait_ok(ticket).unwrap().fence(), Some(fence));
+            answered += 1;
+        }
+        assert!(waiting > 0 && guest.driver.in_flight() == 0);
+    }
+    let after = backend.stats().unwrap();
+    assert_eq!(after.since(&before, "jobs_done").unwrap(), answered);
+    assert_eq!(after.since(&before, "commands").unwrap(), answered);
+    assert_eq!(after.get("connections").unwrap(), 1);
+}
+
+#[test]
+fn a_stop_is_answered_in_time_and_followed_by_silence() {
+    let (backend, mut guest, surface) = boot(&["--inject", "step-delay=5ms"]);
+    let frames = surface.buffer.frames().to_vec();
+    let tickets: Vec<_> = (0..10).map(|_| guest.driver.submit(&transfer(&surface)).unwrap()).collect();
+    // One step takes 5 ms; the bound has room for a busy machine.
+    let stopped = guest.stop().unwrap();
+    assert!(stopped.waits.iter().all(|wait| *wait < Duration::from_millis(100)), "{stopped:?}");
+    assert_eq!(guest.front_end.miss_counts().after_stop, 0);
+
+    guest.driver.poll().unwrap();
+    guest.driver.ring(Queue::Control).interrupts();
+    let (used, misses) =
+        (guest.driver.ring(Queue::Control).used_index().unwrap(), guest.front_end.miss_counts());
+    guest.dma.oracle().retire(&frames).unwrap();
+    assert!(
+        !guest.front_end.wait_for_misses(QUIET, |counts| counts.seen > misses.seen),
+        "a miss after the stop"
+    );
+    assert_eq!(guest.driver.ring(Queue::Control).used_index().unwrap(), used, "a completion after the stop");
+    assert_eq!(guest.driver.ring(Queue::Control).interrupts(), 0, "an interrupt after the stop");
+    guest.dma.oracle().check().unwrap();
+
+    // The frames are still the surface's: they only read as zeros now.
+    guest.start().unwrap();
+    for ticket in tickets {
+        guest.driver.wait_ok(ticket).unwrap();
+    }
+    assert_eq!(backend.stats().unwrap().get("jobs_failed").unwrap(), 0);
+}
+
+#[test]
+fn a_job_that_waits_for_a_miss_does_not_hold_up_a_stop() {
+    let (backend, mut guest, surface) = boot(&["--miss-timeout", "60s"]);
+    let mut waits = Vec::new();
+    for _ in 0..5 {
+        guest.front_end.invalidate(surface.buffer.address(0), 64 * PAGE).unwrap();
+        let seen = guest.front_end.miss_counts().seen;
+        guest.front_end.hold_misses(true);
+        let ticket = guest.driver.submit(&transfer(&surface)).unwrap();
+        assert!(guest.front_end.wait_for_misses(Duration::from_secs(5), |counts| counts.seen > seen));
+        let stopped = guest.stop().unwrap();
+        waits.push(stopped.waits[0]);
+        guest.front_end.hold_misses(false);
+        guest.start().unwrap();
+        guest.driver.wait_ok(ticket).unwrap();
+    }
+    let best = waits.iter().min().unwrap();
+    assert!(*best <= Duration::from_millis(10), "{waits:?}");
+    assert_eq!(backend.stats().unwrap().get("jobs_failed").unwrap(), 0);
+}
+
+#[test]
+fn a_reboot_discards_everything_and_the_guest_comes_up_again() {
+    let (backend, mut guest, surface) = boot(&["--inject", "step-delay=2ms"]);
+    for _ in 0..5 {
+        let jobs = backend.stats().unwrap().get("jobs_done").unwrap();
+        for _ in 0..10 {
+            let _ = guest.driver.submit(&transfer(&surface)).unwrap();
+        }
+        guest.reboot().unwrap();
+        let gone = guest.driver.run(&Command::unref(surface.resource)).unwrap();
+        assert_eq!(gone.kind(), kind::ERR_INVALID_RESOURCE_ID);
+        let fresh = guest.surface(Format::B8G8R8A8, 32, 32).unwrap();
+        guest.driver.ok(&transfer(&fresh)).unwrap();
+        guest.free(fresh).unwrap();
+        let done = backend.stats().unwrap().get("jobs_done").unwrap() - jobs;
+        assert!((1..=10).contains(&done), "{done} of the discarded jobs ran to their end");
+        guest.driver.ok(&Command::create_2d(surface.resource, Format::B8G8R8A8, 256, 256)).unwrap();
+        let entries = surface.buffer.segments(0, 256 * 256 * 4);
+        guest.driver.ok(&Command::attach_backing(surface.resource, &entries)).unwrap();
+    }
+    guest.dma.oracle().check().unwrap();
+}
+
+#[test]
+fn a_hundred_connections_leave_no_descriptor_and_no_thread_behind() {
+    let backend = Backend::start::<&str>(&[]).unwrap();
+    let mut idle = None;
+    for connection in 0..100 {
+        let mut guest = SoftGuest::boot(&backend, GuestConfig::default()).unwrap();
+        let surface = guest.surface(Format::B8G8R8A8, 64, 64).unwrap();
+        guest.driver.ok(&transfer(&surface)).unwrap();
+        // Gone in the middle of something, every other time.
+        if connection % 2 == 1 {
+            let _ = guest.driver.submit(&transfer(&surface)).unwrap();
+        }
+        drop(guest);
+        if connection == 10 {
+            idle = Some(
+                (0..20).map(|_| backend.settled((0, 0), Duration::from_millis(10)).unwrap()).min().unwrap(),
+            );
+        }
+    }
+    let idle = idle.unwrap();
+    assert_eq!(backend.settled(idle, Duration::from_secs(10)).unwrap(), idle, "descriptors and threads");
+    assert_eq!(backend.stats().unwrap().get("connections").unwrap(), 100);
+}
+
+#[test]
+fn a_frozen_front_end_costs_no_transfer_its_answer() {
+    let (backend, mut guest, surface) = boot(&["--miss-timeout", "5s"]);
+    guest.front_end.invalidate(Iova(0), 0).unwrap();
+    let front_end = guest.front_end.clone();
+    let frozen = front_end.freeze();
+    let seen = front_end.miss_counts().seen;
+    let ticket = guest.driver.submit(&transfer(&surface)).unwrap();
+    assert!(front_end.wait_for_misses(Duration::from_secs(5), |counts| counts.seen > seen));
+    assert!(guest.driver.wait_for(ticket, QUIET).is_err(), "answered without a translation");
+    drop(frozen);
+    guest.driver.wait_ok(ticket).unwrap();
+    assert_eq!(backend.stats().unwrap().get("miss_timeouts").unwrap(), 0);
+}
