@@ -1,34 +1,21 @@
-//! The engines: threads that step jobs. A job runs over a pin of all that it still has to touch (mode *fence*: an
-//! invalidation waits for its end). A job that invalidations keep from being pinned runs over sections instead,
-//! one step at a time, so that a guest that flushes its whole address space a hundred times a second (Linux in
-//! lazy mode) cannot starve it. Knows nothing of rings or sockets.
+//! The engines: threads that run jobs. How a job is run is [`device_model::engine`]; here are the thread, what is
+//! counted, and where a job goes afterwards. Knows nothing of rings or sockets.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use device_model::job::{Job, JobOutcome, Step};
-use device_model::mmu::{JobMemory, Missing, PinError, Reader};
+use device_model::engine::{EngineHost, Leaves, Left, Running, STEP_BYTES};
+use device_model::job::{Job, Step};
+use device_model::mmu::{JobMemory, Reader};
+use device_model::schedule::Disposed;
+pub use device_model::schedule::FinishedJob;
 use device_model::stats::Stats;
 
-use crate::miss_port::{MissPort, Waiter, pages_of};
+use crate::miss_port::{MissPort, Waiter};
 use crate::scheduler::{Scheduler, Work};
-
-/// Bytes that a step moves at the most: about 8 µs of copying, the longest that an idle drain waits.
-const STEP_BYTES: usize = 64 << 10;
-
-/// After how many pins that an invalidation spoiled a job goes on over sections.
-const PIN_ATTEMPTS: u32 = 4;
-
-/// A job that an engine is done with.
-#[derive(Debug)]
-pub struct FinishedJob {
-    /// The job.
-    pub job: Job,
-    /// How it ended.
-    pub outcome: JobOutcome,
-}
 
 /// What an engine works with; everything is shared but its reader.
 pub struct Engine {
@@ -46,85 +33,15 @@ pub struct Engine {
     pub step_delay: Duration,
 }
 
-/// What becomes of a job that leaves the engine.
-enum Leaves {
-    Finished(JobOutcome),
-    /// Taken off: goes on later, where it stopped.
-    TakenOff,
-    Missing(Vec<Missing>),
-    /// An invalidation of what it wants to pin is under way.
-    Invalidating {
-        seen: u64,
-    },
+/// What carries out an engine's steps.
+struct Host<'a> {
+    scheduler: &'a Scheduler,
+    stats: &'a Stats,
+    step_delay: Duration,
 }
 
-impl Engine {
-    /// Starts the engine's thread; it ends when the scheduler closes.
-    pub fn spawn(self, index: usize) -> io::Result<JoinHandle<()>> {
-        thread::Builder::new().name(format!("engine-{index}")).spawn(move || self.run())
-    }
-
-    fn run(self) {
-        while let Some(mut work) = self.scheduler.next() {
-            let leaves = match work.failed {
-                Some(error) => Leaves::Finished(JobOutcome::Failed(error)),
-                None if work.pin_attempts < PIN_ATTEMPTS => self.run_pinned(&mut work),
-                None => self.run_in_sections(&mut work.job),
-            };
-            self.dispose(work, leaves);
-        }
-    }
-
-    /// Pins the rest of the job and steps it to its end, or until it is taken off.
-    fn run_pinned(&self, work: &mut Work) -> Leaves {
-        let seen = self.scheduler.invalidations_ended();
-        let pin = match self.reader.pin(&work.job.working_set()) {
-            Ok(pin) => pin,
-            Err(PinError::Missing(missing)) => {
-                work.pin_attempts = work.pin_attempts.saturating_add(1);
-                return Leaves::Missing(missing);
-            }
-            Err(PinError::Invalidating) => return Leaves::Invalidating { seen },
-            Err(PinError::TooLarge { .. }) => {
-                // The mirror's tables cannot hold all of it at once; a page at a time they can.
-                work.pin_attempts = PIN_ATTEMPTS;
-                return self.run_in_sections(&mut work.job);
-            }
-        };
-        loop {
-            match self.step(&mut work.job, &pin) {
-                Step::Done => return Leaves::Finished(JobOutcome::Done),
-                Step::Error(error) => return Leaves::Finished(JobOutcome::Failed(error)),
-                // Cannot come of a pin that holds the whole working set; if it does, the miss is real.
-                Step::Missing(missing) => return Leaves::Missing(vec![missing]),
-                Step::Yield if pin.evicted() => {
-                    self.stats.ladder_evictions.add(1);
-                    return Leaves::TakenOff;
-                }
-                Step::Yield if self.scheduler.must_leave() => return Leaves::TakenOff,
-                Step::Yield => {}
-            }
-        }
-    }
-
-    /// Steps the job with a section a step: no invalidation waits longer than that.
-    fn run_in_sections(&self, job: &mut Job) -> Leaves {
-        loop {
-            let step = {
-                let section = self.reader.enter();
-                self.step(job, &section)
-            };
-            match step {
-                Step::Done => return Leaves::Finished(JobOutcome::Done),
-                Step::Error(error) => return Leaves::Finished(JobOutcome::Failed(error)),
-                Step::Missing(missing) => return Leaves::Missing(vec![missing]),
-                Step::Yield if self.scheduler.must_leave() => return Leaves::TakenOff,
-                Step::Yield => {}
-            }
-        }
-    }
-
-    fn step(&self, job: &mut Job, memory: &impl JobMemory) -> Step {
+impl EngineHost for Host<'_> {
+    fn step(&mut self, job: &mut Job, memory: &impl JobMemory) -> Step {
         self.stats.job_steps.add(1);
         let before = job.bytes_moved();
         let step = job.step(memory, STEP_BYTES);
@@ -136,18 +53,46 @@ impl Engine {
         step
     }
 
-    /// Called with the pin released and the section left (I3, I4).
-    fn dispose(&self, work: Work, leaves: Leaves) {
-        match leaves {
-            Leaves::Finished(outcome) => (self.finished)(FinishedJob { job: work.job, outcome }),
-            Leaves::TakenOff => self.scheduler.put_back(work),
-            Leaves::Invalidating { seen } => self.scheduler.park_for_invalidation(work, seen),
-            Leaves::Missing(missing) => {
-                self.stats.job_parks.add(1);
-                let waiter = Waiter::Job(work.job.id());
-                self.scheduler.park_for_misses(work, pages_of(&missing));
-                self.misses.request(waiter, missing);
+    fn must_leave(&self) -> bool {
+        self.scheduler.must_leave()
+    }
+}
+
+impl Engine {
+    /// Starts the engine's thread; it ends when the scheduler closes.
+    pub fn spawn(self, index: usize) -> io::Result<JoinHandle<()>> {
+        thread::Builder::new().name(format!("engine-{index}")).spawn(move || self.run())
+    }
+
+    fn run(self) {
+        while let Some(work) = self.scheduler.next() {
+            let left = self.run_until_it_leaves(work);
+            self.dispose(left);
+        }
+    }
+
+    /// Steps the job to its end, or until something takes it off.
+    fn run_until_it_leaves(&self, work: Work) -> Left {
+        let mut host = Host { scheduler: &self.scheduler, stats: &self.stats, step_delay: self.step_delay };
+        let mut running = Running::start(&self.reader, work);
+        loop {
+            match running {
+                ControlFlow::Continue(job) => running = job.step(&self.reader, &mut host),
+                ControlFlow::Break(left) => return left,
             }
+        }
+    }
+
+    fn dispose(&self, left: Left) {
+        match left.leaves {
+            Leaves::Evicted => self.stats.ladder_evictions.add(1),
+            Leaves::Missing(_) => self.stats.job_parks.add(1),
+            Leaves::Finished(_) | Leaves::TakenOff | Leaves::Invalidating => {}
+        }
+        match self.scheduler.dispose(left) {
+            Disposed::Finished(finished) => (self.finished)(finished),
+            Disposed::Missing(id, missing) => self.misses.request(Waiter::Job(id), missing),
+            Disposed::Waits => {}
         }
     }
 }

@@ -1,11 +1,12 @@
 //! How the threads that touch guest memory ask the session for translations. They hand over what is missing and
 //! who waits for it, and go on; the session sends the MISSes and tells the waiter how each page was answered.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use device_model::job::JobId;
 use device_model::mmu::Missing;
+pub use device_model::schedule::pages_of;
 
 use crate::wake::Waker;
 
@@ -70,11 +71,4 @@ impl MissPort {
     pub fn clear(&self) {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
-}
-
-/// How many answers a request for all of `missing` brings: one for every page and access, however often it is named.
-pub fn pages_of(missing: &[Missing]) -> usize {
-    let pages =
-        missing.iter().flat_map(|missing| missing.pages().map(|page| (missing.space, missing.access, page)));
-    pages.collect::<BTreeSet<_>>().len()
 }

@@ -1,84 +1,48 @@
-//! Which job an engine takes next, and where jobs wait. A parked job holds no section and no pin (I4): it is a
-//! value in a map, until every page that it waits for is answered or the invalidation in its way has ended.
+//! The schedule of the jobs ([`device_model::schedule`]), shared between the session, the queue thread and the
+//! engines.
 //!
 //! LOCKING: one mutex, held for a few instructions and never while memory is touched. The session takes it to
 //! deliver answers, so nobody may hold it while waiting for the session.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+use device_model::engine::Left;
 use device_model::job::{Job, JobError, JobId};
-
-/// A job on its way through the engines.
-#[derive(Debug)]
-pub struct Work {
-    /// What is to be done.
-    pub job: Job,
-    /// How often an invalidation came between the answers to its misses and its pin.
-    pub pin_attempts: u32,
-    /// The answer to a miss of it was no: an engine ends the job with this.
-    pub failed: Option<JobError>,
-}
-
-impl Work {
-    /// A job that has not started.
-    pub fn new(job: Job) -> Self {
-        Self { job, pin_attempts: 0, failed: None }
-    }
-}
-
-enum Parked {
-    /// Waits for this many answers.
-    Misses { work: Work, left: usize },
-    /// Waits for the end of an invalidation.
-    Invalidation(Work),
-}
-
-#[derive(Default)]
-struct State {
-    ready: VecDeque<Work>,
-    parked: BTreeMap<JobId, Parked>,
-    invalidations_ended: u64,
-    paused: bool,
-    closing: bool,
-}
+pub use device_model::schedule::Work;
+use device_model::schedule::{Disposed, Schedule, Turn};
 
 /// The queue of work before the engines.
-#[derive(Default)]
 pub struct Scheduler {
-    state: Mutex<State>,
+    schedule: Mutex<Schedule>,
     ready: Condvar,
-    /// Mirrors `paused || closing`, to be read after every step without the lock.
+    /// Mirrors [`Schedule::must_leave`], to be read after every step without the lock.
     leave: AtomicBool,
 }
 
 impl Scheduler {
     /// A scheduler without work, paused until the device starts.
     pub fn new() -> Self {
-        let scheduler = Self::default();
-        scheduler.pause();
-        scheduler
+        let schedule = Mutex::new(Schedule::new());
+        Self { schedule, ready: Condvar::new(), leave: AtomicBool::new(true) }
     }
 
     /// Takes a new job.
     pub fn submit(&self, job: Job) {
-        self.lock().ready.push_back(Work::new(job));
-        self.ready.notify_one();
+        self.change(|schedule| schedule.submit(job));
     }
 
     /// Work for an engine; waits for it. `None`: the device closes.
     pub fn next(&self) -> Option<Work> {
-        let mut state = self.lock();
+        let mut schedule = self.lock();
         loop {
-            if state.closing {
-                return None;
+            match schedule.turn() {
+                Turn::Run(work) => return Some(work),
+                Turn::Close => return None,
+                Turn::Wait => {
+                    schedule = self.ready.wait(schedule).unwrap_or_else(PoisonError::into_inner);
+                }
             }
-            let work = if state.paused { None } else { state.ready.pop_front() };
-            if work.is_some() {
-                return work;
-            }
-            state = self.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -88,110 +52,64 @@ impl Scheduler {
         self.leave.load(Ordering::Relaxed)
     }
 
-    /// Puts a job back that was taken off its engine: it is the next to go on.
-    pub fn put_back(&self, work: Work) {
-        self.lock().ready.push_front(work);
-        self.ready.notify_one();
-    }
-
-    /// Parks a job until `pages` answers have come.
-    pub fn park_for_misses(&self, work: Work, pages: usize) {
-        let mut state = self.lock();
-        // A pause answers nothing any more: whatever was asked for is forgotten, and asked again.
-        if pages == 0 || state.paused {
-            state.ready.push_front(work);
-            self.ready.notify_one();
-        } else {
-            state.parked.insert(work.job.id(), Parked::Misses { work, left: pages });
-        }
-    }
-
-    /// How many invalidations have ended: to be read before a pin is tried.
-    pub fn invalidations_ended(&self) -> u64 {
-        self.lock().invalidations_ended
-    }
-
-    /// Parks a job until an invalidation ends, if none has since [`Self::invalidations_ended`] said `seen`.
-    pub fn park_for_invalidation(&self, work: Work, seen: u64) {
-        let mut state = self.lock();
-        if state.invalidations_ended == seen {
-            state.parked.insert(work.job.id(), Parked::Invalidation(work));
-        } else {
-            state.ready.push_front(work);
-            self.ready.notify_one();
-        }
+    /// Takes a job back that has left its engine.
+    pub fn dispose(&self, left: Left) -> Disposed {
+        self.change(|schedule| schedule.dispose(left))
     }
 
     /// One page that a parked job waits for is answered.
     pub fn miss_answered(&self, id: JobId, answer: Result<(), JobError>) {
-        let mut state = self.lock();
-        let Some(Parked::Misses { work, left }) = state.parked.get_mut(&id) else { return };
-        *left = left.saturating_sub(1);
-        if let Err(error) = answer {
-            work.failed.get_or_insert(error);
-        }
-        if *left == 0
-            && let Some(Parked::Misses { work, .. }) = state.parked.remove(&id)
-        {
-            state.ready.push_front(work);
-            self.ready.notify_one();
-        }
+        self.change(|schedule| schedule.miss_answered(id, answer));
     }
 
     /// An invalidation has ended: whoever waited for that tries again.
     pub fn invalidation_ended(&self) {
-        let mut state = self.lock();
-        state.invalidations_ended = state.invalidations_ended.wrapping_add(1);
-        let waiting = |parked: &Parked| matches!(parked, Parked::Invalidation(_));
-        state.unpark(waiting);
+        self.change(Schedule::invalidation_ended);
         self.ready.notify_all();
     }
 
     /// Stops the engines at their next step; all jobs stay. Parked ones forget what they wait for.
     pub fn pause(&self) {
-        let mut state = self.lock();
-        state.paused = true;
-        state.unpark(|_| true);
-        self.leave.store(true, Ordering::Relaxed);
+        self.change(Schedule::pause);
     }
 
     /// Goes on after [`Self::pause`].
     pub fn resume(&self) {
-        let mut state = self.lock();
-        state.paused = false;
-        self.leave.store(state.closing, Ordering::Relaxed);
+        self.change(Schedule::resume);
         self.ready.notify_all();
     }
 
     /// Discards every job that no engine has. What an engine has comes back, and is recognised as stale.
     pub fn discard(&self) {
-        let mut state = self.lock();
-        state.ready.clear();
-        state.parked.clear();
+        self.change(Schedule::discard);
     }
 
     /// Ends the engines at their next step.
     pub fn close(&self) {
-        self.lock().closing = true;
-        self.leave.store(true, Ordering::Relaxed);
+        self.change(Schedule::close);
         self.ready.notify_all();
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Changes the schedule; makes at most one job ready, or its caller wakes all engines.
+    fn change<T>(&self, change: impl FnOnce(&mut Schedule) -> T) -> T {
+        let mut schedule = self.lock();
+        let result = change(&mut schedule);
+        self.leave.store(schedule.must_leave(), Ordering::Relaxed);
+        let ready = schedule.has_ready();
+        drop(schedule);
+        if ready {
+            self.ready.notify_one();
+        }
+        result
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Schedule> {
+        self.schedule.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
-    /// Makes the parked jobs that `which` chooses ready, oldest first.
-    fn unpark(&mut self, which: impl Fn(&Parked) -> bool) {
-        for (id, parked) in std::mem::take(&mut self.parked) {
-            if which(&parked) {
-                let (Parked::Misses { work, .. } | Parked::Invalidation(work)) = parked;
-                self.ready.push_back(work);
-            } else {
-                self.parked.insert(id, parked);
-            }
-        }
+impl Default for Scheduler {
+    fn default() -> Self {
+        Self::new()
     }
 }

@@ -19,7 +19,9 @@ pub mod addr;
 mod backing;
 mod decode;
 pub mod device;
+pub mod drain;
 mod edid;
+pub mod engine;
 pub mod error;
 mod fence;
 pub mod job;
@@ -31,6 +33,7 @@ mod request;
 mod resource;
 mod ring;
 pub mod scanout;
+pub mod schedule;
 pub mod stats;
 mod sync;
 #[cfg(any(test, feature = "test-utils"))]

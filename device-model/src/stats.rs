@@ -142,7 +142,7 @@ stats! {
         updates_rejected,
         /// INVALIDATE messages.
         invalidations,
-        /// INVALIDATE messages that found a section open or a pin on their range.
+        /// INVALIDATE messages that found a pin of a job on their range.
         invalidations_with_work_in_flight,
         /// Acks that had to wait for a drain.
         acks_parked,

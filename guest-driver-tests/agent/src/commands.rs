@@ -36,6 +36,10 @@ impl Agent {
             Command::Picture(amount) => self.picture(amount),
             Command::Draw => self.draw(),
             Command::Stop => self.drawn(),
+            Command::Release => {
+                self.screen = None;
+                Ok(Event::Released)
+            }
             Command::Rebind { driver } => self.rebind(driver),
             Command::Reboot => Err(system::end(End::Reboot)),
             Command::PowerOff => Err(system::end(End::PowerOff)),

@@ -13,6 +13,8 @@ pub enum Command {
     Draw,
     /// End `Draw`; answered by `Drawn`.
     Stop,
+    /// Let the screen go; answered by `Released`.
+    Release,
     /// Let the screen go, take the device from its driver and give it back; answered by `Rebound`.
     Rebind {
         /// Which driver.
@@ -58,6 +60,8 @@ pub enum Event {
     Drawing,
     /// What was drawn since the last `Drawn`, and what stands on the screen now.
     Drawn(Drawn),
+    /// The screen is free; the kernel may still be taking the buffers back.
+    Released,
     /// The driver has the device again.
     Rebound,
     /// A command failed; the agent goes on.

@@ -1,0 +1,90 @@
+//! A drain that takes time, and its ladder (I2): it waits for what is in flight; at the drain timeout the jobs are
+//! taken off at their next step; [`STEP_END`] later an engine has not come back, which is a bug of ours, and memory
+//! has to be revoked. Time is a parameter. Knows nothing of what follows the drain (`T`), nor of who wakes it.
+
+use std::time::Duration;
+
+use crate::mmu::{Drained, Invalidation};
+
+/// How long an engine may take to reach the end of a step, once it has been told to leave.
+pub const STEP_END: Duration = Duration::from_millis(50);
+
+/// A drain that is not over.
+#[derive(Debug)]
+#[must_use = "somebody waits for the end of this drain"]
+pub struct Draining<T> {
+    /// What has to be drained.
+    pub invalidation: Invalidation,
+    /// What follows.
+    pub then: T,
+    /// When it was begun, on the session's clock.
+    since: Duration,
+    /// When jobs are taken off; `None`: they have been.
+    evict_at: Option<Duration>,
+    revoke_at: Duration,
+}
+
+/// What is to be done about a drain.
+#[derive(Debug)]
+pub enum Progress<T> {
+    /// Everything has left.
+    Drained(Drained, T, Duration),
+    /// It goes on.
+    Draining(Draining<T>),
+    /// An engine does not reach the end of its step.
+    Stuck(Draining<T>),
+}
+
+impl<T> Draining<T> {
+    /// A drain that begins now and takes jobs off after `patience`.
+    pub fn new(invalidation: Invalidation, then: T, now: Duration, patience: Duration) -> Self {
+        let evict_at = now.saturating_add(patience);
+        let mut draining = Self {
+            invalidation,
+            then,
+            since: now,
+            evict_at: Some(evict_at),
+            revoke_at: evict_at.saturating_add(STEP_END),
+        };
+        draining.evict_if_due(now);
+        draining
+    }
+
+    fn evict_if_due(&mut self, now: Duration) {
+        if self.evict_at.is_some_and(|at| at <= now) {
+            self.invalidation.evict();
+            self.evict_at = None;
+            self.revoke_at = now.saturating_add(STEP_END);
+        }
+    }
+
+    /// Looks how far it is.
+    pub fn poll(mut self, now: Duration) -> Progress<T> {
+        match self.invalidation.poll() {
+            Ok(drained) => Progress::Drained(drained, self.then, self.since),
+            Err(invalidation) => {
+                self.invalidation = invalidation;
+                self.evict_if_due(now);
+                if self.evict_at.is_none() && self.revoke_at <= now {
+                    return Progress::Stuck(self);
+                }
+                Progress::Draining(self)
+            }
+        }
+    }
+
+    /// When to look again, if nobody wakes the session.
+    pub fn deadline(&self) -> Duration {
+        self.evict_at.unwrap_or(self.revoke_at)
+    }
+
+    /// When it was begun.
+    pub fn since(&self) -> Duration {
+        self.since
+    }
+
+    /// Whether jobs were told to leave.
+    pub fn has_evicted(&self) -> bool {
+        self.evict_at.is_none()
+    }
+}
