@@ -4,7 +4,7 @@
 //! Shared by the device and by guest programs, so it needs no more than an allocator. Knows words and their meaning;
 //! knows nothing of resources, of the guest's memory, of engines or of virtio.
 //!
-//! A guest builds a stream with [`Stream`], the device takes it apart with [`verify`]:
+//! A guest builds a stream with [`Stream`], the device takes it apart with [`verify()`]:
 //!
 //! ```
 //! use job_stream::{Limits, Packet, Range, Space, Stream, verify};
@@ -50,10 +50,8 @@ pub use error::{Problem, StreamError};
 pub use field::{Kind, Payload};
 pub use limits::{Limits, PacketSet};
 pub use operand::{Access, At, Operand, Range, Space};
-pub use packets::{
-    Atomic, Barrier, Checksum, Context, Copy, Fill, Nop, Opcode, PACKETS, Packet, Signal, Spin, Timestamp,
-    Wait,
-};
+// All of it: a new row of the table needs no line here.
+pub use packets::*;
 pub use stream::Stream;
 pub use table::{FieldInfo, FlagInfo, OperandInfo, PacketInfo, RuleInfo};
 pub use verify::{Program, verify, verify_bytes};

@@ -2,7 +2,8 @@
 
 use job_stream::twin::{Buffers, Memory, OutOfBounds, Outcome, interpret, resume};
 use job_stream::{
-    At, Compare, Context, Crc32c, Limits, Priority, Program, Range, Space, SpinBehaviour, Stream, verify,
+    At, Atomic, AtomicOperation, Compare, Context, Crc32c, Limits, Priority, Program, Range, Space,
+    SpinBehaviour, Stream, Wait, verify,
 };
 
 const POISON: u8 = 0xa5;
@@ -89,6 +90,23 @@ fn wait_goes_on_only_when_it_holds() {
     memory.write(place(1, 0), &9_u32.to_le_bytes()).unwrap();
     assert_eq!(resume(&waiting, 0, &mut memory), Ok(Outcome::Done));
     assert_eq!(memory.bytes(2)[..4], [1, 0, 0, 0]);
+}
+
+#[test]
+fn wait_looks_only_at_the_bits_of_its_mask() {
+    let wait =
+        Wait { wide: false, at: place(1, 0), compare: Compare::Equal, value: 5, mask: 0xf, timeout: 0 };
+    let masked = |mask| program(Stream::new().signal(place(1, 0), 0x75).push(Wait { mask, ..wait }));
+    assert_eq!(interpret(&masked(0xf), &mut poisoned()), Ok(Outcome::Done));
+    assert_eq!(interpret(&masked(0xff), &mut poisoned()), Ok(Outcome::Waits { packet: 1 }));
+}
+
+#[test]
+fn the_result_of_a_narrow_addition_has_32_bits() {
+    let operation = AtomicOperation::Add;
+    let add = Atomic { wide: false, operation, at: place(1, 0), operand: 2, expected: 0, old: None };
+    assert_eq!(add.result(0xffff_ffff), 1);
+    assert_eq!(Atomic { wide: true, ..add }.result(0xffff_ffff), 0x1_0000_0001);
 }
 
 #[test]

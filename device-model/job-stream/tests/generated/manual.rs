@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use job_stream::{
-    AtomicOperation, Capset, Choice, ChoiceInfo, Compare, Kind, Limits, Mode, PACKETS, Packet, PacketInfo,
-    Priority, SpinBehaviour, Stream, verify,
+    AtomicOperation, CAPSET_ID, CAPSET_VERSION, Capset, Choice, ChoiceInfo, Compare, Kind, Limits, Mode,
+    PACKETS, Packet, PacketInfo, Priority, SpinBehaviour, Stream, verify,
 };
 
 use crate::check::{assert_generated, read};
@@ -150,7 +150,8 @@ fn choices() -> String {
 }
 
 fn capset() -> String {
-    let mut text = String::from("| byte | field | type | |\n|---|---|---|---|\n");
+    let mut text = format!("Id {CAPSET_ID}, version {CAPSET_VERSION}, {} bytes.\n\n", Capset::BYTES);
+    text.push_str("| byte | field | type | |\n|---|---|---|---|\n");
     let mut word = 0;
     for field in Capset::FIELDS {
         let _ = writeln!(text, "| {} | `{}` | {} | {} |", 4 * word, field.name, kind(field.kind), field.text);
