@@ -10,6 +10,7 @@ use guest_driver_tests::rig::scenario;
 use guest_driver_tests::rig::stats::Stats;
 use guest_driver_tests::rig::topology::Topology;
 use guest_driver_tests::rig::workspace;
+use guest_driver_tests::soft_guest::demo;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -49,9 +50,17 @@ fn main() -> ExitCode {
 }
 
 fn soft_guest() -> Result<Vec<Shown>, RigError> {
-    Err(RigError::Missing(
-        "The soft guest is not wired to the demo yet: run `cargo demo` without --soft".into(),
-    ))
+    let report = demo::run(&workspace(), &say).map_err(|error| RigError::check(error.to_string()))?;
+    report.modes.into_iter().map(of_soft_guest).collect()
+}
+
+fn of_soft_guest(shown: demo::Shown) -> Result<Shown, RigError> {
+    let (mode, picture, line) = (shown.mode, shown.picture, shown.stats.0.to_string());
+    let stats = serde_json::from_str(&line).map_err(|source| {
+        let peer = "the back-end's control socket";
+        RigError::NotUnderstood { peer, line, source }
+    })?;
+    Ok(Shown { mode, picture, stats: Some(stats) })
 }
 
 fn real_guests(options: &Options) -> Result<Vec<Shown>, RigError> {
