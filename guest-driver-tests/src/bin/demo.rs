@@ -10,7 +10,7 @@ use guest_driver_tests::rig::scenario;
 use guest_driver_tests::rig::stats::Stats;
 use guest_driver_tests::rig::topology::Topology;
 use guest_driver_tests::rig::workspace;
-use guest_driver_tests::soft_guest::demo;
+use guest_driver_tests::soft_guest::{self, demo};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -49,18 +49,20 @@ fn main() -> ExitCode {
     }
 }
 
+/// The same without a virtual machine.
 fn soft_guest() -> Result<Vec<Shown>, RigError> {
-    let report = demo::run(&workspace(), &say).map_err(|error| RigError::check(error.to_string()))?;
-    report.modes.into_iter().map(of_soft_guest).collect()
-}
-
-fn of_soft_guest(shown: demo::Shown) -> Result<Shown, RigError> {
-    let (mode, picture, line) = (shown.mode, shown.picture, shown.stats.0.to_string());
-    let stats = serde_json::from_str(&line).map_err(|source| {
-        let peer = "the back-end's control socket";
-        RigError::NotUnderstood { peer, line, source }
-    })?;
-    Ok(Shown { mode, picture, stats: Some(stats) })
+    let soft = |error: soft_guest::Error| RigError::check(format!("The soft guest: {error}"));
+    let report = demo::run(&workspace(), &say).map_err(soft)?;
+    report
+        .modes
+        .into_iter()
+        .map(|shown| {
+            let stats = serde_json::from_value(shown.stats.0).map_err(|error| {
+                RigError::check(format!("The back-end's counts are not understood: {error}"))
+            })?;
+            Ok(Shown { mode: shown.mode, picture: shown.picture, stats: Some(stats) })
+        })
+        .collect()
 }
 
 fn real_guests(options: &Options) -> Result<Vec<Shown>, RigError> {
