@@ -412,6 +412,11 @@ impl FrontEnd {
         self.core.desk.hold_back(yes);
     }
 
+    /// Lets the replies go that [`misses::Answer::ServeTorn`] keeps back, these and all later ones.
+    pub fn release_replies(&self) {
+        self.core.desk.release_replies();
+    }
+
     /// What came over the back-end channel so far.
     pub fn miss_counts(&self) -> MissCounts {
         self.core.desk.counts()
