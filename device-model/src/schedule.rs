@@ -19,6 +19,8 @@ pub struct Work {
     pub job: Job,
     /// How often an invalidation came between the answers to its misses and its pin.
     pub pin_attempts: u32,
+    /// The first page that its last pin lacked.
+    pub missed: Option<Iova>,
     /// The answer to a miss of it was no: an engine ends the job with this.
     pub failed: Option<JobError>,
     /// How many invalidations had ended when an engine took it: before any pin of it was tried.
@@ -30,7 +32,7 @@ pub struct Work {
 impl Work {
     /// A job that has not started.
     pub fn new(job: Job) -> Self {
-        Self { job, pin_attempts: 0, failed: None, seen: 0, life: 0 }
+        Self { job, pin_attempts: 0, missed: None, failed: None, seen: 0, life: 0 }
     }
 }
 
