@@ -65,6 +65,10 @@ pub struct Args {
     #[arg(value_parser = value_parser!(u16).range(1..=64))]
     engines: u16,
 
+    /// Scanouts that the configuration space announces. QEMU's vhost-user-gpu writes its own max_outputs over it.
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = value_parser!(u32).range(1..=16))]
+    pub scanouts: u32,
+
     /// UNIX socket on which tools may ask: JSON lines in the manner of QEMU's QMP.
     #[arg(long, value_name = "PATH")]
     pub control_socket: Option<PathBuf>,

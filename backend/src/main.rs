@@ -89,6 +89,7 @@ fn device_settings(args: &Args) -> DeviceSettings {
                 contexts: args.quotas.max_contexts.into(),
                 queued_jobs: args.quotas.max_queued_jobs.into(),
             },
+            announced_scanouts: args.scanouts,
             ..DeviceConfig::default()
         },
         engines: args.engines(),

@@ -6,9 +6,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use crate::addr::{ByteRange, Iova, SpaceId};
 use crate::engine::{Leaves, Left};
 use crate::job::{Job, JobError, JobId, JobOutcome};
-use crate::mmu::Missing;
+use crate::mmu::{Missing, PinRange};
 
 /// A job on its way through the engines.
 #[derive(Debug)]
@@ -22,12 +23,14 @@ pub struct Work {
     pub failed: Option<JobError>,
     /// How many invalidations had ended when an engine took it: before any pin of it was tried.
     seen: u64,
+    /// How often everything had been discarded when it was submitted.
+    life: u64,
 }
 
 impl Work {
     /// A job that has not started.
     pub fn new(job: Job) -> Self {
-        Self { job, pin_attempts: 0, failed: None, seen: 0 }
+        Self { job, pin_attempts: 0, failed: None, seen: 0, life: 0 }
     }
 }
 
@@ -61,6 +64,8 @@ pub enum Disposed {
     Missing(JobId, Vec<Missing>),
     /// It waits for its turn, or for the end of an invalidation.
     Waits,
+    /// It is from before everything was discarded: nobody waits for it any more.
+    Stale,
 }
 
 #[derive(Debug)]
@@ -76,7 +81,11 @@ enum Parked {
 pub struct Schedule {
     ready: VecDeque<Work>,
     parked: BTreeMap<JobId, Parked>,
+    /// What each job touches, from when an engine first took it to its end, wherever it waits in between.
+    begun: BTreeMap<JobId, Vec<PinRange>>,
     invalidations_ended: u64,
+    /// How often everything was discarded.
+    life: u64,
     paused: bool,
     closing: bool,
 }
@@ -89,7 +98,7 @@ impl Schedule {
 
     /// Takes a new job.
     pub fn submit(&mut self, job: Job) {
-        self.ready.push_back(Work::new(job));
+        self.ready.push_back(Work { life: self.life, ..Work::new(job) });
     }
 
     /// What an engine does next.
@@ -99,9 +108,19 @@ impl Schedule {
         }
         let work = if self.paused { None } else { self.ready.pop_front() };
         match work {
-            Some(work) => Turn::Run(Work { seen: self.invalidations_ended, ..work }),
+            Some(work) => {
+                self.begun.entry(work.job.id()).or_insert_with(|| work.job.working_set());
+                Turn::Run(Work { seen: self.invalidations_ended, ..work })
+            }
             None => Turn::Wait,
         }
+    }
+
+    /// Whether a job that has begun and not ended touches any of the range. Unlike a pin, which a job loses and takes
+    /// anew, and a section, which has no range, this says what the guest took away under a job.
+    pub fn touches(&self, space: SpaceId, range: ByteRange<Iova>) -> bool {
+        let overlaps = |used: &PinRange| used.space == space && used.range.page_aligned().overlaps(range);
+        self.begun.values().flatten().any(overlaps)
     }
 
     /// Whether an engine has to put its job back at the next step.
@@ -127,8 +146,15 @@ impl Schedule {
     /// Takes a job back that has left its engine.
     pub fn dispose(&mut self, left: Left) -> Disposed {
         let Left { work, leaves } = left;
+        if work.life != self.life {
+            return Disposed::Stale;
+        }
         match leaves {
-            Leaves::Finished(outcome) => return Disposed::Finished(FinishedJob { job: work.job, outcome }),
+            Leaves::Finished(outcome) => {
+                // Before its answer can reach the guest, who may take the memory away then.
+                self.begun.remove(&work.job.id());
+                return Disposed::Finished(FinishedJob { job: work.job, outcome });
+            }
             Leaves::TakenOff | Leaves::Evicted => self.put_back(work),
             Leaves::Invalidating => self.park_for_invalidation(work),
             Leaves::Missing(missing) => {
@@ -195,10 +221,12 @@ impl Schedule {
         self.paused = false;
     }
 
-    /// Discards every job that no engine has. What an engine has comes back, and is recognised as stale.
+    /// Discards every job. What an engine has comes back as [`Disposed::Stale`], and never runs again.
     pub fn discard(&mut self) {
         self.ready.clear();
         self.parked.clear();
+        self.begun.clear();
+        self.life = self.life.wrapping_add(1);
     }
 
     /// Ends the engines at their next step.
@@ -224,4 +252,132 @@ pub fn pages_of(missing: &[Missing]) -> usize {
     let pages =
         missing.iter().flat_map(|missing| missing.pages().map(|page| (missing.space, missing.access, page)));
     pages.collect::<BTreeSet<_>>().len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::Access;
+    use crate::device::{Device, DeviceConfig, Effect};
+    use crate::scanout::Rect;
+    use crate::testing::requests::{attach_backing, create_2d, transfer_to_host_2d};
+
+    const BACKING: u64 = 0x10_0000;
+
+    /// A transfer of one page at [`BACKING`].
+    fn job() -> Job {
+        let mut device = Device::new(DeviceConfig::default());
+        let mut effects = Vec::new();
+        let all = Rect { x: 0, y: 0, width: 32, height: 32 };
+        for request in
+            [create_2d(1, 1, 32, 32), attach_backing(1, &[(BACKING, 4096)]), transfer_to_host_2d(1, all, 0)]
+        {
+            device.control(&request, (), &mut effects);
+        }
+        let run = effects.into_iter().find_map(|effect| match effect {
+            Effect::Run(job) => Some(job),
+            _ => None,
+        });
+        run.unwrap()
+    }
+
+    fn schedule() -> Schedule {
+        let mut schedule = Schedule::new();
+        schedule.resume();
+        schedule.submit(job());
+        schedule
+    }
+
+    fn take(schedule: &mut Schedule) -> Work {
+        match schedule.turn() {
+            Turn::Run(work) => work,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn page(start: u64) -> ByteRange<Iova> {
+        ByteRange::new(Iova::new(start), 4096).unwrap()
+    }
+
+    fn missing(starts: &[u64]) -> Leaves {
+        let one = |start: &u64| Missing { space: SpaceId::DEVICE, range: page(*start), access: Access::Read };
+        Leaves::Missing(starts.iter().map(one).collect())
+    }
+
+    #[test]
+    fn a_job_is_in_flight_from_its_first_turn_to_its_end_wherever_it_waits() {
+        let mut schedule = schedule();
+        assert!(!schedule.touches(SpaceId::DEVICE, page(BACKING)));
+        let work = take(&mut schedule);
+        let id = work.job.id();
+        assert!(matches!(
+            schedule.dispose(Left { work, leaves: missing(&[BACKING]) }),
+            Disposed::Missing(..)
+        ));
+        assert!(schedule.touches(SpaceId::DEVICE, page(BACKING)));
+        assert!(!schedule.touches(SpaceId::DEVICE, page(BACKING + 4096)));
+        schedule.miss_answered(id, Ok(()));
+        let work = take(&mut schedule);
+        let left = Left { work, leaves: Leaves::Finished(JobOutcome::Done) };
+        assert!(matches!(schedule.dispose(left), Disposed::Finished(_)));
+        assert!(!schedule.touches(SpaceId::DEVICE, page(BACKING)));
+    }
+
+    #[test]
+    fn a_job_goes_on_when_every_page_is_answered_and_a_page_named_twice_is_one() {
+        let mut schedule = schedule();
+        let work = take(&mut schedule);
+        let id = work.job.id();
+        let leaves = missing(&[BACKING, BACKING + 4096, BACKING]);
+        assert!(matches!(schedule.dispose(Left { work, leaves }), Disposed::Missing(..)));
+        schedule.miss_answered(id, Ok(()));
+        assert!(matches!(schedule.turn(), Turn::Wait));
+        schedule.miss_answered(id, Err(JobError::Killed));
+        assert_eq!(take(&mut schedule).failed, Some(JobError::Killed));
+    }
+
+    #[test]
+    fn an_invalidation_that_ended_before_the_job_was_parked_does_not_park_it() {
+        let mut schedule = schedule();
+        let work = take(&mut schedule);
+        schedule.invalidation_ended();
+        let left = Left { work, leaves: Leaves::Invalidating };
+        assert!(matches!(schedule.dispose(left), Disposed::Waits));
+        let work = take(&mut schedule);
+        let left = Left { work, leaves: Leaves::Invalidating };
+        assert!(matches!(schedule.dispose(left), Disposed::Waits));
+        assert!(matches!(schedule.turn(), Turn::Wait));
+        schedule.invalidation_ended();
+        drop(take(&mut schedule));
+    }
+
+    /// A reset comes while an engine has the job, and the engine puts it back only then.
+    #[test]
+    fn a_job_from_before_a_discard_never_runs_again() {
+        let ways = [Leaves::TakenOff, Leaves::Evicted, Leaves::Invalidating, missing(&[BACKING])];
+        for leaves in ways.into_iter().chain([Leaves::Finished(JobOutcome::Done)]) {
+            let mut schedule = schedule();
+            let work = take(&mut schedule);
+            schedule.pause();
+            schedule.discard();
+            assert!(matches!(schedule.dispose(Left { work, leaves }), Disposed::Stale));
+            schedule.resume();
+            assert!(matches!(schedule.turn(), Turn::Wait));
+            assert!(!schedule.touches(SpaceId::DEVICE, page(BACKING)));
+        }
+    }
+
+    #[test]
+    fn a_pause_keeps_every_job_and_forgets_what_it_waits_for() {
+        let mut schedule = schedule();
+        let work = take(&mut schedule);
+        assert!(matches!(
+            schedule.dispose(Left { work, leaves: missing(&[BACKING]) }),
+            Disposed::Missing(..)
+        ));
+        schedule.pause();
+        assert!(matches!(schedule.turn(), Turn::Wait) && schedule.must_leave());
+        schedule.resume();
+        drop(take(&mut schedule));
+    }
 }

@@ -142,7 +142,7 @@ stats! {
         updates_rejected,
         /// INVALIDATE messages.
         invalidations,
-        /// INVALIDATE messages of memory that a job in flight touches.
+        /// INVALIDATE messages that hit memory of a job that has begun and not ended.
         invalidations_with_work_in_flight,
         /// Acks that had to wait for a drain.
         acks_parked,

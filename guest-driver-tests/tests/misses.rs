@@ -188,11 +188,31 @@ fn an_iova_that_is_used_again_at_once_leads_to_the_new_frame_only() {
 fn an_update_that_was_staged_when_its_page_was_invalidated_is_not_used() {
     let (backend, mut guest, mut surface) = boot(&[]);
     let image = picture(SIDE, SIDE, 3);
-    // Each answer to a miss of the surface comes twice as slowly as it could: UPDATE, then an INVALIDATE of another
-    // thread may come before the reply.
-    let front_end = guest.front_end.clone();
+    let page = surface.buffer.address(0);
+    guest.front_end.on_miss(Box::new(move |miss| {
+        if miss.iova.page() == page { Answer::ServeTorn } else { Answer::Serve }
+    }));
+    let ticket = guest.driver.submit(&transfer(&surface)).unwrap();
+    assert!(guest.front_end.wait_for_misses(Duration::from_secs(5), |counts| counts.torn == 1));
+    // Between the UPDATE and the reply that makes it good, the page moves.
+    let frame = guest.dma.space().frames().take(1).unwrap()[0];
+    guest.dma.swap_page(&mut surface.buffer, 0, frame).unwrap();
+    surface.draw(&image).unwrap();
+    guest.front_end.release_replies();
+    guest.driver.wait_ok(ticket).unwrap();
+    assert_eq!(guest.dma.oracle().check().unwrap(), 1);
+    let asked = guest.front_end.recent_misses().iter().filter(|miss| miss.iova.page() == page).count();
+    assert_eq!(asked, 2, "the page has to be asked for again");
+    guest.must_show(&surface, &image).unwrap();
+    assert_eq!(backend.stats().unwrap().get("jobs_failed").unwrap(), 0);
+}
+
+#[test]
+fn pages_that_move_while_they_are_asked_for_are_right_in_the_end() {
+    let (backend, mut guest, mut surface) = boot(&[]);
+    let image = picture(SIDE, SIDE, 3);
     for round in 0..200 {
-        front_end.invalidate(Iova(0), 0).unwrap();
+        guest.front_end.invalidate(Iova(0), 0).unwrap();
         let ticket = guest.driver.submit(&transfer(&surface)).unwrap();
         let page = round % surface.buffer.pages();
         let frame = guest.dma.space().frames().take(1).unwrap()[0];

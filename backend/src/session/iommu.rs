@@ -58,8 +58,7 @@ impl SessionState {
         self.stats.invalidations.add(1);
         self.misses.invalidate(SpaceId::DEVICE, range);
         let invalidation = self.mirror.begin(SpaceId::DEVICE, range);
-        // Sections have no range: one that is open, of a ring above all, says nothing about this invalidation.
-        if invalidation.in_flight().pins > 0 {
+        if self.scheduler.touches(SpaceId::DEVICE, invalidation.range()) {
             self.stats.invalidations_with_work_in_flight.add(1);
         }
         invalidation

@@ -56,6 +56,18 @@ pub enum PeekError {
 
 /// Looks at the head of `socket`.
 pub fn next(socket: &UnixStream) -> Result<Next, PeekError> {
+    match look(socket)? {
+        // The bytes that are there keep the end of the stream from being read. What came before the hang-up is there
+        // at the second look.
+        Next::Partial if is_polled(socket, libc::POLLRDHUP) => match look(socket)? {
+            Next::Partial => Ok(Next::Closed),
+            next => Ok(next),
+        },
+        next => Ok(next),
+    }
+}
+
+fn look(socket: &UnixStream) -> Result<Next, PeekError> {
     let mut bytes = [0; size_of::<Header>()];
     let seen = match peek(socket, &mut bytes) {
         Ok(0) => return Ok(Next::Closed),
@@ -161,10 +173,14 @@ pub fn send_whole(socket: &impl AsFd, message: &(impl IntoBytes + Immutable)) ->
 
 /// Whether a reply can be written without waiting (the crate writes with blocking calls).
 pub fn is_writable(socket: &UnixStream) -> bool {
-    let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+    is_polled(socket, libc::POLLOUT)
+}
+
+fn is_polled(socket: &UnixStream, events: libc::c_short) -> bool {
+    let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events, revents: 0 };
     // SAFETY: one pollfd, ours, and a timeout of 0.
     let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
-    ready == 1 && poll.revents & libc::POLLOUT != 0
+    ready == 1 && poll.revents & events != 0
 }
 
 #[cfg(test)]
@@ -216,6 +232,19 @@ mod tests {
         assert!(matches!(next(&ours).unwrap(), Next::Whole(_)));
         take(&ours, &mut []).unwrap();
         assert_eq!(next(&ours).unwrap(), Next::Closed);
+    }
+
+    #[test]
+    fn a_message_that_is_cut_off_by_a_hang_up_is_the_end() {
+        for len in [5, 12, 14] {
+            let (ours, mut theirs) = pair();
+            let mut bytes = Header::request(22, 3, true).as_bytes().to_vec();
+            bytes.extend([1, 2, 3]);
+            theirs.write_all(&bytes[..len]).unwrap();
+            assert_eq!(next(&ours).unwrap(), Next::Partial);
+            drop(theirs);
+            assert_eq!(next(&ours).unwrap(), Next::Closed, "{len} bytes");
+        }
     }
 
     #[test]

@@ -61,11 +61,14 @@ pub struct DeviceConfig {
     pub quotas: Quotas,
     /// How many scanouts there are: 1 to [`MAX_SCANOUTS`]; other values are clamped.
     pub scanouts: u32,
+    /// How many of them the configuration space announces. A front-end that has the display (QEMU's vhost-user-gpu)
+    /// writes a number of its own over it, up to [`MAX_SCANOUTS`].
+    pub announced_scanouts: u32,
 }
 
 impl Default for DeviceConfig {
     fn default() -> Self {
-        Self { quotas: Quotas::default(), scanouts: 1 }
+        Self { quotas: Quotas::default(), scanouts: MAX_SCANOUTS as u32, announced_scanouts: 1 }
     }
 }
 
@@ -174,7 +177,7 @@ impl<P> Device<P> {
 
     /// The configuration space (virtio 1.3, 5.7.4).
     pub fn config_space(&self) -> [u8; CONFIG_BYTES] {
-        payload::config(self.config.scanouts, 0)
+        payload::config(self.config.announced_scanouts.min(self.config.scanouts), 0)
     }
 
     /// How much of a command the device can make use of: whoever copies it out of the guest need not take more. A longer

@@ -10,6 +10,7 @@ use guest_driver_tests::rig::scenario;
 use guest_driver_tests::rig::stats::Stats;
 use guest_driver_tests::rig::topology::Topology;
 use guest_driver_tests::rig::workspace;
+use guest_driver_tests::soft_guest::{self, demo};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -48,10 +49,20 @@ fn main() -> ExitCode {
     }
 }
 
+/// The same without a virtual machine.
 fn soft_guest() -> Result<Vec<Shown>, RigError> {
-    Err(RigError::Missing(
-        "The soft guest is not wired to the demo yet: run `cargo demo` without --soft".into(),
-    ))
+    let soft = |error: soft_guest::Error| RigError::check(format!("The soft guest: {error}"));
+    let report = demo::run(&workspace(), &say).map_err(soft)?;
+    report
+        .modes
+        .into_iter()
+        .map(|shown| {
+            let stats = serde_json::from_value(shown.stats.0).map_err(|error| {
+                RigError::check(format!("The back-end's counts are not understood: {error}"))
+            })?;
+            Ok(Shown { mode: shown.mode, picture: shown.picture, stats: Some(stats) })
+        })
+        .collect()
 }
 
 fn real_guests(options: &Options) -> Result<Vec<Shown>, RigError> {

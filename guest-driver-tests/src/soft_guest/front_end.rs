@@ -382,6 +382,11 @@ impl FrontEnd {
         self.core.link.lock().exchange("raw", request, flags, body, fds)
     }
 
+    /// The main socket itself, for whoever measures it: nothing else may be sent meanwhile.
+    pub fn main_socket(&self) -> Result<UnixStream> {
+        self.stream.try_clone().map_err(Error::io("duplicate the main socket"))
+    }
+
     /// Holds the big lock until dropped: QEMU stands still, and serves no miss.
     pub fn freeze(&self) -> Frozen<'_> {
         Frozen { _lock: self.core.link.lock() }
@@ -405,6 +410,11 @@ impl FrontEnd {
     /// Lets misses wait (`true`), or go on.
     pub fn hold_misses(&self, yes: bool) {
         self.core.desk.hold_back(yes);
+    }
+
+    /// Lets the replies go that [`misses::Answer::ServeTorn`] keeps back, these and all later ones.
+    pub fn release_replies(&self) {
+        self.core.desk.release_replies();
     }
 
     /// What came over the back-end channel so far.

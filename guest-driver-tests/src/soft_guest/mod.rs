@@ -18,6 +18,7 @@
 pub mod addr;
 pub mod backend;
 pub mod control;
+pub mod demo;
 pub mod display;
 pub mod dma;
 pub mod dma_api;

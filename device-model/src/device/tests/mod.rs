@@ -29,7 +29,7 @@ struct Harness {
 
 impl Harness {
     fn new() -> Self {
-        Self::with(DeviceConfig { scanouts: 2, ..DeviceConfig::default() })
+        Self::with(DeviceConfig { scanouts: 2, announced_scanouts: 2, ..DeviceConfig::default() })
     }
 
     fn with(config: DeviceConfig) -> Self {

@@ -51,7 +51,7 @@ fn all_eight_formats_can_be_created() {
 #[test]
 fn quotas_are_refused_with_out_of_memory_and_given_back() {
     let quotas = Quotas { resource_bytes: 64, backing_entries: 3, resources: 2, ..Quotas::default() };
-    let mut h = Harness::with(DeviceConfig { quotas, scanouts: 1 });
+    let mut h = Harness::with(DeviceConfig { quotas, scanouts: 1, ..DeviceConfig::default() });
     assert_eq!(h.status(&create_2d(1, B8G8R8X8, 2, 4)), OK_NODATA);
     assert_eq!(h.status(&create_2d(2, B8G8R8X8, 3, 3)), ERR_OUT_OF_MEMORY);
     assert_eq!(h.status(&create_2d(2, B8G8R8X8, 2, 2)), OK_NODATA);

@@ -88,7 +88,7 @@ fn a_failed_job_is_an_error_of_its_own_command_and_the_ring_goes_on() {
 #[test]
 fn the_ring_is_bounded_and_a_refusal_changes_nothing() {
     let quotas = Quotas { queued_jobs: 2, ..Quotas::default() };
-    let mut h = Harness::with(DeviceConfig { quotas, scanouts: 1 });
+    let mut h = Harness::with(DeviceConfig { quotas, scanouts: 1, ..DeviceConfig::default() });
     h.resource(1, 32, 32, 0x10_0000);
     full(&mut h, 1);
     full(&mut h, 1);

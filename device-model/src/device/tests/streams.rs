@@ -96,7 +96,7 @@ struct Outside {
 fn play(actions: Vec<Action>) -> Result<(), TestCaseError> {
     let quotas =
         Quotas { queued_jobs: 6, resource_bytes: 64 << 10, backing_entries: 12, ..Quotas::default() };
-    let mut device = Device::new(DeviceConfig { quotas, scanouts: 2 });
+    let mut device = Device::new(DeviceConfig { quotas, scanouts: 2, ..DeviceConfig::default() });
     device.set_features(features());
     let (count, mut out) = (Rc::new(()), Outside::default());
     let mut memory = SparseMemory::new();
