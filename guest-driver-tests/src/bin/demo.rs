@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 /// The topologies to show, with the name of each column.
 const MODES: [(&str, &str); 2] = [("strict", "intel-iommu-strict"), ("lazy", "intel-iommu-lazy")];
-const AMOUNT: Amount = Amount { page_flips: 60, dirty_flushes: 20, cursor_moves: 60 };
+const AMOUNT: Amount = Amount { page_flips: 40, dirty_flushes: 10, cursor_moves: 60 };
 
 /// Boots a Linux guest behind an IOMMU, has it draw on MirrorGPU, takes its screen, and shows what the mirror did.
 #[derive(Parser)]

@@ -44,9 +44,11 @@ pub struct Latency {
     pub max: u64,
 }
 
+type Count = fn(&Stats) -> u64;
+
 /// Counts by which the back-end owned up to trouble between two looks; with a good driver, left in peace, all are 0.
 pub fn troubles(before: &Stats, after: &Stats) -> Vec<(&'static str, u64)> {
-    let counts: [(&str, fn(&Stats) -> u64); 7] = [
+    let counts: [(&str, Count); 7] = [
         ("miss_refused", |stats| stats.miss_refused),
         ("miss_timeouts", |stats| stats.miss_timeouts),
         ("updates_rejected", |stats| stats.updates_rejected),
