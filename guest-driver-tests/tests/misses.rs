@@ -1,14 +1,17 @@
 //! Misses that are refused, never answered, answered with something else, or overtaken by an invalidation; and
 //! UPDATEs that nobody can use (DESIGN.md 4.5, I7).
 
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use guest_driver_tests::soft_guest::dma::Segment;
 use guest_driver_tests::soft_guest::gpu::HEADER_LEN;
 use guest_driver_tests::soft_guest::iommu::Fault;
 use guest_driver_tests::soft_guest::misses::Miss;
 use guest_driver_tests::soft_guest::wire::{IotlbMessage, PERM_BOTH, PERM_READ, PERM_WRITE};
 use guest_driver_tests::soft_guest::*;
 
+const SECOND: Duration = Duration::from_secs(1);
 const SIDE: u32 = 128;
 const PAGES: u64 = 16;
 
@@ -66,6 +69,60 @@ fn a_miss_that_is_never_answered_is_an_error_after_the_miss_timeout() {
     // The rest of the device lives, and an invalidation waits for nothing.
     guest.driver.ok(&Command::display_info()).unwrap();
     assert_eq!(guest.front_end.invalidate(Iova(0), 0).unwrap().status, 0);
+}
+
+#[test]
+fn a_ring_whose_misses_are_answered_late_is_not_broken() {
+    let (backend, mut guest, surface) = boot(&["--miss-timeout", "300ms"]);
+    let image = picture(SIDE, SIDE, 1);
+    guest.must_show(&surface, &image).unwrap();
+    for queue in [Queue::Control, Queue::Cursor] {
+        let command = match queue {
+            Queue::Control => Command::display_info(),
+            Queue::Cursor => Command::move_cursor(0, (1, 1)),
+        };
+        let late = backend.stats().unwrap().get("miss_timeouts").unwrap();
+        guest.front_end.hold_misses(true);
+        guest.flush_ring(queue).unwrap();
+        let ticket = guest.driver.submit_to(queue, &command).unwrap();
+        let timed_out = |stats: &Stats| stats.get("miss_timeouts").is_ok_and(|now| now > late);
+        assert!(backend.wait_for_stats(5 * SECOND, timed_out).unwrap(), "nothing was late on {queue:?}");
+        guest.front_end.hold_misses(false);
+        let answered = guest.driver.wait_ok(ticket);
+        answered.unwrap_or_else(|error| panic!("{queue:?}: {error}\n{}", backend.stderr()));
+    }
+    guest.must_show(&surface, &image).unwrap();
+    let stats = backend.stats().unwrap();
+    assert_eq!((stats.get("ring_errors").unwrap(), stats.get("miss_refused").unwrap()), (0, 0));
+}
+
+#[test]
+fn a_response_whose_miss_is_answered_late_is_not_lost() {
+    for late_in_ring in [true, false] {
+        let (backend, mut guest, surface) = boot(&["--miss-timeout", "300ms"]);
+        let memory = guest.driver.ring(Queue::Control).memory();
+        let ring = memory.address(0)..memory.address(0).plus(memory.pages() as u64 * PAGE);
+        guest.front_end.invalidate(Iova(0), 0).unwrap();
+        // The first write that is missing waits until it is let go: a response, or the entry that announces it.
+        let (let_go, waits) = mpsc::channel::<()>();
+        let mut waits = Some(waits);
+        guest.front_end.on_miss(Box::new(move |miss| {
+            if miss.write && ring.contains(&miss.iova) == late_in_ring {
+                // An error says that the test is over.
+                waits.take().map(|waits| waits.recv());
+            }
+            Answer::Serve
+        }));
+        let ticket = guest.driver.submit(&transfer(&surface).fenced(7)).unwrap();
+        let timed_out = |stats: &Stats| stats.get("miss_timeouts").is_ok_and(|now| now > 0);
+        assert!(backend.wait_for_stats(5 * SECOND, timed_out).unwrap(), "nothing was late");
+        let_go.send(()).unwrap();
+        let response = guest.driver.wait_ok(ticket);
+        let response = response.unwrap_or_else(|error| panic!("{error}\n{}", backend.stderr()));
+        assert_eq!((response.kind(), response.fence()), (kind::OK_NODATA, Some(7)));
+        assert_eq!(backend.stats().unwrap().get("ring_errors").unwrap(), 0);
+        guest.must_show(&surface, &picture(SIDE, SIDE, 1)).unwrap();
+    }
 }
 
 #[test]
@@ -240,4 +297,46 @@ fn one_huge_update_serves_all_its_pages() {
     // A part of it goes: the rest may be asked for again, and the data is right.
     guest.front_end.invalidate(surface.buffer.address(100 * PAGE), PAGE).unwrap();
     guest.must_show(&surface, &image).unwrap();
+}
+
+#[test]
+fn a_request_of_many_pages_is_read_although_flushes_fall_between_its_misses() {
+    const ENTRIES: usize = 16384;
+    const FLUSH_EVERY: u64 = 24;
+    let (backend, mut guest, surface) = boot(&[]);
+    guest.driver.ok(&Command::create_2d(1000, Format::B8G8R8A8, 8, 8)).unwrap();
+    let entry = Segment { at: surface.buffer.address(0), len: PAGE as u32 };
+    let command = Command::attach_backing(1000, &[entry; ENTRIES]).bytes();
+    let len = command.len() as u64;
+    let pages = len.div_ceil(PAGE);
+    let request = guest.dma.space().allocate(pages as usize, Permission::ReadOnly).unwrap();
+    request.write(0, &command).unwrap();
+    let response = guest.dma.space().allocate(1, Permission::WriteOnly).unwrap();
+    let ram = guest.dma.space().frames().ram().clone();
+    let users: Vec<_> = request.frames().iter().map(|&frame| ram.user_addr(frame).unwrap()).collect();
+    // All of the request is never there at once: it is flushed before every 24th of its misses is answered.
+    let (first, mut asked) = (request.address(0), 0);
+    guest.front_end.on_miss(Box::new(move |miss| {
+        let page = miss.iova.0.wrapping_sub(first.0) / PAGE;
+        let Some(&user) = users.get(page as usize) else { return Answer::Serve };
+        asked += 1;
+        let flush = (asked % FLUSH_EVERY == 0).then(|| IotlbMessage::invalidate(first, pages * PAGE));
+        let update = IotlbMessage::update(miss.iova.page(), PAGE, user, PERM_BOTH);
+        Answer::Odd { updates: flush.into_iter().chain([update]).collect(), status: 0 }
+    }));
+    let before = backend.stats().unwrap();
+    let ring = guest.driver.ring(Queue::Control);
+    let head = ring.submit(&request.segments(0, len), &response.segments(0, HEADER_LEN as u64)).unwrap();
+    ring.kick().unwrap();
+    let used = ring.wait_used(10 * SECOND).unwrap();
+    assert_eq!(
+        used.iter().map(|used| (used.head, used.len)).collect::<Vec<_>>(),
+        [(head, HEADER_LEN as u32)]
+    );
+    let mut kind = [0; 4];
+    response.read(0, &mut kind).unwrap();
+    assert_eq!(u32::from_le_bytes(kind), kind::OK_NODATA);
+    let after = backend.stats().unwrap();
+    assert!(after.since(&before, "invalidations").unwrap() >= pages / FLUSH_EVERY);
+    assert_eq!(guest.front_end.miss_counts().updates_rejected, 0);
 }

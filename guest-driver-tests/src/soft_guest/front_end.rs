@@ -55,6 +55,8 @@ pub struct FrontEndConfig {
     pub ring_features: u64,
     /// Whether CONFIGURE_MEM_SLOTS is used where it is offered, as QEMU does.
     pub memory_slots: bool,
+    /// Whether a reset is said (RESET_DEVICE), where that is offered. Otherwise the rings stop, and start at index 0.
+    pub announce_reset: bool,
     /// How long a reply may take before the connection is given up. QEMU has no such limit.
     pub reply_timeout: Duration,
 }
@@ -65,6 +67,7 @@ impl Default for FrontEndConfig {
             iommu: true,
             ring_features: feature::INDIRECT | feature::EVENT_IDX | feature::RING_RESET,
             memory_slots: true,
+            announce_reset: true,
             reply_timeout: Duration::from_secs(10),
         }
     }
