@@ -144,6 +144,8 @@ stats! {
         invalidations,
         /// INVALIDATE messages that found a pin of a job on their range.
         invalidations_with_work_in_flight,
+        /// Pins of registration caches that INVALIDATE messages did not wait for.
+        incoherent_pins,
         /// Acks that had to wait for a drain.
         acks_parked,
         /// Pins dropped because a drain reached its timeout.

@@ -62,6 +62,7 @@ impl SessionState {
         if invalidation.in_flight().pins > 0 {
             self.stats.invalidations_with_work_in_flight.add(1);
         }
+        self.stats.incoherent_pins.add(invalidation.incoherent() as u64);
         invalidation
     }
 
