@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, ValueEnum, value_parser};
+use job_stream::{Choice, Mode};
 use log::LevelFilter;
 
 use crate::inject::{self, Bug};
@@ -68,6 +69,17 @@ pub struct Args {
     /// Scanouts that the configuration space announces. QEMU's vhost-user-gpu writes its own max_outputs over it.
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = value_parser!(u32).range(1..=16))]
     pub scanouts: u32,
+
+    /// How an invalidation meets the jobs of a context that does not say: strict, fence, preempt, fault or
+    /// registration-cache.
+    #[arg(long, value_name = "MODE", default_value = "fence", value_parser = mode)]
+    pub default_mode: Mode,
+
+    /// Offer the mode registration-cache, in which jobs go on with memory that the guest has taken away.
+    ///
+    /// Incoherent by definition: only for drivers that never unmap what is in use. What it lets through is counted.
+    #[arg(long)]
+    pub allow_incoherent: bool,
 
     /// UNIX socket on which tools may ask: JSON lines in the manner of QEMU's QMP.
     #[arg(long, value_name = "PATH")]
@@ -164,6 +176,10 @@ impl Args {
             let what = "where does the front-end connect? Give --socket-path PATH or --fd NUMBER";
             return Err(Self::command().error(ErrorKind::MissingRequiredArgument, what));
         }
+        if args.default_mode == Mode::RegistrationCache && !args.allow_incoherent {
+            let what = "the mode registration-cache is incoherent: give --allow-incoherent too";
+            return Err(Self::command().error(ErrorKind::MissingRequiredArgument, what));
+        }
         Ok(args)
     }
 
@@ -242,6 +258,13 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         .map_err(|error| format!("{error}; write a number with a unit, such as 100ms or 1s"))
 }
 
+fn mode(text: &str) -> Result<Mode, String> {
+    Mode::from_name(text).ok_or_else(|| {
+        let known: Vec<_> = Mode::ALL.iter().map(|mode| mode.name()).collect();
+        format!("there is no such mode; there are {}", known.join(", "))
+    })
+}
+
 fn size(text: &str) -> Result<u64, String> {
     let size = parse_size::parse_size(text)
         .map_err(|error| format!("{error}; write a number with a unit, such as 64MiB"))?;
@@ -271,6 +294,7 @@ mod tests {
         assert_eq!(args.drain_timeout, Duration::from_millis(100));
         assert_eq!(args.miss_timeout, Duration::from_secs(1));
         assert_eq!(args.iotlb_limit, 64 << 20);
+        assert_eq!((args.default_mode, args.allow_incoherent), (Mode::Fence, false));
         assert!((1..=4).contains(&args.engines()));
         let quotas = QuotaArgs {
             max_resource_bytes: 256 << 20,
@@ -322,6 +346,17 @@ mod tests {
             let text = error.to_string();
             assert!(text.contains(explanation), "{bad}: {text}");
         }
+    }
+
+    #[test]
+    fn incoherence_has_to_be_asked_for_by_name() {
+        let error = parse("--fd 3 --default-mode registration-cache").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::MissingRequiredArgument);
+        let args = parse("--fd 3 --default-mode registration-cache --allow-incoherent").unwrap();
+        assert_eq!(args.default_mode, Mode::RegistrationCache);
+        assert_eq!(parse("--fd 3 --default-mode fault").unwrap().default_mode, Mode::Fault);
+        let unknown = parse("--fd 3 --default-mode lazy").unwrap_err().to_string();
+        assert!(unknown.contains("there are strict, fence, preempt, fault, registration-cache"), "{unknown}");
     }
 
     #[test]

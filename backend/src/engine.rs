@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use device_model::engine::{EngineHost, Leaves, Left, Running, STEP_BYTES};
-use device_model::job::{Job, Step};
+use device_model::engine::{EngineHost, Leaves, Left, Running, SPIN_STEP, STEP_BYTES};
+use device_model::job::{Job, Step, StepContext};
 use device_model::mmu::{JobMemory, Reader};
 use device_model::schedule::Disposed;
 pub use device_model::schedule::FinishedJob;
@@ -38,13 +38,16 @@ struct Host<'a> {
     scheduler: &'a Scheduler,
     stats: &'a Stats,
     step_delay: Duration,
+    /// The job spins: the engine has nothing to do until the next step.
+    spins: bool,
 }
 
 impl EngineHost for Host<'_> {
     fn step(&mut self, job: &mut Job, memory: &impl JobMemory) -> Step {
         self.stats.job_steps.add(1);
         let before = job.bytes_moved();
-        let step = job.step(memory, STEP_BYTES);
+        let step = job.step(memory, StepContext { now: self.scheduler.now(), budget: STEP_BYTES });
+        self.spins = matches!(step, Step::Spinning { .. });
         let moved = job.bytes_moved().saturating_sub(before);
         self.stats.bytes_moved.add(moved);
         if !self.step_delay.is_zero() {
@@ -55,6 +58,10 @@ impl EngineHost for Host<'_> {
 
     fn must_leave(&self) -> bool {
         self.scheduler.must_leave()
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.scheduler.is_wanted()
     }
 }
 
@@ -73,11 +80,18 @@ impl Engine {
 
     /// Steps the job to its end, or until something takes it off.
     fn run_until_it_leaves(&self, work: Work) -> Left {
-        let mut host = Host { scheduler: &self.scheduler, stats: &self.stats, step_delay: self.step_delay };
+        let (scheduler, stats) = (&*self.scheduler, &*self.stats);
+        let mut host = Host { scheduler, stats, step_delay: self.step_delay, spins: false };
         let mut running = Running::start(&self.reader, work);
         loop {
             match running {
-                ControlFlow::Continue(job) => running = job.step(&self.reader, &mut host),
+                ControlFlow::Continue(job) => {
+                    running = job.step(&self.reader, &mut host);
+                    // Outside of any section: nobody waits for this.
+                    if std::mem::take(&mut host.spins) && running.is_continue() {
+                        thread::sleep(SPIN_STEP);
+                    }
+                }
                 ControlFlow::Break(left) => return left,
             }
         }
@@ -87,7 +101,11 @@ impl Engine {
         match left.leaves {
             Leaves::Evicted => self.stats.ladder_evictions.add(1),
             Leaves::Missing(_) => self.stats.job_parks.add(1),
-            Leaves::Finished(_) | Leaves::TakenOff | Leaves::Invalidating => {}
+            Leaves::Finished(_)
+            | Leaves::TakenOff
+            | Leaves::SliceOver
+            | Leaves::Waiting { .. }
+            | Leaves::Invalidating => {}
         }
         match self.scheduler.dispose(left) {
             Disposed::Finished(finished) => (self.finished)(finished),

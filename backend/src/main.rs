@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use device_model::device::DeviceConfig;
+use device_model::device::{DeviceConfig, JobConfig};
 use device_model::quota::Quotas;
 use device_model::stats::Stats;
 use mirrorgpu::args::{Args, Endpoint};
@@ -90,6 +90,11 @@ fn device_settings(args: &Args) -> DeviceSettings {
                 queued_jobs: args.quotas.max_queued_jobs.into(),
             },
             announced_scanouts: args.scanouts,
+            jobs: JobConfig {
+                default_mode: args.default_mode,
+                allow_incoherent: args.allow_incoherent,
+                engines: u32::try_from(args.engines()).unwrap_or(u32::MAX),
+            },
             ..DeviceConfig::default()
         },
         engines: args.engines(),

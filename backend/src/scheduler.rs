@@ -6,6 +6,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use device_model::addr::{ByteRange, Iova, SpaceId};
 use device_model::engine::Left;
@@ -19,13 +20,18 @@ pub struct Scheduler {
     ready: Condvar,
     /// Mirrors [`Schedule::must_leave`], to be read after every step without the lock.
     leave: AtomicBool,
+    /// Mirrors [`Schedule::has_ready`] in the same way.
+    wanted: AtomicBool,
+    /// When the device's time began.
+    epoch: Instant,
 }
 
 impl Scheduler {
     /// A scheduler without work, paused until the device starts.
     pub fn new() -> Self {
         let schedule = Mutex::new(Schedule::new());
-        Self { schedule, ready: Condvar::new(), leave: AtomicBool::new(true) }
+        let (leave, wanted) = (AtomicBool::new(true), AtomicBool::new(false));
+        Self { schedule, ready: Condvar::new(), leave, wanted, epoch: Instant::now() }
     }
 
     /// Takes a new job.
@@ -33,18 +39,44 @@ impl Scheduler {
         self.change(|schedule| schedule.submit(job));
     }
 
+    /// The device's time: the same for all engines, and it goes on while the device is stopped.
+    pub fn now(&self) -> Duration {
+        self.epoch.elapsed()
+    }
+
     /// Work for an engine; waits for it. `None`: the device closes.
+    ///
+    /// A job that WAITs is work again when it is time to look, so an engine without other work sleeps until then:
+    /// 50 µs at first, up to 1 ms. Without such a job it sleeps until somebody wakes it.
     pub fn next(&self) -> Option<Work> {
         let mut schedule = self.lock();
         loop {
-            match schedule.turn() {
+            schedule.set_time(self.now());
+            let turn = schedule.turn();
+            // ORDERING: Relaxed, as for `leave`.
+            self.wanted.store(schedule.has_ready(), Ordering::Relaxed);
+            match turn {
                 Turn::Run(work) => return Some(work),
                 Turn::Close => return None,
-                Turn::Wait => {
-                    schedule = self.ready.wait(schedule).unwrap_or_else(PoisonError::into_inner);
-                }
+                Turn::Wait => schedule = self.wait(schedule),
             }
         }
+    }
+
+    fn wait<'a>(&self, schedule: MutexGuard<'a, Schedule>) -> MutexGuard<'a, Schedule> {
+        match schedule.next_look() {
+            None => self.ready.wait(schedule).unwrap_or_else(PoisonError::into_inner),
+            Some(look) => {
+                let pause = look.saturating_sub(self.now());
+                self.ready.wait_timeout(schedule, pause).unwrap_or_else(PoisonError::into_inner).0
+            }
+        }
+    }
+
+    /// Whether another job is ready for an engine.
+    pub fn is_wanted(&self) -> bool {
+        // ORDERING: Relaxed: a step later is soon enough.
+        self.wanted.load(Ordering::Relaxed)
     }
 
     /// Whether an engine has to put its job back at the next step.
@@ -100,8 +132,10 @@ impl Scheduler {
     fn change<T>(&self, change: impl FnOnce(&mut Schedule) -> T) -> T {
         let mut schedule = self.lock();
         let result = change(&mut schedule);
+        schedule.set_time(self.now());
         self.leave.store(schedule.must_leave(), Ordering::Relaxed);
         let ready = schedule.has_ready();
+        self.wanted.store(ready, Ordering::Relaxed);
         drop(schedule);
         if ready {
             self.ready.notify_one();

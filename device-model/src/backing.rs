@@ -52,6 +52,11 @@ impl Backing {
         self.entries.len()
     }
 
+    /// Whether anybody else, a job, shares the entries.
+    pub(crate) fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.entries) > 1
+    }
+
     /// The address of the byte at `offset`, and how many bytes follow from there in the same entry, itself included;
     /// `None` past the end.
     pub(crate) fn locate(&self, offset: u64) -> Option<(Iova, u64)> {

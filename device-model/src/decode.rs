@@ -13,8 +13,9 @@
 
 use crate::error::CommandError;
 use crate::request::{
-    AttachBacking, CreateResource, Flush, GetCapset, GetCapsetInfo, GetEdid, Header, Nothing, OfResource,
-    SetScanout, TransferToHost, UpdateCursor,
+    AttachBacking, ContextResource, CreateBuffer, CreateContext, CreateResource, Flush, GetCapset,
+    GetCapsetInfo, GetEdid, Header, Nothing, OfContext, OfResource, SetScanout, Submit, TransferBuffer,
+    TransferToHost, UpdateCursor,
 };
 use crate::wire::gpu::command as number;
 use crate::wire::payload::{MemEntries, Payload, header};
@@ -41,6 +42,14 @@ macro_rules! command_table {
             RESOURCE_FLUSH          Flush(Flush)                                Control flush;
             GET_CAPSET_INFO         CapsetInfo(GetCapsetInfo)                   Control capset_info;
             GET_CAPSET              Capset(GetCapset)                           Control capset;
+            CTX_CREATE              CreateContext(CreateContext)                Control create_context;
+            CTX_DESTROY             DestroyContext(OfContext)                   Control destroy_context;
+            CTX_ATTACH_RESOURCE     AttachToContext(ContextResource)            Control attach_to_context;
+            CTX_DETACH_RESOURCE     DetachFromContext(ContextResource)          Control detach_from_context;
+            RESOURCE_CREATE_3D      CreateBuffer(CreateBuffer)                  Control create_buffer;
+            TRANSFER_TO_HOST_3D     TransferToBuffer(TransferBuffer)            Control transfer_buffer;
+            TRANSFER_FROM_HOST_3D   TransferFromBuffer(TransferBuffer)          Control transfer_buffer;
+            SUBMIT_3D               Submit(Submit<'a>)                          Control submit;
             UPDATE_CURSOR           UpdateCursor(UpdateCursor)                  Cursor  update_cursor;
             MOVE_CURSOR             MoveCursor(UpdateCursor)                    Cursor  move_cursor;
         }
@@ -57,13 +66,13 @@ macro_rules! define_commands {
         }
 
         impl<'a> Command<'a> {
-            /// Reads the payload of command `kind` of `queue` from what follows its header.
-            fn parse(queue: Queue, kind: u32, body: &'a [u8]) -> Result<Self, CommandError> {
-                match (queue, kind) {
+            /// Reads the payload of a command of `queue` from what follows its header.
+            fn parse(queue: Queue, header: &Header, body: &'a [u8]) -> Result<Self, CommandError> {
+                match (queue, header.kind) {
                     $((Queue::$queue, number::$name) => {
-                        Ok(Self::$variant(<$payload as Payload<'a>>::parse(body)?))
+                        Ok(Self::$variant(<$payload as Payload<'a>>::parse(header, body)?))
                     })*
-                    _ => Err(CommandError::Unknown { kind }),
+                    _ => Err(CommandError::Unknown { kind: header.kind }),
                 }
             }
         }
@@ -82,7 +91,7 @@ command_table!(define_commands);
 /// A command as it came from `queue`. Without a whole header there is no fence to give back either.
 pub(crate) fn decode(queue: Queue, bytes: &[u8]) -> (Option<Header>, Result<Command<'_>, CommandError>) {
     match header(bytes) {
-        Ok((header, body)) => (Some(header), Command::parse(queue, header.kind, body)),
+        Ok((header, body)) => (Some(header), Command::parse(queue, &header, body)),
         Err(error) => (None, Err(error)),
     }
 }

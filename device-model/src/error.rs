@@ -68,6 +68,100 @@ pub enum CommandError {
         #[source]
         source: RangeError,
     },
+    /// Context 0 means "none" and cannot be created.
+    #[error("Context 0 cannot be created")]
+    ContextZero,
+    /// There is such a context already.
+    #[error("Context {ctx} exists already")]
+    ContextExists {
+        /// Context.
+        ctx: u32,
+    },
+    /// There is no such context.
+    #[error("Context {ctx} does not exist")]
+    NoSuchContext {
+        /// Context.
+        ctx: u32,
+    },
+    /// A job of the context failed: it takes no more until it is destroyed.
+    #[error("Context {ctx} is lost: a job of it failed")]
+    ContextLost {
+        /// Context.
+        ctx: u32,
+    },
+    /// A job may use only what is attached to its context.
+    #[error("Resource {id} is not attached to context {ctx}")]
+    NotAttached {
+        /// Resource.
+        id: u32,
+        /// Context.
+        ctx: u32,
+    },
+    /// A job names memory of a resource that has no backing.
+    #[error("Resource {id} of a job has no backing")]
+    NothingBehind {
+        /// Resource.
+        id: u32,
+    },
+    /// The mode of a context is settled by its first job.
+    #[error("Context {ctx} has the mode {settled}, and a job asks for {wanted}")]
+    ModeSettled {
+        /// Context.
+        ctx: u32,
+        /// The mode of the context.
+        settled: job_stream::Mode,
+        /// The mode that the job asks for.
+        wanted: job_stream::Mode,
+    },
+    /// The job stream breaks a rule of its manual.
+    #[error("{0}")]
+    Stream(job_stream::StreamError),
+    /// 3D resources are buffers here, and nothing else.
+    #[error("Resource {id} would be more than a buffer (target {target})")]
+    NoBuffer {
+        /// Resource.
+        id: u32,
+        /// What it was to be, by Gallium's numbers.
+        target: u32,
+    },
+    /// A command for images names a buffer.
+    #[error("Resource {id} is a buffer, not an image")]
+    NotAnImage {
+        /// Resource.
+        id: u32,
+    },
+    /// A transfer of bytes that the buffer does not have.
+    #[error("Bytes {x}+{width} do not lie in resource {id}")]
+    BytesOutside {
+        /// Resource.
+        id: u32,
+        /// First byte.
+        x: u32,
+        /// How many.
+        width: u32,
+    },
+    /// An operand of a job does not lie in its resource.
+    #[error("Packet {packet}, {field}: {range} lies outside of the {bytes:#x} bytes of its resource")]
+    OperandOutside {
+        /// Packet, counted from 0.
+        packet: usize,
+        /// Field that names it.
+        field: &'static str,
+        /// Bytes that it names.
+        range: job_stream::Range,
+        /// How long the resource is.
+        bytes: u64,
+    },
+    /// A value does not lie in one aligned piece of the backing.
+    #[error("Packet {packet}, {field}: {range} is split, or not aligned, by the backing of its resource")]
+    OperandSplit {
+        /// Packet, counted from 0.
+        packet: usize,
+        /// Field that names it.
+        field: &'static str,
+        /// Bytes that it names.
+        range: job_stream::Range,
+    },
     /// There is no such pixel format.
     #[error("Format {format} does not exist")]
     NoSuchFormat {
@@ -156,10 +250,23 @@ impl CommandError {
             | Self::RectOutside { .. }
             | Self::ScanoutTooSmall { .. }
             | Self::OffsetWraps { .. }
+            | Self::ModeSettled { .. }
+            | Self::Stream(_)
+            | Self::NoBuffer { .. }
+            | Self::BytesOutside { .. }
+            | Self::OperandOutside { .. }
+            | Self::OperandSplit { .. }
             | Self::CursorSize { .. } => response::ERR_INVALID_PARAMETER,
-            Self::ResourceZero | Self::ResourceExists { .. } | Self::NoSuchResource { .. } => {
-                response::ERR_INVALID_RESOURCE_ID
-            }
+            Self::ResourceZero
+            | Self::ResourceExists { .. }
+            | Self::NoSuchResource { .. }
+            | Self::NotAttached { .. }
+            | Self::NothingBehind { .. }
+            | Self::NotAnImage { .. } => response::ERR_INVALID_RESOURCE_ID,
+            Self::ContextZero
+            | Self::ContextExists { .. }
+            | Self::NoSuchContext { .. }
+            | Self::ContextLost { .. } => response::ERR_INVALID_CONTEXT_ID,
             Self::NoSuchScanout { .. } => response::ERR_INVALID_SCANOUT_ID,
             Self::OverQuota(_) => response::ERR_OUT_OF_MEMORY,
             Self::Unknown { .. } | Self::NoBacking { .. } | Self::BackingExists { .. } | Self::Job(_) => {

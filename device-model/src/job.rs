@@ -1,7 +1,12 @@
 //! A job: work on guest memory as a resumable value. Engines step it, a little at a time, inside a section or over a
 //! pin; it owns all that it needs. Knows how far it has come; knows nothing of who waits for it.
 
+use std::time::Duration;
+
+use job_stream::{Mode, Priority};
+
 use crate::mmu::{JobMemory, MemoryError, Missing, PinRange};
+use crate::program::Execution;
 use crate::transfer::Transfer;
 
 /// Which job: never the same twice in the life of a device, resets included.
@@ -15,6 +20,22 @@ impl JobId {
     }
 }
 
+/// What a step is done with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepContext {
+    /// The device's time: the same for all engines, and it never goes back.
+    pub now: Duration,
+    /// Bytes that the step may move, about.
+    pub budget: usize,
+}
+
+/// A step of work that takes no notice of the time.
+impl From<usize> for StepContext {
+    fn from(budget: usize) -> Self {
+        Self { now: Duration::ZERO, budget }
+    }
+}
+
 /// What came of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -22,6 +43,16 @@ pub enum Step {
     Done,
     /// The budget is used up, or somebody else has the image: more is to do.
     Yield,
+    /// It holds the engine, without touching memory, until its time is over: look again soon.
+    Spinning {
+        /// It does not leave for others, only when the engine itself has to stop.
+        stubborn: bool,
+    },
+    /// A value in memory is not yet what it waits for: somebody else may have the engine.
+    Waiting {
+        /// When it gives up.
+        until: Duration,
+    },
     /// There is no mapping for what comes next. The job goes on from there once there is one.
     Missing(Missing),
     /// The job cannot go on.
@@ -40,6 +71,21 @@ pub enum JobError {
     /// The job was taken off its engine, for what it used is gone.
     #[error("The job was killed")]
     Killed,
+    /// Its context is lost, or was destroyed, before its turn came.
+    #[error("The context of the job is lost")]
+    ContextLost,
+    /// A WAIT was over its time.
+    #[error("Packet {packet} (WAIT) has waited in vain")]
+    WaitTimedOut {
+        /// The packet, counted from 0.
+        packet: usize,
+    },
+    /// A SPIN did not leave its engine.
+    #[error("Packet {packet} (SPIN) was taken off its engine by force")]
+    Wedged {
+        /// The packet, counted from 0.
+        packet: usize,
+    },
     /// The job touched memory that it did not ask for: a bug of ours.
     #[error("The job touched memory that it did not ask for")]
     Memory(#[source] MemoryError),
@@ -57,17 +103,43 @@ pub enum JobOutcome {
     Failed(JobError),
 }
 
+/// How a job is treated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Treatment {
+    /// What an invalidation means to it.
+    pub(crate) mode: Mode,
+    /// Whose turn it is before it.
+    pub(crate) priority: Priority,
+}
+
+/// What a job does.
+#[derive(Debug)]
+enum Work {
+    /// TRANSFER_TO_HOST_2D.
+    Transfer(Transfer),
+    /// SUBMIT_3D.
+    Program(Box<Execution>),
+}
+
 /// A job. Whoever has it gives it back with [`Device::job_finished`](crate::device::Device::job_finished).
 #[derive(Debug)]
 #[must_use = "somebody waits for the end of this job"]
 pub struct Job {
     id: JobId,
-    work: Transfer,
+    treatment: Treatment,
+    work: Work,
 }
 
 impl Job {
-    pub(crate) fn new(id: JobId, work: Transfer) -> Self {
-        Self { id, work }
+    /// A transfer: pinned while it runs.
+    pub(crate) fn transfer(id: JobId, transfer: Transfer) -> Self {
+        let treatment = Treatment { mode: Mode::Fence, priority: Priority::Normal };
+        Self { id, treatment, work: Work::Transfer(transfer) }
+    }
+
+    /// A program.
+    pub(crate) fn program(id: JobId, treatment: Treatment, program: Execution) -> Self {
+        Self { id, treatment, work: Work::Program(Box::new(program)) }
     }
 
     /// Which job this is.
@@ -75,19 +147,67 @@ impl Job {
         self.id
     }
 
+    /// What an invalidation means to it.
+    pub fn mode(&self) -> Mode {
+        self.treatment.mode
+    }
+
+    /// Whose turn it is before it.
+    pub fn priority(&self) -> Priority {
+        self.treatment.priority
+    }
+
+    /// The packet that it has come to, counted from 0; a transfer has none.
+    pub fn packet(&self) -> Option<usize> {
+        match &self.work {
+            Work::Transfer(_) => None,
+            Work::Program(program) => Some(program.packet()),
+        }
+    }
+
     /// What it still has to touch: ranges in order, merged where no page lies between them. A pin of these covers
     /// every step to come.
     pub fn working_set(&self) -> Vec<PinRange> {
-        self.work.working_set()
+        match &self.work {
+            Work::Transfer(transfer) => transfer.working_set(),
+            Work::Program(program) => program.working_set(),
+        }
+    }
+
+    /// Whether what comes next holds the engine without touching memory.
+    pub fn is_spinning(&self) -> bool {
+        matches!(&self.work, Work::Program(program) if program.is_spinning())
     }
 
     /// Goes on for about `budget` bytes: a step is bounded, never blocks and takes no lock that anybody waits under.
-    pub fn step(&mut self, memory: &impl JobMemory, budget: usize) -> Step {
-        self.work.step(memory, budget)
+    pub fn step(&mut self, memory: &impl JobMemory, context: impl Into<StepContext>) -> Step {
+        let context = context.into();
+        match &mut self.work {
+            Work::Transfer(transfer) => transfer.step(memory, context.budget),
+            Work::Program(program) => program.step(memory, context),
+        }
+    }
+
+    /// It cannot go on. `Ok`: it is to be stepped on, to tell of its end in memory. `Err`: this is its end.
+    pub(crate) fn fail(&mut self, error: JobError) -> Result<(), JobError> {
+        match &mut self.work {
+            Work::Transfer(_) => Err(error),
+            Work::Program(program) => program.fail(error),
+        }
+    }
+
+    /// It is off its engine.
+    pub(crate) fn left_engine(&mut self) {
+        if let Work::Program(program) = &mut self.work {
+            program.left_engine();
+        }
     }
 
     /// Bytes of guest memory copied so far.
     pub fn bytes_moved(&self) -> u64 {
-        self.work.bytes_moved()
+        match &self.work {
+            Work::Transfer(transfer) => transfer.bytes_moved(),
+            Work::Program(program) => program.bytes_moved(),
+        }
     }
 }

@@ -17,6 +17,7 @@
 
 pub mod addr;
 mod backing;
+mod context;
 mod decode;
 pub mod device;
 pub mod drain;
@@ -26,6 +27,8 @@ pub mod error;
 mod fence;
 pub mod job;
 pub mod mmu;
+mod operands;
+mod program;
 pub mod quota;
 mod rect;
 pub mod reply;

@@ -22,7 +22,7 @@ pub struct Quotas {
     pub resources: u64,
     /// Contexts.
     pub contexts: u64,
-    /// Commands that wait in the in-order ring, the running job included.
+    /// Commands that wait in the in-order ring, the running job included; and again so many jobs of contexts.
     pub queued_jobs: u64,
 }
 
@@ -47,8 +47,12 @@ pub enum Quota {
     BackingEntries,
     /// Resources.
     Resources,
-    /// Commands in the in-order ring.
+    /// Commands in the in-order ring; jobs of contexts.
     QueuedJobs,
+    /// Contexts.
+    Contexts,
+    /// Packets of jobs that are not done.
+    Packets,
 }
 
 impl fmt::Display for Quota {
@@ -58,6 +62,8 @@ impl fmt::Display for Quota {
             Self::BackingEntries => "backing entries",
             Self::Resources => "resources",
             Self::QueuedJobs => "queued jobs",
+            Self::Contexts => "contexts",
+            Self::Packets => "packets of jobs",
         })
     }
 }

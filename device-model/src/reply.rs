@@ -17,6 +17,9 @@ pub(crate) enum Reply {
     NoData,
     DisplayInfo(Box<DisplayModes>),
     Edid(Edid),
+    /// The capability set that there is: id, version and size.
+    CapsetInfo(u32, u32, u32),
+    Capset(Vec<u8>),
 }
 
 /// A response for the guest, every byte of it defined. The guest may have left less room than it takes: then its
@@ -33,6 +36,8 @@ impl Response {
             Ok(Reply::NoData) => response::OK_NODATA,
             Ok(Reply::DisplayInfo(_)) => response::OK_DISPLAY_INFO,
             Ok(Reply::Edid(_)) => response::OK_EDID,
+            Ok(Reply::CapsetInfo(..)) => response::OK_CAPSET_INFO,
+            Ok(Reply::Capset(_)) => response::OK_CAPSET,
             Err(error) => error.status(),
         };
         let mut bytes = payload::response_header(kind, fence).as_bytes().to_vec();
@@ -41,6 +46,10 @@ impl Response {
                 bytes.extend_from_slice(payload::display_info(modes).as_bytes());
             }
             Ok(Reply::Edid(edid)) => bytes.extend_from_slice(payload::edid(edid).as_bytes()),
+            Ok(Reply::CapsetInfo(id, version, size)) => {
+                bytes.extend_from_slice(payload::capset_info(*id, *version, *size).as_bytes());
+            }
+            Ok(Reply::Capset(capset)) => bytes.extend_from_slice(capset),
             Ok(Reply::NoData) | Err(_) => {}
         }
         Self { kind, bytes }

@@ -9,6 +9,8 @@ use crate::scanout::{CursorPosition, Rect};
 pub(crate) struct Header {
     /// The number of the command.
     pub(crate) kind: u32,
+    /// The context that the command is for, where a command is for one.
+    pub(crate) ctx: u32,
     /// The fence that the response completes.
     pub(crate) fence: Option<Fence>,
 }
@@ -78,6 +80,52 @@ pub(crate) struct AttachBacking<E> {
 pub(crate) struct RawEntry {
     pub(crate) at: Iova,
     pub(crate) len: u32,
+}
+
+/// CTX_CREATE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CreateContext {
+    pub(crate) ctx: u32,
+}
+
+/// CTX_DESTROY.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OfContext {
+    pub(crate) ctx: u32,
+}
+
+/// CTX_ATTACH_RESOURCE, CTX_DETACH_RESOURCE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ContextResource {
+    pub(crate) ctx: u32,
+    pub(crate) resource: u32,
+}
+
+/// RESOURCE_CREATE_3D, as far as a buffer has a use for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CreateBuffer {
+    pub(crate) id: u32,
+    pub(crate) target: u32,
+    /// In bytes.
+    pub(crate) width: u32,
+    /// Height, depth and array size: what makes it more than a buffer if it is not 1.
+    pub(crate) others: [u32; 3],
+}
+
+/// TRANSFER_TO_HOST_3D, TRANSFER_FROM_HOST_3D, as far as a buffer has a use for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TransferBuffer {
+    pub(crate) ctx: u32,
+    pub(crate) resource: u32,
+    pub(crate) x: u32,
+    pub(crate) width: u32,
+}
+
+/// SUBMIT_3D, with as many bytes as it says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Submit<'a> {
+    pub(crate) ctx: u32,
+    pub(crate) stream: &'a [u8],
 }
 
 /// GET_CAPSET_INFO.

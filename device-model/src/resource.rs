@@ -1,4 +1,4 @@
-//! 2D resources: an image on the host and a backing in the guest, and what they cost. Knows formats, ids and quotas;
+//! Resources: an image on the host and a backing in the guest, or, for a buffer, a backing alone; and what they cost. Knows formats, ids and quotas;
 //! knows nothing of scanouts or jobs.
 #![cfg_attr(
     not(test),
@@ -16,9 +16,12 @@ use std::sync::Arc;
 use crate::backing::Backing;
 use crate::error::CommandError;
 use crate::quota::{Budget, Quota, Quotas};
-use crate::request::{CreateResource, RawEntry};
+use crate::request::{CreateBuffer, CreateResource, RawEntry};
 use crate::scanout::{ChannelOrder, Image, Rect};
 use crate::wire::gpu::format;
+
+/// Gallium's number of a linear buffer (PIPE_BUFFER), the one target that RESOURCE_CREATE_3D makes here.
+const BUFFER: u32 = 0;
 
 /// Bytes of a pixel, in every format.
 pub(crate) const BYTES_PER_PIXEL: u64 = 4;
@@ -47,17 +50,42 @@ impl Format {
     }
 }
 
-/// A 2D resource. Jobs and scanouts share its image, jobs its backing.
+/// A resource. Jobs and scanouts share its image, jobs its backing.
 #[derive(Debug)]
 pub(crate) struct Resource {
-    pub(crate) format: Format,
-    pub(crate) image: Arc<Image>,
+    id: u32,
+    /// What a 2D resource has on the host; a buffer is its backing and nothing else.
+    image: Option<Picture>,
     pub(crate) backing: Option<Backing>,
-    /// Bytes of the image, as accounted for.
+    /// Bytes of the image or of the buffer.
     bytes: u64,
 }
 
+/// An image with its format.
+#[derive(Clone, Debug)]
+pub(crate) struct Picture {
+    pub(crate) format: Format,
+    pub(crate) image: Arc<Image>,
+}
+
 impl Resource {
+    /// The image; a buffer has none.
+    pub(crate) fn picture(&self) -> Result<&Picture, CommandError> {
+        self.image.as_ref().ok_or(CommandError::NotAnImage { id: self.id })
+    }
+
+    /// Bytes that a job can name, as far as there is backing for them.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Bytes of the host's memory, as accounted for.
+    fn host_bytes(&self) -> u64 {
+        if self.image.is_some() { self.bytes } else { 0 }
+    }
+}
+
+impl Picture {
     /// `rect`, if it lies in the image.
     pub(crate) fn bounded(&self, rect: Rect) -> Result<Rect, CommandError> {
         let (width, height) = (self.image.width(), self.image.height());
@@ -94,12 +122,7 @@ impl Resources {
     /// Makes a resource with a black image. Everything is checked before anything is allocated.
     pub(crate) fn create(&mut self, request: CreateResource) -> Result<(), CommandError> {
         let CreateResource { id, format, width, height } = request;
-        if id == 0 {
-            return Err(CommandError::ResourceZero);
-        }
-        if self.by_id.contains_key(&id) {
-            return Err(CommandError::ResourceExists { id });
-        }
+        self.check_new(id)?;
         let format = Format::from_number(format)?;
         if width == 0 || height == 0 {
             return Err(CommandError::NoPixels { width, height });
@@ -112,8 +135,33 @@ impl Resources {
             self.count.give_back(1);
             return Err(refusal.into());
         }
-        let image = Arc::new(Image::new(width, height));
-        self.by_id.insert(id, Resource { format, image, backing: None, bytes });
+        let image = Some(Picture { format, image: Arc::new(Image::new(width, height)) });
+        self.by_id.insert(id, Resource { id, image, backing: None, bytes });
+        Ok(())
+    }
+
+    /// Makes a buffer, which is nothing but the backing that it will get.
+    pub(crate) fn create_buffer(&mut self, request: CreateBuffer) -> Result<(), CommandError> {
+        let CreateBuffer { id, target, width, others } = request;
+        self.check_new(id)?;
+        if target != BUFFER || others.iter().any(|size| *size > 1) {
+            return Err(CommandError::NoBuffer { id, target });
+        }
+        if width == 0 {
+            return Err(CommandError::NoPixels { width, height: 1 });
+        }
+        self.count.take(1)?;
+        self.by_id.insert(id, Resource { id, image: None, backing: None, bytes: width.into() });
+        Ok(())
+    }
+
+    fn check_new(&self, id: u32) -> Result<(), CommandError> {
+        if id == 0 {
+            return Err(CommandError::ResourceZero);
+        }
+        if self.by_id.contains_key(&id) {
+            return Err(CommandError::ResourceExists { id });
+        }
         Ok(())
     }
 
@@ -166,7 +214,7 @@ impl Resources {
             Retired::Backing(backing) => Some(backing),
             Retired::Resource(resource) => {
                 self.count.give_back(1);
-                self.bytes.give_back(resource.bytes);
+                self.bytes.give_back(resource.host_bytes());
                 resource.backing
             }
         };
@@ -186,6 +234,16 @@ impl Resources {
 pub(crate) enum Retired {
     Resource(Resource),
     Backing(Backing),
+}
+
+impl Retired {
+    /// Whether a job still uses the memory that is to be given back.
+    pub(crate) fn is_in_use(&self) -> bool {
+        match self {
+            Self::Resource(resource) => resource.backing.as_ref().is_some_and(Backing::is_shared),
+            Self::Backing(backing) => backing.is_shared(),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,9 @@
 //! nothing of threads, of the mirror, or of how a miss is asked for.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use job_stream::Priority;
 
 use crate::addr::{ByteRange, Iova, SpaceId};
 use crate::engine::{Leaves, Left};
@@ -27,12 +30,14 @@ pub struct Work {
     seen: u64,
     /// How often everything had been discarded when it was submitted.
     life: u64,
+    /// How often its WAIT has looked in vain since it was last told to look.
+    looks: u32,
 }
 
 impl Work {
     /// A job that has not started.
     pub fn new(job: Job) -> Self {
-        Self { job, pin_attempts: 0, missed: None, failed: None, seen: 0, life: 0 }
+        Self { job, pin_attempts: 0, missed: None, failed: None, seen: 0, life: 0, looks: 0 }
     }
 }
 
@@ -76,12 +81,83 @@ enum Parked {
     Misses { work: Work, left: usize },
     /// Waits for the end of an invalidation.
     Invalidation(Work),
+    /// Looks again at this time whether a value in memory is what it waits for.
+    Wait { work: Work, look: Duration },
+}
+
+impl Parked {
+    fn into_work(self) -> Work {
+        let (Self::Misses { work, .. } | Self::Invalidation(work) | Self::Wait { work, .. }) = self;
+        work
+    }
+}
+
+/// How soon a WAIT looks again at first; twice as long after each time, up to [`LONGEST_LOOK`].
+const FIRST_LOOK: Duration = Duration::from_micros(50);
+/// How long a WAIT leaves memory unlooked at.
+const LONGEST_LOOK: Duration = Duration::from_millis(1);
+
+/// Turns of higher priorities after which one of the lowest that is ready comes.
+const PATIENCE: u32 = 16;
+
+/// The jobs that are ready: by priority, and in turn within one.
+#[derive(Debug, Default)]
+struct Ready {
+    /// Low, normal, high.
+    queues: [VecDeque<Work>; 3],
+    /// Turns since one of the lowest had one.
+    passed_over: u32,
+}
+
+impl Ready {
+    fn queue(&mut self, work: &Work) -> &mut VecDeque<Work> {
+        let [low, normal, high] = &mut self.queues;
+        match work.job.priority() {
+            Priority::Low => low,
+            Priority::Normal => normal,
+            Priority::High => high,
+        }
+    }
+
+    fn push_back(&mut self, work: Work) {
+        self.queue(&work).push_back(work);
+    }
+
+    fn push_front(&mut self, work: Work) {
+        self.queue(&work).push_front(work);
+    }
+
+    /// The highest priority first; but whoever has waited long enough comes too.
+    fn pop(&mut self) -> Option<Work> {
+        let mut busy = self.queues.iter_mut().filter(|queue| !queue.is_empty());
+        let (lowest, highest) = (busy.next()?, busy.next_back());
+        let chosen = match highest {
+            Some(highest) if self.passed_over < PATIENCE => {
+                self.passed_over = self.passed_over.saturating_add(1);
+                highest
+            }
+            _ => {
+                self.passed_over = 0;
+                lowest
+            }
+        };
+        chosen.pop_front()
+    }
+
+    fn len(&self) -> usize {
+        self.queues.iter().map(VecDeque::len).sum()
+    }
+
+    fn clear(&mut self) {
+        self.queues.iter_mut().for_each(VecDeque::clear);
+    }
 }
 
 /// The queue of work before the engines.
 #[derive(Debug, Default)]
 pub struct Schedule {
-    ready: VecDeque<Work>,
+    ready: Ready,
+    now: Duration,
     parked: BTreeMap<JobId, Parked>,
     /// What each job touches, from when an engine first took it to its end, wherever it waits in between.
     begun: BTreeMap<JobId, Vec<PinRange>>,
@@ -103,12 +179,28 @@ impl Schedule {
         self.ready.push_back(Work { life: self.life, ..Work::new(job) });
     }
 
+    /// Sets the time. WAITs whose time it is to look again are ready.
+    pub fn set_time(&mut self, now: Duration) {
+        self.now = self.now.max(now);
+        let now = self.now;
+        self.unpark(|parked| matches!(parked, Parked::Wait { look, .. } if *look <= now));
+    }
+
+    /// When the time is to be set next, if there is nothing else to do.
+    pub fn next_look(&self) -> Option<Duration> {
+        let look = |parked: &Parked| match parked {
+            Parked::Wait { look, .. } => Some(*look),
+            Parked::Misses { .. } | Parked::Invalidation(_) => None,
+        };
+        self.parked.values().filter_map(look).min().filter(|_| !self.paused)
+    }
+
     /// What an engine does next.
     pub fn turn(&mut self) -> Turn {
         if self.closing {
             return Turn::Close;
         }
-        let work = if self.paused { None } else { self.ready.pop_front() };
+        let work = if self.paused { None } else { self.ready.pop() };
         match work {
             Some(work) => {
                 self.begun.entry(work.job.id()).or_insert_with(|| work.job.working_set());
@@ -132,7 +224,7 @@ impl Schedule {
 
     /// Whether an engine would find work.
     pub fn has_ready(&self) -> bool {
-        !self.paused && !self.ready.is_empty()
+        !self.paused && self.ready.len() > 0
     }
 
     /// Jobs that wait for an answer or for the end of an invalidation.
@@ -155,8 +247,15 @@ impl Schedule {
             Leaves::Finished(outcome) => {
                 // Before its answer can reach the guest, who may take the memory away then.
                 self.begun.remove(&work.job.id());
+                self.look_now();
                 return Disposed::Finished(FinishedJob { job: work.job, outcome });
             }
+            Leaves::SliceOver => {
+                // It may have signalled meanwhile.
+                self.look_now();
+                self.ready.push_back(work);
+            }
+            Leaves::Waiting { until } => self.park_for_wait(work, until),
             Leaves::TakenOff | Leaves::Evicted => self.put_back(work),
             Leaves::Invalidating => self.park_for_invalidation(work),
             Leaves::Missing(missing) => {
@@ -190,6 +289,19 @@ impl Schedule {
         } else {
             self.put_back(work);
         }
+    }
+
+    /// Parks a job until it looks again, or gives up.
+    fn park_for_wait(&mut self, mut work: Work, until: Duration) {
+        let pause = FIRST_LOOK.saturating_mul(1 << work.looks.min(8)).min(LONGEST_LOOK);
+        work.looks = work.looks.saturating_add(1);
+        let look = self.now.saturating_add(pause).min(until);
+        self.parked.insert(work.job.id(), Parked::Wait { work, look });
+    }
+
+    /// What WAITs look at may have changed.
+    fn look_now(&mut self) {
+        self.unpark(|parked| matches!(parked, Parked::Wait { .. }));
     }
 
     /// One page that a parked job waits for is answered.
@@ -238,10 +350,12 @@ impl Schedule {
 
     /// Makes the parked jobs that `which` chooses ready, oldest first.
     fn unpark(&mut self, which: impl Fn(&Parked) -> bool) {
+        if !self.parked.values().any(&which) {
+            return;
+        }
         for (id, parked) in std::mem::take(&mut self.parked) {
             if which(&parked) {
-                let (Parked::Misses { work, .. } | Parked::Invalidation(work)) = parked;
-                self.ready.push_back(work);
+                self.ready.push_back(parked.into_work());
             } else {
                 self.parked.insert(id, parked);
             }

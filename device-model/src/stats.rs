@@ -144,6 +144,8 @@ stats! {
         invalidations,
         /// INVALIDATE messages that hit memory of a job that has begun and not ended.
         invalidations_with_work_in_flight,
+        /// Pins of registration caches that INVALIDATE messages did not wait for.
+        incoherent_pins,
         /// Acks that had to wait for a drain.
         acks_parked,
         /// Pins dropped because a drain reached its timeout.
@@ -245,6 +247,7 @@ mod tests {
             "ladder_evictions",
             "revocations",
             "frozen_ns",
+            "incoherent_pins",
             "ack_latency_ns",
             "commands",
             "cursor_commands",

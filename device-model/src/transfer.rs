@@ -59,7 +59,8 @@ impl Transfer {
 
     /// What is still to be read, merged where the pages are the same or neighbours.
     pub(crate) fn working_set(&self) -> Vec<PinRange> {
-        merged(self.plan.pieces().collect())
+        let pin = |range| PinRange { space: SpaceId::DEVICE, range, access: Access::Read };
+        merged(self.plan.pieces().collect()).into_iter().map(pin).collect()
     }
 
     /// Copies up to `budget` bytes. It waits for nothing: if somebody has the image, it yields at once.
@@ -192,7 +193,7 @@ impl Plan {
 }
 
 /// The ranges in order, those that touch the same or neighbouring pages made one.
-fn merged(mut ranges: Vec<ByteRange<Iova>>) -> Vec<PinRange> {
+pub(crate) fn merged(mut ranges: Vec<ByteRange<Iova>>) -> Vec<ByteRange<Iova>> {
     ranges.sort_unstable();
     let mut merged: Vec<ByteRange<Iova>> = Vec::new();
     for range in ranges {
@@ -203,8 +204,7 @@ fn merged(mut ranges: Vec<ByteRange<Iova>>) -> Vec<PinRange> {
             _ => merged.push(range),
         }
     }
-    let pin = |range| PinRange { space: SpaceId::DEVICE, range, access: Access::Read };
-    merged.into_iter().map(pin).collect()
+    merged
 }
 
 /// Whether no page lies between `low` and `high`, which begins no lower.

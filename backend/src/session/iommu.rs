@@ -62,6 +62,7 @@ impl SessionState {
         if self.scheduler.touches(SpaceId::DEVICE, invalidation.range()) {
             self.stats.invalidations_with_work_in_flight.add(1);
         }
+        self.stats.incoherent_pins.add(invalidation.incoherent() as u64);
         invalidation
     }
 

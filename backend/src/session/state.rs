@@ -81,7 +81,8 @@ impl SessionState {
     pub fn begin_everything(&mut self) -> Invalidation {
         let everything = ByteRange::<Iova>::everything();
         self.misses.invalidate(SpaceId::DEVICE, everything);
-        self.mirror.begin(SpaceId::DEVICE, everything)
+        // No mode goes on with memory that goes away.
+        self.mirror.begin_for_good(SpaceId::DEVICE, everything)
     }
 
     /// Ends an invalidation: whoever waited for that may go on.

@@ -18,27 +18,32 @@ use crate::ring::{CursorChange, CursorWork, Work};
 use crate::scanout::CURSOR_SIZE;
 
 impl<P> Device<P> {
-    pub(super) fn update_cursor(&mut self, request: UpdateCursor, shown: &mut Shown) -> Handled {
+    pub(super) fn update_cursor(&mut self, request: UpdateCursor, shown: &mut Shown) -> Handled<P> {
         self.check_scanout(request.position.scanout)?;
         if request.resource == 0 {
             return self.change_cursor(request, CursorChange::Hide, shown);
         }
-        let resource = self.resources.get(request.resource)?;
-        let (width, height) = (resource.image.width(), resource.image.height());
+        let picture = self.resources.get(request.resource)?.picture()?;
+        let (width, height) = (picture.image.width(), picture.image.height());
         if (width, height) != (CURSOR_SIZE, CURSOR_SIZE) {
             return Err(CommandError::CursorSize { width, height });
         }
-        let change = CursorChange::Define { image: resource.image.clone(), format: resource.format };
+        let change = CursorChange::Define { image: picture.image.clone(), format: picture.format };
         self.change_cursor(request, change, shown)
     }
 
     /// Looks at nothing but the position (virtio 1.3, 5.7.6.10).
-    pub(super) fn move_cursor(&mut self, request: UpdateCursor, shown: &mut Shown) -> Handled {
+    pub(super) fn move_cursor(&mut self, request: UpdateCursor, shown: &mut Shown) -> Handled<P> {
         self.check_scanout(request.position.scanout)?;
         self.change_cursor(request, CursorChange::Move, shown)
     }
 
-    fn change_cursor(&mut self, request: UpdateCursor, change: CursorChange, shown: &mut Shown) -> Handled {
+    fn change_cursor(
+        &mut self,
+        request: UpdateCursor,
+        change: CursorChange,
+        shown: &mut Shown,
+    ) -> Handled<P> {
         let drawn = match &change {
             CursorChange::Define { image, .. } => !self.ring.uses(image),
             CursorChange::Hide | CursorChange::Move => true,

@@ -9,10 +9,13 @@
     )
 )]
 
+use job_stream::{CAPSET_ID, CAPSET_VERSION, Capset};
 use virtio_bindings::virtio_gpu::VIRTIO_GPU_F_EDID;
 
 use super::{Answer, Device, Handled, Shown};
 use crate::error::CommandError;
+use crate::program::WEDGE;
+use crate::reply::Reply;
 use crate::request::{GetCapset, GetCapsetInfo, GetEdid, Nothing, SetScanout};
 use crate::ring::Work;
 use crate::scanout::{DisplayQuestion, ScanoutSource};
@@ -22,11 +25,11 @@ use crate::wire::gpu::command;
 pub const MIN_SCANOUT: u32 = 16;
 
 impl<P> Device<P> {
-    pub(super) fn display_info(&mut self, _: Nothing, _: &mut Shown) -> Handled {
+    pub(super) fn display_info(&mut self, _: Nothing, _: &mut Shown) -> Handled<P> {
         Ok(Answer::Ask(DisplayQuestion::Modes))
     }
 
-    pub(super) fn edid(&mut self, request: GetEdid, _: &mut Shown) -> Handled {
+    pub(super) fn edid(&mut self, request: GetEdid, _: &mut Shown) -> Handled<P> {
         if self.features & (1 << VIRTIO_GPU_F_EDID) == 0 {
             return Err(CommandError::Unknown { kind: command::GET_EDID });
         }
@@ -39,31 +42,43 @@ impl<P> Device<P> {
 
     /// In order with the transfers and flushes around it: the image is shown with what was drawn into it before, and
     /// what was shown until then gets its last flush.
-    pub(super) fn set_scanout(&mut self, request: SetScanout, _: &mut Shown) -> Handled {
+    pub(super) fn set_scanout(&mut self, request: SetScanout, _: &mut Shown) -> Handled<P> {
         self.ring.room()?;
         let SetScanout { scanout, resource, rect } = request;
         self.check_scanout(scanout)?;
         let source = match resource {
             0 => None,
             id => {
-                let resource = self.resources.get(id)?;
-                let rect = resource.bounded(rect)?;
+                let picture = self.resources.get(id)?.picture()?;
+                let rect = picture.bounded(rect)?;
                 if rect.width < MIN_SCANOUT || rect.height < MIN_SCANOUT {
                     return Err(CommandError::ScanoutTooSmall { rect });
                 }
-                Some(ScanoutSource { image: resource.image.clone(), order: resource.format.order, rect })
+                Some(ScanoutSource { image: picture.image.clone(), order: picture.format.order, rect })
             }
         };
         Ok(Answer::InOrder(Work::Show { scanout, source }))
     }
 
-    /// There are no capability sets yet.
-    pub(super) fn capset_info(&mut self, request: GetCapsetInfo, _: &mut Shown) -> Handled {
-        Err(CommandError::NoSuchCapset { capset: request.index })
+    /// There is one capability set, that of the job stream.
+    pub(super) fn capset_info(&mut self, request: GetCapsetInfo, _: &mut Shown) -> Handled<P> {
+        if request.index != 0 || !self.has_jobs() {
+            return Err(CommandError::NoSuchCapset { capset: request.index });
+        }
+        let reply = Reply::CapsetInfo(CAPSET_ID, CAPSET_VERSION, Capset::BYTES as u32);
+        Ok(Answer::Now(reply))
     }
 
-    pub(super) fn capset(&mut self, request: GetCapset, _: &mut Shown) -> Handled {
-        Err(CommandError::NoSuchCapset { capset: request.id })
+    /// Every version that a guest may ask for is a part of ours.
+    pub(super) fn capset(&mut self, request: GetCapset, _: &mut Shown) -> Handled<P> {
+        if request.id != CAPSET_ID || !self.has_jobs() {
+            return Err(CommandError::NoSuchCapset { capset: request.id });
+        }
+        let max_jobs = u32::try_from(self.config.quotas.queued_jobs).unwrap_or(u32::MAX);
+        let jobs = &self.config.jobs;
+        let wedge = u64::try_from(WEDGE.as_nanos()).unwrap_or(u64::MAX);
+        let capset = Capset::new(jobs.engines, max_jobs, jobs.default_mode, wedge, &jobs.limits());
+        Ok(Answer::Now(Reply::Capset(capset.to_bytes())))
     }
 
     pub(super) fn check_scanout(&self, scanout: u32) -> Result<(), CommandError> {

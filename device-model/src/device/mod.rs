@@ -1,11 +1,11 @@
-//! The 2D device: commands in, effects out. Made of resources, scanouts, the in-order ring, the timeline of fences and
-//! what is asked of the display. Knows nothing of queues, engines or sockets: a pending command is a `P` that is handed
+//! The device: commands in, effects out. Made of resources, scanouts, the in-order ring of the 2D commands, contexts with
+//! their queues of jobs, the timeline of fences and what is asked of the display. Knows nothing of queues, engines or sockets: a pending command is a `P` that is handed
 //! back exactly once, and a job is a value that somebody else steps.
 //!
 //! What a command does to resources and scanouts happens at once, in the order of the commands: an id that was
 //! unreferenced can be created again at once, a backing that was detached can be replaced. What a queued command still
 //! uses of them, it shares. Only *answers* wait: those of transfers for their jobs, those of RESOURCE_FLUSH,
-//! RESOURCE_UNREF and DETACH_BACKING for all transfers before them, and those that complete a fence for all fences
+//! RESOURCE_UNREF and DETACH_BACKING for all transfers before them and all jobs that use the memory, and those that complete a fence for all fences
 //! before theirs.
 #![cfg_attr(
     not(test),
@@ -20,10 +20,11 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 
+use crate::context::{Contexts, QueueId, Submission};
 use crate::decode::{Command, Queue, command_name, command_table, decode};
 use crate::error::CommandError;
 use crate::fence::{FenceSlot, Timeline};
-use crate::job::{Job, JobId, JobOutcome};
+use crate::job::{Job, JobOutcome};
 use crate::quota::Quotas;
 use crate::reply::{Reply, Response};
 use crate::request::Fence;
@@ -33,15 +34,18 @@ use crate::scanout::{DisplayAnswer, DisplayCommand, DisplayQuestion, MAX_SCANOUT
 use crate::transfer::Transfer;
 use crate::wire::payload;
 use scanouts::Scanouts;
+use virtio_bindings::virtio_gpu::{VIRTIO_GPU_F_EDID, VIRTIO_GPU_F_VIRGL};
 
 mod cursor;
 mod display;
+mod jobs;
 mod resources_2d;
 mod scanouts;
 #[cfg(test)]
 mod tests;
 
 pub use display::MIN_SCANOUT;
+pub use jobs::JobConfig;
 
 /// Bytes of the configuration space.
 pub const CONFIG_BYTES: usize = 16;
@@ -51,7 +55,7 @@ pub const MAX_RESPONSE_BYTES: usize = payload::MAX_RESPONSE;
 
 /// The device-specific features that the device offers (virtio 1.3, 5.7.3).
 pub const fn features() -> u64 {
-    1 << virtio_bindings::virtio_gpu::VIRTIO_GPU_F_EDID
+    1 << VIRTIO_GPU_F_EDID | 1 << VIRTIO_GPU_F_VIRGL
 }
 
 /// What a device is made with.
@@ -64,11 +68,18 @@ pub struct DeviceConfig {
     /// How many of them the configuration space announces. A front-end that has the display (QEMU's vhost-user-gpu)
     /// writes a number of its own over it, up to [`MAX_SCANOUTS`].
     pub announced_scanouts: u32,
+    /// How jobs are treated.
+    pub jobs: JobConfig,
 }
 
 impl Default for DeviceConfig {
     fn default() -> Self {
-        Self { quotas: Quotas::default(), scanouts: MAX_SCANOUTS as u32, announced_scanouts: 1 }
+        Self {
+            quotas: Quotas::default(),
+            scanouts: MAX_SCANOUTS as u32,
+            announced_scanouts: 1,
+            jobs: JobConfig::default(),
+        }
     }
 }
 
@@ -107,17 +118,21 @@ struct Call<P> {
 
 /// What a handler wants done about the answer.
 #[derive(Debug)]
-enum Answer {
+enum Answer<P> {
     /// It goes out now.
     Now(Reply),
     /// It goes out when the ring has come to this.
     InOrder(Work),
     /// It goes out when the display has answered this.
     Ask(DisplayQuestion),
+    /// It goes out when all jobs that are in this queue now are done.
+    Behind(QueueId),
+    /// This is a job for the queue; with a fence, its end is the answer.
+    Job(QueueId, Box<Submission<Call<P>>>),
 }
 
 /// What came of a handler.
-type Handled = Result<Answer, CommandError>;
+type Handled<P> = Result<Answer<P>, CommandError>;
 
 /// What handlers may tell the display on the way.
 type Shown = Vec<DisplayCommand>;
@@ -131,6 +146,10 @@ pub struct Usage {
     pub resource_bytes: u64,
     /// Entries of backings.
     pub backing_entries: u64,
+    /// Contexts, those included that are destroyed but whose last job has not ended.
+    pub contexts: u64,
+    /// Jobs of contexts.
+    pub jobs: u64,
 }
 
 /// The device. `P` is a pending command: each one given to [`control`](Self::control) or [`cursor`](Self::cursor) comes
@@ -146,6 +165,9 @@ pub struct Device<P> {
     resources: Resources,
     scanouts: Scanouts,
     ring: Ring<Call<P>>,
+    contexts: Contexts<Call<P>>,
+    /// What was given up while a job used it.
+    retiring: Vec<(Call<P>, Retired)>,
     fences: Timeline<(P, Response)>,
     asked: BTreeMap<u64, (Call<P>, DisplayQuestion)>,
     /// The number of the next job, and of the next question: never reset.
@@ -162,6 +184,8 @@ impl<P> Device<P> {
             resources: Resources::new(&config.quotas),
             scanouts: Scanouts::new(config.scanouts),
             ring: Ring::new(config.quotas.queued_jobs),
+            contexts: Contexts::new(&config.quotas),
+            retiring: Vec::new(),
             fences: Timeline::new(),
             asked: BTreeMap::new(),
             next_job: 0,
@@ -177,19 +201,20 @@ impl<P> Device<P> {
 
     /// The configuration space (virtio 1.3, 5.7.4).
     pub fn config_space(&self) -> [u8; CONFIG_BYTES] {
-        payload::config(self.config.announced_scanouts.min(self.config.scanouts), 0)
+        payload::config(self.config.announced_scanouts.min(self.config.scanouts), 1)
     }
 
     /// How much of a command the device can make use of: whoever copies it out of the guest need not take more. A longer
     /// one is refused, whole or cut off here.
     pub fn max_request_bytes(&self) -> usize {
-        payload::longest_request(self.config.quotas.backing_entries)
+        payload::longest_request(self.config.quotas.backing_entries, self.config.jobs.limits().words)
     }
 
     /// What the guest has taken of its quotas.
     pub fn usage(&self) -> Usage {
         let (resources, resource_bytes, backing_entries) = self.resources.usage();
-        Usage { resources, resource_bytes, backing_entries }
+        let (contexts, jobs) = self.contexts.usage();
+        Usage { resources, resource_bytes, backing_entries, contexts, jobs }
     }
 
     /// One command of the control queue.
@@ -204,15 +229,26 @@ impl<P> Device<P> {
 
     /// An engine is done with a job. `false`: it is from before a reset, and dropped without a word.
     pub fn job_finished(&mut self, job: Job, outcome: JobOutcome, effects: &mut Vec<Effect<P>>) -> bool {
-        let Some(call) = self.ring.finish(job.id()) else { return false };
+        let (id, packet) = (job.id(), job.packet());
         // What it holds goes before what waits behind it is answered.
         drop(job);
         let result = match outcome {
             JobOutcome::Done => Ok(Reply::NoData),
             JobOutcome::Failed(error) => Err(error.into()),
         };
-        self.finish(call, result, effects);
-        self.pump(effects);
+        if let Some(call) = self.ring.finish(id) {
+            self.finish(call, result, effects);
+            self.pump(effects);
+            return true;
+        }
+        let Some((queue, call)) = self.contexts.finish(id, result.is_err()) else { return false };
+        if let (JobOutcome::Failed(error), Some(packet)) = (outcome, packet) {
+            log::debug!("Job {} failed at packet {packet}, and its context is lost: {error}", id.raw());
+        }
+        if let Some(call) = call {
+            self.finish(call, result, effects);
+        }
+        self.pump_queue(queue, effects);
         true
     }
 
@@ -227,7 +263,9 @@ impl<P> Device<P> {
     /// What was pending is handed back, in no particular order. The display is not told.
     pub fn reset(&mut self) -> Vec<P> {
         let asked = std::mem::take(&mut self.asked).into_values().map(|(call, _)| call);
-        let calls = self.ring.clear().chain(asked).map(|call| call.pending);
+        let retiring = self.retiring.drain(..).map(|(call, _)| call);
+        let jobs = self.contexts.clear().into_iter();
+        let calls = self.ring.clear().chain(asked).chain(retiring).chain(jobs).map(|call| call.pending);
         let pending = calls.chain(self.fences.clear().map(|(pending, _)| pending)).collect();
         self.resources = Resources::new(&self.config.quotas);
         self.scanouts.reset();
@@ -241,7 +279,10 @@ impl<P> Device<P> {
         let fence = header.and_then(|header| header.fence).map(|fence| (fence, self.fences.begin()));
         let call = Call { pending, kind, fence };
         let mut shown = Shown::new();
-        let handled = command.and_then(|command| self.handle(command, &mut shown));
+        let handled = command.and_then(|command| {
+            self.check_negotiated(kind)?;
+            self.handle(command, &mut shown)
+        });
         effects.extend(shown.into_iter().map(Effect::Display));
         match handled {
             Ok(Answer::Now(reply)) => self.finish(call, Ok(reply), effects),
@@ -250,6 +291,8 @@ impl<P> Device<P> {
                 self.pump(effects);
             }
             Ok(Answer::Ask(question)) => self.ask(call, question, effects),
+            Ok(Answer::Behind(queue)) => self.answer_behind(call, queue, effects),
+            Ok(Answer::Job(queue, job)) => self.enqueue(call, (queue, *job), effects),
             Err(error) => self.finish(call, Err(error), effects),
         }
     }
@@ -269,6 +312,16 @@ impl<P> Device<P> {
         while let Some((pending, response)) = self.fences.release() {
             effects.push(Effect::Complete { pending, response });
         }
+    }
+
+    /// Commands of the second hundred come with VIRTIO_GPU_F_VIRGL.
+    fn check_negotiated(&self, kind: u32) -> Result<(), CommandError> {
+        let of_jobs = (0x200..0x300).contains(&kind);
+        if of_jobs && !self.has_jobs() { Err(CommandError::Unknown { kind }) } else { Ok(()) }
+    }
+
+    fn has_jobs(&self) -> bool {
+        self.features & (1 << VIRTIO_GPU_F_VIRGL) != 0
     }
 
     fn ask(&mut self, call: Call<P>, question: DisplayQuestion, effects: &mut Vec<Effect<P>>) {
@@ -293,12 +346,15 @@ impl<P> Device<P> {
                     self.finish(call, Ok(Reply::NoData), effects);
                 }
                 Work::Retire(retired) => {
-                    if let Retired::Resource(resource) = &retired {
+                    if let Retired::Resource(resource) = &retired
+                        && let Ok(picture) = resource.picture()
+                    {
                         effects
-                            .extend(self.scanouts.disable(&resource.image).into_iter().map(Effect::Display));
+                            .extend(self.scanouts.disable(&picture.image).into_iter().map(Effect::Display));
                     }
-                    self.resources.retire(retired);
-                    self.finish(call, Ok(Reply::NoData), effects);
+                    // Jobs of contexts are not in this ring, and nothing else waits for them.
+                    self.retiring.push((call, retired));
+                    self.retire_unused(effects);
                 }
                 Work::Cursor(work) => {
                     effects.push(Effect::Display(self.scanouts.cursor(work)));
@@ -309,10 +365,9 @@ impl<P> Device<P> {
     }
 
     fn start(&mut self, call: Call<P>, transfer: Transfer, effects: &mut Vec<Effect<P>>) {
-        let id = JobId(self.next_job);
-        self.next_job = self.next_job.wrapping_add(1);
+        let id = self.new_job();
         self.ring.start(id, transfer.image().clone(), call);
-        effects.push(Effect::Run(Job::new(id, transfer)));
+        effects.push(Effect::Run(Job::transfer(id, transfer)));
     }
 }
 
@@ -320,7 +375,7 @@ macro_rules! dispatch_commands {
     ($($name:ident $variant:ident($payload:ty) $queue:ident $handler:ident;)*) => {
         impl<P> Device<P> {
             /// Has a command handled: one line for each.
-            fn handle(&mut self, command: Command<'_>, shown: &mut Shown) -> Handled {
+            fn handle(&mut self, command: Command<'_>, shown: &mut Shown) -> Handled<P> {
                 match command {
                     $(Command::$variant(request) => self.$handler(request, shown),)*
                 }

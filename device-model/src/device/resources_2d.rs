@@ -19,47 +19,49 @@ use crate::transfer::Transfer;
 use crate::wire::payload::MemEntries;
 
 impl<P> Device<P> {
-    pub(super) fn create(&mut self, request: CreateResource, _: &mut Shown) -> Handled {
+    pub(super) fn create(&mut self, request: CreateResource, _: &mut Shown) -> Handled<P> {
         self.resources.create(request)?;
         Ok(Answer::Now(Reply::NoData))
     }
 
     /// Answered when no queued transfer uses the backing any more: the guest unmaps it on our answer.
-    pub(super) fn unref(&mut self, request: OfResource, _: &mut Shown) -> Handled {
+    pub(super) fn unref(&mut self, request: OfResource, _: &mut Shown) -> Handled<P> {
         self.ring.room()?;
         let resource = self.resources.remove(request.id)?;
+        self.contexts.forget(request.id);
         Ok(Answer::InOrder(Work::Retire(Retired::Resource(resource))))
     }
 
-    pub(super) fn attach(&mut self, request: AttachBacking<MemEntries<'_>>, _: &mut Shown) -> Handled {
+    pub(super) fn attach(&mut self, request: AttachBacking<MemEntries<'_>>, _: &mut Shown) -> Handled<P> {
         let entries = request.entries;
         self.resources.attach(request.resource, entries.len(), entries.iter())?;
         Ok(Answer::Now(Reply::NoData))
     }
 
     /// As RESOURCE_UNREF.
-    pub(super) fn detach(&mut self, request: OfResource, _: &mut Shown) -> Handled {
+    pub(super) fn detach(&mut self, request: OfResource, _: &mut Shown) -> Handled<P> {
         self.ring.room()?;
         let backing = self.resources.detach(request.id)?;
         Ok(Answer::InOrder(Work::Retire(Retired::Backing(backing))))
     }
 
-    pub(super) fn transfer(&mut self, request: TransferToHost, _: &mut Shown) -> Handled {
+    pub(super) fn transfer(&mut self, request: TransferToHost, _: &mut Shown) -> Handled<P> {
         self.ring.room()?;
         let resource = self.resources.get(request.resource)?;
         let backing = resource.backing.clone().ok_or(CommandError::NoBacking { id: request.resource })?;
-        let rect = resource.bounded(request.rect)?;
+        let picture = resource.picture()?;
+        let rect = picture.bounded(request.rect)?;
         if rect.is_empty() {
             return Ok(Answer::Now(Reply::NoData));
         }
-        let transfer = Transfer::new(resource.image.clone(), backing, rect, request.offset)?;
+        let transfer = Transfer::new(picture.image.clone(), backing, rect, request.offset)?;
         Ok(Answer::InOrder(Work::Transfer(transfer)))
     }
 
-    pub(super) fn flush(&mut self, request: Flush, _: &mut Shown) -> Handled {
+    pub(super) fn flush(&mut self, request: Flush, _: &mut Shown) -> Handled<P> {
         self.ring.room()?;
-        let resource = self.resources.get(request.resource)?;
-        let rect = resource.bounded(request.rect)?;
-        Ok(Answer::InOrder(Work::Flush { image: resource.image.clone(), rect }))
+        let picture = self.resources.get(request.resource)?.picture()?;
+        let rect = picture.bounded(request.rect)?;
+        Ok(Answer::InOrder(Work::Flush { image: picture.image.clone(), rect }))
     }
 }

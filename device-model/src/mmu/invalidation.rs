@@ -5,6 +5,8 @@
 use std::fmt;
 
 use super::Shared;
+use super::pin::PinMode;
+use super::registry::PinEntry;
 use super::section::OpenSections;
 use crate::addr::{ByteRange, Iova, SpaceId};
 use crate::sync::{Arc, lock};
@@ -18,6 +20,22 @@ pub struct Invalidation {
     space: SpaceId,
     range: ByteRange<Iova>,
     sections: OpenSections,
+    waits_for: WaitsFor,
+}
+
+/// Which pins an invalidation waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WaitsFor {
+    /// All but those of registration caches.
+    Coherent,
+    /// All: the memory itself goes away.
+    All,
+}
+
+impl WaitsFor {
+    fn takes(self, pin: &PinEntry) -> bool {
+        self == Self::All || pin.mode != PinMode::RegistrationCache
+    }
 }
 
 /// What an invalidation still waits for.
@@ -39,11 +57,11 @@ impl InFlight {
 impl Invalidation {
     pub(super) fn new(
         shared: Arc<Shared>,
-        (id, space): (u64, SpaceId),
+        (id, space, waits_for): (u64, SpaceId, WaitsFor),
         range: ByteRange<Iova>,
         sections: OpenSections,
     ) -> Self {
-        Self { shared, id, space, range, sections }
+        Self { shared, id, space, range, sections, waits_for }
     }
 
     /// The space that it is of.
@@ -58,8 +76,15 @@ impl Invalidation {
 
     /// What it waits for now; right after the beginning: the work that it found in flight.
     pub fn in_flight(&self) -> InFlight {
-        let pins = lock(&self.shared.registry).overlapping(self.space, self.range).count();
+        let waits_for = |pin: &&PinEntry| self.waits_for.takes(pin);
+        let pins = lock(&self.shared.registry).overlapping(self.space, self.range).filter(waits_for).count();
         InFlight { sections: self.sections.count(&self.shared.slots), pins }
+    }
+
+    /// Pins that it does not wait for: jobs that go on with what the guest has taken away.
+    pub fn incoherent(&self) -> usize {
+        let not_awaited = |pin: &&PinEntry| !self.waits_for.takes(pin);
+        lock(&self.shared.registry).overlapping(self.space, self.range).filter(not_awaited).count()
     }
 
     /// Whether it is drained; never waits. If it is not, it comes back to be parked, and the
@@ -67,14 +92,16 @@ impl Invalidation {
     pub fn poll(mut self) -> Result<Drained, Self> {
         // Sections first: once they have left, none of them can register a pin of what it translated.
         let sections = self.sections.have_left_or_will_wake(&self.shared.slots);
-        let pins = lock(&self.shared.registry).overlapping(self.space, self.range).next().is_some();
+        let pins = self.in_flight().pins > 0;
         if sections && !pins { Ok(self.drained()) } else { Err(self) }
     }
 
     /// The ladder's rung: every pin that overlaps is to be dropped at its holder's next step
     /// ([`super::Pin::evicted`]). Returns how many were told.
     pub fn evict(&self) -> usize {
-        lock(&self.shared.registry).overlapping(self.space, self.range).map(|pin| pin.evict()).count()
+        let waits_for = |pin: &&PinEntry| self.waits_for.takes(pin);
+        let registry = lock(&self.shared.registry);
+        registry.overlapping(self.space, self.range).filter(waits_for).map(PinEntry::evict).count()
     }
 
     /// Takes the seeded bug "ack before drain" into effect.

@@ -4,7 +4,9 @@
 
 use std::marker::PhantomData;
 
-use vm_memory::VolatileSlice;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use vm_memory::{VolatileMemory, VolatileSlice};
 
 use super::missing::{MISSING_PAGES, Missing, page_of};
 use super::pin::Pin;
@@ -97,6 +99,9 @@ pub enum MemoryError {
     /// The access is outside what the job pinned, which is a bug of ours.
     #[error("Range {} is not part of the pin", .0)]
     NotPinned(Missing),
+    /// A value is not at a multiple of its size, which is a bug of ours: whoever names values has checked that.
+    #[error("Value at {0} is not aligned")]
+    Unaligned(Iova),
     /// The access runs past the end of the address space.
     #[error("Access past the end of the address space")]
     Wraps(#[source] RangeError),
@@ -111,6 +116,83 @@ pub trait JobMemory {
 
     /// Copies `from` into the guest at `at`.
     fn write(&self, space: SpaceId, at: Iova, from: &[u8]) -> Result<(), MemoryError>;
+
+    /// Does `operation` on the aligned value at `at`, in one piece for everybody, the guest's processors included.
+    /// Returns what was there before; for a store, which looks at nothing, that is 0.
+    fn atomic(
+        &self,
+        space: SpaceId,
+        at: Iova,
+        width: Width,
+        operation: AtomicOperation,
+    ) -> Result<u64, MemoryError>;
+}
+
+/// How large a value is. Wider than it is, numbers are cut off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Width {
+    /// 32 bits.
+    Word,
+    /// 64 bits.
+    Wide,
+}
+
+impl Width {
+    /// In bytes.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::Word => 4,
+            Self::Wide => 8,
+        }
+    }
+
+    /// The low bits of `value` that there is room for.
+    pub fn cut(self, value: u64) -> u64 {
+        match self {
+            Self::Word => value & u64::from(u32::MAX),
+            Self::Wide => value,
+        }
+    }
+}
+
+/// What is done to a value in one piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtomicOperation {
+    /// Reads it (acquire).
+    Load,
+    /// Writes it (release).
+    Store(u64),
+    /// Adds to it and wraps (acquire and release).
+    Add(u64),
+    /// Replaces it if it is what is expected (acquire and release).
+    CompareExchange {
+        /// What has to be there.
+        expected: u64,
+        /// What takes its place.
+        new: u64,
+    },
+}
+
+impl AtomicOperation {
+    /// The permissions that it takes.
+    pub fn accesses(self) -> &'static [Access] {
+        match self {
+            Self::Load => &[Access::Read],
+            Self::Store(_) => &[Access::Write],
+            Self::Add(_) | Self::CompareExchange { .. } => &[Access::Read, Access::Write],
+        }
+    }
+
+    /// What becomes of `old`.
+    pub fn result(self, old: u64) -> u64 {
+        match self {
+            Self::Load => old,
+            Self::Store(new) => new,
+            Self::Add(addend) => old.wrapping_add(addend),
+            Self::CompareExchange { expected, new } if old == expected => new,
+            Self::CompareExchange { .. } => old,
+        }
+    }
 }
 
 impl JobMemory for Section<'_> {
@@ -124,6 +206,20 @@ impl JobMemory for Section<'_> {
         let find =
             |at, all| self.translate(space, at, Access::Write).map_err(|missing| self.run(missing, all));
         write_with(find, at, from)
+    }
+
+    fn atomic(
+        &self,
+        space: SpaceId,
+        at: Iova,
+        width: Width,
+        operation: AtomicOperation,
+    ) -> Result<u64, MemoryError> {
+        atomic_with(
+            |access| self.translate(space, at, access).map_err(MemoryError::Missing),
+            at,
+            (width, operation),
+        )
     }
 }
 
@@ -152,7 +248,62 @@ impl JobMemory for Pin {
     fn write(&self, space: SpaceId, at: Iova, from: &[u8]) -> Result<(), MemoryError> {
         write_with(|at, _| self.find(space, at, Access::Write), at, from)
     }
+
+    fn atomic(
+        &self,
+        space: SpaceId,
+        at: Iova,
+        width: Width,
+        operation: AtomicOperation,
+    ) -> Result<u64, MemoryError> {
+        atomic_with(|access| self.find(space, at, access), at, (width, operation))
+    }
 }
+
+/// Operates on one value. `find` gives its place for an access; the last one that the operation takes is used.
+pub(super) fn atomic_with<'a>(
+    find: impl Fn(Access) -> Result<HostSpan<'a>, MemoryError>,
+    at: Iova,
+    (width, operation): (Width, AtomicOperation),
+) -> Result<u64, MemoryError> {
+    let unaligned = |_| MemoryError::Unaligned(at);
+    let mut span = None;
+    for access in operation.accesses() {
+        span = Some(find(*access)?);
+    }
+    let slice = span.ok_or(MemoryError::Unaligned(at))?.slice(8);
+    match width {
+        Width::Word => {
+            let value: &AtomicU32 = slice.get_atomic_ref(0).map_err(unaligned)?;
+            Ok(change_word(value, operation).into())
+        }
+        Width::Wide => Ok(change_wide(slice.get_atomic_ref(0).map_err(unaligned)?, operation)),
+    }
+}
+
+// ORDERING: as each operation promises to the guest: what an acquire sees, it sees with all that the release before it
+// had written.
+macro_rules! change {
+    ($name:ident, $Atomic:ty, $int:ty) => {
+        fn $name(value: &$Atomic, operation: AtomicOperation) -> $int {
+            match operation {
+                AtomicOperation::Load => value.load(Ordering::Acquire),
+                AtomicOperation::Store(new) => {
+                    value.store(new as $int, Ordering::Release);
+                    0
+                }
+                AtomicOperation::Add(addend) => value.fetch_add(addend as $int, Ordering::AcqRel),
+                AtomicOperation::CompareExchange { expected, new } => {
+                    let (expected, new) = (expected as $int, new as $int);
+                    let old = value.compare_exchange(expected, new, Ordering::AcqRel, Ordering::Acquire);
+                    old.unwrap_or_else(|old| old)
+                }
+            }
+        }
+    };
+}
+change!(change_word, AtomicU32, u32);
+change!(change_wide, AtomicU64, u64);
 
 /// Copies out, span by span. `find` is given an address and the whole range of the access.
 pub(super) fn read_with<'a>(

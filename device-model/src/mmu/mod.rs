@@ -31,9 +31,9 @@ mod writer;
 
 pub use entry::Permissions;
 pub use invalidation::{Drained, Ended, InFlight, Invalidation, MemoryRevoked, SeededBug};
-pub use memory::{HostRange, HostSpan, JobMemory, MemoryError};
+pub use memory::{AtomicOperation, HostRange, HostSpan, JobMemory, MemoryError, Width};
 pub use missing::{MISSING_PAGES, Missing};
-pub use pin::{Pin, PinError, PinRange};
+pub use pin::{Pin, PinError, PinMode, PinRange};
 pub use ring_memory::{RingMemory, RingSection, RingView, STICKY_MISSES};
 pub use section::{Reader, Section};
 pub use writer::{MapError, Mapped, MappedRange, MirrorWriter};

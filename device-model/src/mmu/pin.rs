@@ -29,6 +29,19 @@ pub struct PinRange {
     pub access: Access,
 }
 
+/// What an invalidation does about a pin of its range.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PinMode {
+    /// It waits for the holder to drop it, and tells it to after the drain timeout.
+    #[default]
+    Fence,
+    /// It tells the holder at once to drop it at its next step, and waits for that.
+    Preempt,
+    /// It does not wait: the holder goes on with what it has. Only memory that goes away altogether is waited with
+    /// ([`super::MirrorWriter::begin_for_good`]).
+    RegistrationCache,
+}
+
 /// Why there is no pin.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PinError {
@@ -113,6 +126,11 @@ impl fmt::Debug for Pin {
 impl Reader {
     /// Pins all of `wanted`, or says what is in the way; holds nothing then.
     pub fn pin(&self, wanted: &[PinRange]) -> Result<Pin, PinError> {
+        self.pin_as(PinMode::Fence, wanted)
+    }
+
+    /// As [`Self::pin`], and invalidations treat the pin by its mode.
+    pub fn pin_as(&self, mode: PinMode, wanted: &[PinRange]) -> Result<Pin, PinError> {
         let of = |access| {
             let places = wanted.iter().filter(move |range| range.access == access);
             Places::new(places.map(|range| Place { space: range.space, range: range.range.page_aligned() }))
@@ -130,7 +148,8 @@ impl Reader {
                 return Err(PinError::Missing(missing));
             }
             let evicted = Arc::new(AtomicBool::new(false));
-            let registered = lock(&self.shared.registry).register(sequence, all, Arc::clone(&evicted));
+            let registered =
+                lock(&self.shared.registry).register(sequence, all, (mode, Arc::clone(&evicted)));
             match registered {
                 Ok(id) => return Ok(Pin { shared: self.shared.clone(), id, evicted, reads, writes }),
                 // An invalidation of it began, and perhaps ended: the next turn finds out.

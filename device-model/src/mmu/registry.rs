@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::pin::PinMode;
 use crate::addr::{ByteRange, Iova, SpaceId};
 
 /// Invalidations that a pin under construction can check itself against. If more began meanwhile, it is built anew.
@@ -62,6 +63,7 @@ fn touches(range: ByteRange<Iova>, next: ByteRange<Iova>) -> bool {
 pub(super) struct PinEntry {
     pub(super) id: u64,
     pub(super) places: Places,
+    pub(super) mode: PinMode,
     pub(super) evicted: Arc<AtomicBool>,
 }
 
@@ -94,6 +96,9 @@ impl Registry {
         }
         self.recent.push_back(place);
         self.under_way.push((id, place));
+        self.overlapping(place.space, place.range)
+            .filter(|pin| pin.mode == PinMode::Preempt)
+            .for_each(PinEntry::evict);
         id
     }
 
@@ -119,7 +124,7 @@ impl Registry {
         &mut self,
         sequence: u64,
         places: Places,
-        evicted: Arc<AtomicBool>,
+        (mode, evicted): (PinMode, Arc<AtomicBool>),
     ) -> Result<u64, Places> {
         let began = self.sequence - sequence;
         let missed = began > self.recent.len() as u64;
@@ -128,7 +133,7 @@ impl Registry {
         }
         let id = self.next_pin;
         self.next_pin += 1;
-        self.pins.push(PinEntry { id, places, evicted });
+        self.pins.push(PinEntry { id, places, mode, evicted });
         Ok(id)
     }
 

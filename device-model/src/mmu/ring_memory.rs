@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use vm_memory::guest_memory::{Error, GuestMemorySliceIterator, Result};
 use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryMmap, Permissions, VolatileSlice};
 
-use super::memory::{HostSpan, JobMemory, MemoryError, read_with, write_with};
+use super::memory::{
+    AtomicOperation, HostSpan, JobMemory, MemoryError, Width, atomic_with, read_with, write_with,
+};
 use super::missing::Missing;
 use super::section::Reader;
 use crate::addr::{Access, ByteRange, Iova, SpaceId};
@@ -123,6 +125,17 @@ impl JobMemory for RingSection {
 
     fn write(&self, space: SpaceId, at: Iova, from: &[u8]) -> std::result::Result<(), MemoryError> {
         write_with(|at, _| self.memory.find(space, at, Access::Write).map_err(MemoryError::Missing), at, from)
+    }
+
+    fn atomic(
+        &self,
+        space: SpaceId,
+        at: Iova,
+        width: Width,
+        operation: AtomicOperation,
+    ) -> std::result::Result<u64, MemoryError> {
+        let find = |access| self.memory.find(space, at, access).map_err(MemoryError::Missing);
+        atomic_with(find, at, (width, operation))
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::invalidation::{Drained, Ended, Invalidation};
+use super::invalidation::{Drained, Ended, Invalidation, WaitsFor};
 use super::memory::HostRange;
 use super::registry::Place;
 use super::table_writer::{Mapping, NoTable, Pages, TableWriter};
@@ -124,6 +124,20 @@ impl MirrorWriter {
     /// Begins to invalidate `range`, grown to whole pages: nobody can pin it from now on, no later section finds it,
     /// and what uses it is known. Costs what is populated of it, not its size.
     pub fn begin(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Invalidation {
+        self.begin_and_wait_for(WaitsFor::Coherent, space, range)
+    }
+
+    /// As [`Self::begin`] for memory that goes away altogether: no mode keeps what it has pinned of that.
+    pub fn begin_for_good(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Invalidation {
+        self.begin_and_wait_for(WaitsFor::All, space, range)
+    }
+
+    fn begin_and_wait_for(
+        &mut self,
+        waits_for: WaitsFor,
+        space: SpaceId,
+        range: ByteRange<Iova>,
+    ) -> Invalidation {
         let range = range.page_aligned();
         // Registered before the tables change: a pin that is looked up from what is zapped now finds this.
         let id = lock(&self.shared.registry).begin(Place { space, range });
@@ -133,7 +147,7 @@ impl MirrorWriter {
         // Looked at only after the zap, with a fence between (see `section`).
         let open = self.shared.slots.open();
         self.tables.retire(&self.shared.slots);
-        Invalidation::new(Arc::clone(&self.shared), (id, space), range, open)
+        Invalidation::new(Arc::clone(&self.shared), (id, space, waits_for), range, open)
     }
 
     /// Ends an invalidation that is drained: its range can be mapped and pinned again. The caller wakes those whose

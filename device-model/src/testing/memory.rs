@@ -4,9 +4,10 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::addr::{Access, ByteRange, Iova, PAGE_SIZE, SpaceId};
-use crate::mmu::{JobMemory, MemoryError, Missing, PinRange};
+use crate::mmu::{AtomicOperation, JobMemory, MemoryError, Missing, PinRange, Width};
 
-type Page = [u8; PAGE_SIZE as usize];
+/// The bytes of a page.
+pub type Page = [u8; PAGE_SIZE as usize];
 
 /// Memory of whole pages, in the address space of the device.
 #[derive(Debug, Default)]
@@ -40,6 +41,16 @@ impl SparseMemory {
     /// Takes the page of `at` away.
     pub fn unmap(&mut self, at: Iova) {
         self.pages.get_mut().remove(&at.page());
+    }
+
+    /// Takes the page away, with what is in it.
+    pub fn take_page(&mut self, at: Iova) -> Option<Box<Page>> {
+        self.pages.get_mut().remove(&at.page())
+    }
+
+    /// Puts a page back.
+    pub fn put_page(&mut self, at: Iova, page: Box<Page>) {
+        self.pages.get_mut().insert(at.page(), page);
     }
 
     /// From now on only these ranges may be touched, as over a pin.
@@ -103,5 +114,27 @@ impl JobMemory for SparseMemory {
         self.access(at, from.len(), Access::Write, |page, there, here| {
             page[there].copy_from_slice(&from[here]);
         })
+    }
+
+    fn atomic(
+        &self,
+        space: SpaceId,
+        at: Iova,
+        width: Width,
+        operation: AtomicOperation,
+    ) -> Result<u64, MemoryError> {
+        if !at.raw().is_multiple_of(width.bytes()) {
+            return Err(MemoryError::Unaligned(at));
+        }
+        let mut old = [0; 8];
+        let bytes = &mut old[..width.bytes() as usize];
+        if operation.accesses().contains(&Access::Read) {
+            self.read(space, at, bytes)?;
+        }
+        let old = u64::from_le_bytes(old);
+        if operation.accesses().contains(&Access::Write) {
+            self.write(space, at, &operation.result(old).to_le_bytes()[..width.bytes() as usize])?;
+        }
+        Ok(old)
     }
 }

@@ -153,3 +153,69 @@ fn cursor(kind: u32, position: CursorPosition, id: u32, hot: (u32, u32)) -> Vec<
     };
     build(kind, payload)
 }
+
+/// The same command for context `ctx`.
+pub fn in_context(mut request: Vec<u8>, ctx: u32) -> Vec<u8> {
+    let (header, _) = gpu::Header::mut_from_prefix(&mut request).expect("a command with its header");
+    header.ctx_id = ctx.into();
+    request
+}
+
+/// CTX_CREATE.
+pub fn ctx_create(ctx: u32) -> Vec<u8> {
+    let payload = gpu::CtxCreate { nlen: 0.into(), context_init: 0.into(), debug_name: [0; 64] };
+    in_context(build(command::CTX_CREATE, payload), ctx)
+}
+
+/// CTX_DESTROY.
+pub fn ctx_destroy(ctx: u32) -> Vec<u8> {
+    in_context(raw(command::CTX_DESTROY, &[]), ctx)
+}
+
+/// CTX_ATTACH_RESOURCE.
+pub fn ctx_attach(ctx: u32, id: u32) -> Vec<u8> {
+    in_context(of_resource(command::CTX_ATTACH_RESOURCE, id), ctx)
+}
+
+/// CTX_DETACH_RESOURCE.
+pub fn ctx_detach(ctx: u32, id: u32) -> Vec<u8> {
+    in_context(of_resource(command::CTX_DETACH_RESOURCE, id), ctx)
+}
+
+/// RESOURCE_CREATE_3D of a buffer, as Linux sends it for a resource of `width` bytes.
+pub fn create_buffer(id: u32, width: u32) -> Vec<u8> {
+    create_3d(id, 0, width, 1)
+}
+
+/// RESOURCE_CREATE_3D.
+pub fn create_3d(id: u32, target: u32, width: u32, height: u32) -> Vec<u8> {
+    let mut payload = gpu::ResourceCreate3d::new_zeroed();
+    payload.resource_id = id.into();
+    payload.target = target.into();
+    (payload.width, payload.height) = (width.into(), height.into());
+    (payload.depth, payload.array_size) = (1.into(), 1.into());
+    build(command::RESOURCE_CREATE_3D, payload)
+}
+
+/// TRANSFER_TO_HOST_3D, or TRANSFER_FROM_HOST_3D, of bytes of a buffer.
+pub fn transfer_3d(to_host: bool, ctx: u32, id: u32, x: u32, width: u32) -> Vec<u8> {
+    let mut payload = gpu::TransferHost3d::new_zeroed();
+    payload.resource_id = id.into();
+    (payload.x, payload.width) = (x.into(), width.into());
+    let kind = if to_host { command::TRANSFER_TO_HOST_3D } else { command::TRANSFER_FROM_HOST_3D };
+    in_context(build(kind, payload), ctx)
+}
+
+/// SUBMIT_3D of a job stream.
+pub fn submit_3d(ctx: u32, stream: &[u8]) -> Vec<u8> {
+    let size = u32::try_from(stream.len()).expect("fewer than 2^32 bytes");
+    submit_3d_claiming(ctx, size, stream)
+}
+
+/// SUBMIT_3D that claims to carry `size` bytes, whatever it carries.
+pub fn submit_3d_claiming(ctx: u32, size: u32, stream: &[u8]) -> Vec<u8> {
+    let mut request =
+        in_context(build(command::SUBMIT_3D, gpu::Submit3d { size: size.into(), padding: 0.into() }), ctx);
+    request.extend_from_slice(stream);
+    request
+}

@@ -14,6 +14,10 @@ pub(crate) use virtio_bindings::virtio_gpu::{
 /// The numbers of the commands (5.7.6.7).
 pub(crate) mod command {
     pub(crate) use virtio_bindings::virtio_gpu::{
+        virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_CTX_ATTACH_RESOURCE as CTX_ATTACH_RESOURCE,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_CTX_CREATE as CTX_CREATE,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_CTX_DESTROY as CTX_DESTROY,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_CTX_DETACH_RESOURCE as CTX_DETACH_RESOURCE,
         virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_GET_CAPSET as GET_CAPSET,
         virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_GET_CAPSET_INFO as GET_CAPSET_INFO,
         virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_GET_DISPLAY_INFO as GET_DISPLAY_INFO,
@@ -21,11 +25,15 @@ pub(crate) mod command {
         virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_MOVE_CURSOR as MOVE_CURSOR,
         virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_ATTACH_BACKING as RESOURCE_ATTACH_BACKING,
         virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_CREATE_2D as RESOURCE_CREATE_2D,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_CREATE_3D as RESOURCE_CREATE_3D,
         virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_DETACH_BACKING as RESOURCE_DETACH_BACKING,
         virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_FLUSH as RESOURCE_FLUSH,
         virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_UNREF as RESOURCE_UNREF,
         virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_SET_SCANOUT as SET_SCANOUT,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_SUBMIT_3D as SUBMIT_3D,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_TRANSFER_FROM_HOST_3D as TRANSFER_FROM_HOST_3D,
         virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_TRANSFER_TO_HOST_2D as TRANSFER_TO_HOST_2D,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_TRANSFER_TO_HOST_3D as TRANSFER_TO_HOST_3D,
         virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_UPDATE_CURSOR as UPDATE_CURSOR,
     };
 }
@@ -33,11 +41,14 @@ pub(crate) mod command {
 /// The numbers of the responses (5.7.6.7).
 pub(crate) mod response {
     pub(crate) use virtio_bindings::virtio_gpu::{
+        virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_ERR_INVALID_CONTEXT_ID as ERR_INVALID_CONTEXT_ID,
         virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER as ERR_INVALID_PARAMETER,
         virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_ERR_INVALID_RESOURCE_ID as ERR_INVALID_RESOURCE_ID,
         virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_ERR_INVALID_SCANOUT_ID as ERR_INVALID_SCANOUT_ID,
         virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_ERR_OUT_OF_MEMORY as ERR_OUT_OF_MEMORY,
         virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_ERR_UNSPEC as ERR_UNSPEC,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_CAPSET as OK_CAPSET,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_CAPSET_INFO as OK_CAPSET_INFO,
         virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_DISPLAY_INFO as OK_DISPLAY_INFO,
         virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_EDID as OK_EDID,
         virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_NODATA as OK_NODATA,
@@ -99,7 +110,54 @@ wire! {
         width: U32,
         height: U32,
     }
-    /// RESOURCE_UNREF and RESOURCE_DETACH_BACKING. 5.7.6.8, struct virtio_gpu_resource_unref.
+    /// CTX_CREATE. 5.7.6.9, struct virtio_gpu_ctx_create.
+    CtxCreate: 72 {
+        nlen: U32,
+        context_init: U32,
+        debug_name: [u8; 64],
+    }
+    /// RESOURCE_CREATE_3D. Of linux/virtio_gpu.h, struct virtio_gpu_resource_create_3d.
+    ResourceCreate3d: 48 {
+        resource_id: U32,
+        target: U32,
+        format: U32,
+        bind: U32,
+        width: U32,
+        height: U32,
+        depth: U32,
+        array_size: U32,
+        last_level: U32,
+        nr_samples: U32,
+        flags: U32,
+        padding: U32,
+    }
+    /// TRANSFER_TO_HOST_3D and TRANSFER_FROM_HOST_3D. Of linux/virtio_gpu.h, struct virtio_gpu_transfer_host_3d.
+    TransferHost3d: 48 {
+        x: U32,
+        y: U32,
+        z: U32,
+        width: U32,
+        height: U32,
+        depth: U32,
+        offset: U64,
+        resource_id: U32,
+        level: U32,
+        stride: U32,
+        layer_stride: U32,
+    }
+    /// SUBMIT_3D; `size` bytes of a job stream follow. Of linux/virtio_gpu.h, struct virtio_gpu_cmd_submit.
+    Submit3d: 8 {
+        size: U32,
+        padding: U32,
+    }
+    /// OK_CAPSET_INFO, after the header. 5.7.6.8, struct virtio_gpu_resp_capset_info.
+    CapsetInfo: 16 {
+        capset_id: U32,
+        capset_max_version: U32,
+        capset_max_size: U32,
+        padding: U32,
+    }
+    /// RESOURCE_UNREF, RESOURCE_DETACH_BACKING, CTX_ATTACH_RESOURCE and CTX_DETACH_RESOURCE. 5.7.6.8, struct virtio_gpu_resource_unref.
     ResourceId: 8 {
         resource_id: U32,
         padding: U32,

@@ -18,25 +18,29 @@ use super::gpu;
 use crate::addr::Iova;
 use crate::error::CommandError;
 use crate::request::{
-    AttachBacking, CreateResource, Fence, Flush, GetCapset, GetCapsetInfo, GetEdid, Header, Nothing,
-    OfResource, RawEntry, SetScanout, TransferToHost, UpdateCursor,
+    AttachBacking, ContextResource, CreateBuffer, CreateContext, CreateResource, Fence, Flush, GetCapset,
+    GetCapsetInfo, GetEdid, Header, Nothing, OfContext, OfResource, RawEntry, SetScanout, Submit,
+    TransferBuffer, TransferToHost, UpdateCursor,
 };
 use crate::scanout::{CursorPosition, DisplayMode, DisplayModes, Rect};
 
 /// What follows the header of a command.
 pub(crate) trait Payload<'a>: Sized {
     /// Reads it from `body`, which may be longer: what follows is not looked at.
-    fn parse(body: &'a [u8]) -> Result<Self, CommandError>;
+    fn parse(header: &Header, body: &'a [u8]) -> Result<Self, CommandError>;
 }
 
 /// Bytes of the longest response, that to GET_EDID.
 pub(crate) const MAX_RESPONSE: usize = size_of::<gpu::Header>() + size_of::<gpu::Edid>();
 
-/// Bytes of the longest command that can be carried out: RESOURCE_ATTACH_BACKING with so many entries.
-pub(crate) fn longest_request(entries: u64) -> usize {
+/// Bytes of the longest command that can be carried out: RESOURCE_ATTACH_BACKING with so many entries, or SUBMIT_3D
+/// with so many words.
+pub(crate) fn longest_request(entries: u64, words: u32) -> usize {
     const FIXED: usize = size_of::<gpu::Header>() + size_of::<gpu::AttachBacking>();
-    let entries = usize::try_from(entries).unwrap_or(usize::MAX);
-    entries.saturating_mul(size_of::<gpu::MemEntry>()).saturating_add(FIXED)
+    const { assert!(size_of::<gpu::AttachBacking>() == size_of::<gpu::Submit3d>()) };
+    let entries = usize::try_from(entries).unwrap_or(usize::MAX).saturating_mul(size_of::<gpu::MemEntry>());
+    let words = usize::try_from(words).unwrap_or(usize::MAX).saturating_mul(size_of::<u32>());
+    entries.max(words).saturating_add(FIXED)
 }
 
 /// Splits a `T` off the front of `bytes`.
@@ -58,15 +62,15 @@ pub(crate) fn header(command: &[u8]) -> Result<(Header, &[u8]), CommandError> {
         ctx_id: wire.ctx_id.get(),
         ring_idx,
     });
-    Ok((Header { kind: wire.kind.get(), fence }, body))
+    Ok((Header { kind: wire.kind.get(), ctx: wire.ctx_id.get(), fence }, body))
 }
 
 /// Payloads that are a wire struct and nothing more: `native from wire`.
 macro_rules! payload {
-    ($($wire:ident => $native:ident |$value:ident| $make:expr;)*) => {
+    ($($wire:ident => $native:ident |$value:ident, $header:pat_param| $make:expr;)*) => {
         $(
             impl<'a> Payload<'a> for $native {
-                fn parse(body: &'a [u8]) -> Result<Self, CommandError> {
+                fn parse($header: &Header, body: &'a [u8]) -> Result<Self, CommandError> {
                     let ($value, _) = take::<gpu::$wire>(body)?;
                     Ok($make)
                 }
@@ -76,28 +80,42 @@ macro_rules! payload {
 }
 
 payload! {
-    ResourceCreate2d => CreateResource |w| CreateResource {
+    ResourceCreate2d => CreateResource |w, _| CreateResource {
         id: w.resource_id.get(),
         format: w.format.get(),
         width: w.width.get(),
         height: w.height.get(),
     };
-    ResourceId => OfResource |w| OfResource { id: w.resource_id.get() };
-    SetScanout => SetScanout |w| SetScanout {
+    ResourceId => OfResource |w, _| OfResource { id: w.resource_id.get() };
+    SetScanout => SetScanout |w, _| SetScanout {
         scanout: w.scanout_id.get(),
         resource: w.resource_id.get(),
         rect: w.rect.into(),
     };
-    ResourceFlush => Flush |w| Flush { resource: w.resource_id.get(), rect: w.rect.into() };
-    TransferToHost2d => TransferToHost |w| TransferToHost {
+    ResourceFlush => Flush |w, _| Flush { resource: w.resource_id.get(), rect: w.rect.into() };
+    TransferToHost2d => TransferToHost |w, _| TransferToHost {
         resource: w.resource_id.get(),
         rect: w.rect.into(),
         offset: w.offset.get(),
     };
-    GetCapsetInfo => GetCapsetInfo |w| GetCapsetInfo { index: w.capset_index.get() };
-    GetCapset => GetCapset |w| GetCapset { id: w.capset_id.get() };
-    GetEdid => GetEdid |w| GetEdid { scanout: w.scanout.get() };
-    UpdateCursor => UpdateCursor |w| UpdateCursor {
+    CtxCreate => CreateContext |_w, h| CreateContext { ctx: h.ctx };
+    ResourceId => ContextResource |w, h| ContextResource { ctx: h.ctx, resource: w.resource_id.get() };
+    ResourceCreate3d => CreateBuffer |w, _| CreateBuffer {
+        id: w.resource_id.get(),
+        target: w.target.get(),
+        width: w.width.get(),
+        others: [w.height.get(), w.depth.get(), w.array_size.get()],
+    };
+    TransferHost3d => TransferBuffer |w, h| TransferBuffer {
+        ctx: h.ctx,
+        resource: w.resource_id.get(),
+        x: w.x.get(),
+        width: w.width.get(),
+    };
+    GetCapsetInfo => GetCapsetInfo |w, _| GetCapsetInfo { index: w.capset_index.get() };
+    GetCapset => GetCapset |w, _| GetCapset { id: w.capset_id.get() };
+    GetEdid => GetEdid |w, _| GetEdid { scanout: w.scanout.get() };
+    UpdateCursor => UpdateCursor |w, _| UpdateCursor {
         position: CursorPosition { scanout: w.pos.scanout_id.get(), x: w.pos.x.get(), y: w.pos.y.get() },
         resource: w.resource_id.get(),
         hot_x: w.hot_x.get(),
@@ -106,8 +124,24 @@ payload! {
 }
 
 impl<'a> Payload<'a> for Nothing {
-    fn parse(_: &'a [u8]) -> Result<Self, CommandError> {
+    fn parse(_: &Header, _: &'a [u8]) -> Result<Self, CommandError> {
         Ok(Self)
+    }
+}
+
+impl<'a> Payload<'a> for OfContext {
+    fn parse(header: &Header, _: &'a [u8]) -> Result<Self, CommandError> {
+        Ok(Self { ctx: header.ctx })
+    }
+}
+
+impl<'a> Payload<'a> for Submit<'a> {
+    fn parse(header: &Header, body: &'a [u8]) -> Result<Self, CommandError> {
+        let (wire, rest) = take::<gpu::Submit3d>(body)?;
+        let size = wire.size.get();
+        let truncated = CommandError::Truncated { needed: size.into(), found: rest.len() as u64 };
+        let stream = usize::try_from(size).ok().and_then(|size| rest.get(..size)).ok_or(truncated)?;
+        Ok(Self { ctx: header.ctx, stream })
     }
 }
 
@@ -127,7 +161,7 @@ impl MemEntries<'_> {
 }
 
 impl<'a> Payload<'a> for AttachBacking<MemEntries<'a>> {
-    fn parse(body: &'a [u8]) -> Result<Self, CommandError> {
+    fn parse(_: &Header, body: &'a [u8]) -> Result<Self, CommandError> {
         let (wire, rest) = take::<gpu::AttachBacking>(body)?;
         let count = wire.nr_entries.get();
         let truncated = || CommandError::Truncated {
@@ -186,6 +220,16 @@ pub(crate) fn edid(edid: &[u8]) -> gpu::Edid {
     wire.edid.iter_mut().zip(edid).for_each(|(to, from)| *to = *from);
     wire.size = u32::try_from(len).unwrap_or(0).into();
     wire
+}
+
+/// What follows the header of OK_CAPSET_INFO.
+pub(crate) fn capset_info(id: u32, version: u32, size: u32) -> gpu::CapsetInfo {
+    gpu::CapsetInfo {
+        capset_id: id.into(),
+        capset_max_version: version.into(),
+        capset_max_size: size.into(),
+        padding: 0.into(),
+    }
 }
 
 /// The configuration space.

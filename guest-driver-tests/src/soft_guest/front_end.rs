@@ -27,6 +27,8 @@ use super::wire::{self, IotlbMessage, Message, VERSION, request};
 
 /// Virtio feature bits that matter here.
 pub mod feature {
+    /// VIRTIO_GPU_F_VIRGL: here, job streams.
+    pub const VIRGL: u64 = 1;
     /// VIRTIO_GPU_F_EDID.
     pub const EDID: u64 = 1 << 1;
     /// VIRTIO_RING_F_INDIRECT_DESC.

@@ -17,6 +17,14 @@ pub mod kind {
     pub const GET_CAPSET_INFO: u32 = 0x108;
     pub const GET_CAPSET: u32 = 0x109;
     pub const GET_EDID: u32 = 0x10a;
+    pub const CTX_CREATE: u32 = 0x200;
+    pub const CTX_DESTROY: u32 = 0x201;
+    pub const CTX_ATTACH_RESOURCE: u32 = 0x202;
+    pub const CTX_DETACH_RESOURCE: u32 = 0x203;
+    pub const RESOURCE_CREATE_3D: u32 = 0x204;
+    pub const TRANSFER_TO_HOST_3D: u32 = 0x205;
+    pub const TRANSFER_FROM_HOST_3D: u32 = 0x206;
+    pub const SUBMIT_3D: u32 = 0x207;
     pub const UPDATE_CURSOR: u32 = 0x300;
     pub const MOVE_CURSOR: u32 = 0x301;
     pub const OK_NODATA: u32 = 0x1100;
@@ -107,6 +115,8 @@ pub struct Command {
     pub kind: u32,
     /// A fence that the response is to carry back.
     pub fence: Option<u64>,
+    /// The context that it is for; 0: none.
+    pub ctx: u32,
     /// What follows the header.
     pub body: Vec<u8>,
     /// Bytes of the buffer for the response.
@@ -117,7 +127,7 @@ impl Command {
     /// Any command, with a body of 32-bit words.
     pub fn new(kind: u32, words: &[u32]) -> Self {
         let body = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        Self { kind, fence: None, body, response_len: HEADER_LEN }
+        Self { kind, fence: None, ctx: 0, body, response_len: HEADER_LEN }
     }
 
     /// The same with a fence.
@@ -130,6 +140,45 @@ impl Command {
     pub fn with_response_len(mut self, len: usize) -> Self {
         self.response_len = len;
         self
+    }
+
+    /// The same for a context.
+    pub fn in_context(mut self, ctx: u32) -> Self {
+        self.ctx = ctx;
+        self
+    }
+
+    /// CTX_CREATE.
+    pub fn ctx_create(ctx: u32) -> Self {
+        Self::new(kind::CTX_CREATE, &[0; 18]).in_context(ctx)
+    }
+
+    /// CTX_DESTROY.
+    pub fn ctx_destroy(ctx: u32) -> Self {
+        Self::new(kind::CTX_DESTROY, &[]).in_context(ctx)
+    }
+
+    /// CTX_ATTACH_RESOURCE.
+    pub fn ctx_attach(ctx: u32, resource: u32) -> Self {
+        Self::new(kind::CTX_ATTACH_RESOURCE, &[resource, 0]).in_context(ctx)
+    }
+
+    /// RESOURCE_CREATE_3D of a buffer, as the stock driver sends it when no Mesa is there to ask for more.
+    pub fn create_buffer(resource: u32, bytes: u32) -> Self {
+        Self::new(kind::RESOURCE_CREATE_3D, &[resource, 0, 0, 0, bytes, 1, 1, 1, 0, 0, 0, 0])
+    }
+
+    /// SUBMIT_3D of a job stream, given by its words.
+    pub fn submit_3d(ctx: u32, stream: &[u32]) -> Self {
+        let mut words = vec![u32::try_from(stream.len() * 4).unwrap_or(u32::MAX), 0];
+        words.extend(stream);
+        Self::new(kind::SUBMIT_3D, &words).in_context(ctx)
+    }
+
+    /// GET_CAPSET of the job stream.
+    pub fn job_capset() -> Self {
+        let words = [job_stream::CAPSET_ID, job_stream::CAPSET_VERSION];
+        Self::new(kind::GET_CAPSET, &words).with_response_len(HEADER_LEN + job_stream::Capset::BYTES)
     }
 
     /// RESOURCE_CREATE_2D.
@@ -207,8 +256,9 @@ impl Command {
         bytes.extend(self.kind.to_le_bytes());
         bytes.extend(flags.to_le_bytes());
         bytes.extend(self.fence.unwrap_or(0).to_le_bytes());
-        // Context and ring: none.
-        bytes.extend([0; 8]);
+        bytes.extend(self.ctx.to_le_bytes());
+        // Ring: none.
+        bytes.extend([0; 4]);
         bytes.extend(&self.body);
         bytes
     }

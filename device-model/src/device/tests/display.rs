@@ -180,5 +180,5 @@ fn there_is_no_edid_without_its_feature() {
 #[test]
 fn the_configuration_space_counts_scanouts_and_has_no_events() {
     let h = Harness::new();
-    assert_eq!(h.device.config_space(), [0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(h.device.config_space(), [0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0]);
 }

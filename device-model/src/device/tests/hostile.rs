@@ -68,9 +68,9 @@ fn responses_to_the_same_command_are_the_same_to_the_last_byte() {
 
 /// CVE-2016-10028, -10029, CVE-2021-3546.
 #[test]
-fn capability_sets_of_any_number_are_refused_without_data() {
+fn capability_sets_of_any_other_number_are_refused_without_data() {
     let mut h = Harness::new();
-    for number in [0, 1, 2, 63, 64, u32::MAX] {
+    for number in [1, 2, 63, 64, u32::MAX] {
         assert_eq!(h.status(&get_capset_info(number)), ERR_INVALID_PARAMETER);
         assert_eq!(h.status(&get_capset(number, number)), ERR_INVALID_PARAMETER);
     }
@@ -136,5 +136,8 @@ fn every_truncation_of_every_command_is_an_error_and_an_unharmed_device() {
             assert_eq!(h.status_of_cursor(&request[..len]), ERR_INVALID_PARAMETER);
         }
     }
-    assert_eq!(h.device.usage(), Usage { resources: 1, resource_bytes: 4096, backing_entries: 1 });
+    assert_eq!(
+        h.device.usage(),
+        Usage { resources: 1, resource_bytes: 4096, backing_entries: 1, ..Usage::default() }
+    );
 }

@@ -11,6 +11,7 @@ use crate::wire::gpu::response::*;
 mod cursor;
 mod display;
 mod hostile;
+mod jobs;
 mod resources;
 mod ring;
 mod streams;

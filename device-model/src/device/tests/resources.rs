@@ -59,10 +59,13 @@ fn quotas_are_refused_with_out_of_memory_and_given_back() {
     assert_eq!(h.status(&attach_backing(1, &[(0, 1), (1, 1)])), OK_NODATA);
     assert_eq!(h.status(&attach_backing(2, &[(0, 1), (1, 1)])), ERR_OUT_OF_MEMORY);
     assert_eq!(h.status(&attach_backing(2, &[(0, 1)])), OK_NODATA);
-    let usage = Usage { resources: 2, resource_bytes: 48, backing_entries: 3 };
+    let usage = Usage { resources: 2, resource_bytes: 48, backing_entries: 3, ..Usage::default() };
     assert_eq!(h.device.usage(), usage);
     assert_eq!((h.status(&unref(1)), h.status(&detach_backing(2))), (OK_NODATA, OK_NODATA));
-    assert_eq!(h.device.usage(), Usage { resources: 1, resource_bytes: 16, backing_entries: 0 });
+    assert_eq!(
+        h.device.usage(),
+        Usage { resources: 1, resource_bytes: 16, backing_entries: 0, ..Usage::default() }
+    );
     assert_eq!(h.status(&unref(2)), OK_NODATA);
     assert_eq!(h.device.usage(), Usage::default());
 }
@@ -84,7 +87,7 @@ fn an_id_is_free_as_soon_as_its_unref_was_sent() {
 #[test]
 fn unknown_commands_and_those_of_the_other_queue_are_refused() {
     let mut h = Harness::new();
-    for kind in [0, 0xff, 0x10b, 0x10c, 0x207, 0x1100, u32::MAX] {
+    for kind in [0, 0xff, 0x10b, 0x10c, 0x209, 0x1100, u32::MAX] {
         assert_eq!(h.status(&raw(kind, &[0; 64])), ERR_UNSPEC);
     }
     assert_eq!(h.status(&move_cursor(Default::default())), ERR_UNSPEC);
