@@ -4,7 +4,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use guest_driver_tests::soft_guest::wire::{IotlbMessage, VERSION, request};
+use guest_driver_tests::soft_guest::wire::{IotlbMessage, NEED_REPLY, VERSION, request};
 use guest_driver_tests::soft_guest::*;
 use zerocopy::IntoBytes;
 
@@ -15,19 +15,18 @@ fn words(words: &[u32]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
-/// A guest whose front-end does not know RESET_DEVICE, with a surface.
-fn boot_without_reset(backend: &Backend) -> (SoftGuest, Surface) {
+/// A guest whose front-end does not know RESET_DEVICE.
+fn boot_without_reset(backend: &Backend) -> SoftGuest {
     let mut config = GuestConfig::default();
     config.front_end.announce_reset = false;
-    let mut guest = SoftGuest::boot(backend, config).unwrap();
-    let surface = guest.surface(Format::B8G8R8X8, 64, 64).unwrap();
-    (guest, surface)
+    SoftGuest::boot(backend, config).unwrap()
 }
 
 #[test]
 fn a_reset_that_nobody_announced_keeps_what_was_negotiated_and_nothing_else() {
     let backend = Backend::start::<&str>(&[]).unwrap();
-    let (mut guest, surface) = boot_without_reset(&backend);
+    let mut guest = boot_without_reset(&backend);
+    let surface = guest.surface(Format::B8G8R8X8, 64, 64).unwrap();
     for _ in 0..3 {
         guest.driver.ok(&Command::display_info()).unwrap();
         guest.reboot().unwrap();
@@ -47,9 +46,7 @@ fn a_reset_that_nobody_announced_keeps_what_was_negotiated_and_nothing_else() {
 fn a_reset_that_only_one_ring_tells_of_stops_no_other() {
     for used in [Queue::Control, Queue::Cursor] {
         let backend = Backend::start::<&str>(&[]).unwrap();
-        let mut config = GuestConfig::default();
-        config.front_end.announce_reset = false;
-        let mut guest = SoftGuest::boot(&backend, config).unwrap();
+        let mut guest = boot_without_reset(&backend);
         let (info, cursor) = (Command::display_info(), Command::move_cursor(0, (1, 1)));
         for round in 0..3 {
             // The other ring stands at 0 before and after.
@@ -76,10 +73,11 @@ fn configuration_past_the_end_is_answered_with_size_zero_and_the_session_lives()
     let backend = Backend::start::<&str>(&[]).unwrap();
     let mut guest = SoftGuest::boot(&backend, GuestConfig::headless()).unwrap();
     let config_space = guest.front_end.config_space().unwrap();
-    for (offset, size) in [(0, 24), (12, 8), (16, 1), (252, 4)] {
+    let cases = [(0, 24, VERSION), (12, 8, VERSION), (16, 1, VERSION | NEED_REPLY), (252, 4, VERSION)];
+    for (offset, size, flags) in cases {
         let mut body = words(&[offset, size, 0]);
         body.resize(body.len() + size as usize, 0);
-        let reply = guest.front_end.raw(GET_CONFIG, VERSION, &body, &[]);
+        let reply = guest.front_end.raw(GET_CONFIG, flags, &body, &[]);
         let reply = reply.unwrap_or_else(|error| panic!("{offset}+{size}: {error}\n{}", backend.stderr()));
         // A header of offset, size and flags, and no bytes behind it.
         assert_eq!((reply.body.len(), &reply.body[4..8]), (12, &[0; 4][..]), "{offset}+{size}");
@@ -93,9 +91,11 @@ fn configuration_past_the_end_is_answered_with_size_zero_and_the_session_lives()
 fn the_base_of_a_ring_that_does_not_exist_ends_the_session() {
     let backend = Backend::start::<&str>(&[]).unwrap();
     for index in [2, 255, 0x1_0000, u32::MAX] {
-        let guest = SoftGuest::boot(&backend, GuestConfig::headless()).unwrap();
-        let reply = guest.front_end.raw(request::GET_VRING_BASE, VERSION, &words(&[index, 0]), &[]);
-        assert!(matches!(reply, Err(Error::Closed { .. })), "ring {index}: {reply:?}");
+        for flags in [VERSION, VERSION | NEED_REPLY] {
+            let guest = SoftGuest::boot(&backend, GuestConfig::headless()).unwrap();
+            let reply = guest.front_end.raw(request::GET_VRING_BASE, flags, &words(&[index, 0]), &[]);
+            assert!(matches!(reply, Err(Error::Closed { .. })), "ring {index}, flags {flags}: {reply:?}");
+        }
     }
     let mut guest = SoftGuest::boot(&backend, GuestConfig::headless()).unwrap();
     guest.driver.ok(&Command::display_info()).unwrap();
