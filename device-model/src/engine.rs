@@ -24,8 +24,8 @@ pub trait EngineHost {
     /// Has the job do one step: [`Job::step`], and what is to be counted of it. A section may be open.
     fn step(&mut self, job: &mut Job, memory: &impl JobMemory) -> Step;
 
-    /// Whether the engine has to put its job back now.
-    fn must_leave(&self) -> bool;
+    /// Whether the engine has to give this job back now: the device stops, or was reset since the job was taken.
+    fn must_leave(&self, work: &Work) -> bool;
 }
 
 /// Why a job leaves its engine.
@@ -100,27 +100,35 @@ impl Running {
     }
 
     /// One step. `reader` is the one that the job was started with.
+    ///
+    /// Whether the job has to leave is asked under its pin or section: what stops or resets the device drains both, so
+    /// a job that stays does so for this whole step. Between two steps nothing holds up a stop, a reset and the next
+    /// start.
     pub fn step(mut self, reader: &Reader, host: &mut impl EngineHost) -> ControlFlow<Left, Self> {
         let (step, evicted) = match &self.hold {
-            Hold::Pin(pin) => (host.step(&mut self.work.job, pin), pin.evicted()),
-            // No invalidation waits longer than for this one step.
+            Hold::Pin(pin) => (step_or_leave(host, &mut self.work, pin), pin.evicted()),
             Hold::Sections => {
+                // No invalidation waits longer than for this one step.
                 let section = reader.enter();
-                (host.step(&mut self.work.job, &section), false)
+                (step_or_leave(host, &mut self.work, &section), false)
             }
         };
-        let leaves = match step {
-            Step::Done => Leaves::Finished(JobOutcome::Done),
-            Step::Error(error) => Leaves::Finished(JobOutcome::Failed(error)),
+        let Some(step) = step else { return self.leave(Leaves::TakenOff) };
+        match step {
+            Step::Done => self.leave(Leaves::Finished(JobOutcome::Done)),
+            Step::Error(error) => self.leave(Leaves::Finished(JobOutcome::Failed(error))),
             // Cannot come of a pin that holds the whole working set; if it does, the miss is real.
-            Step::Missing(missing) => Leaves::Missing(vec![missing]),
-            Step::Yield if evicted => Leaves::Evicted,
-            Step::Yield if host.must_leave() => Leaves::TakenOff,
-            Step::Yield => return ControlFlow::Continue(self),
-        };
-        // The pin goes before anybody hears of it.
-        drop(self.hold);
-        leave(self.work, leaves)
+            Step::Missing(missing) => self.leave(Leaves::Missing(vec![missing])),
+            Step::Yield if evicted => self.leave(Leaves::Evicted),
+            Step::Yield => ControlFlow::Continue(self),
+        }
+    }
+
+    /// Takes the job off. Its pin goes before anybody hears of it.
+    fn leave(self, leaves: Leaves) -> ControlFlow<Left, Self> {
+        let Self { work, hold } = self;
+        drop(hold);
+        leave(work, leaves)
     }
 
     /// The job.
@@ -132,6 +140,11 @@ impl Running {
     pub fn is_pinned(&self) -> bool {
         matches!(self.hold, Hold::Pin(_))
     }
+}
+
+/// A step of the job, over memory that is held. `None`: it has to leave.
+fn step_or_leave(host: &mut impl EngineHost, work: &mut Work, memory: &impl JobMemory) -> Option<Step> {
+    if host.must_leave(work) { None } else { Some(host.step(&mut work.job, memory)) }
 }
 
 fn leave(work: Work, leaves: Leaves) -> ControlFlow<Left, Running> {
