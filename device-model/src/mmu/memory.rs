@@ -111,6 +111,12 @@ pub trait JobMemory {
 
     /// Copies `from` into the guest at `at`.
     fn write(&self, space: SpaceId, at: Iova, from: &[u8]) -> Result<(), MemoryError>;
+
+    /// The host address that an access at `at` would reach, for an oracle that has to know before it is made.
+    #[cfg(any(test, feature = "test-utils"))]
+    fn locate(&self, _space: SpaceId, _at: Iova, _access: Access) -> Option<u64> {
+        None
+    }
 }
 
 impl JobMemory for Section<'_> {
@@ -124,6 +130,11 @@ impl JobMemory for Section<'_> {
         let find =
             |at, all| self.translate(space, at, Access::Write).map_err(|missing| self.run(missing, all));
         write_with(find, at, from)
+    }
+
+    #[cfg(any(test, feature = "test-utils"))]
+    fn locate(&self, space: SpaceId, at: Iova, access: Access) -> Option<u64> {
+        self.translate(space, at, access).ok().map(HostSpan::address)
     }
 }
 
@@ -151,6 +162,11 @@ impl JobMemory for Pin {
 
     fn write(&self, space: SpaceId, at: Iova, from: &[u8]) -> Result<(), MemoryError> {
         write_with(|at, _| self.find(space, at, Access::Write), at, from)
+    }
+
+    #[cfg(any(test, feature = "test-utils"))]
+    fn locate(&self, space: SpaceId, at: Iova, access: Access) -> Option<u64> {
+        self.find(space, at, access).ok().map(HostSpan::address)
     }
 }
 
