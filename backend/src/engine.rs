@@ -56,8 +56,8 @@ impl EngineHost for Host<'_> {
         step
     }
 
-    fn must_leave(&self) -> bool {
-        self.scheduler.must_leave()
+    fn must_leave(&self, work: &Work) -> bool {
+        self.scheduler.must_leave(work)
     }
 
     fn is_wanted(&self) -> bool {

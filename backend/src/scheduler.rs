@@ -4,7 +4,7 @@
 //! LOCKING: one mutex, held for a few instructions and never while memory is touched. The session takes it to
 //! deliver answers, so nobody may hold it while waiting for the session.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,8 +18,10 @@ use device_model::schedule::{Disposed, Schedule, Turn};
 pub struct Scheduler {
     schedule: Mutex<Schedule>,
     ready: Condvar,
-    /// Mirrors [`Schedule::must_leave`], to be read after every step without the lock.
-    leave: AtomicBool,
+    /// Mirrors [`Schedule::is_stopped`], to be read at every step without the lock.
+    stopped: AtomicBool,
+    /// Mirrors [`Schedule::life`].
+    life: AtomicU64,
     /// Mirrors [`Schedule::has_ready`] in the same way.
     wanted: AtomicBool,
     /// When the device's time began.
@@ -30,8 +32,9 @@ impl Scheduler {
     /// A scheduler without work, paused until the device starts.
     pub fn new() -> Self {
         let schedule = Mutex::new(Schedule::new());
-        let (leave, wanted) = (AtomicBool::new(true), AtomicBool::new(false));
-        Self { schedule, ready: Condvar::new(), leave, wanted, epoch: Instant::now() }
+        let (stopped, wanted) = (AtomicBool::new(true), AtomicBool::new(false));
+        let life = AtomicU64::new(0);
+        Self { schedule, ready: Condvar::new(), stopped, life, wanted, epoch: Instant::now() }
     }
 
     /// Takes a new job.
@@ -79,10 +82,11 @@ impl Scheduler {
         self.wanted.load(Ordering::Relaxed)
     }
 
-    /// Whether an engine has to put its job back at the next step.
-    pub fn must_leave(&self) -> bool {
-        // ORDERING: Relaxed: a step later is soon enough; nothing else is read because of it.
-        self.leave.load(Ordering::Relaxed)
+    /// Whether an engine has to give this job back.
+    pub fn must_leave(&self, work: &Work) -> bool {
+        // ORDERING: Acquire pairs with the Release in `change`: who sees a start sees the reset before it. A stop that is
+        // not seen yet drains the section or the pin under which this is asked.
+        self.stopped.load(Ordering::Acquire) || self.life.load(Ordering::Relaxed) != work.life()
     }
 
     /// Takes a job back that has left its engine.
@@ -133,7 +137,8 @@ impl Scheduler {
         let mut schedule = self.lock();
         let result = change(&mut schedule);
         schedule.set_time(self.now());
-        self.leave.store(schedule.must_leave(), Ordering::Relaxed);
+        self.life.store(schedule.life(), Ordering::Relaxed);
+        self.stopped.store(schedule.is_stopped(), Ordering::Release);
         let ready = schedule.has_ready();
         self.wanted.store(ready, Ordering::Relaxed);
         drop(schedule);

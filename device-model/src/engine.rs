@@ -40,8 +40,8 @@ pub trait EngineHost {
     /// Has the job do one step: [`Job::step`], and what is to be counted of it. A section may be open.
     fn step(&mut self, job: &mut Job, memory: &impl JobMemory) -> Step;
 
-    /// Whether the engine has to put its job back now.
-    fn must_leave(&self) -> bool;
+    /// Whether the engine has to give this job back now: the device stops, or was reset since the job was taken.
+    fn must_leave(&self, work: &Work) -> bool;
 
     /// Whether another job wants the engine.
     fn is_wanted(&self) -> bool {
@@ -145,18 +145,23 @@ impl Running {
     }
 
     /// One step. `reader` is the one that the job was started with.
+    ///
+    /// Whether the job has to leave is asked under its pin or section: what stops or resets the device drains both, so
+    /// a job that stays does so for this whole step. Between two steps nothing holds up a stop, a reset and the next
+    /// start.
     pub fn step(mut self, reader: &Reader, host: &mut impl EngineHost) -> ControlFlow<Left, Self> {
         if matches!(self.hold, Hold::Spin) && !self.work.job.is_spinning() {
             return self.leave(Leaves::TakenOff);
         }
         let step = match &self.hold {
-            Hold::Pin(pin) => host.step(&mut self.work.job, pin),
+            Hold::Pin(pin) => step_or_leave(host, &mut self.work, pin),
             // No invalidation waits longer than for this one step.
             Hold::Sections | Hold::Spin => {
                 let section = reader.enter();
-                host.step(&mut self.work.job, &section)
+                step_or_leave(host, &mut self.work, &section)
             }
         };
+        let Some(step) = step else { return self.leave(Leaves::TakenOff) };
         self.steps = self.steps.saturating_add(1);
         match step {
             Step::Done => self.leave(Leaves::Finished(JobOutcome::Done)),
@@ -177,7 +182,7 @@ impl Running {
         if self.is_evicted() {
             return Some(Leaves::Evicted);
         }
-        if host.must_leave() {
+        if host.must_leave(&self.work) {
             return Some(Leaves::TakenOff);
         }
         (self.steps >= SLICE_STEPS && host.is_wanted()).then_some(Leaves::SliceOver)
@@ -185,10 +190,10 @@ impl Running {
 
     /// The job holds its engine, whoever asks; but what it has pinned it gives back, for it touches no memory.
     fn overstay(mut self, host: &impl EngineHost) -> ControlFlow<Left, Self> {
-        if self.is_evicted() || host.must_leave() {
+        if self.is_evicted() || host.must_leave(&self.work) {
             self.hold = Hold::Spin;
         }
-        self.overstayed = if host.must_leave() { self.overstayed.saturating_add(1) } else { 0 };
+        self.overstayed = if host.must_leave(&self.work) { self.overstayed.saturating_add(1) } else { 0 };
         if self.overstayed > STUBBORN_STEPS {
             return self.leave(Leaves::TakenOff);
         }
@@ -214,6 +219,12 @@ impl Running {
     pub fn is_pinned(&self) -> bool {
         matches!(self.hold, Hold::Pin(_))
     }
+}
+
+/// A step of the job, over memory that is held. `None`: it has to leave. A job that spins touches no memory, and says
+/// itself whether it lets itself be taken off.
+fn step_or_leave(host: &mut impl EngineHost, work: &mut Work, memory: &impl JobMemory) -> Option<Step> {
+    if !work.job.is_spinning() && host.must_leave(work) { None } else { Some(host.step(&mut work.job, memory)) }
 }
 
 fn leave(mut work: Work, leaves: Leaves) -> ControlFlow<Left, Running> {

@@ -37,6 +37,8 @@ mod resource;
 mod ring;
 pub mod scanout;
 pub mod schedule;
+#[cfg(all(any(test, feature = "test-utils"), not(loom)))]
+pub mod simulation;
 pub mod stats;
 mod sync;
 #[cfg(any(test, feature = "test-utils"))]

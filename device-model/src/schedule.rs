@@ -39,6 +39,11 @@ impl Work {
     pub fn new(job: Job) -> Self {
         Self { job, pin_attempts: 0, missed: None, failed: None, seen: 0, life: 0, looks: 0 }
     }
+
+    /// How often everything had been discarded when it was submitted (see [`Schedule::life`]).
+    pub fn life(&self) -> u64 {
+        self.life
+    }
 }
 
 /// A job that an engine is done with.
@@ -217,9 +222,14 @@ impl Schedule {
         self.begun.values().flatten().any(overlaps)
     }
 
-    /// Whether an engine has to put its job back at the next step.
-    pub fn must_leave(&self) -> bool {
+    /// Whether engines have to give back what they have: the device is stopped, or closes.
+    pub fn is_stopped(&self) -> bool {
         self.paused || self.closing
+    }
+
+    /// How often everything was discarded: a job of another life than this has to leave its engine.
+    pub fn life(&self) -> u64 {
+        self.life
     }
 
     /// Whether an engine would find work.
@@ -492,7 +502,7 @@ mod tests {
             Disposed::Missing(..)
         ));
         schedule.pause();
-        assert!(matches!(schedule.turn(), Turn::Wait) && schedule.must_leave());
+        assert!(matches!(schedule.turn(), Turn::Wait) && schedule.is_stopped());
         schedule.resume();
         drop(take(&mut schedule));
     }

@@ -166,6 +166,11 @@ impl SessionState {
             Outcome::Mapped { range, host, permissions } => {
                 match self.mirror.map(page.space, range, host, permissions) {
                     Ok(_) => MissAnswer::Mapped,
+                    Err(e) if e.is_momentary() => {
+                        debug!("A translation of {range} cannot be kept now: {e}");
+                        // Whoever waits looks, finds nothing and asks again.
+                        MissAnswer::Mapped
+                    }
                     Err(e) => {
                         warn!("A translation of {range} cannot be kept: {e}");
                         MissAnswer::Refused

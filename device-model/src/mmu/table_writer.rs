@@ -141,12 +141,13 @@ impl TableWriter {
         }
     }
 
-    /// Hands over what was unlinked since the last call. Zaps and unlinkings come before the sections are looked at.
+    /// Hands over what was unlinked since the last call, and frees what no section sees any more. Zaps and
+    /// unlinkings come before the sections are looked at.
     pub(super) fn retire(&mut self, slots: &Slots) {
         if !self.books.unlinked.is_empty() {
             self.limbo.retire(mem::take(&mut self.books.unlinked), slots.open());
-            self.limbo.collect(slots, &mut self.owner);
         }
+        self.limbo.collect(slots, &mut self.owner);
     }
 
     /// Calls `found` for every leaf, in order of addresses: its pages, host address and permissions.

@@ -65,6 +65,13 @@ pub enum MapError {
     },
 }
 
+impl MapError {
+    /// Whether the same may succeed a moment later: nothing is wrong with the range, and it has to be asked for again.
+    pub fn is_momentary(&self) -> bool {
+        matches!(self, Self::Busy { .. } | Self::Invalidating { .. })
+    }
+}
+
 /// What a mapping did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Mapped {

@@ -226,3 +226,17 @@ fn a_burst_of_28_power_of_two_blocks_empties_the_tables() {
     rig.invalidate(range(0, PAGE));
     assert_eq!(rig.writer.table_bytes(), 0);
 }
+
+#[test]
+fn a_table_that_a_section_kept_goes_with_the_next_invalidation_however_empty() {
+    let mut rig = rig();
+    rig.map(0, PAGE, FRAME, Permissions::READ);
+    let Rig { writer, other, .. } = &mut rig;
+    let section = other.enter();
+    let parked = writer.begin(SPACE, ByteRange::everything()).poll().unwrap_err();
+    assert_ne!(writer.table_bytes(), 0, "the section may be in the middle of a walk");
+    drop(section);
+    drop(writer.end(parked.poll().unwrap()));
+    rig.invalidate(ByteRange::everything());
+    assert_eq!(rig.writer.table_bytes(), 0);
+}
