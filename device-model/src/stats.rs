@@ -247,6 +247,7 @@ mod tests {
             "ladder_evictions",
             "revocations",
             "frozen_ns",
+            "incoherent_pins",
             "ack_latency_ns",
             "commands",
             "cursor_commands",
