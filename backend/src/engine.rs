@@ -110,7 +110,7 @@ impl Engine {
         match self.scheduler.dispose(left) {
             Disposed::Finished(finished) => (self.finished)(finished),
             Disposed::Missing(id, missing) => self.misses.request(Waiter::Job(id), missing),
-            Disposed::Waits => {}
+            Disposed::Waits | Disposed::Stale => {}
         }
     }
 }

@@ -14,11 +14,20 @@ use crate::wake::Waker;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Waiter {
     /// The queue thread, for what a ring reads: its available side, descriptors and requests.
-    RingInput(usize),
+    RingInput(RingWait),
     /// The queue thread, for what a ring writes: responses and its used side.
-    RingOutput(usize),
+    RingOutput(RingWait),
     /// A parked job.
     Job(JobId),
+}
+
+/// What a ring waits in: answers to what it asked before its last start are none of its business.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RingWait {
+    /// The ring.
+    pub queue: usize,
+    /// How often it had been started.
+    pub start: u32,
 }
 
 /// How one page of what was missing was answered.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use device_model::addr::{ByteRange, Iova, SpaceId};
 use device_model::engine::Left;
 use device_model::job::{Job, JobError, JobId};
 pub use device_model::schedule::Work;
@@ -89,6 +90,11 @@ impl Scheduler {
         self.change(|schedule| schedule.dispose(left))
     }
 
+    /// Whether a job that has begun touches any of the range.
+    pub fn touches(&self, space: SpaceId, range: ByteRange<Iova>) -> bool {
+        self.lock().touches(space, range)
+    }
+
     /// One page that a parked job waits for is answered.
     pub fn miss_answered(&self, id: JobId, answer: Result<(), JobError>) {
         self.change(|schedule| schedule.miss_answered(id, answer));
@@ -111,7 +117,7 @@ impl Scheduler {
         self.ready.notify_all();
     }
 
-    /// Discards every job that no engine has. What an engine has comes back, and is recognised as stale.
+    /// Discards every job, also what an engine has.
     pub fn discard(&self) {
         self.change(Schedule::discard);
     }

@@ -19,6 +19,8 @@ use crate::wake::{Poller, Waker};
 
 const LISTENER: u64 = 0;
 const SIGNAL: u64 = 1;
+/// How long a failed accept is not tried again.
+const ACCEPT_PAUSE_MS: i32 = 100;
 
 /// Where front-ends come from.
 pub enum Source {
@@ -94,8 +96,13 @@ impl Server {
         // The line that a launcher waits for, whatever the log level is.
         eprintln!("mirrorgpu: listening on {name}");
         while let Some(stream) = self.accept(listener, &poller)? {
-            let end = self.serve(stream)?;
-            if self.once || matches!(end, SessionEnd::Signal) {
+            match self.serve(stream) {
+                Ok(SessionEnd::Signal) => break,
+                Ok(_) => {}
+                // Threads or descriptors are short just now: the front-end is let go, the process lives.
+                Err(e) => warn!("A front-end cannot be served: {e}"),
+            }
+            if self.once {
                 break;
             }
         }
@@ -117,9 +124,20 @@ impl Server {
                     return Ok(Some(stream));
                 }
                 Err(e) if is_passing(&e) => {}
-                Err(e) => return Err(e),
+                Err(e) => {
+                    warn!("No front-end can be taken just now: {e}");
+                    // The client still waits, so that the next look would come at once.
+                    self.pause(ACCEPT_PAUSE_MS)?;
+                }
             }
         }
+    }
+
+    /// Waits for a signal, for so long.
+    fn pause(&self, milliseconds: i32) -> io::Result<()> {
+        let poller = Poller::new()?;
+        poller.add(self.signals.as_raw_fd(), SIGNAL, Events::EPOLLIN)?;
+        poller.wait(milliseconds, &mut Vec::new())
     }
 
     fn serve(&self, stream: UnixStream) -> io::Result<SessionEnd> {

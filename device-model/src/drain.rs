@@ -9,6 +9,10 @@ use crate::mmu::{Drained, Invalidation};
 /// How long an engine may take to reach the end of a step, once it has been told to leave.
 pub const STEP_END: Duration = Duration::from_millis(50);
 
+/// In how many looks [`STEP_END`] passes. Time in which nobody looks counts as one of them at the most: a process that
+/// was stopped as a whole, or throttled, finds engines that had no chance to leave either.
+const LOOKS: u32 = 5;
+
 /// A drain that is not over.
 #[derive(Debug)]
 #[must_use = "somebody waits for the end of this drain"]
@@ -21,7 +25,9 @@ pub struct Draining<T> {
     since: Duration,
     /// When jobs are taken off; `None`: they have been.
     evict_at: Option<Duration>,
-    revoke_at: Duration,
+    /// Looks that are left once jobs were told to leave, and when the next one counts.
+    looks: u32,
+    look_at: Duration,
 }
 
 /// What is to be done about a drain.
@@ -44,17 +50,22 @@ impl<T> Draining<T> {
             then,
             since: now,
             evict_at: Some(evict_at),
-            revoke_at: evict_at.saturating_add(STEP_END),
+            looks: LOOKS,
+            look_at: evict_at,
         };
-        draining.evict_if_due(now);
+        draining.climb(now);
         draining
     }
 
-    fn evict_if_due(&mut self, now: Duration) {
+    /// Takes the ladder's next rung if it is time.
+    fn climb(&mut self, now: Duration) {
         if self.evict_at.is_some_and(|at| at <= now) {
             self.invalidation.evict();
             self.evict_at = None;
-            self.revoke_at = now.saturating_add(STEP_END);
+            self.look_at = now.saturating_add(STEP_END / LOOKS);
+        } else if self.evict_at.is_none() && self.look_at <= now {
+            self.looks = self.looks.saturating_sub(1);
+            self.look_at = now.saturating_add(STEP_END / LOOKS);
         }
     }
 
@@ -64,8 +75,8 @@ impl<T> Draining<T> {
             Ok(drained) => Progress::Drained(drained, self.then, self.since),
             Err(invalidation) => {
                 self.invalidation = invalidation;
-                self.evict_if_due(now);
-                if self.evict_at.is_none() && self.revoke_at <= now {
+                self.climb(now);
+                if self.looks == 0 {
                     return Progress::Stuck(self);
                 }
                 Progress::Draining(self)
@@ -75,7 +86,7 @@ impl<T> Draining<T> {
 
     /// When to look again, if nobody wakes the session.
     pub fn deadline(&self) -> Duration {
-        self.evict_at.unwrap_or(self.revoke_at)
+        self.evict_at.unwrap_or(self.look_at)
     }
 
     /// When it was begun.

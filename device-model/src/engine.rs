@@ -123,7 +123,12 @@ impl Running {
         match reader.pin_as(mode, &work.job.working_set()) {
             Ok(pin) => Self::on(work, Hold::Pin(pin)),
             Err(PinError::Missing(missing)) => {
-                work.pin_attempts = work.pin_attempts.saturating_add(1);
+                // Large working sets are asked for in pieces: only what was found before and is missing again counts.
+                let first = missing.first().map(|missing| missing.range.first());
+                if first.is_some() && first <= work.missed {
+                    work.pin_attempts = work.pin_attempts.saturating_add(1);
+                }
+                work.missed = first;
                 leave(work, Leaves::Missing(missing))
             }
             Err(PinError::Invalidating) => leave(work, Leaves::Invalidating),

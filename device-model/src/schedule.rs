@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use job_stream::Priority;
 
+use crate::addr::{ByteRange, Iova, SpaceId};
 use crate::engine::{Leaves, Left};
 use crate::job::{Job, JobError, JobId, JobOutcome};
-use crate::mmu::Missing;
+use crate::mmu::{Missing, PinRange};
 
 /// A job on its way through the engines.
 #[derive(Debug)]
@@ -21,10 +22,14 @@ pub struct Work {
     pub job: Job,
     /// How often an invalidation came between the answers to its misses and its pin.
     pub pin_attempts: u32,
+    /// The first page that its last pin lacked.
+    pub missed: Option<Iova>,
     /// The answer to a miss of it was no: an engine ends the job with this.
     pub failed: Option<JobError>,
     /// How many invalidations had ended when an engine took it: before any pin of it was tried.
     seen: u64,
+    /// How often everything had been discarded when it was submitted.
+    life: u64,
     /// How often its WAIT has looked in vain since it was last told to look.
     looks: u32,
 }
@@ -32,7 +37,7 @@ pub struct Work {
 impl Work {
     /// A job that has not started.
     pub fn new(job: Job) -> Self {
-        Self { job, pin_attempts: 0, failed: None, seen: 0, looks: 0 }
+        Self { job, pin_attempts: 0, missed: None, failed: None, seen: 0, life: 0, looks: 0 }
     }
 }
 
@@ -66,6 +71,8 @@ pub enum Disposed {
     Missing(JobId, Vec<Missing>),
     /// It waits for its turn, or for the end of an invalidation.
     Waits,
+    /// It is from before everything was discarded: nobody waits for it any more.
+    Stale,
 }
 
 #[derive(Debug)]
@@ -152,7 +159,11 @@ pub struct Schedule {
     ready: Ready,
     now: Duration,
     parked: BTreeMap<JobId, Parked>,
+    /// What each job touches, from when an engine first took it to its end, wherever it waits in between.
+    begun: BTreeMap<JobId, Vec<PinRange>>,
     invalidations_ended: u64,
+    /// How often everything was discarded.
+    life: u64,
     paused: bool,
     closing: bool,
 }
@@ -165,7 +176,7 @@ impl Schedule {
 
     /// Takes a new job.
     pub fn submit(&mut self, job: Job) {
-        self.ready.push_back(Work::new(job));
+        self.ready.push_back(Work { life: self.life, ..Work::new(job) });
     }
 
     /// Sets the time. WAITs whose time it is to look again are ready.
@@ -191,9 +202,19 @@ impl Schedule {
         }
         let work = if self.paused { None } else { self.ready.pop() };
         match work {
-            Some(work) => Turn::Run(Work { seen: self.invalidations_ended, ..work }),
+            Some(work) => {
+                self.begun.entry(work.job.id()).or_insert_with(|| work.job.working_set());
+                Turn::Run(Work { seen: self.invalidations_ended, ..work })
+            }
             None => Turn::Wait,
         }
+    }
+
+    /// Whether a job that has begun and not ended touches any of the range. Unlike a pin, which a job loses and takes
+    /// anew, and a section, which has no range, this says what the guest took away under a job.
+    pub fn touches(&self, space: SpaceId, range: ByteRange<Iova>) -> bool {
+        let overlaps = |used: &PinRange| used.space == space && used.range.page_aligned().overlaps(range);
+        self.begun.values().flatten().any(overlaps)
     }
 
     /// Whether an engine has to put its job back at the next step.
@@ -219,8 +240,13 @@ impl Schedule {
     /// Takes a job back that has left its engine.
     pub fn dispose(&mut self, left: Left) -> Disposed {
         let Left { work, leaves } = left;
+        if work.life != self.life {
+            return Disposed::Stale;
+        }
         match leaves {
             Leaves::Finished(outcome) => {
+                // Before its answer can reach the guest, who may take the memory away then.
+                self.begun.remove(&work.job.id());
                 self.look_now();
                 return Disposed::Finished(FinishedJob { job: work.job, outcome });
             }
@@ -309,10 +335,12 @@ impl Schedule {
         self.paused = false;
     }
 
-    /// Discards every job that no engine has. What an engine has comes back, and is recognised as stale.
+    /// Discards every job. What an engine has comes back as [`Disposed::Stale`], and never runs again.
     pub fn discard(&mut self) {
         self.ready.clear();
         self.parked.clear();
+        self.begun.clear();
+        self.life = self.life.wrapping_add(1);
     }
 
     /// Ends the engines at their next step.
@@ -343,84 +371,132 @@ pub fn pages_of(missing: &[Missing]) -> usize {
 }
 
 #[cfg(test)]
+mod turns;
+
+#[cfg(test)]
 mod tests {
-    use std::ops::ControlFlow;
-
-    use job_stream::{At, Compare, Limits, Mode, Space, Stream, verify};
-
     use super::*;
-    use crate::backing::Backing;
-    use crate::job::Treatment;
-    use crate::operands::{self, Operands};
-    use crate::program::Execution;
+    use crate::addr::Access;
+    use crate::device::{Device, DeviceConfig, Effect};
+    use crate::scanout::Rect;
+    use crate::testing::requests::{attach_backing, create_2d, transfer_to_host_2d};
 
-    fn job(id: u64, priority: Priority) -> Job {
-        let wait = Stream::new().wait(At::new(Space::resource(1), 0), Compare::Equal, 1, 0);
-        let program = verify(&wait.finish(), &Limits::default()).unwrap();
-        let entry = crate::request::RawEntry { at: crate::addr::Iova::new(0), len: 4096 };
-        let space = |_| Ok(operands::Space { bytes: 4096, backing: Backing::new(std::iter::once(entry))? });
-        let execution = Execution::new(Operands::new(program, space).unwrap(), Duration::from_secs(1));
-        Job::program(JobId(id), Treatment { mode: Mode::Fault, priority }, execution)
+    const BACKING: u64 = 0x10_0000;
+
+    /// A transfer of one page at [`BACKING`].
+    fn job() -> Job {
+        let mut device = Device::new(DeviceConfig::default());
+        let mut effects = Vec::new();
+        let all = Rect { x: 0, y: 0, width: 32, height: 32 };
+        for request in
+            [create_2d(1, 1, 32, 32), attach_backing(1, &[(BACKING, 4096)]), transfer_to_host_2d(1, all, 0)]
+        {
+            device.control(&request, (), &mut effects);
+        }
+        let run = effects.into_iter().find_map(|effect| match effect {
+            Effect::Run(job) => Some(job),
+            _ => None,
+        });
+        run.unwrap()
     }
 
-    fn turn(schedule: &mut Schedule) -> ControlFlow<Work, ()> {
+    fn schedule() -> Schedule {
+        let mut schedule = Schedule::new();
+        schedule.resume();
+        schedule.submit(job());
+        schedule
+    }
+
+    fn take(schedule: &mut Schedule) -> Work {
         match schedule.turn() {
-            Turn::Run(work) => ControlFlow::Break(work),
-            Turn::Wait | Turn::Close => ControlFlow::Continue(()),
+            Turn::Run(work) => work,
+            other => panic!("{other:?}"),
         }
     }
 
-    fn next(schedule: &mut Schedule) -> Option<Work> {
-        turn(schedule).break_value()
+    fn page(start: u64) -> ByteRange<Iova> {
+        ByteRange::new(Iova::new(start), 4096).unwrap()
+    }
+
+    fn missing(starts: &[u64]) -> Leaves {
+        let one = |start: &u64| Missing { space: SpaceId::DEVICE, range: page(*start), access: Access::Read };
+        Leaves::Missing(starts.iter().map(one).collect())
     }
 
     #[test]
-    fn the_highest_priority_comes_first_and_the_lowest_comes_too() {
-        let mut schedule = Schedule::new();
-        schedule.resume();
-        schedule.submit(job(0, Priority::Low));
-        (1..40).for_each(|id| schedule.submit(job(id, Priority::High)));
-        let order: Vec<u64> =
-            std::iter::from_fn(|| next(&mut schedule)).map(|work| work.job.id().raw()).collect();
-        assert_eq!(order[..3], [1, 2, 3]);
-        assert_eq!(order.iter().position(|id| *id == 0), Some(PATIENCE as usize));
-        assert_eq!(order.len(), 40);
+    fn a_job_is_in_flight_from_its_first_turn_to_its_end_wherever_it_waits() {
+        let mut schedule = schedule();
+        assert!(!schedule.touches(SpaceId::DEVICE, page(BACKING)));
+        let work = take(&mut schedule);
+        let id = work.job.id();
+        assert!(matches!(
+            schedule.dispose(Left { work, leaves: missing(&[BACKING]) }),
+            Disposed::Missing(..)
+        ));
+        assert!(schedule.touches(SpaceId::DEVICE, page(BACKING)));
+        assert!(!schedule.touches(SpaceId::DEVICE, page(BACKING + 4096)));
+        schedule.miss_answered(id, Ok(()));
+        let work = take(&mut schedule);
+        let left = Left { work, leaves: Leaves::Finished(JobOutcome::Done) };
+        assert!(matches!(schedule.dispose(left), Disposed::Finished(_)));
+        assert!(!schedule.touches(SpaceId::DEVICE, page(BACKING)));
     }
 
     #[test]
-    fn a_job_whose_slice_is_over_comes_after_the_others() {
-        let mut schedule = Schedule::new();
-        schedule.resume();
-        (0..2).for_each(|id| schedule.submit(job(id, Priority::Normal)));
-        let work = next(&mut schedule).unwrap();
-        assert!(matches!(schedule.dispose(Left { work, leaves: Leaves::SliceOver }), Disposed::Waits));
-        assert_eq!(
-            [next(&mut schedule), next(&mut schedule)].map(|work| work.unwrap().job.id().raw()),
-            [1, 0]
-        );
+    fn a_job_goes_on_when_every_page_is_answered_and_a_page_named_twice_is_one() {
+        let mut schedule = schedule();
+        let work = take(&mut schedule);
+        let id = work.job.id();
+        let leaves = missing(&[BACKING, BACKING + 4096, BACKING]);
+        assert!(matches!(schedule.dispose(Left { work, leaves }), Disposed::Missing(..)));
+        schedule.miss_answered(id, Ok(()));
+        assert!(matches!(schedule.turn(), Turn::Wait));
+        schedule.miss_answered(id, Err(JobError::Killed));
+        assert_eq!(take(&mut schedule).failed, Some(JobError::Killed));
     }
 
     #[test]
-    fn a_wait_looks_again_later_and_later_and_at_once_when_another_job_has_ended() {
-        let mut schedule = Schedule::new();
-        schedule.resume();
-        (0..2).for_each(|id| schedule.submit(job(id, Priority::Normal)));
-        let (mut waiting, other) = (next(&mut schedule).unwrap(), next(&mut schedule).unwrap());
-        let mut now = Duration::ZERO;
-        for pause in [50, 100, 200, 400, 800, 1000, 1000] {
-            let leaves = Leaves::Waiting { until: Duration::from_secs(1) };
-            let _ = schedule.dispose(Left { work: waiting, leaves });
-            assert_eq!(schedule.next_look(), Some(now + Duration::from_micros(pause)));
-            schedule.set_time(now + Duration::from_micros(pause - 1));
-            assert!(next(&mut schedule).is_none());
-            now += Duration::from_micros(pause);
-            schedule.set_time(now);
-            waiting = next(&mut schedule).unwrap();
+    fn an_invalidation_that_ended_before_the_job_was_parked_does_not_park_it() {
+        let mut schedule = schedule();
+        let work = take(&mut schedule);
+        schedule.invalidation_ended();
+        let left = Left { work, leaves: Leaves::Invalidating };
+        assert!(matches!(schedule.dispose(left), Disposed::Waits));
+        let work = take(&mut schedule);
+        let left = Left { work, leaves: Leaves::Invalidating };
+        assert!(matches!(schedule.dispose(left), Disposed::Waits));
+        assert!(matches!(schedule.turn(), Turn::Wait));
+        schedule.invalidation_ended();
+        drop(take(&mut schedule));
+    }
+
+    /// A reset comes while an engine has the job, and the engine puts it back only then.
+    #[test]
+    fn a_job_from_before_a_discard_never_runs_again() {
+        let ways = [Leaves::TakenOff, Leaves::Evicted, Leaves::Invalidating, missing(&[BACKING])];
+        for leaves in ways.into_iter().chain([Leaves::Finished(JobOutcome::Done)]) {
+            let mut schedule = schedule();
+            let work = take(&mut schedule);
+            schedule.pause();
+            schedule.discard();
+            assert!(matches!(schedule.dispose(Left { work, leaves }), Disposed::Stale));
+            schedule.resume();
+            assert!(matches!(schedule.turn(), Turn::Wait));
+            assert!(!schedule.touches(SpaceId::DEVICE, page(BACKING)));
         }
-        let leaves = Leaves::Waiting { until: now + Duration::from_micros(7) };
-        let _ = schedule.dispose(Left { work: waiting, leaves });
-        assert_eq!(schedule.next_look(), Some(now + Duration::from_micros(7)), "no later than it gives up");
-        let _ = schedule.dispose(Left { work: other, leaves: Leaves::Finished(JobOutcome::Done) });
-        assert_eq!((next(&mut schedule).unwrap().job.id().raw(), schedule.next_look()), (0, None));
+    }
+
+    #[test]
+    fn a_pause_keeps_every_job_and_forgets_what_it_waits_for() {
+        let mut schedule = schedule();
+        let work = take(&mut schedule);
+        assert!(matches!(
+            schedule.dispose(Left { work, leaves: missing(&[BACKING]) }),
+            Disposed::Missing(..)
+        ));
+        schedule.pause();
+        assert!(matches!(schedule.turn(), Turn::Wait) && schedule.must_leave());
+        schedule.resume();
+        drop(take(&mut schedule));
     }
 }

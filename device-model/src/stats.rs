@@ -142,7 +142,7 @@ stats! {
         updates_rejected,
         /// INVALIDATE messages.
         invalidations,
-        /// INVALIDATE messages that found a pin of a job on their range.
+        /// INVALIDATE messages that hit memory of a job that has begun and not ended.
         invalidations_with_work_in_flight,
         /// Pins of registration caches that INVALIDATE messages did not wait for.
         incoherent_pins,

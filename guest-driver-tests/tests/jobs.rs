@@ -247,8 +247,7 @@ fn invalidate_during_a_job_never_leaves_a_late_touch_in_a_coherent_mode() {
         clean += client.guest.dma.oracle().check().unwrap();
         let after = backend.stats().unwrap();
         let in_flight = after.since(&before, "invalidations_with_work_in_flight").unwrap();
-        println!("{mode}: {clean} looks at retired frames, {in_flight} invalidations met a pin");
-        let pinned = matches!(mode, Mode::Fence | Mode::Preempt);
-        assert_eq!(in_flight > 0, pinned, "{mode}: {in_flight}");
+        println!("{mode}: {clean} looks at retired frames, {in_flight} invalidations met a job");
+        assert!(in_flight > 0 && clean > 0, "{mode}: {in_flight} met a job, {clean} frames");
     }
 }

@@ -1,14 +1,17 @@
 //! Misses that are refused, never answered, answered with something else, or overtaken by an invalidation; and
 //! UPDATEs that nobody can use (DESIGN.md 4.5, I7).
 
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use guest_driver_tests::soft_guest::dma::Segment;
 use guest_driver_tests::soft_guest::gpu::HEADER_LEN;
 use guest_driver_tests::soft_guest::iommu::Fault;
 use guest_driver_tests::soft_guest::misses::Miss;
 use guest_driver_tests::soft_guest::wire::{IotlbMessage, PERM_BOTH, PERM_READ, PERM_WRITE};
 use guest_driver_tests::soft_guest::*;
 
+const SECOND: Duration = Duration::from_secs(1);
 const SIDE: u32 = 128;
 const PAGES: u64 = 16;
 
@@ -66,6 +69,65 @@ fn a_miss_that_is_never_answered_is_an_error_after_the_miss_timeout() {
     // The rest of the device lives, and an invalidation waits for nothing.
     guest.driver.ok(&Command::display_info()).unwrap();
     assert_eq!(guest.front_end.invalidate(Iova(0), 0).unwrap().status, 0);
+}
+
+#[test]
+fn a_ring_whose_misses_are_answered_late_is_not_broken() {
+    let (backend, mut guest, surface) = boot(&["--miss-timeout", "300ms"]);
+    let image = picture(SIDE, SIDE, 1);
+    guest.must_show(&surface, &image).unwrap();
+    for queue in [Queue::Control, Queue::Cursor] {
+        let command = match queue {
+            Queue::Control => Command::display_info(),
+            Queue::Cursor => Command::move_cursor(0, (1, 1)),
+        };
+        let late = backend.stats().unwrap().get("miss_timeouts").unwrap();
+        guest.front_end.hold_misses(true);
+        guest.flush_ring(queue).unwrap();
+        let ticket = guest.driver.submit_to(queue, &command).unwrap();
+        let timed_out = |stats: &Stats| stats.get("miss_timeouts").is_ok_and(|now| now > late);
+        assert!(backend.wait_for_stats(5 * SECOND, timed_out).unwrap(), "nothing was late on {queue:?}");
+        guest.front_end.hold_misses(false);
+        let answered = guest.driver.wait_ok(ticket);
+        answered.unwrap_or_else(|error| panic!("{queue:?}: {error}\n{}", backend.stderr()));
+    }
+    guest.must_show(&surface, &image).unwrap();
+    let stats = backend.stats().unwrap();
+    assert_eq!((stats.get("ring_errors").unwrap(), stats.get("miss_refused").unwrap()), (0, 0));
+}
+
+#[test]
+fn a_response_whose_miss_is_answered_late_is_not_lost() {
+    for late_in_ring in [true, false] {
+        let (backend, mut guest, _) = boot(&["--miss-timeout", "300ms"]);
+        // A command without a job: a job whose misses are late fails, and rightly so.
+        let command = Command::display_info().fenced(7);
+        guest.driver.ok(&command).unwrap();
+        let memory = guest.driver.ring(Queue::Control).memory();
+        let ring = memory.address(0)..memory.address(0).plus(memory.pages() as u64 * PAGE);
+        let written = guest.front_end.recent_misses().into_iter().filter(|miss| miss.write);
+        let response = written.map(|miss| miss.iova.page()).rfind(|page| !ring.contains(page)).unwrap();
+        let late = if late_in_ring { ring } else { response..response.plus(PAGE) };
+        // The first write that is missing waits until it is let go: the entry that announces a response, or that.
+        let (let_go, waits) = mpsc::channel::<()>();
+        let (mut waits, range) = (Some(waits), late.clone());
+        guest.front_end.on_miss(Box::new(move |miss| {
+            if miss.write && range.contains(&miss.iova) {
+                // An error says that the test is over.
+                waits.take().map(|waits| waits.recv());
+            }
+            Answer::Serve
+        }));
+        guest.front_end.invalidate(late.start, late.end.0 - late.start.0).unwrap();
+        let ticket = guest.driver.submit(&command).unwrap();
+        let timed_out = |stats: &Stats| stats.get("miss_timeouts").is_ok_and(|now| now > 0);
+        assert!(backend.wait_for_stats(5 * SECOND, timed_out).unwrap(), "nothing was late");
+        let_go.send(()).unwrap();
+        let answered = guest.driver.wait_ok(ticket);
+        let answered = answered.unwrap_or_else(|error| panic!("{error}\n{}", backend.stderr()));
+        assert_eq!((answered.kind(), answered.fence()), (kind::OK_DISPLAY_INFO, Some(7)));
+        assert_eq!(backend.stats().unwrap().get("ring_errors").unwrap(), 0);
+    }
 }
 
 #[test]
@@ -188,11 +250,31 @@ fn an_iova_that_is_used_again_at_once_leads_to_the_new_frame_only() {
 fn an_update_that_was_staged_when_its_page_was_invalidated_is_not_used() {
     let (backend, mut guest, mut surface) = boot(&[]);
     let image = picture(SIDE, SIDE, 3);
-    // Each answer to a miss of the surface comes twice as slowly as it could: UPDATE, then an INVALIDATE of another
-    // thread may come before the reply.
-    let front_end = guest.front_end.clone();
+    let page = surface.buffer.address(0);
+    guest.front_end.on_miss(Box::new(move |miss| {
+        if miss.iova.page() == page { Answer::ServeTorn } else { Answer::Serve }
+    }));
+    let ticket = guest.driver.submit(&transfer(&surface)).unwrap();
+    assert!(guest.front_end.wait_for_misses(Duration::from_secs(5), |counts| counts.torn == 1));
+    // Between the UPDATE and the reply that makes it good, the page moves.
+    let frame = guest.dma.space().frames().take(1).unwrap()[0];
+    guest.dma.swap_page(&mut surface.buffer, 0, frame).unwrap();
+    surface.draw(&image).unwrap();
+    guest.front_end.release_replies();
+    guest.driver.wait_ok(ticket).unwrap();
+    assert_eq!(guest.dma.oracle().check().unwrap(), 1);
+    let asked = guest.front_end.recent_misses().iter().filter(|miss| miss.iova.page() == page).count();
+    assert_eq!(asked, 2, "the page has to be asked for again");
+    guest.must_show(&surface, &image).unwrap();
+    assert_eq!(backend.stats().unwrap().get("jobs_failed").unwrap(), 0);
+}
+
+#[test]
+fn pages_that_move_while_they_are_asked_for_are_right_in_the_end() {
+    let (backend, mut guest, mut surface) = boot(&[]);
+    let image = picture(SIDE, SIDE, 3);
     for round in 0..200 {
-        front_end.invalidate(Iova(0), 0).unwrap();
+        guest.front_end.invalidate(Iova(0), 0).unwrap();
         let ticket = guest.driver.submit(&transfer(&surface)).unwrap();
         let page = round % surface.buffer.pages();
         let frame = guest.dma.space().frames().take(1).unwrap()[0];
@@ -220,4 +302,47 @@ fn one_huge_update_serves_all_its_pages() {
     // A part of it goes: the rest may be asked for again, and the data is right.
     guest.front_end.invalidate(surface.buffer.address(100 * PAGE), PAGE).unwrap();
     guest.must_show(&surface, &image).unwrap();
+}
+
+#[test]
+fn a_request_of_many_pages_is_read_although_flushes_fall_between_its_misses() {
+    // The surface has the rest of the quota.
+    const ENTRIES: usize = 16000;
+    const FLUSH_EVERY: u64 = 24;
+    let (backend, mut guest, surface) = boot(&[]);
+    guest.driver.ok(&Command::create_2d(1000, Format::B8G8R8A8, 8, 8)).unwrap();
+    let entry = Segment { at: surface.buffer.address(0), len: PAGE as u32 };
+    let command = Command::attach_backing(1000, &[entry; ENTRIES]).bytes();
+    let len = command.len() as u64;
+    let pages = len.div_ceil(PAGE);
+    let request = guest.dma.space().allocate(pages as usize, Permission::ReadOnly).unwrap();
+    request.write(0, &command).unwrap();
+    let response = guest.dma.space().allocate(1, Permission::WriteOnly).unwrap();
+    let ram = guest.dma.space().frames().ram().clone();
+    let users: Vec<_> = request.frames().iter().map(|&frame| ram.user_addr(frame).unwrap()).collect();
+    // All of the request is never there at once: it is flushed before every 24th of its misses is answered.
+    let (first, mut asked) = (request.address(0), 0);
+    guest.front_end.on_miss(Box::new(move |miss| {
+        let page = miss.iova.0.wrapping_sub(first.0) / PAGE;
+        let Some(&user) = users.get(page as usize) else { return Answer::Serve };
+        asked += 1;
+        let flush = (asked % FLUSH_EVERY == 0).then(|| IotlbMessage::invalidate(first, pages * PAGE));
+        let update = IotlbMessage::update(miss.iova.page(), PAGE, user, PERM_BOTH);
+        Answer::Odd { updates: flush.into_iter().chain([update]).collect(), status: 0 }
+    }));
+    let before = backend.stats().unwrap();
+    let ring = guest.driver.ring(Queue::Control);
+    let head = ring.submit(&request.segments(0, len), &response.segments(0, HEADER_LEN as u64)).unwrap();
+    ring.kick().unwrap();
+    let used = ring.wait_used(10 * SECOND).unwrap();
+    assert_eq!(
+        used.iter().map(|used| (used.head, used.len)).collect::<Vec<_>>(),
+        [(head, HEADER_LEN as u32)]
+    );
+    let mut kind = [0; 4];
+    response.read(0, &mut kind).unwrap();
+    assert_eq!(u32::from_le_bytes(kind), kind::OK_NODATA);
+    let after = backend.stats().unwrap();
+    assert!(after.since(&before, "invalidations").unwrap() >= pages / FLUSH_EVERY);
+    assert_eq!(guest.front_end.miss_counts().updates_rejected, 0);
 }

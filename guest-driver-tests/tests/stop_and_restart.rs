@@ -155,3 +155,38 @@ fn a_frozen_front_end_costs_no_transfer_its_answer() {
     guest.driver.wait_ok(ticket).unwrap();
     assert_eq!(backend.stats().unwrap().get("miss_timeouts").unwrap(), 0);
 }
+
+#[test]
+fn a_back_end_that_is_frozen_in_a_drain_revokes_nothing() {
+    // A step takes 20 ms, and an engine has 50 ms for it once it is told to leave. The freeze takes far longer.
+    const FREEZE: Duration = Duration::from_millis(150);
+    const ROUNDS: usize = 20;
+    let (backend, mut guest, surface) = boot(&["--inject", "step-delay=20ms"]);
+    let mut frozen = 0;
+    for round in 0..ROUNDS {
+        let ticket = guest.driver.submit(&transfer(&surface)).unwrap();
+        let stats = backend.stats().unwrap();
+        let (steps, parked) = (stats.get("job_steps").unwrap(), stats.get("acks_parked").unwrap());
+        let runs = |stats: &Stats| stats.get("job_steps").is_ok_and(|now| now > steps);
+        assert!(backend.wait_for_stats(Duration::from_secs(5), runs).unwrap(), "round {round}: no step");
+        let in_drain = |stats: &Stats| stats.get("acks_parked").is_ok_and(|now| now > parked);
+        let (stopped, drained) = std::thread::scope(|scope| {
+            let freezer = scope.spawn(|| {
+                // A stop that finds the engine between two steps has nothing to wait for.
+                let in_drain = backend.wait_for_stats(Duration::from_millis(100), in_drain).unwrap();
+                backend.signal(libc::SIGSTOP).unwrap();
+                wire::wait_readable(&[], Some(FREEZE)).unwrap();
+                backend.signal(libc::SIGCONT).unwrap();
+                in_drain
+            });
+            (guest.stop(), freezer.join().unwrap())
+        });
+        frozen += usize::from(drained);
+        stopped.unwrap_or_else(|error| panic!("round {round}: {error}\n{}", backend.stderr()));
+        assert_eq!(backend.stats().unwrap().get("revocations").unwrap(), 0, "round {round}");
+        guest.start().unwrap();
+        guest.driver.wait_ok(ticket).unwrap();
+    }
+    assert!(frozen >= ROUNDS / 2, "only {frozen} of {ROUNDS} freezes hit a drain");
+    assert_eq!(backend.stats().unwrap().get("connections").unwrap(), 1);
+}

@@ -4,9 +4,10 @@
 
 use std::io;
 use std::mem::MaybeUninit;
+use std::os::fd::RawFd;
 use std::ptr;
 use std::sync::Once;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
 
 /// Most regions of all sessions together. A memory table has 32 at the most; two tables live at once while one
 /// replaces the other.
@@ -25,6 +26,19 @@ static TABLE: [Entry; SLOTS] =
 
 /// Holes that were papered over since the start of the process.
 static HOLES: AtomicU64 = AtomicU64::new(0);
+
+/// The eventfd that is told of a hole; -1: nobody is.
+static LISTENER: AtomicI32 = AtomicI32::new(-1);
+
+/// Has an eventfd told of holes, until [`wake_nobody`].
+pub fn wake_at_a_hole(eventfd: RawFd) {
+    LISTENER.store(eventfd, Ordering::Release);
+}
+
+/// Before the eventfd is closed.
+pub fn wake_nobody() {
+    LISTENER.store(-1, Ordering::Release);
+}
 
 /// How often a region turned out to have no memory behind it, since the start of the process.
 pub fn holes() -> u64 {
@@ -106,6 +120,9 @@ fn paper_over(address: usize) -> bool {
         // SAFETY: the page lies in a registered mapping of ours, which is not unmapped while it is registered.
         let result = unsafe { libc::mmap(start as *mut libc::c_void, page, protection, flags, -1, 0) };
         HOLES.fetch_add(1, Ordering::AcqRel);
+        let one = 1u64.to_ne_bytes();
+        // SAFETY: the bytes are ours; -1 and a closed descriptor are errors that change nothing.
+        unsafe { libc::write(LISTENER.load(Ordering::Acquire), one.as_ptr().cast(), one.len()) };
         return result != libc::MAP_FAILED;
     }
     false

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use device_model::scanout::DisplayAnswer;
 
 use crate::engine::FinishedJob;
-use crate::miss_port::MissAnswer;
+use crate::miss_port::{MissAnswer, RingWait};
 use crate::wake::Waker;
 
 /// Which side of a ring waits for a translation.
@@ -36,8 +36,8 @@ pub enum Mail {
     },
     /// One page that a ring waits for was answered.
     MissAnswered {
-        /// The ring.
-        queue: usize,
+        /// The ring, and when it asked.
+        wait: RingWait,
         /// Which side of it.
         side: Side,
         /// How.

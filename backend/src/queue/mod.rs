@@ -25,7 +25,7 @@ use self::mailbox::{Mail, Mailbox, Side};
 use self::ring::{Pending, Published, Ring, SharedRing, Taken};
 use crate::display::Display;
 use crate::engine::FinishedJob;
-use crate::miss_port::{MissPort, Waiter};
+use crate::miss_port::{MissAnswer, MissPort, RingWait, Waiter};
 use crate::scheduler::Scheduler;
 use crate::wake::Poller;
 
@@ -153,7 +153,7 @@ impl Queues<'_, '_> {
                 Mail::DisplayAnswered { ticket, answer } => {
                     self.thread.device.display_answer(ticket, answer, &mut self.effects);
                 }
-                Mail::MissAnswered { queue, side, answer } => self.miss_answered(queue, side, answer),
+                Mail::MissAnswered { wait, side, answer } => self.miss_answered(wait, side, answer),
                 Mail::Features(features) => self.thread.device.set_features(features),
                 Mail::Reset => self.reset(),
                 Mail::Close => {
@@ -190,9 +190,10 @@ impl Queues<'_, '_> {
         }
     }
 
-    fn miss_answered(&mut self, queue: usize, side: Side, answer: crate::miss_port::MissAnswer) {
+    fn miss_answered(&mut self, wait: RingWait, side: Side, answer: MissAnswer) {
+        let queue = wait.queue;
         if let (Some(ring), Some(ready)) = (self.rings.get_mut(queue), self.ready.get_mut(queue))
-            && ring.miss_answered(side, answer)
+            && ring.miss_answered(wait, side, answer)
         {
             *ready = true;
         }
@@ -205,6 +206,8 @@ impl Queues<'_, '_> {
         drop(pending);
         self.effects.clear();
         self.thread.stats.jobs_discarded.add(std::mem::take(&mut self.jobs));
+        // A command that was taken just before the stop may have submitted a job after the session discarded them.
+        self.thread.scheduler.discard();
         self.thread.display.reset();
         self.rings.iter_mut().for_each(Ring::reset);
         self.ready = [false; QUEUES];
@@ -238,8 +241,10 @@ impl Queues<'_, '_> {
                 true
             }
             Taken::Again => true,
+            // It came back between the two looks.
+            Taken::Missing(missing) if missing.is_empty() => true,
             Taken::Missing(missing) => {
-                self.thread.misses.request(Waiter::RingInput(queue), missing);
+                self.thread.misses.request(Waiter::RingInput(self.rings[queue].wait()), missing);
                 false
             }
             Taken::Broke(error) => {
@@ -297,7 +302,7 @@ impl Queues<'_, '_> {
     }
 
     fn ask_for_output(&self, queue: usize, missing: Vec<Missing>) {
-        self.thread.misses.request(Waiter::RingOutput(queue), missing);
+        self.thread.misses.request(Waiter::RingOutput(self.rings[queue].wait()), missing);
     }
 
     fn broke(&self, queue: usize, error: &RingError) {

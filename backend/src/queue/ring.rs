@@ -15,11 +15,11 @@ use device_model::addr::SpaceId;
 use device_model::mmu::{JobMemory, Missing, RingMemory};
 use vhost_user_backend::{VringMutex, VringState, VringT};
 use virtio_queue::QueueT;
-use vm_memory::GuestAddressSpace;
+use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemory, Permissions};
 
 use super::chain::{self, Chain, RingError, Segment};
 use super::mailbox::Side;
-use crate::miss_port::{MissAnswer, pages_of};
+use crate::miss_port::{MissAnswer, RingWait, pages_of};
 
 /// Most descriptors of a chain: as many as the largest ring has.
 const MAX_CHAIN: usize = super::MAX_QUEUE_SIZE as usize;
@@ -57,6 +57,13 @@ pub struct Pending {
     pub queue: usize,
     head: u16,
     response: Vec<Segment>,
+}
+
+/// A command whose request is not yet copied as a whole.
+struct Inbound {
+    chain: Chain,
+    /// What has been copied: it goes on behind that, so that flushes between its misses do not keep it from its end.
+    request: Vec<u8>,
 }
 
 /// A command that is answered; the answer is on its way to the guest.
@@ -106,6 +113,11 @@ struct Wait {
     refused: bool,
 }
 
+/// The part of a segment from `offset` on.
+fn rest_of(segment: Segment, offset: usize) -> Option<Segment> {
+    Segment::inclusive(segment.first().checked_add(offset as u64)?, segment.last())
+}
+
 /// The device's side of one virtqueue; owned by the queue thread.
 pub struct Ring<'a> {
     index: usize,
@@ -114,7 +126,7 @@ pub struct Ring<'a> {
     /// Bytes of the largest request.
     max_request: usize,
     /// Taken off the ring; its request is being copied.
-    inbound: Option<Chain>,
+    inbound: Option<Inbound>,
     outbound: VecDeque<Completion>,
     /// Heads that the driver must not offer again before they are used.
     in_flight: BTreeSet<u16>,
@@ -122,6 +134,8 @@ pub struct Ring<'a> {
     output: Wait,
     broken: bool,
     resets: u64,
+    /// How often it was started or enabled.
+    starts: u32,
 }
 
 impl<'a> Ring<'a> {
@@ -139,11 +153,13 @@ impl<'a> Ring<'a> {
             output: Wait::default(),
             broken: false,
             resets: 0,
+            starts: 0,
         }
     }
 
     /// The session started or enabled the ring: what it waited for is forgotten (a stop forgets all misses).
     pub fn restarted(&mut self) {
+        self.starts = self.starts.wrapping_add(1);
         self.input = Wait::default();
         self.output = Wait::default();
         self.broken = false;
@@ -167,8 +183,8 @@ impl<'a> Ring<'a> {
             if self.input.in_ring {
                 return Taken::Broke(self.break_ring(RingError::Unmapped("read")));
             }
-            if let Some(chain) = self.inbound.take() {
-                return Taken::Unreadable(self.pending(chain));
+            if let Some(inbound) = self.inbound.take() {
+                return Taken::Unreadable(self.pending(inbound.chain));
             }
         }
         let shared = self.shared;
@@ -203,7 +219,7 @@ impl<'a> Ring<'a> {
                 Err(Taken::Broke(self.break_ring(RingError::Twice { head: chain.head })))
             }
             Ok(Some(chain)) => {
-                self.inbound = Some(chain);
+                self.inbound = Some(Inbound { chain, request: Vec::new() });
                 Ok(())
             }
             Ok(None) => Err(self.wait_for_kick(vring)),
@@ -224,44 +240,55 @@ impl<'a> Ring<'a> {
     }
 
     fn copy_in(&mut self) -> Taken {
-        let Some(chain) = self.inbound.take() else { return Taken::Idle };
-        match self.read_request(&chain) {
-            Ok(Some(request)) => Taken::Command(request, self.pending(chain)),
-            Ok(None) => Taken::Unreadable(self.pending(chain)),
+        let Some(Inbound { chain, mut request }) = self.inbound.take() else { return Taken::Idle };
+        match self.read_request(&chain, &mut request) {
+            Ok(true) => Taken::Command(request, self.pending(chain)),
+            Ok(false) => Taken::Unreadable(self.pending(chain)),
             Err(missing) => {
-                self.inbound = Some(chain);
+                self.inbound = Some(Inbound { chain, request });
                 self.input_waits(missing, false)
             }
         }
     }
 
-    /// The whole request; `None` if it is longer than any request is. Memory is taken for what was proved to be
-    /// there, a chunk at a time.
-    fn read_request(&self, chain: &Chain) -> Result<Option<Vec<u8>>, Vec<Missing>> {
-        let mut request = Vec::new();
-        for segment in &chain.readable {
-            if segment.len() > self.max_request.saturating_sub(request.len()) as u128 {
-                return Ok(None);
-            }
-            self.read_segment(*segment, &mut request)?;
+    /// Reads what `request` lacks of the chain; `false` if it is longer than any request is. Memory is taken for what
+    /// was proved to be there, a chunk at a time.
+    fn read_request(&self, chain: &Chain, request: &mut Vec<u8>) -> Result<bool, Vec<Missing>> {
+        let len: u128 = chain.readable.iter().map(|segment| segment.len()).sum();
+        if len > self.max_request as u128 {
+            return Ok(false);
         }
-        Ok(Some(request))
+        let mut before = 0;
+        for segment in &chain.readable {
+            let end = before + segment.len() as usize;
+            while request.len() < end {
+                let Some(rest) = rest_of(*segment, request.len() - before) else { return Ok(false) };
+                self.read_chunk(rest, request)?;
+            }
+            before = end;
+        }
+        Ok(true)
     }
 
-    fn read_segment(&self, segment: Segment, request: &mut Vec<u8>) -> Result<(), Vec<Missing>> {
-        let (mut at, mut left) = (segment.first(), segment.len() as usize);
-        while left > 0 {
-            let (have, chunk) = (request.len(), left.min(COPY_CHUNK));
+    /// Copies the beginning of `rest`, or says which of its first pages are missing.
+    fn read_chunk(&self, rest: Segment, request: &mut Vec<u8>) -> Result<(), Vec<Missing>> {
+        let have = request.len();
+        let chunk = COPY_CHUNK.min(usize::try_from(rest.len()).unwrap_or(COPY_CHUNK));
+        let section = self.memory.enter();
+        let there = section.check_range(GuestAddress(rest.first().raw()), chunk, Permissions::Read);
+        if there {
             request.resize(have + chunk, 0);
-            let section = self.memory.enter();
-            if section.read(SpaceId::DEVICE, at, &mut request[have..]).is_err() {
-                return Err(self.memory.take_missing());
+            if section.read(SpaceId::DEVICE, rest.first(), &mut request[have..]).is_ok() {
+                return Ok(());
             }
-            left -= chunk;
-            // OVERFLOW: at the end of the space nothing is left.
-            at = at.checked_add(chunk as u64).unwrap_or(at);
+            request.truncate(have);
         }
-        Ok(())
+        // A look at each page notes it, if it is missing: all of them are asked for at once.
+        let pages = Segment::new(rest.first(), chunk as u64).into_iter().flat_map(Segment::pages);
+        for page in pages {
+            section.check_range(GuestAddress(page.raw()), 1, Permissions::Read);
+        }
+        Err(self.memory.take_missing())
     }
 
     fn pending(&self, chain: Chain) -> Pending {
@@ -386,13 +413,22 @@ impl<'a> Ring<'a> {
         }
     }
 
-    /// One page that a side waits for was answered; `true`: it was the last one, go on.
-    pub fn miss_answered(&mut self, side: Side, answer: MissAnswer) -> bool {
+    /// Who asks for what the ring lacks.
+    pub fn wait(&self) -> RingWait {
+        RingWait { queue: self.index, start: self.starts }
+    }
+
+    /// One page that a side waits for was answered; `true`: it was the last one, go on. A page that was not answered
+    /// in time is asked for again: the front-end may have stood still, and only its refusal says that there is nothing.
+    pub fn miss_answered(&mut self, asked: RingWait, side: Side, answer: MissAnswer) -> bool {
+        if asked != self.wait() {
+            return false;
+        }
         let wait = match side {
             Side::Input => &mut self.input,
             Side::Output => &mut self.output,
         };
-        wait.refused |= answer != MissAnswer::Mapped && wait.left > 0;
+        wait.refused |= answer == MissAnswer::Refused && wait.left > 0;
         wait.left = wait.left.saturating_sub(1);
         wait.left == 0
     }

@@ -7,10 +7,11 @@ use std::time::Duration;
 use device_model::addr::{ByteRange, Gpa, Iova, SpaceId};
 use device_model::job::JobError;
 use device_model::mmu::miss::{Answer, MissRequest, Outcome, Requested, Resolution, UpdateVerdict};
-use device_model::mmu::{HostRange, Invalidation, Missing, Permissions};
+use device_model::mmu::{HostRange, Invalidation, MapError, Missing, Permissions};
 use log::{debug, warn};
 
-use super::state::SessionState;
+use super::state::{SessionState, map_region};
+use crate::memory::Region;
 use crate::miss_port::{MissAnswer, Waiter};
 use crate::queue::mailbox::{Mail, Side};
 use crate::vhost_user::channel::ChannelError;
@@ -58,8 +59,7 @@ impl SessionState {
         self.stats.invalidations.add(1);
         self.misses.invalidate(SpaceId::DEVICE, range);
         let invalidation = self.mirror.begin(SpaceId::DEVICE, range);
-        // Sections have no range: one that is open, of a ring above all, says nothing about this invalidation.
-        if invalidation.in_flight().pins > 0 {
+        if self.scheduler.touches(SpaceId::DEVICE, invalidation.range()) {
             self.stats.invalidations_with_work_in_flight.add(1);
         }
         self.stats.incoherent_pins.add(invalidation.incoherent() as u64);
@@ -75,7 +75,10 @@ impl SessionState {
                     Answer::Resolved(resolution) => self.resolve(resolution),
                     Answer::AskedAgain => self.stats.miss_retries.add(1),
                     Answer::Stale => {}
-                    Answer::Unexpected => warn!("The front-end answers a MISS that was never sent"),
+                    Answer::Unexpected => {
+                        self.lose_channel(&ChannelError::Unasked);
+                        return false;
+                    }
                 },
                 Ok(None) => return true,
                 Err(e) => {
@@ -128,7 +131,8 @@ impl SessionState {
 
     fn request(&mut self, now: Duration, page: MissRequest, waiter: Waiter) -> Requested {
         if !self.has_iommu() {
-            self.answer(waiter, page, self.physical_answer(page));
+            let Some(answer) = self.physical_answer(page) else { return Requested::Full };
+            self.answer(waiter, page, answer);
         } else if self.channel.is_none() {
             self.answer(waiter, page, MissAnswer::Refused);
         } else {
@@ -137,11 +141,16 @@ impl SessionState {
         Requested::Queued
     }
 
-    /// Without an IOMMU nobody is asked: an address is in the memory table, or it is not.
-    fn physical_answer(&self, page: MissRequest) -> MissAnswer {
-        let gpa = Gpa::new(page.iova.raw());
-        let known = self.memory.regions().iter().any(|region| region.gpa().contains(gpa));
-        if known { MissAnswer::Mapped } else { MissAnswer::Refused }
+    /// Without an IOMMU nobody is asked: the page is in the memory table, and mapped again, or it is not. `None`: an
+    /// invalidation of it is under way, ask again after that.
+    fn physical_answer(&mut self, page: MissRequest) -> Option<MissAnswer> {
+        let wanted = ByteRange::inclusive(page.iova, page.iova).map(ByteRange::page_aligned)?;
+        let region = self.memory.regions().iter().find(|region| holds(region, wanted));
+        match region.map(|region| map_region(&mut self.mirror, region)) {
+            Some(Ok(())) => Some(MissAnswer::Mapped),
+            Some(Err(MapError::Invalidating { .. })) => None,
+            Some(Err(_)) | None => Some(MissAnswer::Refused),
+        }
     }
 
     /// Ends the misses that were not answered in time.
@@ -182,11 +191,11 @@ impl SessionState {
     fn answer(&self, waiter: Waiter, page: MissRequest, answer: MissAnswer) {
         match waiter {
             Waiter::Job(id) => self.scheduler.miss_answered(id, job_answer(page, answer)),
-            Waiter::RingInput(queue) => {
-                self.queue.mailbox.post(Mail::MissAnswered { queue, side: Side::Input, answer });
+            Waiter::RingInput(wait) => {
+                self.queue.mailbox.post(Mail::MissAnswered { wait, side: Side::Input, answer });
             }
-            Waiter::RingOutput(queue) => {
-                self.queue.mailbox.post(Mail::MissAnswered { queue, side: Side::Output, answer });
+            Waiter::RingOutput(wait) => {
+                self.queue.mailbox.post(Mail::MissAnswered { wait, side: Side::Output, answer });
             }
         }
     }
@@ -196,6 +205,12 @@ impl SessionState {
         warn!("The back-end channel is gone, no translation can be asked for any more: {error}");
         self.channel = None;
     }
+}
+
+/// Whether all of a page of guest-physical addresses lies in the region.
+fn holds(region: &Region, page: ByteRange<Iova>) -> bool {
+    let gpa = region.gpa();
+    gpa.contains(Gpa::new(page.first().raw())) && gpa.contains(Gpa::new(page.last().raw()))
 }
 
 /// What the answer to a miss means for a job that needs the page.

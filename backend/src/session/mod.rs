@@ -13,7 +13,7 @@ pub mod start;
 mod state;
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -25,6 +25,7 @@ use vhost::vhost_user::BackendReqHandler;
 
 use self::drain::{Draining, For, Owed, Progress};
 pub use self::state::SessionState;
+use crate::memory::sigbus;
 use crate::vhost_user::channel::Channel;
 use crate::vhost_user::iotlb::{self, IotlbEvent};
 use crate::vhost_user::peek::{self, Next, PeekError};
@@ -35,6 +36,9 @@ use crate::wake::{Poller, Waker};
 const MESSAGE_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the end of a session waits for what is in flight, after memory was revoked.
 const LAST_DRAIN: Duration = Duration::from_secs(1);
+
+/// Messages that are read before everything else is looked at again.
+const MESSAGES_A_TURN: u32 = 64;
 
 const MAIN: u64 = 0;
 const CHANNEL: u64 = 1;
@@ -93,6 +97,9 @@ pub enum SessionEnd {
     /// A socket or epoll failed.
     #[error("The session's sockets failed")]
     Io(#[from] io::Error),
+    /// A file behind the guest's memory became shorter than the memory table says.
+    #[error("The front-end's memory has lost pages that the memory table has: a file was truncated")]
+    MemoryLost,
     /// An engine did not reach the end of its step: memory was revoked.
     #[error("An engine did not reach the end of a step: guest memory was revoked, and the session is over")]
     Revoked,
@@ -113,6 +120,10 @@ pub struct Session {
     /// When the message that has begun has to be whole.
     message_due: Option<Duration>,
     signalled: bool,
+    /// The descriptor of the signals.
+    signal: RawFd,
+    /// Holes in guest memory before this session.
+    holes: u64,
 }
 
 impl Session {
@@ -130,6 +141,7 @@ impl Session {
         let main = Events::EPOLLIN | Events::EPOLLOUT | Events::EPOLLRDHUP | edge;
         poller.add(socket.as_raw_fd(), MAIN, main)?;
         poller.add(waker.as_raw_fd(), WAKE, Events::EPOLLIN | edge)?;
+        sigbus::wake_at_a_hole(waker.as_raw_fd());
         poller.add(signal.as_fd().as_raw_fd(), SIGNAL, Events::EPOLLIN)?;
         // The crate handles one request at a time, on this thread: the mutex is what its trait asks for.
         let state = Arc::new(Mutex::new(state));
@@ -146,6 +158,8 @@ impl Session {
             readable: true,
             message_due: Some(MESSAGE_DEADLINE),
             signalled: false,
+            signal: signal.as_fd().as_raw_fd(),
+            holes: sigbus::holes(),
         })
     }
 
@@ -173,10 +187,16 @@ impl Session {
         if self.signalled {
             return Err(SessionEnd::Signal);
         }
+        if sigbus::holes() != self.holes {
+            return Err(SessionEnd::MemoryLost);
+        }
         let now = self.now();
         self.lock().read_answers(now);
         self.look_at_owed()?;
-        while matches!(self.owed, Owed::Nothing) && self.readable {
+        for _ in 0..MESSAGES_A_TURN {
+            if !self.may_read() {
+                break;
+            }
             self.next_message()?;
         }
         if self.message_due.is_some_and(|due| due <= self.now()) {
@@ -187,6 +207,11 @@ impl Session {
         state.expire_misses(now);
         state.send_misses(now);
         Ok(())
+    }
+
+    /// Whether the next message may be looked at, and there may be one.
+    fn may_read(&self) -> bool {
+        matches!(self.owed, Owed::Nothing) && self.readable
     }
 
     fn wait(&mut self) -> io::Result<()> {
@@ -206,6 +231,9 @@ impl Session {
 
     /// Milliseconds until the next deadline, rounded up; -1: there is none.
     fn timeout(&self) -> i32 {
+        if self.may_read() {
+            return 0;
+        }
         let owed = match &self.owed {
             Owed::Drain(draining) => Some(draining.deadline()),
             Owed::Nothing | Owed::Unsent(_) => None,
@@ -303,7 +331,7 @@ impl Session {
                 self.lock().stop_all();
                 self.drain_first(header, Duration::ZERO)
             }
-            request::SET_MEM_TABLE | request::REM_MEM_REG => {
+            request::SET_FEATURES | request::SET_MEM_TABLE | request::REM_MEM_REG => {
                 self.drain_first(header, self.config.drain_timeout)
             }
             _ => self.hand_over(header),
@@ -394,7 +422,7 @@ impl Session {
         let refusal = self.lock().refusal.take();
         match (result, refusal) {
             (Ok(()), None) => Ok(()),
-            (_, Some(why)) if header.needs_reply() => {
+            (_, Some(why)) if header.needs_reply() && self.lock().has_reply_ack() => {
                 warn!("Message {} of the front-end is refused: {why}", header.code());
                 Ok(())
             }
@@ -462,7 +490,10 @@ impl Session {
 
     /// Gives everything back: rings stop, jobs come off, memory goes away when nothing uses it any more.
     fn close(self) {
-        let Self { state, requests, socket, poller, waker, .. } = self;
+        let Self { state, requests, socket, poller, waker, signal, .. } = self;
+        sigbus::wake_nobody();
+        // It stays readable, and must not keep the last drain from waiting.
+        let _ = poller.remove(signal);
         // The front-end sees the end of the connection once everything is drained.
         drop(requests);
         let Some(state) = Arc::into_inner(state) else {

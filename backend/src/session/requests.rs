@@ -99,6 +99,7 @@ impl SessionState {
     }
 
     fn start_ring(&mut self, queue: usize, kick: File) -> Result<()> {
+        self.forget_kick(queue);
         if let Err(e) = set_nonblocking(&kick) {
             return self.refuse_error(&e);
         }
@@ -111,11 +112,15 @@ impl SessionState {
         // ORDERING: Release pairs with the queue thread's Acquire.
         ring.fresh.store(true, Ordering::Release);
         ring.vring.set_queue_ready(true);
+        if self.features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0 {
+            // Without the message that enables rings, a started one is enabled.
+            ring.vring.set_enabled(true);
+        }
         self.ring_changed(queue);
         Ok(())
     }
 
-    fn forget_kick(&self, queue: usize) {
+    pub(super) fn forget_kick(&self, queue: usize) {
         let ring = self.shared_ring(queue);
         let kick = ring.vring.get_ref().get_kick().as_ref().map(AsRawFd::as_raw_fd);
         if let Some(kick) = kick {
@@ -159,7 +164,6 @@ impl VhostUserBackendReqHandlerMut for SessionState {
     }
 
     fn reset_device(&mut self) -> Result<()> {
-        (0..QUEUES).for_each(|queue| self.forget_kick(queue));
         SessionState::reset_device(self);
         Ok(())
     }
@@ -241,14 +245,18 @@ impl VhostUserBackendReqHandlerMut for SessionState {
         };
         if self.bases[queue].is_some_and(|given| given != base) {
             // The front-end does not go on where it stopped: the driver has reset the device, and nobody said so.
-            SessionState::reset_device(self);
+            self.discard_device();
         }
         self.shared_ring(queue).vring.set_queue_next_avail(base);
         Ok(())
     }
 
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
-        let queue = self.ring(index)?;
+        let queue = usize::try_from(index).unwrap_or(usize::MAX);
+        if queue >= QUEUES {
+            // The crate has no reply that says no, and the front-end waits for one: the session ends.
+            return Err(Error::InvalidParam);
+        }
         self.stop_ring(queue);
         self.forget_kick(queue);
         let base = self.shared_ring(queue).vring.queue_next_avail();
@@ -311,7 +319,8 @@ impl VhostUserBackendReqHandlerMut for SessionState {
         let end = start.saturating_add(len);
         match self.config_space.get(start..end) {
             Some(bytes) => Ok(bytes.to_vec()),
-            None => self.refuse(format!("Configuration space has no bytes {start} to {end}")),
+            // The crate tells the front-end with a payload of no bytes.
+            None => Err(Error::InvalidParam),
         }
     }
 

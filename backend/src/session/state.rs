@@ -11,6 +11,7 @@ use device_model::mmu::miss::{MissRequest, MissTable};
 use device_model::mmu::{Drained, Ended, HostRange, Invalidation, MirrorWriter, Permissions};
 use device_model::stats::Stats;
 use log::warn;
+use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost_user_backend::VringT;
 use virtio_queue::QueueT;
 
@@ -69,6 +70,11 @@ impl SessionState {
     /// Whether addresses are IOVAs. Without, they are guest-physical, and the mirror holds the memory table.
     pub fn has_iommu(&self) -> bool {
         self.features & ACCESS_PLATFORM != 0
+    }
+
+    /// Whether a refusal can be told.
+    pub fn has_reply_ack(&self) -> bool {
+        self.protocol_features & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0
     }
 
     /// Begins to invalidate everything.
@@ -153,14 +159,27 @@ impl SessionState {
     /// everything is drained.
     pub fn reset_device(&mut self) {
         self.stop_all();
+        for (queue, ring) in self.queue.rings.iter().enumerate() {
+            self.forget_kick(queue);
+            ring.vring.set_enabled(false);
+        }
+        self.discard_device();
+    }
+
+    /// Forgets what the driver built, and leaves the rings as they are: of a reset that nobody announced, one ring may
+    /// tell when another is started already.
+    pub fn discard_device(&mut self) {
         self.scheduler.discard();
         self.bases = [None; QUEUES];
         for ring in self.queue.rings.iter() {
-            ring.vring.set_enabled(false);
             // ORDERING: Release: a ring that is started after this is not served before the reset is heard of.
             ring.resets.fetch_add(1, Ordering::Release);
         }
         self.queue.mailbox.post(Mail::Reset);
+        self.queue.mailbox.post(Mail::Features(self.features));
+        for queue in (0..QUEUES).filter(|queue| self.is_served(*queue)) {
+            self.queue.mailbox.post(Mail::RingReady(queue));
+        }
     }
 
     /// The next moment at which a miss is overdue.
@@ -170,7 +189,10 @@ impl SessionState {
 }
 
 /// Enters a region of guest memory under its guest-physical addresses.
-fn map_region(mirror: &mut MirrorWriter, region: &Region) -> Result<(), device_model::mmu::MapError> {
+pub(super) fn map_region(
+    mirror: &mut MirrorWriter,
+    region: &Region,
+) -> Result<(), device_model::mmu::MapError> {
     let gpa = region.gpa();
     // A guest-physical address is what the device uses as an address without an IOMMU: this is the one place
     // where the one becomes the other.

@@ -29,6 +29,9 @@ pub enum ChannelError {
     /// The front-end has closed it.
     #[error("The front-end has closed the back-end channel")]
     Closed,
+    /// An answer came, and nothing was asked.
+    #[error("The front-end answers a MISS that was never sent")]
+    Unasked,
     /// What came is no answer to a MISS.
     #[error("The front-end sent message {0} on the back-end channel, which is no answer to a MISS")]
     NotAnAnswer(u32),

@@ -13,6 +13,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// Front-end message numbers that the session looks at before the crate does
 /// (QEMU docs/interop/vhost-user.rst, "Front-end message types").
 pub mod request {
+    /// VHOST_USER_SET_FEATURES.
+    pub const SET_FEATURES: u32 = 2;
     /// VHOST_USER_RESET_OWNER.
     pub const RESET_OWNER: u32 = 4;
     /// VHOST_USER_SET_MEM_TABLE.

@@ -129,6 +129,8 @@ pub struct MissTable<W> {
     /// The deadline of each miss that somebody waits for.
     deadlines: BTreeSet<(Duration, MissRequest)>,
     clock: Clock,
+    /// When the front-end last answered, in running time.
+    answered: Duration,
     timeout: Duration,
 }
 
@@ -154,6 +156,7 @@ impl<W: Copy + PartialEq> MissTable<W> {
             sent: VecDeque::new(),
             deadlines: BTreeSet::new(),
             clock: Clock::default(),
+            answered: Duration::ZERO,
             timeout,
         }
     }
@@ -228,6 +231,7 @@ impl<W: Copy + PartialEq> MissTable<W> {
     /// The reply to the oldest miss came: success, or refused.
     pub fn on_reply(&mut self, now: Duration, success: bool) -> Answer<W> {
         let Some(head) = self.sent.pop_front() else { return Answer::Unexpected };
+        self.answered = self.clock.running(now);
         let Some(request) = head.request else { return Answer::Stale };
         if !success {
             return self.settle(request, Outcome::Refused);
@@ -263,6 +267,7 @@ impl<W: Copy + PartialEq> MissTable<W> {
     /// When [`Self::expire`] is to be called next; never while paused.
     pub fn next_deadline(&self) -> Option<Duration> {
         let (deadline, _) = self.deadlines.first()?;
+        let deadline = self.not_while_answering(*deadline);
         self.clock.paused_since.is_none().then(|| deadline.saturating_add(self.clock.paused))
     }
 
@@ -270,6 +275,9 @@ impl<W: Copy + PartialEq> MissTable<W> {
     pub fn expire(&mut self, now: Duration) -> Vec<Resolution<W>> {
         let running = self.clock.running(now);
         let mut given_up = Vec::new();
+        if running < self.not_while_answering(Duration::ZERO) {
+            return given_up;
+        }
         while let Some(&(_, request)) = self.deadlines.first().filter(|(deadline, _)| *deadline <= running) {
             self.stop_clock(request);
             let Some(miss) = self.misses.get_mut(&request) else { continue };
@@ -380,6 +388,12 @@ impl<W: Copy + PartialEq> MissTable<W> {
             false
         });
         removed
+    }
+
+    /// A miss may wait longer than the timeout behind a thousand others that are answered one by one: nobody is late
+    /// before the front-end has been silent for as long. (It answers in order, so no single miss can be left out.)
+    fn not_while_answering(&self, deadline: Duration) -> Duration {
+        deadline.max(self.answered.saturating_add(self.timeout))
     }
 
     /// The timeout of `request` begins now, anew.

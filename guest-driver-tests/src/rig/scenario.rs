@@ -43,9 +43,18 @@ pub fn picture(run: &mut Run<'_>, amount: Amount) -> Result<Drawn, RigError> {
     same("cursor moves", "the guest", drawn.cursor_moves.into(), cursor_moves.into())?;
     run.wait_for_picture(&drawn)?;
     if let (Some(before), Some(after)) = (before, settled(run)?) {
+        no_troubles(&before, &after)?;
         compare(&drawn, &before, &after)?;
     }
     Ok(drawn)
+}
+
+/// The back-end met nothing that a good driver, left in peace, does not do.
+fn no_troubles(before: &Stats, after: &Stats) -> Result<(), RigError> {
+    match stats::troubles(before, after).as_slice() {
+        [] => Ok(()),
+        troubles => Err(RigError::check(format!("The back-end counted troubles: {troubles:?}"))),
+    }
 }
 
 /// What the guest did and what the back-end did for it: both have counted the same.
@@ -64,14 +73,12 @@ fn compare(drawn: &Drawn, before: &Stats, after: &Stats) -> Result<(), RigError>
 /// The invalidations of this topology came, and found in flight what they may find.
 fn invalidations(run: &mut Run<'_>) -> Result<(), RigError> {
     let expected = run.topology.invalidations;
-    if expected == Invalidations::Lazy && run.stats()?.is_some() {
+    let before = run.stats()?;
+    if expected == Invalidations::Lazy && before.is_some() {
         draw_until_hit(run, 1)?;
     }
-    let Some(stats) = settled(run)? else { return Ok(()) };
-    let troubles = stats::troubles(&stats);
-    if !troubles.is_empty() {
-        return Err(RigError::check(format!("The back-end counted troubles: {troubles:?}")));
-    }
+    let (Some(before), Some(stats)) = (before, settled(run)?) else { return Ok(()) };
+    no_troubles(&before, &stats)?;
     match expected {
         Invalidations::None => {
             same("misses", "the back-end", stats.misses, 0)?;
@@ -110,6 +117,7 @@ fn draw_until_hit(run: &mut Run<'_>, hits: u64) -> Result<Drawn, RigError> {
 
 /// The machine is stopped in the middle of drawing, again and again: silence while it stands, nothing lost after.
 fn stop_and_cont(run: &mut Run<'_>) -> Result<(), RigError> {
+    let begin = run.stats()?;
     start_drawing(run)?;
     for _ in 0..STOPS {
         run.qemu().qmp().stop()?;
@@ -127,7 +135,11 @@ fn stop_and_cont(run: &mut Run<'_>) -> Result<(), RigError> {
             wait_until("The next flush after `cont`", HIT_LIMIT, || Ok(moved(run.stats()?) > before))?;
         }
     }
-    stop_drawing(run).map(drop)
+    stop_drawing(run)?;
+    match (begin, settled(run)?) {
+        (Some(before), Some(after)) => no_troubles(&before, &after),
+        _ => Ok(()),
+    }
 }
 
 /// What cannot change without touching the guest's memory or asking the front-end for more of it. (A job that ended
@@ -150,7 +162,8 @@ fn rebind_idle(run: &mut Run<'_>) -> Result<(), RigError> {
     rebind(run, Driver::VirtioPci)
 }
 
-/// The display's driver is taken away with transfers in flight; then all is as after a boot.
+/// The display's driver is taken away with transfers in flight; then all is as after a boot. (In between, misses may be
+/// refused and jobs fail: the driver takes the memory away from under them.)
 fn rebind_drawing(run: &mut Run<'_>) -> Result<(), RigError> {
     start_drawing(run)?;
     rebind(run, Driver::VirtioGpu)
@@ -163,7 +176,8 @@ fn rebind(run: &mut Run<'_>, driver: Driver) -> Result<(), RigError> {
     }
 }
 
-/// The guest reboots with transfers in flight; then all is as after the first boot.
+/// The guest reboots with transfers in flight; then all is as after the first boot. (In between, misses are refused and
+/// rings break: Linux 6.12 switches the IOMMU off before it resets the device.)
 fn reboot_drawing(run: &mut Run<'_>) -> Result<(), RigError> {
     start_drawing(run)?;
     run.reboot()?;

@@ -44,18 +44,21 @@ pub struct Latency {
     pub max: u64,
 }
 
-/// Counts by which the back-end owns up to trouble; in a good run of a good driver all are 0.
-pub fn troubles(stats: &Stats) -> Vec<(&'static str, u64)> {
-    let all = [
-        ("miss_refused", stats.miss_refused),
-        ("miss_timeouts", stats.miss_timeouts),
-        ("updates_rejected", stats.updates_rejected),
-        ("revocations", stats.revocations),
-        ("command_errors", stats.command_errors),
-        ("jobs_failed", stats.jobs_failed),
-        ("ring_errors", stats.ring_errors),
+type Count = fn(&Stats) -> u64;
+
+/// Counts by which the back-end owned up to trouble between two looks; with a good driver, left in peace, all are 0.
+pub fn troubles(before: &Stats, after: &Stats) -> Vec<(&'static str, u64)> {
+    let counts: [(&str, Count); 7] = [
+        ("miss_refused", |stats| stats.miss_refused),
+        ("miss_timeouts", |stats| stats.miss_timeouts),
+        ("updates_rejected", |stats| stats.updates_rejected),
+        ("revocations", |stats| stats.revocations),
+        ("command_errors", |stats| stats.command_errors),
+        ("jobs_failed", |stats| stats.jobs_failed),
+        ("ring_errors", |stats| stats.ring_errors),
     ];
-    all.into_iter().filter(|(_, count)| *count > 0).collect()
+    let rises = counts.map(|(name, count)| (name, count(after).saturating_sub(count(before))));
+    rises.into_iter().filter(|(_, rise)| *rise > 0).collect()
 }
 
 #[cfg(test)]
@@ -63,8 +66,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_counts_above_zero_are_troubles() {
-        let stats = Stats { misses: 5, jobs_failed: 2, ..Stats::default() };
-        assert_eq!(troubles(&stats), [("jobs_failed", 2)]);
+    fn only_troubles_that_are_new_are_told() {
+        let before = Stats { misses: 5, miss_refused: 1, ..Stats::default() };
+        let after = Stats { misses: 9, jobs_failed: 2, ..before };
+        assert_eq!(troubles(&before, &after), [("jobs_failed", 2)]);
     }
 }

@@ -131,6 +131,26 @@ impl Backend {
         self.control()?.stats()
     }
 
+    /// Waits until the statistics fulfil `until`; `false` after `timeout`.
+    pub fn wait_for_stats(&self, timeout: Duration, until: impl Fn(&Stats) -> bool) -> Result<bool> {
+        let mut control = self.control()?;
+        let deadline = Instant::now() + timeout;
+        while !until(&control.stats()?) {
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
+            wire::wait_readable(&[], Some(Duration::from_millis(1))).map_err(Error::io("wait"))?;
+        }
+        Ok(true)
+    }
+
+    /// CPU time that the process uses while `wall` passes: next to none in silence.
+    pub fn cpu_time_in(&self, wall: Duration) -> Result<Duration> {
+        let before = self.cpu_time()?;
+        wire::wait_readable(&[], Some(wall)).map_err(Error::io("wait"))?;
+        Ok(self.cpu_time()?.saturating_sub(before))
+    }
+
     /// The vhost-user socket.
     pub fn socket_path(&self) -> &Path {
         &self.socket

@@ -1,7 +1,6 @@
 //! `cargo demo -- --soft`: the test picture of the real guest, drawn by the soft guest in strict and in lazy mode,
 //! compared pixel by pixel and written as PNG files. Knows what is drawn; how a guest works is in `guest`.
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
@@ -15,6 +14,7 @@ use super::driver::Queue;
 use super::error::{Error, Result};
 use super::gpu::{Command, Format, Rect};
 use super::guest::{GuestConfig, SoftGuest, Surface};
+use super::wire;
 
 /// What the demo has shown.
 #[derive(Debug)]
@@ -45,8 +45,10 @@ const FRAMES: u32 = 60;
 const SIZE: (u32, u32) = (1280, 720);
 /// Each frame is transferred in so many pieces.
 const BANDS: u32 = 2;
+/// Each frame is transferred so many times, as a desktop does that redraws what has not changed.
+pub const PASSES: u32 = 3;
 /// A lazy guest flushes that often, in frames drawn.
-const FLUSH_EVERY: u32 = 4;
+const FLUSH_EVERY: u32 = 2;
 
 /// Draws in both modes, and puts the pictures into `directory`. `progress` is told what goes on.
 pub fn run(directory: &Path, progress: &dyn Fn(&str)) -> Result<SoftDemoReport> {
@@ -99,16 +101,14 @@ fn cursor(guest: &mut SoftGuest) -> Result<Surface> {
 /// One page flip. A lazy guest flushes its whole domain now and then, and does not care what runs meanwhile.
 fn draw(guest: &mut SoftGuest, screen: &Surface, frame: u32, lazy: bool) -> Result<()> {
     screen.buffer.write(0, &picture::whole(SIZE.0, SIZE.1, frame))?;
-    let bands = (0..BANDS).map(|band| guest.driver.submit(&transfer_of_band(screen, band)));
-    let mut bands = bands.collect::<Result<VecDeque<_>>>()?;
-    if let Some(first) = bands.pop_front() {
-        guest.driver.wait_ok(first)?;
-    }
-    if lazy && frame.is_multiple_of(FLUSH_EVERY) {
-        // The first piece is there, and the next is on its way.
-        guest.dma.flush()?;
-    }
-    for band in bands {
+    let bands = (0..PASSES * BANDS).map(|i| guest.driver.submit(&transfer_of_band(screen, i % BANDS)));
+    for (i, band) in bands.collect::<Result<Vec<_>>>()?.into_iter().enumerate() {
+        if lazy && frame.is_multiple_of(FLUSH_EVERY) && i == BANDS as usize {
+            // The first pass is there, so the device has all translations; the next is under way, more or less.
+            let pause = Duration::from_micros(u64::from(frame * 37 % 400));
+            wire::wait_readable(&[], Some(pause)).map_err(Error::io("wait"))?;
+            guest.dma.flush()?;
+        }
         guest.driver.wait_ok(band)?;
     }
     guest.driver.ok(&Command::set_scanout(0, screen.resource, screen.rect()))?;

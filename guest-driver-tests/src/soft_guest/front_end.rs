@@ -57,6 +57,8 @@ pub struct FrontEndConfig {
     pub ring_features: u64,
     /// Whether CONFIGURE_MEM_SLOTS is used where it is offered, as QEMU does.
     pub memory_slots: bool,
+    /// Whether a reset is said (RESET_DEVICE), where that is offered. Otherwise the rings stop, and start at index 0.
+    pub announce_reset: bool,
     /// How long a reply may take before the connection is given up. QEMU has no such limit.
     pub reply_timeout: Duration,
 }
@@ -67,6 +69,7 @@ impl Default for FrontEndConfig {
             iommu: true,
             ring_features: feature::INDIRECT | feature::EVENT_IDX | feature::RING_RESET,
             memory_slots: true,
+            announce_reset: true,
             reply_timeout: Duration::from_secs(10),
         }
     }
@@ -412,6 +415,11 @@ impl FrontEnd {
     /// Lets misses wait (`true`), or go on.
     pub fn hold_misses(&self, yes: bool) {
         self.core.desk.hold_back(yes);
+    }
+
+    /// Lets the replies go that [`misses::Answer::ServeTorn`] keeps back, these and all later ones.
+    pub fn release_replies(&self) {
+        self.core.desk.release_replies();
     }
 
     /// What came over the back-end channel so far.

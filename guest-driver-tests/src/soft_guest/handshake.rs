@@ -23,7 +23,9 @@ pub(super) fn negotiate(link: &mut Link, config: FrontEndConfig) -> Result<Negot
     }
     let known = link.tell("GET_PROTOCOL_FEATURES", |front_end| front_end.get_protocol_features())?;
     let mut wanted = Protocol::MQ | Protocol::REPLY_ACK | Protocol::BACKEND_REQ | Protocol::CONFIG;
-    wanted |= Protocol::RESET_DEVICE;
+    if config.announce_reset {
+        wanted |= Protocol::RESET_DEVICE;
+    }
     if config.memory_slots {
         wanted |= Protocol::CONFIGURE_MEM_SLOTS;
     }

@@ -41,6 +41,9 @@ pub enum Answer {
     Serve,
     /// As QEMU with huge pages: one UPDATE for all neighbours whose frames are neighbours too.
     ServeRun,
+    /// UPDATE as QEMU sends it, but the reply only when [`super::front_end::FrontEnd::release_replies`] is called;
+    /// the big lock is free meanwhile. QEMU never does so, others may.
+    ServeTorn,
     /// Reply 1 and a fault in the log, although the page may be mapped.
     Refuse,
     /// Nothing, ever.
@@ -72,6 +75,8 @@ pub struct MissCounts {
     pub updates_rejected: u64,
     /// Misses that came after a stop.
     pub after_stop: u64,
+    /// Misses whose UPDATE has gone out, and whose reply is being kept back.
+    pub torn: u64,
     /// Messages on the channel that are no misses.
     pub foreign: u64,
 }
@@ -89,6 +94,7 @@ struct State {
     recent: VecDeque<Miss>,
     policy: Policy,
     held_back: bool,
+    released: bool,
     stop: bool,
 }
 
@@ -99,6 +105,7 @@ impl MissDesk {
             recent: VecDeque::new(),
             policy: Box::new(|_| Answer::Serve),
             held_back: false,
+            released: false,
             stop: false,
         };
         Self { state: Mutex::new(state), changed: Condvar::new() }
@@ -119,6 +126,18 @@ impl MissDesk {
     pub(super) fn hold_back(&self, yes: bool) {
         held(&self.state).held_back = yes;
         self.changed.notify_all();
+    }
+
+    pub(super) fn release_replies(&self) {
+        held(&self.state).released = true;
+        self.changed.notify_all();
+    }
+
+    fn keep_reply_back(&self) {
+        self.count(|counts| counts.torn += 1);
+        let waiting = |state: &mut State| !state.released && !state.stop;
+        let waited = self.changed.wait_while(held(&self.state), waiting);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
     pub(super) fn wait(&self, timeout: Duration, until: impl Fn(&MissCounts) -> bool) -> bool {
@@ -192,6 +211,7 @@ fn serve(core: &Core, channel: &UnixStream, message: &Message) -> Result<()> {
         return Ok(());
     };
     let Some(answer) = core.desk.decide(&miss) else { return Ok(()) };
+    let torn = matches!(answer, Answer::ServeTorn);
     let mut link = core.link.lock();
     let Some(status) = answer_with(core, &mut link, &miss, answer)? else {
         core.desk.count(|counts| counts.ignored += 1);
@@ -202,6 +222,10 @@ fn serve(core: &Core, channel: &UnixStream, message: &Message) -> Result<()> {
     }
     if !miss.need_reply {
         return Ok(());
+    }
+    if torn {
+        drop(link);
+        core.desk.keep_reply_back();
     }
     let flags = VERSION | REPLY;
     wire::send(channel, request::BACKEND_IOTLB_MSG, flags, &status.to_le_bytes(), &[])
@@ -236,7 +260,7 @@ fn answer_with(core: &Core, link: &mut Link, miss: &Miss, answer: Answer) -> Res
             }
             Ok(Some(status))
         }
-        Answer::Serve | Answer::ServeRun => {
+        Answer::Serve | Answer::ServeRun | Answer::ServeTorn => {
             let run = matches!(answer, Answer::ServeRun);
             let Some(update) = update_for(core, miss.iova, miss.write, run) else { return Ok(Some(1)) };
             send_update(core, link, &update)?;

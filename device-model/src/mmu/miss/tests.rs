@@ -186,6 +186,17 @@ fn a_miss_that_was_never_sent_times_out_and_is_not_sent_any_more() {
 }
 
 #[test]
+fn a_miss_behind_others_is_not_late_while_these_are_answered() {
+    let mut table = one_sent();
+    let _ = table.request(at(0), SPACE, Iova::new(0x2000), Access::Read, 8);
+    let _ = table.next_to_send();
+    let _ = table.on_reply(at(900), false);
+    assert_eq!(table.next_deadline(), Some(at(1900)));
+    assert_eq!(table.expire(at(1899)), []);
+    assert_eq!(table.expire(at(1900)).len(), 1);
+}
+
+#[test]
 fn the_timeout_stands_still_while_we_owe_a_reply() {
     let mut table = one_sent();
     table.pause(at(400));
