@@ -48,7 +48,7 @@ pub(crate) struct Submission<C> {
 /// What waits in a queue.
 #[derive(Debug)]
 enum Item<C> {
-    Job(Submission<C>),
+    Job(Box<Submission<C>>),
     /// Answered when everything before it is done.
     Answer(C),
 }
@@ -57,7 +57,7 @@ enum Item<C> {
 #[derive(Debug)]
 pub(crate) enum Next<C> {
     /// This job runs now.
-    Start(Submission<C>),
+    Start(Box<Submission<C>>),
     /// This is answered.
     Answer(Option<C>, Result<(), JobError>),
 }
@@ -223,7 +223,7 @@ impl<C> Contexts<C> {
     }
 
     /// Queues a job for which there is room, and settles how its context is treated.
-    pub(crate) fn submit(&mut self, queue: QueueId, submission: Submission<C>) {
+    pub(crate) fn submit(&mut self, queue: QueueId, submission: Box<Submission<C>>) {
         if let Some(queue) = self.queues.get_mut(&queue) {
             queue.mode = Some(submission.treatment.mode);
             queue.priority = submission.treatment.priority;

@@ -381,6 +381,9 @@ pub fn pages_of(missing: &[Missing]) -> usize {
 }
 
 #[cfg(test)]
+mod turns;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::addr::Access;

@@ -123,7 +123,7 @@ impl<P> Device<P> {
     pub(super) fn enqueue(
         &mut self,
         call: Call<P>,
-        (queue, mut submission): (QueueId, Submission<Call<P>>),
+        (queue, mut submission): (QueueId, Box<Submission<Call<P>>>),
         effects: &mut Vec<Effect<P>>,
     ) {
         if call.fence.is_some() {
@@ -154,7 +154,7 @@ impl<P> Device<P> {
                 }
                 Next::Start(submission) => {
                     let id = self.new_job();
-                    let (treatment, execution) = self.contexts.start(queue, id, submission);
+                    let (treatment, execution) = self.contexts.start(queue, id, *submission);
                     effects.push(Effect::Run(Job::program(id, treatment, execution)));
                 }
             }

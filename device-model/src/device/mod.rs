@@ -304,7 +304,7 @@ impl<P> Device<P> {
             }
             Ok(Answer::Ask(question)) => self.ask(call, question, effects),
             Ok(Answer::Behind(queue)) => self.answer_behind(call, queue, effects),
-            Ok(Answer::Job(queue, job)) => self.enqueue(call, (queue, *job), effects),
+            Ok(Answer::Job(queue, job)) => self.enqueue(call, (queue, job), effects),
             Err(error) => self.finish(call, Err(error), effects),
         }
     }

@@ -97,6 +97,63 @@ fn a_pin_holds_what_it_was_given_after_the_mirror_forgot() {
 }
 
 #[test]
+fn a_preempt_pin_is_evicted_when_the_invalidation_begins_and_still_waited_for() {
+    let (_frames, mut rig) = scattered();
+    let wanted = [wanted(0x1000, PAGE, Access::Read)];
+    let (pin, fence) =
+        (rig.reader.pin_as(PinMode::Preempt, &wanted).unwrap(), rig.reader.pin(&wanted).unwrap());
+    rig.invalidate(range(0, PAGE));
+    assert!(!pin.evicted(), "its neighbour was meant");
+    let parked = rig.writer.begin(SPACE, range(0x1000, PAGE)).poll().unwrap_err();
+    assert!(pin.evicted() && !fence.evicted());
+    drop(fence);
+    let parked = parked.poll().unwrap_err();
+    drop(pin);
+    assert!(parked.poll().is_ok());
+}
+
+#[test]
+fn a_registration_cache_is_waited_for_only_when_its_memory_goes_away_for_good() {
+    let (frames, mut rig) = scattered();
+    let wanted = [wanted(0x1000, PAGE, Access::Read)];
+    let pin = rig.reader.pin_as(PinMode::RegistrationCache, &wanted).unwrap();
+    let invalidation = rig.writer.begin(SPACE, range(0x1000, PAGE));
+    assert_eq!((invalidation.in_flight().pins, invalidation.incoherent()), (0, 1));
+    assert_eq!(invalidation.evict(), 0);
+    let drained = invalidation.poll().unwrap();
+    drop(rig.writer.end(drained));
+    let mut bytes = [0xee; 1];
+    pin.read(SPACE, Iova::new(0x1000), &mut bytes).unwrap();
+    assert_eq!((bytes[0], frames.byte(0, 0)), (0, 0));
+    let parked = rig.writer.begin_for_good(SPACE, ByteRange::everything()).poll().unwrap_err();
+    assert_eq!((parked.in_flight().pins, parked.incoherent(), parked.evict()), (1, 0, 1));
+    assert!(pin.evicted());
+    drop(pin);
+    assert!(parked.poll().is_ok());
+}
+
+#[test]
+fn atomics_change_aligned_values_in_one_piece_and_need_their_permissions() {
+    let (frames, rig) = scattered();
+    let section = rig.reader.enter();
+    let at = Iova::new(0x1ff8);
+    let change = |width, operation| section.atomic(SPACE, at, width, operation);
+    assert_eq!(change(Width::Wide, AtomicOperation::Store(u64::MAX)), Ok(0));
+    assert_eq!(change(Width::Word, AtomicOperation::Add(3)), Ok(u32::MAX.into()));
+    assert_eq!(change(Width::Wide, AtomicOperation::Load), Ok(0xffff_ffff_0000_0002));
+    let swap = |expected| AtomicOperation::CompareExchange { expected, new: 9 };
+    assert_eq!(change(Width::Word, swap(1)), Ok(2));
+    assert_eq!(change(Width::Word, swap(2)), Ok(2));
+    assert_eq!(frames.byte(0, 0xff8), 9);
+    let unaligned = section.atomic(SPACE, Iova::new(0x1ffc), Width::Wide, AtomicOperation::Load);
+    assert_eq!(unaligned, Err(MemoryError::Unaligned(Iova::new(0x1ffc))));
+    let read_only = section.atomic(SPACE, Iova::new(0), Width::Word, AtomicOperation::Add(1));
+    assert_eq!(read_only, Err(MemoryError::Missing(missing(0, PAGE, Access::Write))));
+    let write_only = section.atomic(SPACE, Iova::new(0x3000), Width::Word, AtomicOperation::Add(1));
+    assert_eq!(write_only, Err(MemoryError::Missing(missing(0x3000, PAGE, Access::Read))));
+}
+
+#[test]
 fn a_pin_allows_what_was_wanted_and_nothing_else() {
     let (_frames, rig) = scattered();
     let pin =
