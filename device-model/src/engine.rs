@@ -224,7 +224,11 @@ impl Running {
 /// A step of the job, over memory that is held. `None`: it has to leave. A job that spins touches no memory, and says
 /// itself whether it lets itself be taken off.
 fn step_or_leave(host: &mut impl EngineHost, work: &mut Work, memory: &impl JobMemory) -> Option<Step> {
-    if !work.job.is_spinning() && host.must_leave(work) { None } else { Some(host.step(&mut work.job, memory)) }
+    if !work.job.is_spinning() && host.must_leave(work) {
+        None
+    } else {
+        Some(host.step(&mut work.job, memory))
+    }
 }
 
 fn leave(mut work: Work, leaves: Leaves) -> ControlFlow<Left, Running> {
