@@ -201,7 +201,7 @@ fn stop_drawing(run: &mut Run<'_>) -> Result<Drawn, RigError> {
 fn settled(run: &mut Run<'_>) -> Result<Option<Stats>, RigError> {
     let mut last = run.stats()?;
     let mut since = Instant::now();
-    wait_until("The end of all work in the back-end", SETTLE_LIMIT, || {
+    let wait = wait_until("The end of all work in the back-end", SETTLE_LIMIT, || {
         let now = run.stats()?;
         if now != last {
             (last, since) = (now, Instant::now());
@@ -209,8 +209,14 @@ fn settled(run: &mut Run<'_>) -> Result<Option<Stats>, RigError> {
         let ended = |stats: Stats| stats.jobs_done + stats.jobs_failed + stats.jobs_discarded;
         let all = last.is_none_or(|stats| stats.jobs_submitted == ended(stats));
         Ok(last.is_none() || all && since.elapsed() >= SILENCE)
-    })?;
-    Ok(last)
+    });
+    match (wait, last) {
+        (Err(RigError::Late { what, limit }), Some(last)) => {
+            let what = format!("{what} (it has counted {last:?})");
+            Err(RigError::Late { what, limit })
+        }
+        (wait, last) => wait.map(|()| last),
+    }
 }
 
 fn same(what: &str, who: &str, found: u64, wanted: u64) -> Result<(), RigError> {
