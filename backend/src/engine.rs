@@ -100,7 +100,7 @@ impl Engine {
     fn dispose(&self, left: Left) {
         match left.leaves {
             Leaves::Evicted => self.stats.ladder_evictions.add(1),
-            Leaves::Missing(_) => self.stats.job_parks.add(1),
+            Leaves::Missing(_) | Leaves::Faulted { .. } => self.stats.job_parks.add(1),
             Leaves::Finished(_)
             | Leaves::TakenOff
             | Leaves::SliceOver
@@ -109,7 +109,10 @@ impl Engine {
         }
         match self.scheduler.dispose(left) {
             Disposed::Finished(finished) => (self.finished)(finished),
-            Disposed::Missing(id, missing) => self.misses.request(Waiter::Job(id), missing),
+            Disposed::Missing { job, missing, ahead } => {
+                self.misses.request(Waiter::Job(job), missing);
+                self.misses.request(Waiter::Ahead(job), ahead);
+            }
             Disposed::Waits | Disposed::Stale => {}
         }
     }

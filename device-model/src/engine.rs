@@ -65,8 +65,15 @@ pub enum Leaves {
     },
     /// A drain has waited too long for its pin: it goes on later, where it stopped.
     Evicted,
-    /// These translations are missing.
+    /// These translations are missing: it goes on when all of them have been answered.
     Missing(Vec<Missing>),
+    /// A step has come to a translation that is missing.
+    Faulted {
+        /// It goes on when this is answered.
+        missing: Missing,
+        /// It will come to these next: they are asked for with it, and not waited for.
+        ahead: Vec<Missing>,
+    },
     /// An invalidation of what it wants to pin is under way.
     Invalidating,
 }
@@ -167,7 +174,10 @@ impl Running {
             Step::Done => self.leave(Leaves::Finished(JobOutcome::Done)),
             Step::Error(error) => self.leave(Leaves::Finished(JobOutcome::Failed(error))),
             // Cannot come of a pin that holds the whole working set; if it does, the miss is real.
-            Step::Missing(missing) => self.leave(Leaves::Missing(vec![missing])),
+            Step::Missing(missing) => {
+                let ahead = reader.missing_ahead(&self.work.job.comes_next(), missing);
+                self.leave(Leaves::Faulted { missing, ahead })
+            }
             Step::Waiting { until } => self.leave(Leaves::Waiting { until }),
             Step::Spinning { stubborn: true } => self.overstay(host),
             Step::Yield | Step::Spinning { stubborn: false } => match self.interrupted(host) {

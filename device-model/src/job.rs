@@ -174,6 +174,14 @@ impl Job {
         }
     }
 
+    /// What the packet that it has come to touches; of a transfer, all that is left.
+    pub fn comes_next(&self) -> Vec<PinRange> {
+        match &self.work {
+            Work::Transfer(transfer) => transfer.working_set(),
+            Work::Program(program) => program.comes_next(),
+        }
+    }
+
     /// Whether what comes next holds the engine without touching memory.
     pub fn is_spinning(&self) -> bool {
         matches!(&self.work, Work::Program(program) if program.is_spinning())

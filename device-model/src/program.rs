@@ -119,6 +119,14 @@ impl Execution {
         }
     }
 
+    /// What the packet that it has come to touches.
+    pub(crate) fn comes_next(&self) -> Vec<PinRange> {
+        match self.state.failed {
+            None => self.operands.of_packet(self.state.packet),
+            Some(_) => self.operands.fence_only(),
+        }
+    }
+
     /// The packet that it has come to needs no memory.
     pub(crate) fn is_spinning(&self) -> bool {
         self.state.failed.is_none()

@@ -72,8 +72,15 @@ pub enum Turn {
 pub enum Disposed {
     /// It is at its end: the device is to be told.
     Finished(FinishedJob),
-    /// It waits for these: they are to be asked for. It is parked already, so that the answers find it.
-    Missing(JobId, Vec<Missing>),
+    /// It waits for translations: they are to be asked for. It is parked already, so that the answers find it.
+    Missing {
+        /// Who waits.
+        job: JobId,
+        /// For what.
+        missing: Vec<Missing>,
+        /// To be asked for after that; it does not wait for these.
+        ahead: Vec<Missing>,
+    },
     /// It waits for its turn, or for the end of an invalidation.
     Waits,
     /// It is from before everything was discarded: nobody waits for it any more.
@@ -268,11 +275,8 @@ impl Schedule {
             Leaves::Waiting { until } => self.park_for_wait(work, until),
             Leaves::TakenOff | Leaves::Evicted => self.put_back(work),
             Leaves::Invalidating => self.park_for_invalidation(work),
-            Leaves::Missing(missing) => {
-                let id = work.job.id();
-                self.park_for_misses(work, pages_of(&missing));
-                return Disposed::Missing(id, missing);
-            }
+            Leaves::Missing(missing) => return self.park_for_misses(work, missing, Vec::new()),
+            Leaves::Faulted { missing, ahead } => return self.park_for_misses(work, vec![missing], ahead),
         }
         Disposed::Waits
     }
@@ -282,14 +286,16 @@ impl Schedule {
         self.ready.push_front(work);
     }
 
-    /// Parks a job until `pages` answers have come.
-    fn park_for_misses(&mut self, work: Work, pages: usize) {
+    /// Parks a job until the answers to all of `missing` have come.
+    fn park_for_misses(&mut self, work: Work, missing: Vec<Missing>, ahead: Vec<Missing>) -> Disposed {
+        let (job, left) = (work.job.id(), pages_of(&missing));
         // A pause answers nothing any more: whatever was asked for is forgotten, and asked again.
-        if pages == 0 || self.paused {
+        if left == 0 || self.paused {
             self.put_back(work);
-        } else {
-            self.parked.insert(work.job.id(), Parked::Misses { work, left: pages });
+            return Disposed::Waits;
         }
+        self.parked.insert(job, Parked::Misses { work, left });
+        Disposed::Missing { job, missing, ahead }
     }
 
     /// Parks a job until an invalidation ends, if none has since an engine took the job.
@@ -441,7 +447,7 @@ mod tests {
         let id = work.job.id();
         assert!(matches!(
             schedule.dispose(Left { work, leaves: missing(&[BACKING]) }),
-            Disposed::Missing(..)
+            Disposed::Missing { .. }
         ));
         assert!(schedule.touches(SpaceId::DEVICE, page(BACKING)));
         assert!(!schedule.touches(SpaceId::DEVICE, page(BACKING + 4096)));
@@ -458,11 +464,28 @@ mod tests {
         let work = take(&mut schedule);
         let id = work.job.id();
         let leaves = missing(&[BACKING, BACKING + 4096, BACKING]);
-        assert!(matches!(schedule.dispose(Left { work, leaves }), Disposed::Missing(..)));
+        assert!(matches!(schedule.dispose(Left { work, leaves }), Disposed::Missing { .. }));
         schedule.miss_answered(id, Ok(()));
         assert!(matches!(schedule.turn(), Turn::Wait));
         schedule.miss_answered(id, Err(JobError::Killed));
         assert_eq!(take(&mut schedule).failed, Some(JobError::Killed));
+    }
+
+    #[test]
+    fn a_job_does_not_wait_for_what_is_asked_for_ahead() {
+        let mut schedule = schedule();
+        let work = take(&mut schedule);
+        let id = work.job.id();
+        let one = |start| Missing { space: SpaceId::DEVICE, range: page(start), access: Access::Read };
+        let leaves = Leaves::Faulted { missing: one(BACKING), ahead: vec![one(BACKING + 4096)] };
+        match schedule.dispose(Left { work, leaves }) {
+            Disposed::Missing { job, missing, ahead } => {
+                assert_eq!((job, missing, ahead), (id, vec![one(BACKING)], vec![one(BACKING + 4096)]));
+            }
+            other => panic!("{other:?}"),
+        }
+        schedule.miss_answered(id, Ok(()));
+        drop(take(&mut schedule));
     }
 
     #[test]
@@ -502,7 +525,7 @@ mod tests {
         let work = take(&mut schedule);
         assert!(matches!(
             schedule.dispose(Left { work, leaves: missing(&[BACKING]) }),
-            Disposed::Missing(..)
+            Disposed::Missing { .. }
         ));
         schedule.pause();
         assert!(matches!(schedule.turn(), Turn::Wait) && schedule.is_stopped());

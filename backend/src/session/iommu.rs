@@ -196,6 +196,7 @@ impl SessionState {
     fn answer(&self, waiter: Waiter, page: MissRequest, answer: MissAnswer) {
         match waiter {
             Waiter::Job(id) => self.scheduler.miss_answered(id, job_answer(page, answer)),
+            Waiter::Ahead(_) => {}
             Waiter::RingInput(wait) => {
                 self.queue.mailbox.post(Mail::MissAnswered { wait, side: Side::Input, answer });
             }

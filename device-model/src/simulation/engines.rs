@@ -32,14 +32,14 @@ enum Slot {
 pub(super) struct Engine {
     slot: Slot,
     /// What its last job lacks, not yet asked for.
-    asks: Option<(JobId, Vec<Missing>)>,
+    asks: Vec<(Waiter, Missing)>,
     /// It hangs.
     wedged: bool,
 }
 
 impl Engine {
     pub(super) fn is_idle(&self) -> bool {
-        matches!(self.slot, Slot::Nothing) && self.asks.is_none()
+        matches!(self.slot, Slot::Nothing) && self.asks.is_empty()
     }
 
     pub(super) fn is_wedged(&self) -> bool {
@@ -94,8 +94,8 @@ impl World {
         if engine.wedged {
             return;
         }
-        if let Some((id, missing)) = engine.asks.take() {
-            self.session.port.extend(missing.into_iter().map(|missing| (Waiter::Job(id), missing)));
+        if !engine.asks.is_empty() {
+            self.session.port.extend(engine.asks.drain(..));
             return self.wake();
         }
         let reader = &readers.engines[number];
@@ -135,7 +135,7 @@ impl World {
 
     /// The seeded bug: pins what there is while the rest is asked for.
     fn hold(&mut self, reader: &Reader, left: &Left) {
-        if matches!(left.leaves, Leaves::Missing(_)) {
+        if matches!(left.leaves, Leaves::Missing(_) | Leaves::Faulted { .. }) {
             let wanted = left.work.job.working_set();
             let pages = wanted.iter().flat_map(|all| {
                 let pin = |at| Some(PinRange { range: ByteRange::new(at, 1).ok()?, ..*all });
@@ -150,7 +150,7 @@ impl World {
         let id = left.work.job.id();
         self.event("off engine", id.raw(), leaves_code(&left.leaves));
         match &left.leaves {
-            Leaves::Missing(_) => self.counts.parked_for_misses += 1,
+            Leaves::Missing(_) | Leaves::Faulted { .. } => self.counts.parked_for_misses += 1,
             Leaves::Invalidating => self.counts.parked_for_invalidations += 1,
             Leaves::Evicted => {
                 self.counts.evictions += 1;
@@ -169,7 +169,11 @@ impl World {
                 self.copies.remove(&id);
                 self.queue.mailbox.push_back(Mail::JobFinished(finished));
             }
-            Disposed::Missing(id, missing) => self.engines[number].asks = Some((id, missing)),
+            Disposed::Missing { job, missing, ahead } => {
+                let waits = missing.into_iter().map(|missing| (Waiter::Job(job), missing));
+                self.engines[number].asks =
+                    waits.chain(ahead.into_iter().map(|ahead| (Waiter::Ahead, ahead))).collect();
+            }
             Disposed::Stale => self.counts.stale_jobs += 1,
             Disposed::Waits => {}
         }
@@ -328,7 +332,7 @@ fn leaves_code(leaves: &Leaves) -> u64 {
         Leaves::Finished(JobOutcome::Failed(_)) => 1,
         Leaves::TakenOff => 2,
         Leaves::Evicted => 3,
-        Leaves::Missing(_) => 4,
+        Leaves::Missing(_) | Leaves::Faulted { .. } => 4,
         Leaves::Invalidating => 5,
         Leaves::SliceOver => 6,
         Leaves::Waiting { .. } => 7,

@@ -27,6 +27,8 @@ use crate::schedule::Schedule;
 pub(super) enum Waiter {
     Ring,
     Job(JobId),
+    /// Nobody: a job will come to it.
+    Ahead,
 }
 
 /// What follows a drain.
@@ -196,8 +198,7 @@ impl World {
         }
         if self.is(Bug::DropZap) {
             let survivors = &mut self.session.survivors;
-            self.session.mirror.mapped_ranges(|mapped| survivors.push(mapped));
-            survivors.retain(|mapped| mapped.range.overlaps(range.page_aligned()));
+            self.session.mirror.mapped_ranges(space, range, |mapped| survivors.push(mapped));
         }
         let invalidation = self.session.mirror.begin(space, range);
         let in_flight = invalidation.in_flight();
@@ -420,6 +421,7 @@ impl World {
                     self.session.schedule.miss_answered(id, refused);
                 }
                 Waiter::Job(id) => self.session.schedule.miss_answered(id, answer),
+                Waiter::Ahead => {}
                 Waiter::Ring => self.queue.mailbox.push_back(Mail::MissAnswered),
             }
         }
