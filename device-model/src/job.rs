@@ -14,6 +14,11 @@ use crate::transfer::Transfer;
 pub struct JobId(pub(crate) u64);
 
 impl JobId {
+    /// The job with this number.
+    pub const fn new(raw: u64) -> Self {
+        Self(raw)
+    }
+
     /// The number of the job.
     pub fn raw(self) -> u64 {
         self.0
@@ -106,6 +111,8 @@ pub enum JobOutcome {
 /// How a job is treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Treatment {
+    /// Whose job it is; a transfer is nobody's.
+    pub(crate) context: Option<u32>,
     /// What an invalidation means to it.
     pub(crate) mode: Mode,
     /// Whose turn it is before it.
@@ -133,7 +140,7 @@ pub struct Job {
 impl Job {
     /// A transfer: pinned while it runs.
     pub(crate) fn transfer(id: JobId, transfer: Transfer) -> Self {
-        let treatment = Treatment { mode: Mode::Fence, priority: Priority::Normal };
+        let treatment = Treatment { context: None, mode: Mode::Fence, priority: Priority::Normal };
         Self { id, treatment, work: Work::Transfer(transfer) }
     }
 
@@ -145,6 +152,11 @@ impl Job {
     /// Which job this is.
     pub fn id(&self) -> JobId {
         self.id
+    }
+
+    /// Whose job it is; a transfer is nobody's.
+    pub fn context(&self) -> Option<u32> {
+        self.treatment.context
     }
 
     /// What an invalidation means to it.

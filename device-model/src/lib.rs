@@ -44,6 +44,7 @@ mod sync;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod testing;
 mod transfer;
+pub mod violation;
 mod wire;
 
 pub use decode::command_name;
