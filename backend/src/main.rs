@@ -55,6 +55,7 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
             ack_before_drain: args.inject.contains(&Bug::AckBeforeDrain),
         },
         stats: Arc::clone(&stats),
+        reports: Arc::default(),
         signals,
         once: args.once,
     };

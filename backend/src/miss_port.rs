@@ -23,6 +23,16 @@ pub enum Waiter {
     Ahead(JobId),
 }
 
+impl Waiter {
+    /// The job that has come to the page, or will soon.
+    pub fn job(self) -> Option<JobId> {
+        match self {
+            Self::Job(id) | Self::Ahead(id) => Some(id),
+            Self::RingInput(_) | Self::RingOutput(_) => None,
+        }
+    }
+}
+
 /// What a ring waits in: answers to what it asked before its last start are none of its business.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RingWait {

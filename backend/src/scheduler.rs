@@ -11,8 +11,10 @@ use std::time::{Duration, Instant};
 use device_model::addr::{ByteRange, Iova, SpaceId};
 use device_model::engine::Left;
 use device_model::job::{Job, JobError, JobId};
+use device_model::mmu::MappedRange;
 pub use device_model::schedule::Work;
-use device_model::schedule::{Disposed, Schedule, Turn};
+use device_model::schedule::{Disposed, Judgement, Revealed, Schedule, Turn};
+use device_model::violation::InvalidationInfo;
 
 /// The queue of work before the engines.
 pub struct Scheduler {
@@ -97,6 +99,26 @@ impl Scheduler {
     /// Whether a job that has begun touches any of the range.
     pub fn touches(&self, space: SpaceId, range: ByteRange<Iova>) -> bool {
         self.lock().touches(space, range)
+    }
+
+    /// What jobs that have begun touch of the range, if it is to be found out what an invalidation of it means.
+    pub fn judged(&self, space: SpaceId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>> {
+        self.lock().judged(space, range)
+    }
+
+    /// An invalidation takes away what was mapped like this.
+    pub fn suspect(&self, by: InvalidationInfo, mapped: &[MappedRange]) {
+        self.lock().suspect(by, mapped);
+    }
+
+    /// The front-end has answered a MISS that these jobs wait for, or come to soon.
+    pub fn reveal(&self, revealed: &Revealed, asked: &[JobId]) -> Vec<Judgement> {
+        self.lock().reveal(revealed, asked)
+    }
+
+    /// What was mapped where means nothing any more.
+    pub fn forget_suspects(&self) {
+        self.lock().forget_suspects();
     }
 
     /// One page that a parked job waits for is answered.

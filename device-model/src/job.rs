@@ -73,6 +73,9 @@ pub enum JobError {
     /// A mapping did not come in time.
     #[error("Range {0} was not answered in time")]
     TimedOut(Missing),
+    /// What it used was mapped to other memory before its end.
+    #[error("Range {0} was mapped to other memory while the job used it")]
+    Moved(Missing),
     /// The job was taken off its engine, for what it used is gone.
     #[error("The job was killed")]
     Killed,
@@ -192,6 +195,11 @@ impl Job {
             Work::Transfer(transfer) => transfer.working_set(),
             Work::Program(program) => program.comes_next(),
         }
+    }
+
+    /// Whether others can learn from memory how far it has come, before its end: by a SIGNAL, an ATOMIC, or a user fence.
+    pub(crate) fn tells_by_memory(&self) -> bool {
+        matches!(&self.work, Work::Program(program) if program.tells_by_memory())
     }
 
     /// Whether what comes next holds the engine without touching memory.

@@ -127,6 +127,12 @@ impl Execution {
         }
     }
 
+    /// Whether others can learn from memory how far it has come.
+    pub(crate) fn tells_by_memory(&self) -> bool {
+        let tells = |packet: &Packet| matches!(packet, Packet::Signal(_) | Packet::Atomic(_));
+        self.operands.fence().is_some() || self.operands.program().packets().iter().any(tells)
+    }
+
     /// The packet that it has come to needs no memory.
     pub(crate) fn is_spinning(&self) -> bool {
         self.state.failed.is_none()

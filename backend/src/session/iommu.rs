@@ -58,6 +58,8 @@ impl SessionState {
     pub fn invalidate(&mut self, range: ByteRange<Iova>) -> Invalidation {
         self.stats.invalidations.add(1);
         self.misses.invalidate(SpaceId::DEVICE, range);
+        // Before the zap: what is mapped now is what is taken away.
+        self.suspect(range);
         let invalidation = self.mirror.begin(SpaceId::DEVICE, range);
         if self.scheduler.touches(SpaceId::DEVICE, invalidation.range()) {
             self.stats.invalidations_with_work_in_flight.add(1);
@@ -162,6 +164,7 @@ impl SessionState {
 
     fn resolve(&mut self, resolution: Resolution<Waiter>) {
         let page = resolution.request;
+        self.judge(&resolution);
         let answer = match resolution.outcome {
             Outcome::Mapped { range, host, permissions } => {
                 match self.mirror.map(page.space, range, host, permissions) {

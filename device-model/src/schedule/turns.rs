@@ -2,8 +2,9 @@
 
 use std::ops::ControlFlow;
 
-use job_stream::{At, Compare, Limits, Mode, Space, Stream, verify};
+use job_stream::{At, Compare, Limits, Mode, Priority, Space, Stream, verify};
 
+use super::ready::PATIENCE;
 use super::*;
 use crate::backing::Backing;
 use crate::job::Treatment;
