@@ -400,6 +400,8 @@ pub fn pages_of(missing: &[Missing]) -> usize {
 
 #[cfg(test)]
 mod turns;
+#[cfg(test)]
+mod verdicts;
 
 #[cfg(test)]
 mod tests;

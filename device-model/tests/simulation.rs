@@ -142,6 +142,7 @@ bugs! {
     a_response_written_twice_is_found: CompleteTwice breaks I5;
     a_lost_response_is_found: LoseCompletion breaks I5;
     fences_out_of_order_are_found: ReorderFences breaks I5;
+    a_driver_that_is_blamed_for_a_change_of_the_memory_table_is_found: RememberWhatWasThere breaks Verdict;
 }
 
 #[test]

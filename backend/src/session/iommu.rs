@@ -180,7 +180,7 @@ impl SessionState {
                     }
                 }
             }
-            Outcome::Refused => {
+            Outcome::Refused | Outcome::NotCovered => {
                 self.stats.miss_refused.add(1);
                 MissAnswer::Refused
             }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use device_model::addr::{ByteRange, Iova, SpaceId};
 use device_model::job::JobId;
-use device_model::mmu::miss::{Outcome, Resolution};
-use device_model::schedule::{Found, Judgement, Revealed};
+use device_model::mmu::miss::Resolution;
+use device_model::schedule::{Judgement, Revealed};
 use device_model::violation::{Confidence, InvalidationInfo, Report, Verdict, Violation};
 use job_stream::Mode;
 use log::warn;
@@ -61,7 +61,7 @@ impl SessionState {
 
     /// What an answer says of what was taken away under jobs.
     pub(super) fn judge(&mut self, resolution: &Resolution<Waiter>) {
-        let Some(revealed) = revealed(resolution) else { return };
+        let Some(revealed) = Revealed::by(resolution) else { return };
         let asked: Vec<JobId> = resolution.waiters.iter().filter_map(|waiter| waiter.job()).collect();
         for judgement in self.scheduler.reveal(&revealed, &asked) {
             self.stats.verdicts.count(judgement.mode, judgement.verdict, judgement.confidence);
@@ -107,20 +107,4 @@ fn is_violation(judgement: &Judgement) -> bool {
         && judgement.verdict != Verdict::Benign
         && judgement.confidence != Confidence::CannotTell
         && judgement.mode != Mode::Fault
-}
-
-/// What an answer shows.
-fn revealed(resolution: &Resolution<Waiter>) -> Option<Revealed> {
-    let request = resolution.request;
-    let page = ByteRange::inclusive(request.iova, request.iova)?.page_aligned();
-    let (pages, found) = match resolution.outcome {
-        Outcome::Mapped { range, host, .. } => {
-            let pages = range.whole_pages()?;
-            let skipped = pages.first().raw().checked_sub(range.first().raw())?;
-            (pages, Found::Memory(host.address().checked_add(skipped)?))
-        }
-        Outcome::Refused => (page, Found::Nothing),
-        Outcome::TimedOut => (page, Found::Unknown),
-    };
-    Some(Revealed { space: request.space, pages, access: request.access, found })
 }

@@ -8,6 +8,7 @@ use job_stream::Mode;
 
 use crate::addr::{Access, ByteRange, Iova, SpaceId};
 use crate::job::{Job, JobId};
+use crate::mmu::miss::{Outcome, Resolution};
 use crate::mmu::{MappedRange, Missing, PinRange};
 use crate::violation::{Confidence, InvalidationInfo, Verdict};
 
@@ -37,8 +38,27 @@ pub enum Found {
     Memory(u64),
     /// Nothing that may be accessed like this.
     Nothing,
-    /// Nobody knows: no answer came in time.
+    /// Nobody knows: no answer came in time, or none that is about these pages.
     Unknown,
+}
+
+impl Revealed {
+    /// What an answer shows; `None`: of no whole page anything.
+    pub fn by<W>(resolution: &Resolution<W>) -> Option<Self> {
+        let request = resolution.request;
+        let page = ByteRange::inclusive(request.iova, request.iova)?.page_aligned();
+        let (pages, found) = match resolution.outcome {
+            Outcome::Mapped { range, host, .. } => {
+                let pages = range.whole_pages()?;
+                let skipped = distance(range.first(), pages.first());
+                (pages, Found::Memory(host.address().checked_add(skipped)?))
+            }
+            Outcome::Refused => (page, Found::Nothing),
+            // That the front-end errs says nothing of the guest.
+            Outcome::NotCovered | Outcome::TimedOut => (page, Found::Unknown),
+        };
+        Some(Self { space: request.space, pages, access: request.access, found })
+    }
 }
 
 /// What an INVALIDATE turned out to mean for memory that a job uses.

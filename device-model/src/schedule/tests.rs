@@ -6,16 +6,18 @@ use crate::device::{Device, DeviceConfig, Effect};
 use crate::scanout::Rect;
 use crate::testing::requests::{attach_backing, create_2d, transfer_to_host_2d};
 
-const BACKING: u64 = 0x10_0000;
+pub(super) const BACKING: u64 = 0x10_0000;
 
-/// A transfer of one page at [`BACKING`].
-fn job() -> Job {
+/// A transfer of so many pages at [`BACKING`].
+pub(super) fn job(pages: u32) -> Job {
     let mut device = Device::new(DeviceConfig::default());
     let mut effects = Vec::new();
-    let all = Rect { x: 0, y: 0, width: 32, height: 32 };
-    for request in
-        [create_2d(1, 1, 32, 32), attach_backing(1, &[(BACKING, 4096)]), transfer_to_host_2d(1, all, 0)]
-    {
+    let all = Rect { x: 0, y: 0, width: 32, height: 32 * pages };
+    for request in [
+        create_2d(1, 1, 32, 32 * pages),
+        attach_backing(1, &[(BACKING, 4096 * pages)]),
+        transfer_to_host_2d(1, all, 0),
+    ] {
         device.control(&request, (), &mut effects);
     }
     let run = effects.into_iter().find_map(|effect| match effect {
@@ -25,25 +27,25 @@ fn job() -> Job {
     run.unwrap()
 }
 
-fn schedule() -> Schedule {
+pub(super) fn schedule() -> Schedule {
     let mut schedule = Schedule::new();
     schedule.resume();
-    schedule.submit(job());
+    schedule.submit(job(1));
     schedule
 }
 
-fn take(schedule: &mut Schedule) -> Work {
+pub(super) fn take(schedule: &mut Schedule) -> Work {
     match schedule.turn() {
         Turn::Run(work) => work,
         other => panic!("{other:?}"),
     }
 }
 
-fn page(start: u64) -> ByteRange<Iova> {
+pub(super) fn page(start: u64) -> ByteRange<Iova> {
     ByteRange::new(Iova::new(start), 4096).unwrap()
 }
 
-fn missing(starts: &[u64]) -> Leaves {
+pub(super) fn missing(starts: &[u64]) -> Leaves {
     let one = |start: &u64| Missing { space: SpaceId::DEVICE, range: page(*start), access: Access::Read };
     Leaves::Missing(starts.iter().map(one).collect())
 }

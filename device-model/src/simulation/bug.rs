@@ -48,11 +48,13 @@ pub enum Bug {
     LoseCompletion,
     /// Two responses with fences overtake each other.
     ReorderFences,
+    /// What was mapped where is compared with what is found there after the memory table has changed.
+    RememberWhatWasThere,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::AckBeforeDrain,
         Self::ForgetPins,
         Self::ForgetSections,
@@ -75,5 +77,6 @@ impl Bug {
         Self::CompleteTwice,
         Self::LoseCompletion,
         Self::ReorderFences,
+        Self::RememberWhatWasThere,
     ];
 }

@@ -172,7 +172,7 @@ impl World {
             Disposed::Missing { job, missing, ahead } => {
                 let waits = missing.into_iter().map(|missing| (Waiter::Job(job), missing));
                 self.engines[number].asks =
-                    waits.chain(ahead.into_iter().map(|ahead| (Waiter::Ahead, ahead))).collect();
+                    waits.chain(ahead.into_iter().map(|ahead| (Waiter::Ahead(job), ahead))).collect();
             }
             Disposed::Stale => self.counts.stale_jobs += 1,
             Disposed::Waits => {}

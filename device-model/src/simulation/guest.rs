@@ -60,6 +60,8 @@ pub(super) struct Guest {
     changed: [u64; PAGES],
     /// When a page was last mapped, or something of it was taken away.
     mapped: [u64; PAGES],
+    /// When the device last acked that something of a page was taken away.
+    told: [u64; PAGES],
     next_version: u64,
     next_invalidation: u64,
     pub(super) resources: [[Resource; RESOURCES]; DEVICES],
@@ -73,6 +75,7 @@ impl Guest {
             free: (0..FRAMES).rev().collect(),
             changed: [0; PAGES],
             mapped: [0; PAGES],
+            told: [0; PAGES],
             next_version: 1,
             next_invalidation: 0,
             resources: Default::default(),
@@ -92,6 +95,11 @@ impl Guest {
     /// Whether the device was allowed to read a page all the time since.
     pub(super) fn readable_since(&self, page: usize, stamp: u64) -> bool {
         self.mapped[page] < stamp && self.table[page].is_some_and(|mapping| mapping.permissions.read)
+    }
+
+    /// Whether what the page table has for a page has changed since, or had before and was not known to the device.
+    pub(super) fn remapped_since(&self, page: usize, stamp: u64) -> bool {
+        self.mapped[page].max(self.told[page]) >= stamp || self.old.iter().any(|old| old.page == page)
     }
 
     /// Maps a page that is not mapped; returns whether that was so.
@@ -167,6 +175,7 @@ impl Guest {
         for old in gone {
             let frame = old.mapping.frame;
             self.changed[old.page] = stamp;
+            self.told[old.page] = stamp;
             let used = self.table.iter().flatten().any(|mapping| mapping.frame == frame)
                 || self.old.iter().any(|old| old.mapping.frame == frame)
                 || self.free.contains(&frame);

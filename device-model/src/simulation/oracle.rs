@@ -13,6 +13,8 @@ use crate::addr::{Iova, PAGE_SIZE};
 use crate::job::JobId;
 use crate::reply::Response;
 use crate::scanout::{Image, Rect};
+use crate::schedule::Judgement;
+use crate::violation::Verdict;
 
 /// What was broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +35,8 @@ pub enum Invariant {
     I7,
     /// An image holds what the guest's pages held.
     Data,
+    /// No driver is accused of what it did not do.
+    Verdict,
 }
 
 /// A broken invariant.
@@ -203,12 +207,35 @@ impl Oracle {
     /// A transfer has failed: somebody has to be to blame for it, a flush that took nothing away is not.
     fn check_failure(&self, number: usize, expected: &Expected, guest: &Guest) -> Result<(), Violation> {
         let readable = |&(at, _): &(u64, u32)| {
-            page_at(Iova::new(at)).is_some_and(|page| guest.readable_since(page, expected.since))
+            page_at(Iova::new(at)).is_some_and(|page| {
+                guest.readable_since(page, expected.since) && !guest.remapped_since(page, expected.since)
+            })
         };
         if self.excused >= expected.since || !expected.backing.iter().all(readable) {
             return Ok(());
         }
         Err(violation(Invariant::I5, format!("Transfer {number} fails though all that it reads is mapped")))
+    }
+
+    /// Memory is said to have been taken from under a job: it has to be in flight, and the guest has to have done so.
+    pub(super) fn check_verdict(&self, judgement: &Judgement, guest: &Guest) -> Result<(), Violation> {
+        if judgement.verdict == Verdict::Benign {
+            return Ok(());
+        }
+        let wrong = |what| Err(violation(Invariant::Verdict, format!("{judgement:?}, but {what}")));
+        let Some(command) = self.jobs.get(&judgement.job).and_then(|&number| self.commands.get(number))
+        else {
+            return wrong("there is no such job");
+        };
+        let Kind::Transfer(expected) = &command.kind else { return wrong("the job is no transfer") };
+        if command.state != State::Given {
+            return wrong("the job had ended");
+        }
+        let remapped = |at| page_at(at).is_some_and(|page| guest.remapped_since(page, expected.since));
+        if self.excused < expected.since && !judgement.range.pages().any(remapped) {
+            return wrong("nothing was remapped since the job began");
+        }
+        Ok(())
     }
 
     fn check_retired(&self, number: usize) -> Result<(), Violation> {

@@ -20,15 +20,16 @@ use crate::mmu::{
     DrainWaker, Drained, Invalidation, MappedRange, MemoryRevoked, MirrorWriter, Missing, Permissions,
     SeededBug,
 };
-use crate::schedule::Schedule;
+use crate::schedule::{Revealed, Schedule};
+use crate::violation::{InvalidationInfo, Verdict};
 
 /// Who waits for a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Waiter {
     Ring,
     Job(JobId),
-    /// Nobody: a job will come to it.
-    Ahead,
+    /// Nobody; but this job comes to it soon.
+    Ahead(JobId),
 }
 
 /// What follows a drain.
@@ -200,12 +201,44 @@ impl World {
             let survivors = &mut self.session.survivors;
             self.session.mirror.mapped_ranges(space, range, |mapped| survivors.push(mapped));
         }
+        self.suspect(range);
         let invalidation = self.session.mirror.begin(space, range);
         let in_flight = invalidation.in_flight();
         self.counts.invalidations_with_pins += u64::from(in_flight.pins > 0);
         self.counts.invalidations_with_sections += u64::from(in_flight.sections > 0);
         self.event("invalidates", range.first().raw(), in_flight.pins as u64);
         invalidation
+    }
+
+    /// As the back-end's.
+    fn suspect(&mut self, range: ByteRange<Iova>) {
+        let mut mapped = Vec::new();
+        for part in self.session.schedule.judged(SpaceId::DEVICE, range.page_aligned()) {
+            self.session.mirror.mapped_ranges(SpaceId::DEVICE, part, |found| mapped.push(found));
+        }
+        let by = InvalidationInfo { number: self.counts.invalidations, range, begun: self.now, acked: None };
+        self.session.schedule.suspect(by, &mapped);
+    }
+
+    /// As the back-end's; and no driver is accused that has done nothing.
+    fn judge(&mut self, resolution: &Resolution<Waiter>) {
+        let Some(revealed) = Revealed::by(resolution) else { return };
+        let job = |waiter: &Waiter| match waiter {
+            Waiter::Job(id) | Waiter::Ahead(id) => Some(*id),
+            Waiter::Ring => None,
+        };
+        let asked: Vec<JobId> = resolution.waiters.iter().filter_map(job).collect();
+        for judgement in self.session.schedule.reveal(&revealed, &asked) {
+            self.event("verdict", judgement.range.first().raw(), judgement.verdict as u64);
+            match judgement.verdict {
+                Verdict::Benign => self.counts.verdicts_benign += 1,
+                Verdict::Moved => self.counts.verdicts_moved += 1,
+                Verdict::Gone => self.counts.verdicts_gone += 1,
+            }
+            if let Err(violation) = self.oracle.check_verdict(&judgement, &self.guest) {
+                self.fail(violation);
+            }
+        }
     }
 
     /// As the back-end's `update_running`.
@@ -226,6 +259,9 @@ impl World {
 
     fn drain_first(&mut self, message: Message, patience: Duration) {
         let everything = ByteRange::everything();
+        if !self.is(Bug::RememberWhatWasThere) {
+            self.session.schedule.forget_suspects();
+        }
         self.session.misses.invalidate(SpaceId::DEVICE, everything);
         let invalidation = self.session.mirror.begin(SpaceId::DEVICE, everything);
         if message == Message::ChangeMemory && !invalidation.in_flight().is_none() {
@@ -383,6 +419,7 @@ impl World {
 
     fn resolve(&mut self, resolution: Resolution<Waiter>) {
         let page = resolution.request;
+        self.judge(&resolution);
         let answer = match resolution.outcome {
             Outcome::Mapped { range, host, permissions } => {
                 let claimed = self.session.staged.map(|(_, claimed)| claimed);
@@ -402,7 +439,7 @@ impl World {
                     _ => Ok(()),
                 }
             }
-            Outcome::Refused => {
+            Outcome::Refused | Outcome::NotCovered => {
                 self.counts.misses_refused += 1;
                 Err(JobError::Refused(missing(page)))
             }
@@ -421,7 +458,7 @@ impl World {
                     self.session.schedule.miss_answered(id, refused);
                 }
                 Waiter::Job(id) => self.session.schedule.miss_answered(id, answer),
-                Waiter::Ahead => {}
+                Waiter::Ahead(_) => {}
                 Waiter::Ring => self.queue.mailbox.push_back(Mail::MissAnswered),
             }
         }

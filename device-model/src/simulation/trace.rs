@@ -111,6 +111,12 @@ counts! {
     misses,
     /// MISSes that were refused.
     misses_refused,
+    /// Memory taken from under a job that was there again.
+    verdicts_benign,
+    /// Memory taken from under a job in whose place there was other memory.
+    verdicts_moved,
+    /// Memory taken from under a job in whose place there was none.
+    verdicts_gone,
     /// MISSes that were given up.
     miss_timeouts,
     /// MISSes that were asked again.
