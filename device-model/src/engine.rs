@@ -248,3 +248,6 @@ fn leave(mut work: Work, leaves: Leaves) -> ControlFlow<Left, Running> {
     work.job.left_engine();
     ControlFlow::Break(Left { work, leaves })
 }
+
+#[cfg(test)]
+mod tests;
