@@ -1,5 +1,6 @@
-//! What the rig can ask for, one function a command. Knows neither the port's lines nor the ioctls of KMS.
+//! What the rig can ask for, one function a command. Knows neither the port's lines nor any ioctl.
 
+use crate::drm_jobs;
 use crate::error::AgentError;
 use crate::port::Port;
 use crate::screen::Screen;
@@ -41,6 +42,7 @@ impl Agent {
                 Ok(Event::Released)
             }
             Command::Rebind { driver } => self.rebind(driver),
+            Command::Jobs { mode, storm } => drm_jobs::run(mode, storm).map(Event::Ran),
             Command::Reboot => Err(system::end(End::Reboot)),
             Command::PowerOff => Err(system::end(End::PowerOff)),
         }

@@ -1,5 +1,7 @@
 //! What can go wrong inside the guest.
 
+use guest_agent::jobs::{Case, Difference};
+use job_stream::{CapsetError, Mode};
 use std::io;
 use std::path::PathBuf;
 
@@ -16,10 +18,35 @@ pub(crate) enum AgentError {
     NoFlipEvent { seconds: u64 },
     #[error("No device is bound to the driver at {}", .0.display())]
     NotBound(PathBuf),
+    #[error("No render node whose driver takes jobs: does the device offer VIRTIO_GPU_F_VIRGL?")]
+    NoRenderNode,
+    #[error("The device's capability set is not understood: {0}")]
+    Capset(CapsetError),
+    #[error("The device does not offer the mode {mode}")]
+    NoMode { mode: Mode },
+    #[error("No fence of the case {case}, mode {mode}, within {seconds} s: it is lost, or the job is stuck")]
+    NoFence { case: &'static str, mode: Mode, seconds: u64 },
+    #[error(
+        "After the case {case}, mode {mode}, byte {at:#x} of buffer {buffer} is {found:#04x}, not {wanted:#04x}: \
+         a packet did not do what the manual says, or the job was killed",
+        buffer = difference.buffer,
+        at = difference.at,
+        found = difference.found,
+        wanted = difference.wanted
+    )]
+    WrongByte { case: &'static str, mode: Mode, difference: Difference },
+    #[error("In mode {mode} {found:?} ns lie between two times, where a spin of {least} ns lay between them")]
+    WrongTime { mode: Mode, found: Option<u64>, least: u64 },
     #[error("Not a command: {line:?}: {source}")]
     BadCommand { line: String, source: serde_json::Error },
     #[error("The rig has closed the port")]
     PortClosed,
+}
+
+impl AgentError {
+    pub(crate) fn wrong_byte(case: &Case, mode: Mode, difference: Difference) -> Self {
+        Self::WrongByte { case: case.name, mode, difference }
+    }
 }
 
 /// Names what was being done when a system call failed.

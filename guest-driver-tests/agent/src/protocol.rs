@@ -1,6 +1,7 @@
 //! The words that rig and agent exchange over the guest's second serial port: one JSON object a line. Knows
 //! nothing of the port.
 
+use job_stream::Mode;
 use serde::{Deserialize, Serialize};
 
 /// What the rig asks of the agent. Each is answered with one event; `Draw` with two.
@@ -19,6 +20,15 @@ pub enum Command {
     Rebind {
         /// Which driver.
         driver: Driver,
+    },
+    /// Run the test jobs through the stock driver in a context of `mode`: each case once, then a storm; answered by
+    /// `Ran`.
+    Jobs {
+        /// The mode of the context.
+        #[serde(with = "mode_name")]
+        mode: Mode,
+        /// Jobs of the storm: they are in flight while buffers come and go beside them.
+        storm: u32,
     },
     /// Reboot the machine; the next event is the next boot's `Ready`.
     Reboot,
@@ -64,6 +74,8 @@ pub enum Event {
     Released,
     /// The driver has the device again.
     Rebound,
+    /// All jobs have ended, and every byte of every buffer was right.
+    Ran(JobCounts),
     /// A command failed; the agent goes on.
     Failed {
         /// What failed, in a sentence.
@@ -94,6 +106,35 @@ pub struct Drawn {
     pub buffers_churned: u32,
 }
 
+/// What the agent counted of its jobs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobCounts {
+    /// Jobs whose fence came.
+    pub jobs: u64,
+    /// Bytes that their packets have moved, by the twin's reckoning.
+    pub bytes_moved: u64,
+    /// Bytes of buffers that were compared with the twin's.
+    pub bytes_compared: u64,
+    /// Buffers that came, were written to, and went while jobs were in flight.
+    pub buffers_churned: u64,
+}
+
+/// A mode in JSON: its name.
+mod mode_name {
+    use job_stream::{Choice, Mode};
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(mode: &Mode, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(mode.name())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Mode, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        Mode::from_name(&name).ok_or_else(|| D::Error::custom(format!("There is no mode {name:?}")))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,6 +144,10 @@ mod tests {
         let amount = Amount { page_flips: 1, dirty_flushes: 2, cursor_moves: 3 };
         let line = serde_json::to_string(&Command::Picture(amount)).unwrap();
         assert_eq!(line, r#"{"command":"picture","page_flips":1,"dirty_flushes":2,"cursor_moves":3}"#);
+        let jobs = Command::Jobs { mode: Mode::RegistrationCache, storm: 4 };
+        let line = serde_json::to_string(&jobs).unwrap();
+        assert_eq!(line, r#"{"command":"jobs","mode":"registration-cache","storm":4}"#);
+        assert_eq!(serde_json::from_str::<Command>(&line).unwrap(), jobs);
         let event: Event = serde_json::from_str(r#"{"event":"failed","what":"No card"}"#).unwrap();
         assert_eq!(event, Event::Failed { what: "No card".into() });
     }

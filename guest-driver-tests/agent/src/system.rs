@@ -1,4 +1,4 @@
-//! What an init does: mounts, modules, driver binding, reboot. Together with `port` the agent's only unsafe code.
+//! What an init does: mounts, modules, driver binding, reboot. Knows nothing of what the drivers do.
 
 use crate::error::{AgentError, Doing};
 use std::ffi::{CStr, CString};

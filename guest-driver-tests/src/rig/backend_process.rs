@@ -32,6 +32,8 @@ impl Backend {
         let file = File::create(&log).doing(format!("create {}", log.display()))?;
         let mut command = Command::new(program);
         command.arg("--socket-path").arg(&socket).arg("--control-socket").arg(&control);
+        // All modes are to be shown, the one without coherence too.
+        command.arg("--allow-incoherent");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
         let mut process = OwnedProcess::spawn(NAME, &mut command)?;
         wait_until("The back-end's word that it listens", READY_LIMIT, || {

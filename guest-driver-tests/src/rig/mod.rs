@@ -5,7 +5,8 @@
 //!   `accel` (KVM or not);
 //! - the guest's parts: `topology` (a file of qemu-configs), `kernel` (image and modules), `initramfs`;
 //! - processes and their sockets: `process`, `json_lines`, `qmp`, `qemu`, `backend_process`, `guest`;
-//! - judgement: `screen` (pixels), `console` (the guest's log), `stats` (the back-end's counts), `scenario`;
+//! - judgement: `screen` (pixels), `console` (the guest's log), `stats` (the back-end's counts), `scenario`,
+//!   `jobs`;
 //! - `run`: all of these together, one boot a topology; `report`: what a person reads.
 //!
 //! It knows nothing of the device's inside, and asks the back-end through its sockets only.
@@ -18,6 +19,7 @@ pub mod console;
 pub mod error;
 pub mod guest;
 pub mod initramfs;
+pub mod jobs;
 pub mod json_lines;
 pub mod kernel;
 pub mod options;
