@@ -114,6 +114,7 @@ impl<'a> Client<'a> {
             bytes_moved: self.twin.bytes_moved(),
             bytes_compared: self.bytes_compared,
             buffers_churned: self.buffers_churned,
+            ..JobCounts::default()
         }
     }
 }

@@ -17,6 +17,13 @@ const TIMES: u64 = 0x3000;
 const SPIN_NS: u64 = 1_000_000;
 /// How long a job of a storm holds its engine: a guest can make a buffer come and go beside it.
 const STORM_SPIN_NS: u64 = 4_000_000;
+/// How long an invalidation that waits for the job of [`LONG`] would have to.
+const LONG_SPIN_NS: u64 = 600_000_000;
+/// Longer than the drain timeout: the device has to take the job off.
+const OVERTAKEN_SPIN_NS: u64 = 250_000_000;
+/// Where in the last buffer jobs say that they have begun.
+const COUNTER: u64 = 0x80;
+const BEGUN: u32 = 0xb0;
 const TIMESTAMP: &str = "TIMESTAMP";
 const FAILED: u64 = u64::MAX;
 
@@ -96,10 +103,52 @@ pub const CASES: [Case; 11] = [
 pub const STORM: Case = Case {
     name: "storm",
     packets: |stream, [a, b, c]| {
-        let counted = stream.add(c.plus(0x80), 1, Some(a)).copy(a.range(BYTES), b);
+        let counted = stream.add(c.plus(COUNTER), 1, Some(a)).copy(a.range(BYTES), b);
         counted.spin(SpinBehaviour::Preemptible, STORM_SPIN_NS).checksum(b.range(BYTES), c.plus(0x84))
     },
 };
+
+/// As a job of a storm, but in flight for so long that what waits for it by mistake is told from what does not.
+pub const LONG: Case = Case {
+    name: "long",
+    packets: |stream, [a, b, c]| {
+        let counted = stream.add(c.plus(COUNTER), 1, None).copy(a.range(BYTES), b);
+        counted.spin(SpinBehaviour::Preemptible, LONG_SPIN_NS).fill(b.range(BYTES), 3)
+    },
+};
+
+/// A job from under which the first buffer is taken while it spins: the words of it. Its user fence is 1, or all ones if
+/// it failed.
+pub fn overtaken(ids: Ids, mode: Mode) -> Vec<u32> {
+    let [a, _, c] = ids.map(|id| At::new(Space::resource(id), 0));
+    let fence = Some(c.plus(FENCE));
+    let context = Context { mode: Some(mode), priority: None, fence, done: 1, failed: FAILED };
+    let begun = Stream::new().push(context).fill(a.range(BYTES), 1).signal(c.plus(COUNTER), BEGUN);
+    begun.spin(SpinBehaviour::Preemptible, OVERTAKEN_SPIN_NS).fill(a.range(BYTES), 2).finish()
+}
+
+/// Whether [`overtaken`] has come to its spin.
+pub fn overtaken_has_begun(last_buffer: &[u8]) -> bool {
+    counter(last_buffer) == Some(BEGUN)
+}
+
+/// Nanoseconds for which [`overtaken`] spins.
+pub fn overtaken_time() -> u64 {
+    OVERTAKEN_SPIN_NS
+}
+
+/// What STORM and LONG count up.
+pub fn counter(last_buffer: &[u8]) -> Option<u32> {
+    let at = COUNTER as usize;
+    last_buffer.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes)
+}
+
+/// The user fence of the last job.
+pub fn user_fence(last_buffer: &[u8]) -> u64 {
+    let at = FENCE as usize;
+    let bytes = last_buffer.get(at..at + 8).and_then(|bytes| bytes.try_into().ok());
+    bytes.map_or(0, u64::from_le_bytes)
+}
 
 /// A byte of a buffer that is not what the twin says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,6 +249,11 @@ pub fn time_between(last_buffer: &[u8]) -> Option<u64> {
     time(TIMES + 8)?.checked_sub(time(TIMES)?)
 }
 
+/// Nanoseconds for which [`LONG`] is in flight.
+pub fn long_time() -> u64 {
+    LONG_SPIN_NS
+}
+
 /// What [`time_between`] is at the least.
 pub fn least_time() -> u64 {
     SPIN_NS
@@ -218,14 +272,14 @@ mod tests {
         let limits = Limits::default();
         let limits = Limits { modes: limits.modes.with(Mode::RegistrationCache), ..limits };
         let mut found = BTreeSet::new();
-        for case in CASES.iter().chain([&STORM]) {
+        for case in CASES.iter().chain([&STORM, &LONG]) {
             let program = verify(&twin.job(case), &limits).unwrap();
             found.extend(program.packets().iter().map(|packet| packet.opcode().name()));
         }
         let all: BTreeSet<_> = job_stream::PACKETS.iter().map(|row| row.name).collect();
         assert_eq!(found, all);
-        assert_eq!(twin.jobs(), CASES.len() as u64 + 1);
-        let moved = 0x2010 + 0x2_1234 + 2 * 0x1000 + (BYTES - 0x1003) + 2 * BYTES;
+        assert_eq!(twin.jobs(), CASES.len() as u64 + 2);
+        let moved = 0x2010 + 0x2_1234 + 2 * 0x1000 + (BYTES - 0x1003) + 4 * BYTES;
         assert_eq!(twin.bytes_moved(), moved);
     }
 

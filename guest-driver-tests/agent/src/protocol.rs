@@ -30,6 +30,26 @@ pub enum Command {
         /// Jobs of the storm: they are in flight while buffers come and go beside them.
         storm: u32,
     },
+    /// Take the device from its driver, by way of VFIO, and bring it up with a driver in the agent; answered by `Taken`.
+    TakeByVfio,
+    /// Run the test jobs through the agent's own driver, as `Jobs`; an idle range comes and goes beside them.
+    JobsByVfio {
+        /// The mode of the context.
+        #[serde(with = "mode_name")]
+        mode: Mode,
+        /// Jobs of the storm.
+        storm: u32,
+    },
+    /// Do what a driver must not; answered by `Broken`.
+    Break {
+        /// The mode of the context.
+        #[serde(with = "mode_name")]
+        mode: Mode,
+        /// What is done wrong.
+        bug: Bug,
+    },
+    /// Reset the device and give it back to its driver; answered by `Rebound`.
+    GiveBack,
     /// Reboot the machine; the next event is the next boot's `Ready`.
     Reboot,
     /// Switch the machine off; nothing answers.
@@ -57,6 +77,16 @@ pub enum Driver {
     VirtioGpu,
 }
 
+/// Bugs that drivers have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Bug {
+    /// A buffer is unmapped while a job that writes to it is in flight.
+    UnmapBeforeFence,
+    /// The same, and other memory is mapped there at once.
+    RemapBeforeFence,
+}
+
 /// What the agent tells the rig.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case", deny_unknown_fields)]
@@ -76,6 +106,10 @@ pub enum Event {
     Rebound,
     /// All jobs have ended, and every byte of every buffer was right.
     Ran(JobCounts),
+    /// The agent's own driver has the device.
+    Taken,
+    /// The bug was made, and the job has ended.
+    Broken(Broken),
     /// A command failed; the agent goes on.
     Failed {
         /// What failed, in a sentence.
@@ -115,8 +149,23 @@ pub struct JobCounts {
     pub bytes_moved: u64,
     /// Bytes of buffers that were compared with the twin's.
     pub bytes_compared: u64,
-    /// Buffers that came, were written to, and went while jobs were in flight.
+    /// Buffers, or ranges, that came and went while jobs were in flight.
     pub buffers_churned: u64,
+    /// Nanoseconds that the unmap of an idle range took while a long job was in flight. 0 with the stock driver.
+    pub idle_unmap_ns: u64,
+}
+
+/// What the guest saw of its own bug.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Broken {
+    /// The type of the device's answer to the job.
+    pub response: u32,
+    /// Nanoseconds that the unmap took.
+    pub unmap_ns: u64,
+    /// Bytes that were written to the old memory after the unmap had returned.
+    pub late_bytes: u64,
+    /// What the job's user fence says.
+    pub user_fence: u64,
 }
 
 /// A mode in JSON: its name.

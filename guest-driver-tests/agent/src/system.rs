@@ -99,6 +99,11 @@ pub(crate) fn rebind(driver: &Path, is_ours: impl Fn(&Path) -> bool) -> Result<(
     Ok(())
 }
 
+/// Whether a PCI function is a display controller (base class 3).
+pub(crate) fn is_display(device: &Path) -> bool {
+    fs::read_to_string(device.join("class")).is_ok_and(|class| class.starts_with("0x03"))
+}
+
 /// How the machine ends.
 #[derive(Clone, Copy)]
 pub(crate) enum End {

@@ -6,7 +6,8 @@
 //! - the guest's parts: `topology` (a file of qemu-configs), `kernel` (image and modules), `initramfs`;
 //! - processes and their sockets: `process`, `json_lines`, `qmp`, `qemu`, `backend_process`, `guest`;
 //! - judgement: `screen` (pixels), `console` (the guest's log), `stats` (the back-end's counts), `scenario`,
-//!   `jobs`;
+//!   `jobs`,
+//!   `vfio`;
 //! - `run`: all of these together, one boot a topology; `report`: what a person reads.
 //!
 //! It knows nothing of the device's inside, and asks the back-end through its sockets only.
@@ -33,6 +34,7 @@ pub mod scenario;
 pub mod screen;
 pub mod stats;
 pub mod topology;
+pub mod vfio;
 
 use std::path::{Path, PathBuf};
 

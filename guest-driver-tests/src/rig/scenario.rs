@@ -8,6 +8,7 @@ use crate::rig::process::wait_until;
 use crate::rig::run::Run;
 use crate::rig::stats::{self, Stats};
 use crate::rig::topology::Invalidations;
+use crate::rig::vfio;
 use guest_agent::protocol::{Amount, Command, Drawn, Driver, Event};
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,7 @@ const SILENCE: Duration = Duration::from_millis(50);
 pub type Scenario = (&'static str, fn(&mut Run<'_>) -> Result<(), RigError>);
 
 /// All scenarios of `verify`, in an order in which each leaves a guest that the next can use.
-pub const ALL: [Scenario; 7] = [
+pub const ALL: [Scenario; 9] = [
     ("picture", |run| picture(run, AMOUNT).map(drop)),
     ("jobs", jobs::jobs),
     ("stop-cont", stop_and_cont),
@@ -33,6 +34,8 @@ pub const ALL: [Scenario; 7] = [
     ("rebind-drawing", rebind_drawing),
     ("reboot-drawing", reboot_drawing),
     ("invalidations", invalidations),
+    ("vfio", vfio::vfio),
+    ("driver-bugs", vfio::driver_bugs),
 ];
 
 /// The guest draws; the screen shows it, and both sides have counted the same.
