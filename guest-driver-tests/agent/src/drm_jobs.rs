@@ -12,6 +12,8 @@ use std::time::Duration;
 const FENCE_LIMIT: Duration = Duration::from_secs(20);
 /// Jobs of a storm that are in flight at the same time.
 const DEPTH: usize = 4;
+/// Bytes of a buffer that comes and goes: 16 pages.
+const CHURN_BYTES: usize = 16 * 4096;
 /// Buffers that come and go beside a job, at the most: one that does not end is to be noticed.
 const CHURNS_PER_JOB: u32 = 1_000;
 
@@ -98,12 +100,12 @@ impl<'a> Client<'a> {
     fn churn_until_first_ends(&mut self, in_flight: &mut VecDeque<SyncFile>) -> Result<(), AgentError> {
         let Some(first) = in_flight.pop_front() else { return Ok(()) };
         for _ in 0..CHURNS_PER_JOB {
+            let buffer = self.node.create_buffer(CHURN_BYTES)?;
+            buffer.write(&[0xaa; CHURN_BYTES]);
+            self.buffers_churned += 1;
             if first.is_signalled(Duration::ZERO)? {
                 return Ok(());
             }
-            let buffer = self.node.create_buffer(BUFFER_BYTES)?;
-            buffer.write(&[0xaa; BUFFER_BYTES]);
-            self.buffers_churned += 1;
         }
         self.wait(&first, &STORM)
     }

@@ -161,10 +161,10 @@ impl<'a> Client<'a> {
     fn churn_until_first_ends(&mut self, in_flight: &mut VecDeque<Ticket>) -> Result<(), AgentError> {
         let Some(first) = in_flight.pop_front() else { return Ok(()) };
         for _ in 0..CHURNS_PER_JOB {
+            self.churn()?;
             if self.gpu.is_answered(&first)? {
                 break;
             }
-            self.churn()?;
         }
         self.wait(first, &STORM)
     }

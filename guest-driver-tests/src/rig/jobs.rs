@@ -3,6 +3,7 @@
 
 use crate::rig::error::RigError;
 use crate::rig::guest::unexpected;
+use crate::rig::instruments::{self, Verdicts};
 use crate::rig::report::{self, say};
 use crate::rig::run::Run;
 use crate::rig::scenario::{at_least, no_troubles, same, settled};
@@ -16,7 +17,7 @@ use job_stream::Mode;
 const STORM: u32 = 40;
 
 /// What one mode has shown.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ModeRun {
     /// The mode of the context.
     pub mode: Mode,
@@ -24,12 +25,14 @@ pub struct ModeRun {
     pub guest: JobCounts,
     /// What the back-end counted meanwhile.
     pub backend: Stats,
+    /// And its verdicts on jobs that an invalidation overtook.
+    pub verdicts: Verdicts,
 }
 
 impl ModeRun {
     /// What the guest did and what the back-end did for it: both have counted the same.
     pub(super) fn compare(&self, due: u64) -> Result<(), RigError> {
-        let Self { mode, guest, backend } = self;
+        let Self { mode, guest, backend, .. } = self;
         let who = "the back-end";
         same(&format!("jobs in mode {mode}"), "the guest", guest.jobs, due)?;
         same(&format!("jobs that were submitted in mode {mode}"), who, backend.jobs_submitted, guest.jobs)?;
@@ -55,7 +58,7 @@ pub(crate) fn jobs(run: &mut Run<'_>) -> Result<(), RigError> {
 
 /// What one mode has shown, in a line.
 pub fn line(shown: &ModeRun) -> String {
-    let ModeRun { mode, guest, backend } = shown;
+    let ModeRun { mode, guest, backend, .. } = shown;
     format!(
         "{} jobs in mode {mode}, {} of buffers compared; {} invalidations, {} with work in flight; frozen {}",
         guest.jobs,
@@ -75,16 +78,22 @@ pub fn through_the_driver(run: &mut Run<'_>) -> Result<Vec<ModeRun>, RigError> {
 }
 
 fn in_mode(run: &mut Run<'_>, mode: Mode) -> Result<ModeRun, RigError> {
-    let before = settled(run)?.unwrap_or_default();
-    let guest = match run.ask("The end of the guest's jobs", Command::Jobs { mode, storm: STORM })? {
+    let shown = run_jobs(run, mode, Command::Jobs { mode, storm: STORM })?;
+    shown.compare(u64::from(STORM) + CASES.len() as u64)?;
+    Ok(shown)
+}
+
+/// Has the guest run jobs, and looks at what both sides count meanwhile.
+pub(super) fn run_jobs(run: &mut Run<'_>, mode: Mode, command: Command) -> Result<ModeRun, RigError> {
+    let (before, verdicts) = (settled(run)?.unwrap_or_default(), run.verdicts()?);
+    let guest = match run.ask("The end of the guest's jobs", command)? {
         Event::Ran(counts) => counts,
         other => return Err(unexpected(&other)),
     };
     let after = settled(run)?.unwrap_or_default();
     no_troubles(&before, &after)?;
-    let shown = ModeRun { mode, guest, backend: after.since(&before) };
-    shown.compare(u64::from(STORM) + CASES.len() as u64)?;
-    Ok(shown)
+    let verdicts = instruments::verdicts_since(&run.verdicts()?, &verdicts);
+    Ok(ModeRun { mode, guest, backend: after.since(&before), verdicts })
 }
 
 /// Where the guest flushes its whole domain, jobs were hit; where it unmaps page by page, none.
@@ -116,7 +125,10 @@ mod tests {
         let guest = JobCounts { jobs: 3, bytes_moved: 9, buffers_churned: 1, ..JobCounts::default() };
         let backend = Stats { jobs_submitted: 3, jobs_done: 3, bytes_moved: 9, ..Stats::default() };
         let check = |guest, backend, due| {
-            ModeRun { mode: Mode::Fence, guest, backend }.compare(due).map_err(|error| error.to_string())
+            let verdicts = Verdicts::new();
+            ModeRun { mode: Mode::Fence, guest, backend, verdicts }
+                .compare(due)
+                .map_err(|error| error.to_string())
         };
         assert_eq!(check(guest, backend, 3), Ok(()));
         let text = |found: &str, what: &str, who: &str, due: &str| {
@@ -139,6 +151,7 @@ mod tests {
             mode: Mode::Fence,
             guest: JobCounts::default(),
             backend: Stats { invalidations: 5, invalidations_with_work_in_flight: hits, ..Stats::default() },
+            verdicts: Verdicts::new(),
         };
         assert!(met_invalidations(Invalidations::Strict, &shown(0)).is_ok());
         assert!(met_invalidations(Invalidations::Strict, &shown(1)).is_err());

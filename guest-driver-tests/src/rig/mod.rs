@@ -7,7 +7,8 @@
 //! - processes and their sockets: `process`, `json_lines`, `qmp`, `qemu`, `backend_process`, `guest`;
 //! - judgement: `screen` (pixels), `console` (the guest's log), `stats` (the back-end's counts), `scenario`,
 //!   `jobs`,
-//!   `vfio`;
+//!   `vfio`, `instruments` and `blame` (what the back-end has
+//!   seen of a driver's bugs);
 //! - `run`: all of these together, one boot a topology; `report`: what a person reads.
 //!
 //! It knows nothing of the device's inside, and asks the back-end through its sockets only.
@@ -15,11 +16,13 @@
 pub mod accel;
 mod apt;
 pub mod backend_process;
+pub mod blame;
 pub mod cargo_build;
 pub mod console;
 pub mod error;
 pub mod guest;
 pub mod initramfs;
+pub mod instruments;
 pub mod jobs;
 pub mod json_lines;
 pub mod kernel;

@@ -8,6 +8,7 @@ use crate::rig::console;
 use crate::rig::error::{Doing, RigError};
 use crate::rig::guest::Guest;
 use crate::rig::initramfs::Initramfs;
+use crate::rig::instruments::{self, Verdicts};
 use crate::rig::options::Options;
 use crate::rig::packages::Tools;
 use crate::rig::process::wait_until;
@@ -17,6 +18,7 @@ use crate::rig::screen::Screen;
 use crate::rig::stats::Stats;
 use crate::rig::topology::Topology;
 use guest_agent::protocol::{Command, Drawn, Event};
+use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -147,6 +149,20 @@ impl<'a> Run<'a> {
     /// The back-end's counts; none with QEMU's own device.
     pub fn stats(&mut self) -> Result<Option<Stats>, RigError> {
         self.backend.as_mut().map(Backend::stats).transpose()
+    }
+
+    /// The back-end's verdicts so far; none with QEMU's own device, or with a back-end that gives none.
+    pub fn verdicts(&mut self) -> Result<Verdicts, RigError> {
+        let stats = self.backend.as_mut().map(Backend::raw_stats).transpose()?;
+        Ok(stats.as_ref().map(instruments::verdicts).unwrap_or_default())
+    }
+
+    /// Makes a request of the back-end's control socket; nothing if it does not know the command, or is not there.
+    pub fn control(&mut self, command: &str, arguments: Value) -> Result<Option<Value>, RigError> {
+        match &mut self.backend {
+            Some(backend) => backend.control(command, arguments),
+            None => Ok(None),
+        }
     }
 
     /// Waits until the screen shows what the guest says it has drawn, byte for byte.
