@@ -76,7 +76,7 @@ fn work(mode: Mode, stream: Stream) -> Work {
     let entry = RawEntry { at: Iova::new(AT), len: 0x1000 };
     let space = |_| Ok(operands::Space { bytes: 0x1000, backing: Backing::new(std::iter::once(entry))? });
     let execution = Execution::new(Operands::new(program, space).unwrap(), Duration::from_secs(1));
-    Work::new(Job::program(JobId(0), Treatment { mode, priority: Priority::Normal }, execution))
+    Work::new(Job::program(JobId(0), Treatment { context: Some(1), mode, priority: Priority::Normal }, execution))
 }
 
 /// Says what the script says, and then for ever what came last.
@@ -95,7 +95,7 @@ impl EngineHost for Script {
         if self.steps.len() > 1 { self.steps.pop_front().unwrap() } else { self.steps[0] }
     }
 
-    fn must_leave(&self) -> bool {
+    fn must_leave(&self, _: &Work) -> bool {
         self.stopped
     }
 
