@@ -173,6 +173,7 @@ impl Running {
         };
         let Some(step) = step else { return self.leave(Leaves::TakenOff) };
         self.steps = self.steps.saturating_add(1);
+        self.work.stepped = true;
         match step {
             Step::Done => self.leave(Leaves::Finished(JobOutcome::Done)),
             Step::Error(error) => self.leave(Leaves::Finished(JobOutcome::Failed(error))),

@@ -39,6 +39,8 @@ pub struct Work {
     life: u64,
     /// How often its WAIT has looked in vain since it was last told to look.
     looks: u32,
+    /// It has done something.
+    pub(crate) stepped: bool,
     /// It is at its end like this, and was parked once more to see whether its memory was still its own.
     pub(crate) checked: Option<JobOutcome>,
 }
@@ -46,7 +48,17 @@ pub struct Work {
 impl Work {
     /// A job that has not started.
     pub fn new(job: Job) -> Self {
-        Self { job, pin_attempts: 0, missed: None, failed: None, seen: 0, life: 0, looks: 0, checked: None }
+        Self {
+            job,
+            pin_attempts: 0,
+            missed: None,
+            failed: None,
+            seen: 0,
+            life: 0,
+            looks: 0,
+            stepped: false,
+            checked: None,
+        }
     }
 
     /// How often everything had been discarded when it was submitted (see [`Schedule::life`]).
@@ -195,7 +207,8 @@ impl Schedule {
     }
 
     /// The front-end has answered a MISS that these jobs wait for, or come to soon: what that says of what was taken
-    /// away under jobs. A job in *fence* mode whose memory was moved ends with that, if it needs it.
+    /// away under jobs. A job in *fence* mode that has worked on memory, needs more of it, and finds it moved, ends with
+    /// that: what it has done so far is of another memory.
     pub fn reveal(&mut self, revealed: &Revealed, asked: &[JobId]) -> Vec<Judgement> {
         let mut judgements = Vec::new();
         for (&id, begun) in &mut self.begun {
@@ -215,6 +228,7 @@ impl Schedule {
             let moved = found.iter().find(|judgement| judgement.verdict == Verdict::Moved);
             if let (Some(moved), Some(work), Stands::Needs) = (moved, &mut work, stands)
                 && moved.mode == Mode::Fence
+                && work.stepped
             {
                 let range = Missing { space: revealed.space, range: moved.range, access: moved.access };
                 work.failed.get_or_insert(JobError::Moved(range));

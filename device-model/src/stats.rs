@@ -127,9 +127,11 @@ impl VerdictCounters {
         *count = count.wrapping_add(1);
     }
 
-    /// The counts so far, of modes that had any.
+    /// The counts so far, of each mode.
     pub fn snapshot(&self) -> BTreeMap<&'static str, VerdictCounts> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = |mode: &Mode| (mode.name(), counts.get(mode.name()).copied().unwrap_or_default());
+        Mode::ALL.iter().map(of).collect()
     }
 }
 
@@ -254,7 +256,8 @@ mod tests {
         stats.misses.add(3);
         stats.mapped_bytes.set(8192);
         stats.mapped_bytes.set(4096);
-        let expected = StatsSnapshot { misses: 5, mapped_bytes: 4096, ..StatsSnapshot::default() };
+        let verdicts = stats.verdicts.snapshot();
+        let expected = StatsSnapshot { misses: 5, mapped_bytes: 4096, verdicts, ..StatsSnapshot::default() };
         assert_eq!(stats.snapshot(), expected);
     }
 
@@ -283,9 +286,11 @@ mod tests {
         count(Mode::Fence, Verdict::Gone, Confidence::Certain);
         count(Mode::Strict, Verdict::Moved, Confidence::Likely);
         count(Mode::Strict, Verdict::Moved, Confidence::CannotTell);
+        let none = serde_json::json!({"benign": 0, "moved": 0, "gone": 0, "untold": 0});
         let expected = serde_json::json!({
             "fence": {"benign": 1, "moved": 0, "gone": 1, "untold": 0},
             "strict": {"benign": 0, "moved": 1, "gone": 0, "untold": 1},
+            "preempt": none, "fault": none, "registration-cache": none,
         });
         assert_eq!(serde_json::to_value(stats.snapshot().verdicts).unwrap(), expected);
     }

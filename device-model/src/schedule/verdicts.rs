@@ -130,16 +130,19 @@ fn a_job_that_no_invalidation_overlapped_ends_at_once() {
 }
 
 #[test]
-fn a_job_in_fence_mode_that_needs_memory_that_was_moved_ends_with_that() {
-    let (mut schedule, work) = overlapped();
-    let id = work.job.id();
-    let parked = schedule.dispose(Left { work, leaves: missing(&[BACKING]) });
-    assert!(matches!(parked, Disposed::Missing { .. }));
-    let judgements = schedule.reveal(&shows(Found::Memory(FRAME + 4096)), &[id]);
-    assert_eq!(verdicts(&judgements), [(Verdict::Moved, Confidence::Certain, 3, true)]);
-    schedule.miss_answered(id, Ok(()));
-    let moved = Missing { space: SpaceId::DEVICE, range: page(BACKING), access: Access::Read };
-    assert_eq!(take(&mut schedule).failed, Some(JobError::Moved(moved)));
+fn a_job_in_fence_mode_that_has_worked_on_memory_that_was_moved_ends_with_that() {
+    for stepped in [true, false] {
+        let (mut schedule, work) = overlapped();
+        let id = work.job.id();
+        let work = Work { stepped, ..work };
+        let parked = schedule.dispose(Left { work, leaves: missing(&[BACKING]) });
+        assert!(matches!(parked, Disposed::Missing { .. }));
+        let judgements = schedule.reveal(&shows(Found::Memory(FRAME + 4096)), &[id]);
+        assert_eq!(verdicts(&judgements), [(Verdict::Moved, Confidence::Certain, 3, true)]);
+        schedule.miss_answered(id, Ok(()));
+        let moved = Missing { space: SpaceId::DEVICE, range: page(BACKING), access: Access::Read };
+        assert_eq!(take(&mut schedule).failed, stepped.then_some(JobError::Moved(moved)));
+    }
 }
 
 #[test]
