@@ -100,7 +100,7 @@ impl Agent {
         match driver {
             Driver::VirtioGpu => system::rebind(Path::new("/sys/bus/virtio/drivers/virtio_gpu"), |_| true)?,
             Driver::VirtioPci => {
-                system::rebind(Path::new("/sys/bus/pci/drivers/virtio-pci"), system::is_display)?
+                system::rebind(Path::new("/sys/bus/pci/drivers/virtio-pci"), system::is_gpu)?
             }
         }
         system::wait_for_card()?;

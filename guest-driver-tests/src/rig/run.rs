@@ -63,6 +63,16 @@ impl Rig {
         Ok(Self { tools, accel, agent, backend, timeout: options.timeout, keep: options.keep })
     }
 
+    /// Why a topology cannot be run, if so.
+    pub fn cannot_run(&self, topology: &Topology) -> Option<String> {
+        let (found, needed) = (&self.tools.qemu.version, topology.qemu);
+        if self.tools.qemu.major() < needed {
+            return Some(format!("it needs QEMU {needed}, and this is {found}. Give --qemu {needed}"));
+        }
+        let stands_in = self.backend.is_some() || topology.has_display;
+        (!stands_in).then(|| "QEMU's own device cannot stand in for its test device".to_owned())
+    }
+
     /// The agent as /init, with the modules that it loads and their order.
     fn initramfs(&self, topology: &Topology) -> Result<Vec<u8>, RigError> {
         let mut archive = Initramfs::new();
