@@ -25,6 +25,7 @@ use crate::decode::{Command, Queue, command_name, command_table, decode};
 use crate::error::CommandError;
 use crate::fence::{FenceSlot, Timeline};
 use crate::job::{Job, JobOutcome};
+use crate::names::BackingChange;
 use crate::quota::Quotas;
 use crate::reply::{Reply, Response};
 use crate::request::Fence;
@@ -215,6 +216,11 @@ impl<P> Device<P> {
         let (resources, resource_bytes, backing_entries) = self.resources.usage();
         let (contexts, jobs) = self.contexts.usage();
         Usage { resources, resource_bytes, backing_entries, contexts, jobs }
+    }
+
+    /// Which resources were given memory, or lost it, since the last call; the newest few, if nobody asks.
+    pub fn take_backing_changes(&mut self) -> impl Iterator<Item = BackingChange> + use<P> {
+        self.resources.take_changes().into_iter()
     }
 
     /// One command of the control queue.

@@ -149,12 +149,22 @@ impl TableWriter {
         }
     }
 
-    /// Calls `found` for every leaf, in order of addresses: its pages, host address and permissions.
-    pub(super) fn leaves(&self, roots: &Roots, found: &mut dyn FnMut(Mapping)) {
-        for (pages, _) in (Pages { first: 0, last: u64::MAX >> PAGE_SHIFT }).by_root() {
-            let (root, level) = roots.root_of(pages.first);
-            leaves_under(&self.owner, root, level, pages.first & !(pages_under(level) - 1), found);
+    /// Calls `found` for the leaves from page `from` on, in order of addresses: pages, host address and permissions.
+    /// Looks at `budget` entries at the most; returns the page from which to go on, if there is more.
+    pub(super) fn leaves(
+        &self,
+        roots: &Roots,
+        from: u64,
+        mut budget: usize,
+        found: &mut dyn FnMut(Mapping),
+    ) -> Option<u64> {
+        for (pages, _) in (Pages { first: from, last: u64::MAX >> PAGE_SHIFT }).by_root() {
+            let at = roots.root_of(pages.first);
+            if let Err(next) = leaves_under(&self.owner, at, pages, &mut budget, found) {
+                return Some(next);
+            }
         }
+        None
     }
 
     /// Gives up what sections may still see, to the one who outlives them.
@@ -310,16 +320,24 @@ fn has_tables(node: &Node, level: u32, block: Pages) -> bool {
     level > 0 && block.blocks(level).any(|(part, _)| node.get(part.first, level).is_table())
 }
 
-fn leaves_under(owner: &Owner, node: &Node, level: u32, base: u64, found: &mut dyn FnMut(Mapping)) {
-    for index in 0..FANOUT {
-        let size = pages_under(level);
-        let first = base + index * size;
-        let entry = node.get(first, level);
+/// The leaves of `pages` under a node. `Err`: the budget ends before this page.
+fn leaves_under(
+    owner: &Owner,
+    (node, level): (&Node, u32),
+    pages: Pages,
+    budget: &mut usize,
+    found: &mut dyn FnMut(Mapping),
+) -> Result<(), u64> {
+    for (block, part) in pages.blocks(level) {
+        *budget = budget.checked_sub(1).ok_or(part.first)?;
+        let entry = node.get(block.first, level);
         if let Some(child) = owner.child(entry) {
-            leaves_under(owner, child, level - 1, first, found);
+            leaves_under(owner, (child, level - 1), part, budget, found)?;
         } else if !entry.is_empty() {
-            let pages = Pages { first, last: first + (size - 1) };
-            found(Mapping { pages, host: entry.host(), permissions: entry.permissions() });
+            let skipped = (part.first - block.first) << PAGE_SHIFT;
+            let (host, permissions) = (entry.host() + skipped, entry.permissions());
+            found(Mapping { pages: part, host, permissions });
         }
     }
+    Ok(())
 }

@@ -163,11 +163,18 @@ impl MirrorWriter {
     }
 
     /// Calls `found` for all that the mirror knows, in order of addresses, merged.
-    pub fn mapped_ranges(&self, mut found: impl FnMut(MappedRange)) {
+    pub fn mapped_ranges(&self, found: impl FnMut(MappedRange)) {
+        // Without a bound there is nothing to go on with.
+        let _ = self.mapped_some(Iova::new(0), usize::MAX, found);
+    }
+
+    /// As [`Self::mapped_ranges`], from an address on and of bounded work: `budget` entries of tables are looked at.
+    /// Returns where to go on, if there is more; a budget that does not even reach the lowest level never gets there.
+    pub fn mapped_some(&self, from: Iova, budget: usize, mut found: impl FnMut(MappedRange)) -> Option<Iova> {
         let space = SpaceId::DEVICE;
-        let Some(roots) = self.shared.roots(space) else { return };
+        let roots = self.shared.roots(space)?;
         let mut pending: Option<MappedRange> = None;
-        self.tables.leaves(roots, &mut |leaf| {
+        let next = self.tables.leaves(roots, from.raw() >> PAGE_SHIFT, budget, &mut |leaf| {
             let Some(leaf) = as_range(space, leaf) else { return };
             match pending.as_mut().filter(|last| goes_on(last, &leaf)) {
                 Some(last) => {
@@ -178,6 +185,7 @@ impl MirrorWriter {
             }
         });
         pending.into_iter().for_each(found);
+        next.map(|page| Iova::new(page << PAGE_SHIFT))
     }
 }
 
