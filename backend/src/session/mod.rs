@@ -25,6 +25,7 @@ use vhost::vhost_user::BackendReqHandler;
 
 use self::drain::{Draining, For, Owed, Progress};
 pub use self::state::SessionState;
+use crate::inject::{Bug, Injection};
 use crate::memory::sigbus;
 use crate::vhost_user::channel::Channel;
 use crate::vhost_user::iotlb::{self, IotlbEvent};
@@ -50,8 +51,8 @@ const SIGNAL: u64 = 3;
 pub struct SessionConfig {
     /// When the jobs that a drain waits for are taken off.
     pub drain_timeout: Duration,
-    /// Seeded bug: acks go out before the drain.
-    pub ack_before_drain: bool,
+    /// What misbehaves.
+    pub injection: Arc<Injection>,
 }
 
 /// Why a session is over.
@@ -376,7 +377,7 @@ impl Session {
         patience: Duration,
     ) -> Result<(), SessionEnd> {
         let now = self.now();
-        if self.config.ack_before_drain && matches!(then, For::Invalidate(_)) {
+        if matches!(then, For::Invalidate(_)) && self.config.injection.strikes(Bug::AckBeforeDrain) {
             let drained = invalidation.skip_drain(SeededBug::ack_before_drain());
             return self.drained(drained, then, now);
         }

@@ -18,6 +18,7 @@ use super::drain::STEP_END;
 use super::{LAST_DRAIN, SessionState};
 use crate::display::Display;
 use crate::engine::{Engine, FinishedJob};
+use crate::inject::Injection;
 use crate::miss_port::MissPort;
 use crate::queue::mailbox::{Mail, Mailbox};
 use crate::queue::ring::SharedRing;
@@ -36,8 +37,8 @@ pub struct DeviceSettings {
     pub iotlb_limit: usize,
     /// How long an answer to a MISS may take.
     pub miss_timeout: Duration,
-    /// Stress for tests: how much longer every step takes.
-    pub step_delay: Duration,
+    /// What misbehaves.
+    pub injection: Arc<Injection>,
 }
 
 /// Starts the threads of a session; `waker` wakes the session.
@@ -117,7 +118,7 @@ impl Common<'_> {
             misses: self.misses.clone(),
             finished: Box::new(move |finished: FinishedJob| mailbox.post(Mail::JobFinished(finished))),
             stats: Arc::clone(self.stats),
-            step_delay: self.settings.step_delay,
+            injection: Arc::clone(&self.settings.injection),
         }
     }
 }
