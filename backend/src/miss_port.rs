@@ -19,6 +19,8 @@ pub enum Waiter {
     RingOutput(RingWait),
     /// A parked job.
     Job(JobId),
+    /// An audit, with the number of its question.
+    Audit(u32),
 }
 
 /// What a ring waits in: answers to what it asked before its last start are none of its business.

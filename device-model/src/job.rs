@@ -186,7 +186,8 @@ impl Job {
             Work::Transfer(_) => Vec::new(),
             Work::Program(program) => program.operand_names(),
         };
-        JobName { id: self.id, context: self.context(), mode: self.mode(), operands }
+        let (context, mode, priority) = (self.context(), self.mode(), self.priority());
+        JobName { id: self.id, context, mode, priority, operands }
     }
 
     /// What it still has to touch: ranges in order, merged where no page lies between them. A pin of these covers

@@ -16,8 +16,9 @@
 //! The locking order stands in [`mmu`].
 
 pub mod addr;
+pub mod audit;
 mod backing;
-mod context;
+pub mod context;
 mod decode;
 pub mod device;
 pub mod drain;

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::time::Duration;
 
-use job_stream::Mode;
+use job_stream::{Mode, Priority};
 
 use crate::addr::{ByteRange, Iova};
 use crate::job::JobId;
@@ -69,6 +69,8 @@ pub struct JobName {
     pub context: Option<u32>,
     /// What an invalidation means to it.
     pub mode: Mode,
+    /// Whose turn it is before it.
+    pub priority: Priority,
     /// The first of its operands.
     pub operands: Vec<OperandName>,
 }
@@ -140,6 +142,14 @@ impl Names {
     /// A job was submitted.
     pub fn job_begun(&mut self, job: JobName) {
         self.jobs.insert(job.id, Named::Job(job));
+    }
+
+    /// A job that has not ended.
+    pub fn job(&self, id: JobId) -> Option<&JobName> {
+        match self.jobs.get(&id)? {
+            Named::Job(job) => Some(job),
+            Named::Backing { .. } | Named::Ring { .. } => None,
+        }
     }
 
     /// A job is at its end.
@@ -283,6 +293,7 @@ mod tests {
             id: JobId::new(id),
             context: Some(3),
             mode: Mode::Fence,
+            priority: Priority::Normal,
             operands: vec![
                 operand(0, "FILL", job_stream::Access::Writes, (0, 3)),
                 operand(2, "COPY", job_stream::Access::Reads, bytes),

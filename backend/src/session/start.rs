@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -15,10 +16,13 @@ use log::error;
 use vhost_user_backend::{VringMutex, VringT};
 
 use super::drain::STEP_END;
+use super::questions::Questions;
 use super::{LAST_DRAIN, SessionState};
 use crate::display::Display;
 use crate::engine::{Engine, FinishedJob};
 use crate::inject::Injection;
+use crate::instruments::desk::Connection;
+use crate::instruments::{Instruments, Producer};
 use crate::miss_port::MissPort;
 use crate::queue::mailbox::{Mail, Mailbox};
 use crate::queue::ring::SharedRing;
@@ -42,13 +46,18 @@ pub struct DeviceSettings {
 }
 
 /// Starts the threads of a session; `waker` wakes the session.
-pub fn start(settings: &DeviceSettings, stats: &Arc<Stats>, waker: &Waker) -> io::Result<SessionState> {
+pub fn start(
+    settings: &DeviceSettings,
+    stats: &Arc<Stats>,
+    instruments: &Arc<Instruments>,
+    waker: &Waker,
+) -> io::Result<SessionState> {
     // One reader an engine, and one for the queue thread.
     let config = MirrorConfig { readers: settings.engines + 1, table_limit: settings.iotlb_limit };
     let (writer, mut readers) = mirror(config, Arc::new(waker.clone()));
     let Some(ring_reader) = readers.pop() else { unreachable!("The mirror was asked for a reader") };
     let mailbox = Mailbox::new()?;
-    let scheduler = Arc::new(Scheduler::new());
+    let scheduler = Arc::new(Scheduler::new(instruments.clock()));
     let miss_port = MissPort::new(waker.clone());
     let answers = mailbox.clone();
     let display = Display::spawn(Arc::clone(stats), move |ticket, answer| {
@@ -66,8 +75,17 @@ pub fn start(settings: &DeviceSettings, stats: &Arc<Stats>, waker: &Waker) -> io
         misses: miss_port.clone(),
         display: display.clone(),
         stats: Arc::clone(stats),
+        pens: std::array::from_fn(|queue| instruments.pen(Producer::Ring(queue))),
     };
-    let common = Common { settings, scheduler: &scheduler, misses: &miss_port, mailbox: &mailbox, stats };
+    let common =
+        Common { settings, scheduler: &scheduler, misses: &miss_port, mailbox: &mailbox, stats, instruments };
+    let (session, questions) = channel();
+    instruments.desk.connect(Some(Connection {
+        session,
+        waker: waker.clone(),
+        queue: mailbox.clone(),
+        scheduler: Arc::clone(&scheduler),
+    }));
     Ok(SessionState {
         features: 0,
         protocol_features: 0,
@@ -87,6 +105,8 @@ pub fn start(settings: &DeviceSettings, stats: &Arc<Stats>, waker: &Waker) -> io
         running: false,
         bases: [None; QUEUES],
         refusal: None,
+        pen: instruments.pen(Producer::Session),
+        questions: Questions::new(questions),
     })
 }
 
@@ -103,14 +123,19 @@ struct Common<'a> {
     misses: &'a MissPort,
     mailbox: &'a Mailbox,
     stats: &'a Arc<Stats>,
+    instruments: &'a Arc<Instruments>,
 }
 
 impl Common<'_> {
     fn start_engines(&self, readers: Vec<Reader>) -> io::Result<Vec<std::thread::JoinHandle<()>>> {
-        readers.into_iter().enumerate().map(|(index, reader)| self.engine(reader).spawn(index)).collect()
+        readers
+            .into_iter()
+            .enumerate()
+            .map(|(index, reader)| self.engine(index, reader).spawn(index))
+            .collect()
     }
 
-    fn engine(&self, reader: Reader) -> Engine {
+    fn engine(&self, index: usize, reader: Reader) -> Engine {
         let mailbox = self.mailbox.clone();
         Engine {
             reader,
@@ -119,6 +144,7 @@ impl Common<'_> {
             finished: Box::new(move |finished: FinishedJob| mailbox.post(Mail::JobFinished(finished))),
             stats: Arc::clone(self.stats),
             injection: Arc::clone(&self.settings.injection),
+            pen: self.instruments.pen(Producer::Engine(index)),
         }
     }
 }
@@ -128,6 +154,9 @@ impl SessionState {
     /// `waker`.
     pub fn close(mut self, poller: &Poller, waker: &Waker) {
         self.stop_all();
+        let now = self.scheduler.now();
+        self.interrupt_audit(now);
+        self.pen.instruments().desk.connect(None);
         self.scheduler.pause();
         self.scheduler.discard();
         self.scheduler.close();

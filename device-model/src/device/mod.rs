@@ -20,7 +20,7 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 
-use crate::context::{Contexts, QueueId, Submission};
+use crate::context::{ContextInfo, Contexts, QueueId, Submission};
 use crate::decode::{Command, Queue, command_name, command_table, decode};
 use crate::error::CommandError;
 use crate::fence::{FenceSlot, Timeline};
@@ -216,6 +216,11 @@ impl<P> Device<P> {
         let (resources, resource_bytes, backing_entries) = self.resources.usage();
         let (contexts, jobs) = self.contexts.usage();
         Usage { resources, resource_bytes, backing_entries, contexts, jobs }
+    }
+
+    /// What there is of contexts.
+    pub fn contexts(&self) -> Vec<ContextInfo> {
+        self.contexts.info()
     }
 
     /// Which resources were given memory, or lost it, since the last call; the newest few, if nobody asks.

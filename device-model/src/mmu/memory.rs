@@ -46,7 +46,8 @@ impl HostRange {
         self.len == 0
     }
 
-    pub(super) fn address(self) -> u64 {
+    /// Where it begins, as a number.
+    pub fn address(self) -> u64 {
         self.address
     }
 }

@@ -86,6 +86,16 @@ pub struct MappedRange {
     pub permissions: Permissions,
 }
 
+impl MappedRange {
+    /// Takes `next` in if it goes on where this one ends, in every respect.
+    pub fn append(&mut self, next: &Self) -> bool {
+        let whole = ByteRange::inclusive(self.range.first(), next.range.last());
+        let whole = whole.filter(|_| goes_on(self, next));
+        self.range = whole.unwrap_or(self.range);
+        whole.is_some()
+    }
+}
+
 /// The one who changes the mirror: there is one, and it is not shared.
 pub struct MirrorWriter {
     shared: Arc<Shared>,
@@ -176,12 +186,8 @@ impl MirrorWriter {
         let mut pending: Option<MappedRange> = None;
         let next = self.tables.leaves(roots, from.raw() >> PAGE_SHIFT, budget, &mut |leaf| {
             let Some(leaf) = as_range(space, leaf) else { return };
-            match pending.as_mut().filter(|last| goes_on(last, &leaf)) {
-                Some(last) => {
-                    last.range =
-                        ByteRange::inclusive(last.range.first(), leaf.range.last()).unwrap_or(last.range)
-                }
-                None => pending.replace(leaf).into_iter().for_each(&mut found),
+            if !pending.as_mut().is_some_and(|last| last.append(&leaf)) {
+                pending.replace(leaf).into_iter().for_each(&mut found);
             }
         });
         pending.into_iter().for_each(found);

@@ -56,8 +56,14 @@ impl Backend {
     /// What it has counted so far.
     pub fn stats(&mut self) -> Result<Stats, RigError> {
         self.control.send(&json!({ "execute": "stats" }))?;
-        let mut reply: Value =
-            self.control.receive("The back-end's counts", REPLY_LIMIT, || self.process.check_alive())?;
+        let mut reply = loop {
+            let line: Value =
+                self.control.receive("The back-end's counts", REPLY_LIMIT, || self.process.check_alive())?;
+            // What happened meanwhile is told between answers.
+            if line.get("event").is_none() {
+                break line;
+            }
+        };
         let counts = reply.get_mut("return").map(Value::take).unwrap_or_default();
         serde_json::from_value(counts).map_err(|source| RigError::NotUnderstood {
             peer: CONTROL,
