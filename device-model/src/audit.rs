@@ -218,8 +218,10 @@ impl Audit {
 
     /// Takes back the questions whose answers would be about something else by now.
     fn take_asked(&mut self, range: ByteRange<Iova>) -> Vec<Walk> {
-        let hit = self.asked.extract_if(.., |_, walk| walk.rest.overlaps(range));
-        hit.map(|(_, walk)| walk).collect()
+        let asked = std::mem::take(&mut self.asked).into_iter();
+        let (hit, kept): (Vec<_>, Vec<_>) = asked.partition(|(_, walk)| walk.rest.overlaps(range));
+        self.asked = kept.into_iter().collect();
+        hit.into_iter().map(|(_, walk)| walk).collect()
     }
 
     /// Makes findings of what was suspected long enough ago.

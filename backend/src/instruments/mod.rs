@@ -8,6 +8,8 @@
 pub mod desk;
 mod outbox;
 mod scribe;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::path::PathBuf;
