@@ -316,3 +316,51 @@ fn injections_are_turned_on_and_off_while_the_device_runs() {
     let row = rows["injections"].as_array().unwrap().iter().find(|row| row["name"] == "step-delay").unwrap();
     assert!(row["on"].is_null() && row["hits"].as_u64().unwrap() > 0, "{row}");
 }
+
+/// A step that takes longer than the ladder bears is a hang, here made by a step that sleeps.
+#[test]
+fn a_hang_leaves_a_trace_that_shows_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder_name = folder.path().to_str().unwrap();
+    let backend = Backend::start(&["--drain-timeout", "1ms", "--record-dir", folder_name]).unwrap();
+    let mut client = Client::new(&backend, Mode::Strict);
+    client.control.execute_with("inject", json!({"on": "step-delay", "argument": "1s"})).unwrap();
+    let _ticket = client.submit(Stream::new().fill(whole(1), 1));
+    let sections = |stats: &Stats| stats.get("job_steps").is_ok_and(|steps| steps > 1);
+    assert!(backend.wait_for_stats(5 * SECOND, sections).unwrap());
+    let page = client.page(1, 1);
+    client.guest.front_end.invalidate(page, PAGE).unwrap();
+    let begin = Instant::now();
+    let trace = loop {
+        let file = std::fs::read_dir(&folder).unwrap().next().map(|entry| entry.unwrap().path());
+        let text = file.as_ref().and_then(|path| std::fs::read(path).ok()).unwrap_or_default();
+        if let Ok(trace) = serde_json::from_slice::<Value>(&text) {
+            break trace;
+        }
+        assert!(begin.elapsed() < 10 * SECOND, "there is no trace\n{}", backend.stderr());
+        wire::wait_readable(&[], Some(Duration::from_millis(1))).unwrap();
+    };
+    let names: Vec<_> = trace["traceEvents"].as_array().unwrap().iter().map(|event| &event["name"]).collect();
+    for name in ["parked", "ladder", "revoked"] {
+        assert!(names.iter().any(|seen| *seen == name), "{name} is missing");
+    }
+}
+
+/// Whoever asks and does not listen is nobody's trouble but its own.
+#[test]
+fn a_client_that_does_not_read_holds_nobody_up() {
+    let backend = Backend::start::<&str>(&[]).unwrap();
+    let mut client = Client::new(&backend, Mode::Fault);
+    let mut deaf = backend.control().unwrap();
+    client.run(Stream::new().copy(whole(1), place(2, 0)));
+    // Its answers fill the socket: from then on it is not read from either.
+    deaf.ask_without_listening(r#"{"execute":"iotlb"}"#, 20_000).unwrap();
+    let before = backend.stats().unwrap();
+    for page in 0..PAGES {
+        client.swap(1, page);
+        client.run(Stream::new().copy(whole(1), place(2, 0)));
+    }
+    let acks = backend.stats().unwrap().since(&before, "ack_latency_ns.count").unwrap();
+    assert_eq!(acks, PAGES as u64);
+    assert_eq!(client.ask("faults")["faults"], json!([]));
+}

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use device_model::device::{self, Device, DeviceConfig};
 use device_model::mmu::miss::MissTable;
 use device_model::mmu::{Drained, Invalidation, MirrorConfig, Reader, RingMemory, mirror};
+use device_model::record::Event;
 use device_model::stats::Stats;
 use log::error;
 use vhost_user_backend::{VringMutex, VringT};
@@ -185,6 +186,8 @@ impl SessionState {
         error!(
             "An engine does not reach the end of its step: revoking all guest memory. This is a bug of MirrorGPU"
         );
+        self.pen.record(Event::Revoked { number: 0 });
+        self.pen.instruments().incident("Memory was revoked at the end of a session");
         if self.memory.revoke().is_ok() {
             invalidation = match wait(invalidation, LAST_DRAIN, poller, waker) {
                 Ok(drained) => return drained,

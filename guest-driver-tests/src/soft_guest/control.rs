@@ -53,6 +53,16 @@ impl Control {
         }
     }
 
+    /// Sends a line up to so many times, until the socket is full, and does not read what comes.
+    pub fn ask_without_listening(&mut self, line: &str, times: usize) -> Result<()> {
+        let stream = self.lines.get_mut();
+        stream.set_nonblocking(true).map_err(Error::io("make a socket nonblocking"))?;
+        let whole = format!("{line}\n");
+        let sent = (0..times).take_while(|_| stream.write(whole.as_bytes()).is_ok_and(|n| n == whole.len()));
+        let _ = sent.count();
+        stream.set_nonblocking(false).map_err(Error::io("make a socket blocking"))
+    }
+
     /// Sends a line as it stands and takes the line that answers it.
     pub fn line(&mut self, line: &str) -> Result<Value> {
         self.send(line)?;
