@@ -412,6 +412,10 @@ pub fn pages_of(missing: &[Missing]) -> usize {
     pages.collect::<BTreeSet<_>>().len()
 }
 
+mod status;
+
+pub use status::{AtRest, JobState, JobStatus};
+
 #[cfg(test)]
 mod turns;
 #[cfg(test)]

@@ -14,6 +14,7 @@ use std::thread::{self, JoinHandle};
 use device_model::device::{Device, Effect};
 use device_model::job::JobOutcome;
 use device_model::mmu::{Missing, RingMemory};
+use device_model::record::Event;
 use device_model::reply::Response;
 use device_model::stats::Stats;
 use epoll::Events;
@@ -25,6 +26,7 @@ use self::mailbox::{Mail, Mailbox, Side};
 use self::ring::{Pending, Published, Ring, SharedRing, Taken};
 use crate::display::Display;
 use crate::engine::FinishedJob;
+use crate::instruments::Pen;
 use crate::miss_port::{MissAnswer, MissPort, RingWait, Waiter};
 use crate::scheduler::Scheduler;
 use crate::wake::Poller;
@@ -78,6 +80,8 @@ pub struct QueueThread {
     pub display: Display,
     /// What is counted.
     pub stats: Arc<Stats>,
+    /// Where each ring is recorded.
+    pub pens: [Pen; QUEUES],
 }
 
 impl QueueThread {
@@ -154,6 +158,10 @@ impl Queues<'_, '_> {
                     self.thread.device.display_answer(ticket, answer, &mut self.effects);
                 }
                 Mail::MissAnswered { wait, side, answer } => self.miss_answered(wait, side, answer),
+                Mail::Describe(answer) => {
+                    // Whoever asked may have given up.
+                    let _ = answer.send(self.thread.device.contexts());
+                }
                 Mail::Features(features) => self.thread.device.set_features(features),
                 Mail::Reset => self.reset(),
                 Mail::Close => {
@@ -170,9 +178,14 @@ impl Queues<'_, '_> {
     fn job_finished(&mut self, finished: FinishedJob) {
         let FinishedJob { job, outcome } = finished;
         let id = job.id();
+        let failed = outcome != JobOutcome::Done;
         if !self.thread.device.job_finished(job, outcome, &mut self.effects) {
             return;
         }
+        let pen = self.pen(CONTROL_QUEUE);
+        pen.record(Event::Ended { job: id, failed });
+        let instruments = pen.instruments();
+        instruments.names().job_ended(instruments.clock().now(), id);
         self.jobs = self.jobs.saturating_sub(1);
         match outcome {
             JobOutcome::Done => self.thread.stats.jobs_done.add(1),
@@ -207,6 +220,8 @@ impl Queues<'_, '_> {
         // They are owed to a driver that no longer exists.
         drop(pending);
         self.effects.clear();
+        let instruments = self.pen(CONTROL_QUEUE).instruments();
+        instruments.names().reset(instruments.clock().now());
         self.thread.stats.jobs_discarded.add(std::mem::take(&mut self.jobs));
         // A command that was taken just before the stop may have submitted a job after the session discarded them.
         self.thread.scheduler.discard();
@@ -246,6 +261,7 @@ impl Queues<'_, '_> {
             // It came back between the two looks.
             Taken::Missing(missing) if missing.is_empty() => true,
             Taken::Missing(missing) => {
+                self.record_misses(queue, &missing);
                 self.thread.misses.request(Waiter::RingInput(self.rings[queue].wait()), missing);
                 false
             }
@@ -266,6 +282,22 @@ impl Queues<'_, '_> {
             stats.cursor_commands.add(1);
             device.cursor(request, pending, &mut self.effects);
         }
+        self.note_backings();
+    }
+
+    /// Tells the names of addresses what the command has changed.
+    fn note_backings(&mut self) {
+        let mut changes = self.thread.device.take_backing_changes().peekable();
+        if changes.peek().is_some() {
+            let instruments = self.pen(CONTROL_QUEUE).instruments();
+            let (now, mut names) = (instruments.clock().now(), instruments.names());
+            changes.for_each(|change| names.backing_changed(now, change));
+        }
+    }
+
+    fn pen(&self, queue: usize) -> &Pen {
+        // PANIC: queues are numbered from 0 to QUEUES - 1, and each has one.
+        &self.thread.pens[queue]
     }
 
     /// Does what the device asks for.
@@ -276,11 +308,16 @@ impl Queues<'_, '_> {
                     if response.is_error() {
                         self.count_error();
                     }
+                    let (fence, error) = (response.fence(), response.is_error());
+                    self.pen(pending.queue).record(Event::Answered { fence, error });
                     self.rings[pending.queue].complete(pending, response.into_bytes());
                 }
                 Effect::Run(job) => {
                     self.thread.stats.jobs_submitted.add(1);
                     self.jobs = self.jobs.saturating_add(1);
+                    let (job_id, context, mode) = (job.id(), job.context(), job.mode());
+                    self.pen(CONTROL_QUEUE).record(Event::Submitted { job: job_id, context, mode });
+                    self.pen(CONTROL_QUEUE).instruments().names().job_begun(job.name());
                     self.thread.scheduler.submit(job);
                 }
                 Effect::Display(command) => self.thread.display.send(command),
@@ -303,7 +340,14 @@ impl Queues<'_, '_> {
         }
     }
 
+    fn record_misses(&self, queue: usize, missing: &[Missing]) {
+        for Missing { range, access, .. } in missing {
+            self.pen(queue).record(Event::RingMiss { range: *range, access: *access });
+        }
+    }
+
     fn ask_for_output(&self, queue: usize, missing: Vec<Missing>) {
+        self.record_misses(queue, &missing);
         self.thread.misses.request(Waiter::RingOutput(self.rings[queue].wait()), missing);
     }
 
