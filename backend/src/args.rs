@@ -10,7 +10,7 @@ use clap::{CommandFactory, Parser, ValueEnum, value_parser};
 use job_stream::{Choice, Mode};
 use log::LevelFilter;
 
-use crate::inject::{self, Bug};
+use crate::inject::{self, Setting};
 
 /// Most engine threads that are started unless more are asked for.
 const DEFAULT_ENGINES: usize = 4;
@@ -98,7 +98,7 @@ pub struct Args {
     /// Seeded bugs to turn on.
     #[arg(long, value_name = "BUG", help = inject::SHORT_HELP, long_help = inject::long_help())]
     #[arg(value_parser = inject::parse)]
-    pub inject: Vec<Bug>,
+    pub inject: Vec<Setting>,
 
     /// What a guest may take.
     #[command(flatten)]
@@ -282,6 +282,7 @@ fn iotlb_limit(text: &str) -> Result<usize, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::inject::{Bug, Value};
 
     fn parse(line: &str) -> Result<Args, clap::Error> {
         Args::from_words(std::iter::once("mirrorgpu").chain(line.split_whitespace()))
@@ -380,7 +381,9 @@ mod tests {
     #[test]
     fn bugs_can_be_given_several_times() {
         let args = parse("--fd 3 --inject ack-before-drain --inject step-delay=2ms").unwrap();
-        assert_eq!(args.inject, [Bug::AckBeforeDrain, Bug::StepDelay(Duration::from_millis(2))]);
+        let delay = Value::Fixed(Duration::from_millis(2));
+        let settings = [(Bug::AckBeforeDrain, Value::Plain), (Bug::StepDelay, delay)];
+        assert_eq!(args.inject, settings.map(|(bug, value)| Setting { bug, value }));
     }
 
     #[test]

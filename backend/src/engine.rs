@@ -5,7 +5,6 @@ use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
 use device_model::engine::{EngineHost, Leaves, Left, Running, SPIN_STEP, STEP_BYTES};
 use device_model::job::{Job, Step, StepContext};
@@ -14,6 +13,7 @@ use device_model::schedule::Disposed;
 pub use device_model::schedule::FinishedJob;
 use device_model::stats::Stats;
 
+use crate::inject::{Bug, Injection};
 use crate::miss_port::{MissPort, Waiter};
 use crate::scheduler::{Scheduler, Work};
 
@@ -29,15 +29,15 @@ pub struct Engine {
     pub finished: Box<dyn Fn(FinishedJob) + Send>,
     /// What is counted.
     pub stats: Arc<Stats>,
-    /// Stress for tests (`--inject step-delay=…`): how much longer every step takes.
-    pub step_delay: Duration,
+    /// What misbehaves.
+    pub injection: Arc<Injection>,
 }
 
 /// What carries out an engine's steps.
 struct Host<'a> {
     scheduler: &'a Scheduler,
     stats: &'a Stats,
-    step_delay: Duration,
+    injection: &'a Injection,
     /// The job spins: the engine has nothing to do until the next step.
     spins: bool,
 }
@@ -50,14 +50,14 @@ impl EngineHost for Host<'_> {
         self.spins = matches!(step, Step::Spinning { .. });
         let moved = job.bytes_moved().saturating_sub(before);
         self.stats.bytes_moved.add(moved);
-        if !self.step_delay.is_zero() {
-            thread::sleep(self.step_delay);
+        if let Some(delay) = self.injection.delay(Bug::StepDelay) {
+            thread::sleep(delay);
         }
         step
     }
 
-    fn must_leave(&self) -> bool {
-        self.scheduler.must_leave()
+    fn must_leave(&self, work: &Work) -> bool {
+        self.scheduler.must_leave(work)
     }
 
     fn is_wanted(&self) -> bool {
@@ -81,7 +81,7 @@ impl Engine {
     /// Steps the job to its end, or until something takes it off.
     fn run_until_it_leaves(&self, work: Work) -> Left {
         let (scheduler, stats) = (&*self.scheduler, &*self.stats);
-        let mut host = Host { scheduler, stats, step_delay: self.step_delay, spins: false };
+        let mut host = Host { scheduler, stats, injection: &self.injection, spins: false };
         let mut running = Running::start(&self.reader, work);
         loop {
             match running {
@@ -100,7 +100,7 @@ impl Engine {
     fn dispose(&self, left: Left) {
         match left.leaves {
             Leaves::Evicted => self.stats.ladder_evictions.add(1),
-            Leaves::Missing(_) => self.stats.job_parks.add(1),
+            Leaves::Missing(_) | Leaves::Faulted { .. } => self.stats.job_parks.add(1),
             Leaves::Finished(_)
             | Leaves::TakenOff
             | Leaves::SliceOver
@@ -109,7 +109,10 @@ impl Engine {
         }
         match self.scheduler.dispose(left) {
             Disposed::Finished(finished) => (self.finished)(finished),
-            Disposed::Missing(id, missing) => self.misses.request(Waiter::Job(id), missing),
+            Disposed::Missing { job, missing, ahead } => {
+                self.misses.request(Waiter::Job(job), missing);
+                self.misses.request(Waiter::Ahead(job), ahead);
+            }
             Disposed::Waits | Disposed::Stale => {}
         }
     }

@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use device_model::device::{DeviceConfig, JobConfig};
 use device_model::quota::Quotas;
@@ -10,7 +9,7 @@ use device_model::stats::Stats;
 use mirrorgpu::args::{Args, Endpoint};
 use mirrorgpu::capabilities::CAPABILITIES;
 use mirrorgpu::control::{ControlServer, Hooks};
-use mirrorgpu::inject::Bug;
+use mirrorgpu::inject::Injection;
 use mirrorgpu::limits;
 use mirrorgpu::listener::{Inherited, PathListener};
 use mirrorgpu::memory::sigbus;
@@ -47,14 +46,13 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     let signals = StopSignals::block()?;
     sigbus::install()?;
     let stats = Arc::new(Stats::default());
+    let injection = Arc::new(Injection::new(&args.inject));
     let control = start_control(args, &stats)?;
     let server = Server {
-        device: device_settings(args),
-        session: SessionConfig {
-            drain_timeout: args.drain_timeout,
-            ack_before_drain: args.inject.contains(&Bug::AckBeforeDrain),
-        },
+        device: device_settings(args, &injection),
+        session: SessionConfig { drain_timeout: args.drain_timeout, injection: Arc::clone(&injection) },
         stats: Arc::clone(&stats),
+        reports: Arc::default(),
         signals,
         once: args.once,
     };
@@ -75,11 +73,7 @@ fn start_control(
     Ok(Some(ControlServer::start(PathListener::bind(path)?, hooks)?))
 }
 
-fn device_settings(args: &Args) -> DeviceSettings {
-    let step_delay = args.inject.iter().filter_map(|bug| match bug {
-        Bug::StepDelay(delay) => Some(*delay),
-        Bug::AckBeforeDrain => None,
-    });
+fn device_settings(args: &Args, injection: &Arc<Injection>) -> DeviceSettings {
     DeviceSettings {
         device: DeviceConfig {
             quotas: Quotas {
@@ -100,6 +94,6 @@ fn device_settings(args: &Args) -> DeviceSettings {
         engines: args.engines(),
         iotlb_limit: args.iotlb_limit,
         miss_timeout: args.miss_timeout,
-        step_delay: step_delay.max().unwrap_or(Duration::ZERO),
+        injection: Arc::clone(injection),
     }
 }

@@ -47,6 +47,15 @@ impl Backing {
         Ok(Self { entries: entries.enumerate().map(place).collect::<Result<_, CommandError>>()? })
     }
 
+    /// Bytes of all entries together.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.entries.last().map_or(0, |last| {
+            // OVERFLOW: as in `new`.
+            let len = last.range.last().raw().saturating_sub(last.range.first().raw()).saturating_add(1);
+            last.offset.saturating_add(len)
+        })
+    }
+
     /// How many entries there are.
     pub(crate) fn entries(&self) -> usize {
         self.entries.len()

@@ -1,6 +1,7 @@
-//! Contexts, and the queues of their jobs. A queue is an object of its own: it outlives its context until the job that
-//! runs has ended. Jobs of a queue run one after the other; whose turn it is among queues, the schedule says. Knows the
-//! order, modes and amounts; knows nothing of commands or of what jobs do.
+//! Contexts, and the queues of their jobs: one a ring (`ring_idx`; ring 0 for jobs that name none). A queue is an object
+//! of its own: it outlives what the guest calls its context until the job that runs has ended. Jobs of a queue run one
+//! after the other; whose turn it is among queues, those of one context included, the schedule says. Knows the order,
+//! modes and amounts; knows nothing of commands or of what jobs do.
 #![cfg_attr(
     not(test),
     deny(
@@ -25,14 +26,27 @@ use crate::quota::{Budget, Quota, Quotas};
 /// Packets of all jobs that are not done: a few hundred bytes each, at the most.
 const MAX_PACKETS: u64 = 1 << 18;
 
-/// Which queue of jobs: never the same twice.
+/// Which context: never the same twice, unlike the numbers that the guest gives them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct QueueId(u64);
+pub(crate) struct ContextId(u64);
+
+/// Which queue of jobs: a ring of a context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct QueueId {
+    pub(crate) context: ContextId,
+    pub(crate) ring: u8,
+}
 
 #[derive(Debug)]
 struct Context {
-    queue: QueueId,
     attached: BTreeSet<u32>,
+    /// Settled by the first job.
+    mode: Option<Mode>,
+    priority: Priority,
+    /// A job failed, or the context is destroyed: what waits fails too.
+    lost: bool,
+    /// The guest has destroyed it: it goes when its queues have.
+    orphan: bool,
 }
 
 /// A job on its way.
@@ -49,17 +63,26 @@ pub(crate) struct Submission<C> {
 #[derive(Debug)]
 enum Item<C> {
     Job(Box<Submission<C>>),
-    /// Answered when everything before it is done.
-    Answer(C),
+    /// The queue has come to this barrier.
+    Barrier(u64),
+}
+
+/// A call that is answered when all queues that its context had have come to it.
+#[derive(Debug)]
+struct Barrier<C> {
+    call: C,
+    queues: usize,
 }
 
 /// What is to be done for a queue.
 #[derive(Debug)]
 pub(crate) enum Next<C> {
-    /// This job runs now.
-    Start(Box<Submission<C>>),
+    /// This runs now, as the job whose number was given.
+    Start(Treatment, Box<Execution>),
     /// This is answered.
-    Answer(Option<C>, Result<(), JobError>),
+    Answer(C, Result<(), JobError>),
+    /// Nothing; look again.
+    Nothing,
 }
 
 #[derive(Debug)]
@@ -70,32 +93,23 @@ struct Running<C> {
     cancellation: Arc<AtomicBool>,
 }
 
+/// Jobs that run one after the other. A queue that is empty is not kept.
 #[derive(Debug)]
 struct Queue<C> {
-    /// Settled by the first job.
-    mode: Option<Mode>,
-    priority: Priority,
-    /// A job failed, or the context is destroyed: what waits fails too.
-    lost: bool,
-    /// The context is gone: the queue goes when it is empty.
-    orphan: bool,
     waiting: VecDeque<Item<C>>,
     running: Option<Running<C>>,
-}
-
-impl<C> Queue<C> {
-    fn is_empty(&self) -> bool {
-        self.waiting.is_empty() && self.running.is_none()
-    }
 }
 
 /// All contexts. `C` is the call that a job or a command answers.
 #[derive(Debug)]
 pub(crate) struct Contexts<C> {
-    by_id: BTreeMap<u32, Context>,
+    by_number: BTreeMap<u32, ContextId>,
+    contexts: BTreeMap<ContextId, Context>,
     queues: BTreeMap<QueueId, Queue<C>>,
     running: BTreeMap<JobId, QueueId>,
-    next_queue: u64,
+    barriers: BTreeMap<u64, Barrier<C>>,
+    next_context: u64,
+    next_barrier: u64,
     limit: u64,
     jobs: Budget,
     packets: Budget,
@@ -104,10 +118,13 @@ pub(crate) struct Contexts<C> {
 impl<C> Contexts<C> {
     pub(crate) fn new(quotas: &Quotas) -> Self {
         Self {
-            by_id: BTreeMap::new(),
+            by_number: BTreeMap::new(),
+            contexts: BTreeMap::new(),
             queues: BTreeMap::new(),
             running: BTreeMap::new(),
-            next_queue: 0,
+            barriers: BTreeMap::new(),
+            next_context: 0,
+            next_barrier: 0,
             limit: quotas.contexts,
             jobs: Budget::new(Quota::QueuedJobs, quotas.queued_jobs),
             packets: Budget::new(Quota::Packets, MAX_PACKETS),
@@ -119,80 +136,96 @@ impl<C> Contexts<C> {
         if ctx == 0 {
             return Err(CommandError::ContextZero);
         }
-        if self.by_id.contains_key(&ctx) {
+        if self.by_number.contains_key(&ctx) {
             return Err(CommandError::ContextExists { ctx });
         }
         let mut contexts = Budget::new(Quota::Contexts, self.limit);
-        contexts.take(self.queues.len() as u64)?;
+        contexts.take(self.contexts.len() as u64)?;
         contexts.take(1)?;
-        let queue = QueueId(self.next_queue);
-        self.next_queue = self.next_queue.wrapping_add(1);
-        let empty = Queue {
-            mode: None,
-            priority: Priority::Normal,
-            lost: false,
-            orphan: false,
-            waiting: VecDeque::new(),
-            running: None,
-        };
-        self.queues.insert(queue, empty);
-        self.by_id.insert(ctx, Context { queue, attached: BTreeSet::new() });
+        let id = ContextId(self.next_context);
+        self.next_context = self.next_context.wrapping_add(1);
+        let (attached, priority) = (BTreeSet::new(), Priority::Normal);
+        self.contexts.insert(id, Context { attached, mode: None, priority, lost: false, orphan: false });
+        self.by_number.insert(ctx, id);
         Ok(())
     }
 
-    /// Ends a context: its running job is told to stop at its next step, those that wait fail, and `C` can be put
-    /// behind them.
-    pub(crate) fn destroy(&mut self, ctx: u32) -> Result<QueueId, CommandError> {
-        let context = self.by_id.remove(&ctx).ok_or(CommandError::NoSuchContext { ctx })?;
-        if let Some(queue) = self.queues.get_mut(&context.queue) {
-            (queue.lost, queue.orphan) = (true, true);
-            if let Some(running) = &queue.running {
-                // ORDERING: a request, looked at again at every step.
-                running.cancellation.store(true, Ordering::Relaxed);
-            }
+    /// Ends a context: its running jobs are told to stop at their next step, those that wait fail, and a call can be
+    /// put behind them.
+    pub(crate) fn destroy(&mut self, ctx: u32) -> Result<ContextId, CommandError> {
+        let id = self.by_number.remove(&ctx).ok_or(CommandError::NoSuchContext { ctx })?;
+        if let Some(context) = self.contexts.get_mut(&id) {
+            context.orphan = true;
         }
-        Ok(context.queue)
+        self.lose(id);
+        self.forget_if_over(id);
+        Ok(id)
+    }
+
+    /// Nothing of the context goes on.
+    fn lose(&mut self, id: ContextId) {
+        if let Some(context) = self.contexts.get_mut(&id) {
+            context.lost = true;
+        }
+        for running in self.queues_of(id).filter_map(|(_, queue)| queue.running.as_ref()) {
+            // ORDERING: a request, looked at again at every step.
+            running.cancellation.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn queues_of(&self, context: ContextId) -> impl Iterator<Item = (&QueueId, &Queue<C>)> {
+        self.queues.range(QueueId { context, ring: 0 }..=QueueId { context, ring: u8::MAX })
+    }
+
+    /// The queues of a context that have anything in them.
+    pub(crate) fn queue_ids(&self, context: ContextId) -> Vec<QueueId> {
+        self.queues_of(context).map(|(id, _)| *id).collect()
+    }
+
+    fn context(&self, ctx: u32) -> Result<(ContextId, &Context), CommandError> {
+        let found = self.by_number.get(&ctx).and_then(|id| Some((*id, self.contexts.get(id)?)));
+        found.ok_or(CommandError::NoSuchContext { ctx })
+    }
+
+    fn context_mut(&mut self, ctx: u32) -> Result<(ContextId, &mut Context), CommandError> {
+        let id = self.by_number.get(&ctx).copied();
+        let found = id.and_then(|id| Some((id, self.contexts.get_mut(&id)?)));
+        found.ok_or(CommandError::NoSuchContext { ctx })
     }
 
     pub(crate) fn attach(&mut self, ctx: u32, resource: u32) -> Result<(), CommandError> {
-        let context = self.by_id.get_mut(&ctx).ok_or(CommandError::NoSuchContext { ctx })?;
-        context.attached.insert(resource);
+        self.context_mut(ctx)?.1.attached.insert(resource);
         Ok(())
     }
 
-    pub(crate) fn detach(&mut self, ctx: u32, id: u32) -> Result<QueueId, CommandError> {
-        let context = self.by_id.get_mut(&ctx).ok_or(CommandError::NoSuchContext { ctx })?;
-        if context.attached.remove(&id) {
-            Ok(context.queue)
-        } else {
-            Err(CommandError::NotAttached { id, ctx })
-        }
+    pub(crate) fn detach(&mut self, ctx: u32, id: u32) -> Result<ContextId, CommandError> {
+        let (found, context) = self.context_mut(ctx)?;
+        if context.attached.remove(&id) { Ok(found) } else { Err(CommandError::NotAttached { id, ctx }) }
     }
 
     /// The resource is gone: another one may get its id.
     pub(crate) fn forget(&mut self, resource: u32) {
-        for context in self.by_id.values_mut() {
+        for context in self.contexts.values_mut() {
             context.attached.remove(&resource);
         }
     }
 
-    /// The queue of the context.
-    pub(crate) fn queue(&self, ctx: u32) -> Result<QueueId, CommandError> {
-        self.by_id.get(&ctx).map(|context| context.queue).ok_or(CommandError::NoSuchContext { ctx })
+    /// The context of this number.
+    pub(crate) fn id(&self, ctx: u32) -> Result<ContextId, CommandError> {
+        self.context(ctx).map(|(id, _)| id)
     }
 
-    /// The queue of the context, if it still takes jobs.
-    pub(crate) fn open_queue(&self, ctx: u32) -> Result<QueueId, CommandError> {
-        let queue = self.queue(ctx)?;
-        match self.queues.get(&queue) {
-            Some(open) if !open.lost => Ok(queue),
+    /// The context of this number, if it still takes jobs.
+    pub(crate) fn open(&self, ctx: u32) -> Result<ContextId, CommandError> {
+        match self.context(ctx)? {
+            (id, context) if !context.lost => Ok(id),
             _ => Err(CommandError::ContextLost { ctx }),
         }
     }
 
     pub(crate) fn check_attached(&self, ctx: u32, id: u32) -> Result<(), CommandError> {
-        let context = self.by_id.get(&ctx).ok_or(CommandError::NoSuchContext { ctx })?;
-        if context.attached.contains(&id) { Ok(()) } else { Err(CommandError::NotAttached { id, ctx }) }
+        let attached = self.context(ctx)?.1.attached.contains(&id);
+        if attached { Ok(()) } else { Err(CommandError::NotAttached { id, ctx }) }
     }
 
     /// How a job of the context is treated that asks for this, if it may. Nothing is settled yet.
@@ -202,14 +235,14 @@ impl<C> Contexts<C> {
         asked: (Option<Mode>, Option<Priority>),
         default: Mode,
     ) -> Result<Treatment, CommandError> {
-        let queue = self.queues.get(&self.queue(ctx)?).ok_or(CommandError::NoSuchContext { ctx })?;
-        let mode = match (queue.mode, asked.0) {
+        let (_, context) = self.context(ctx)?;
+        let mode = match (context.mode, asked.0) {
             (Some(settled), Some(wanted)) if settled != wanted => {
                 return Err(CommandError::ModeSettled { ctx, settled, wanted });
             }
             (settled, asked) => settled.or(asked).unwrap_or(default),
         };
-        Ok(Treatment { mode, priority: asked.1.unwrap_or(queue.priority) })
+        Ok(Treatment { context: Some(ctx), mode, priority: asked.1.unwrap_or(context.priority) })
     }
 
     /// Takes the room for a job, or nothing.
@@ -224,73 +257,94 @@ impl<C> Contexts<C> {
 
     /// Queues a job for which there is room, and settles how its context is treated.
     pub(crate) fn submit(&mut self, queue: QueueId, submission: Box<Submission<C>>) {
-        if let Some(queue) = self.queues.get_mut(&queue) {
-            queue.mode = Some(submission.treatment.mode);
-            queue.priority = submission.treatment.priority;
-            queue.waiting.push_back(Item::Job(submission));
+        if let Some(context) = self.contexts.get_mut(&queue.context) {
+            context.mode = Some(submission.treatment.mode);
+            context.priority = submission.treatment.priority;
         }
+        let empty = || Queue { waiting: VecDeque::new(), running: None };
+        self.queues.entry(queue).or_insert_with(empty).waiting.push_back(Item::Job(submission));
     }
 
-    /// Has `call` answered behind all jobs of the queue. It comes back if there is no such queue.
-    pub(crate) fn answer_behind(&mut self, queue: QueueId, call: C) -> Option<C> {
-        match self.queues.get_mut(&queue) {
-            Some(queue) => queue.waiting.push_back(Item::Answer(call)),
-            None => return Some(call),
+    /// Has `call` answered behind all jobs of the context. It comes back if there are none.
+    pub(crate) fn answer_behind(&mut self, context: ContextId, call: C) -> Option<C> {
+        let number = self.next_barrier;
+        let all = QueueId { context, ring: 0 }..=QueueId { context, ring: u8::MAX };
+        let mut queues = 0_usize;
+        for (_, queue) in self.queues.range_mut(all) {
+            queue.waiting.push_back(Item::Barrier(number));
+            queues = queues.saturating_add(1);
         }
+        if queues == 0 {
+            return Some(call);
+        }
+        self.next_barrier = number.wrapping_add(1);
+        self.barriers.insert(number, Barrier { call, queues });
         None
     }
 
-    /// What comes next in the queue, unless a job of it runs.
-    pub(crate) fn next(&mut self, id: QueueId) -> Option<Next<C>> {
+    /// What comes next in the queue, unless a job of it runs. If it is a job, `job` is its number.
+    pub(crate) fn next(&mut self, id: QueueId, job: JobId) -> Option<Next<C>> {
         let queue = self.queues.get_mut(&id)?;
         let item = if queue.running.is_some() { None } else { queue.waiting.pop_front() };
-        let lost = queue.lost;
-        if queue.orphan && queue.is_empty() {
-            self.queues.remove(&id);
-        }
-        match item? {
-            Item::Answer(call) => Some(Next::Answer(Some(call), Ok(()))),
-            Item::Job(mut job) => {
-                if lost && let Err(error) = job.execution.fail(JobError::ContextLost) {
-                    self.give_room_back(job.packets);
-                    return Some(Next::Answer(job.call, Err(error)));
+        let lost = self.contexts.get(&id.context).is_none_or(|context| context.lost);
+        let next = match item {
+            None => None,
+            Some(Item::Barrier(number)) => Some(self.come_to(number)),
+            Some(Item::Job(mut submission)) => {
+                match lost.then(|| submission.execution.fail(JobError::ContextLost)) {
+                    Some(Err(error)) => {
+                        self.give_room_back(submission.packets);
+                        Some(submission.call.map_or(Next::Nothing, |call| Next::Answer(call, Err(error))))
+                    }
+                    // A job of a lost context runs on if that is how its user fence is told.
+                    None | Some(Ok(())) => Some(self.start(id, job, *submission)),
                 }
-                Some(Next::Start(job))
             }
+        };
+        if self.queues.get(&id).is_some_and(|queue| queue.waiting.is_empty() && queue.running.is_none()) {
+            self.queues.remove(&id);
+            self.forget_if_over(id.context);
         }
+        next
     }
 
-    /// The job of this queue runs now. What an engine needs of it is handed back.
-    pub(crate) fn start(
-        &mut self,
-        id: QueueId,
-        job: JobId,
-        submission: Submission<C>,
-    ) -> (Treatment, Execution) {
+    /// A queue has come to a barrier.
+    fn come_to(&mut self, number: u64) -> Next<C> {
+        let Some(barrier) = self.barriers.get_mut(&number) else { return Next::Nothing };
+        barrier.queues = barrier.queues.saturating_sub(1);
+        if barrier.queues > 0 {
+            return Next::Nothing;
+        }
+        self.barriers.remove(&number).map_or(Next::Nothing, |barrier| Next::Answer(barrier.call, Ok(())))
+    }
+
+    fn start(&mut self, id: QueueId, job: JobId, submission: Submission<C>) -> Next<C> {
         let Submission { call, execution, treatment, packets } = submission;
-        let running = Running { id: job, call, packets, cancellation: execution.cancellation() };
-        // A queue whose last job this is was removed with its context: it is there again until the job ends.
-        let queue = self.queues.entry(id).or_insert_with(|| Queue {
-            mode: Some(treatment.mode),
-            priority: treatment.priority,
-            lost: true,
-            orphan: true,
-            waiting: VecDeque::new(),
-            running: None,
-        });
-        queue.running = Some(running);
+        if let Some(queue) = self.queues.get_mut(&id) {
+            queue.running = Some(Running { id: job, call, packets, cancellation: execution.cancellation() });
+        }
         self.running.insert(job, id);
-        (treatment, execution)
+        Next::Start(treatment, Box::new(execution))
+    }
+
+    /// Forgets a context that the guest has destroyed, when its last job has ended.
+    fn forget_if_over(&mut self, id: ContextId) {
+        let over = self.contexts.get(&id).is_some_and(|context| context.orphan);
+        if over && self.queues_of(id).next().is_none() {
+            self.contexts.remove(&id);
+        }
     }
 
     /// A job ended. `None`: it is from before a reset. A job that failed takes its context with it.
-    pub(crate) fn finish(&mut self, job: JobId, failed: bool) -> Option<(QueueId, Option<C>)> {
+    pub(crate) fn finish(&mut self, job: JobId, failed: bool) -> Option<(ContextId, Option<C>)> {
         let id = self.running.remove(&job)?;
         let queue = self.queues.get_mut(&id)?;
-        queue.lost |= failed;
         let running = queue.running.take_if(|running| running.id == job)?;
         self.give_room_back(running.packets);
-        Some((id, running.call))
+        if failed {
+            self.lose(id.context);
+        }
+        Some((id.context, running.call))
     }
 
     /// Ends everything; the calls are handed back.
@@ -300,10 +354,12 @@ impl<C> Contexts<C> {
             calls.extend(queue.running.and_then(|running| running.call));
             calls.extend(queue.waiting.into_iter().filter_map(|item| match item {
                 Item::Job(job) => job.call,
-                Item::Answer(call) => Some(call),
+                Item::Barrier(_) => None,
             }));
         }
-        self.by_id.clear();
+        calls.extend(std::mem::take(&mut self.barriers).into_values().map(|barrier| barrier.call));
+        self.by_number.clear();
+        self.contexts.clear();
         self.running.clear();
         self.jobs.give_back(self.jobs.used());
         self.packets.give_back(self.packets.used());
@@ -317,6 +373,6 @@ impl<C> Contexts<C> {
 
     /// Contexts and jobs that there are.
     pub(crate) fn usage(&self) -> (u64, u64) {
-        (self.queues.len() as u64, self.jobs.used())
+        (self.contexts.len() as u64, self.jobs.used())
     }
 }

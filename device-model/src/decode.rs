@@ -13,9 +13,9 @@
 
 use crate::error::CommandError;
 use crate::request::{
-    AttachBacking, ContextResource, CreateBuffer, CreateContext, CreateResource, Flush, GetCapset,
-    GetCapsetInfo, GetEdid, Header, Nothing, OfContext, OfResource, SetScanout, Submit, TransferBuffer,
-    TransferToHost, UpdateCursor,
+    AttachBacking, ContextResource, CreateBlob, CreateBuffer, CreateContext, CreateResource, Flush,
+    GetCapset, GetCapsetInfo, GetEdid, Header, Nothing, OfContext, OfResource, SetScanout, Submit,
+    TransferBuffer, TransferToHost, UpdateCursor,
 };
 use crate::wire::gpu::command as number;
 use crate::wire::payload::{MemEntries, Payload, header};
@@ -40,6 +40,8 @@ macro_rules! command_table {
             SET_SCANOUT             SetScanout(SetScanout)                      Control set_scanout;
             TRANSFER_TO_HOST_2D     Transfer(TransferToHost)                    Control transfer;
             RESOURCE_FLUSH          Flush(Flush)                                Control flush;
+            RESOURCE_CREATE_BLOB    CreateBlob(CreateBlob<MemEntries<'a>>)      Control create_blob;
+            SET_SCANOUT_BLOB        SetScanoutBlob(Nothing)                     Control set_scanout_blob;
             GET_CAPSET_INFO         CapsetInfo(GetCapsetInfo)                   Control capset_info;
             GET_CAPSET              Capset(GetCapset)                           Control capset;
             CTX_CREATE              CreateContext(CreateContext)                Control create_context;

@@ -77,6 +77,26 @@ pub enum CommandError {
         /// Context.
         ctx: u32,
     },
+    /// A context that speaks another capability set than that of the job stream.
+    #[error("Context {ctx} cannot be created for context_init {init:#x}")]
+    ContextInit {
+        /// Context.
+        ctx: u32,
+        /// What the guest asked for: a capability set in the low byte.
+        init: u32,
+    },
+    /// A ring was named without the feature that there are rings.
+    #[error("Ring {ring} is named without VIRTIO_GPU_F_CONTEXT_INIT")]
+    NoRings {
+        /// Ring.
+        ring: u8,
+    },
+    /// There is no such ring.
+    #[error("Ring {ring} does not exist: a context has {}", crate::device::RINGS)]
+    NoSuchRing {
+        /// Ring.
+        ring: u8,
+    },
     /// There is no such context.
     #[error("Context {ctx} does not exist")]
     NoSuchContext {
@@ -124,6 +144,31 @@ pub enum CommandError {
         /// What it was to be, by Gallium's numbers.
         target: u32,
     },
+    /// Blobs of the host's memory are not for this device.
+    #[error(
+        "Resource {id} cannot be a blob of memory {memory}, blob {blob}: only of guest memory (1), blob 0"
+    )]
+    NotGuestMemory {
+        /// Resource.
+        id: u32,
+        /// Whose memory it was to be: VIRTIO_GPU_BLOB_MEM_…
+        memory: u32,
+        /// What of the host it was to stand for.
+        blob: u64,
+    },
+    /// A blob has entries for all of its bytes.
+    #[error("Resource {id} would be a blob of {size:#x} bytes with entries for {backed:#x}")]
+    BlobTooLarge {
+        /// Resource.
+        id: u32,
+        /// Bytes of the blob.
+        size: u64,
+        /// Bytes of its entries.
+        backed: u64,
+    },
+    /// Only images of the host can be shown.
+    #[error("A blob cannot be shown: transfer its pixels to a 2D resource")]
+    BlobNotShown,
     /// A command for images names a buffer.
     #[error("Resource {id} is a buffer, not an image")]
     NotAnImage {
@@ -251,8 +296,13 @@ impl CommandError {
             | Self::ScanoutTooSmall { .. }
             | Self::OffsetWraps { .. }
             | Self::ModeSettled { .. }
+            | Self::ContextInit { .. }
+            | Self::NoRings { .. }
+            | Self::NoSuchRing { .. }
             | Self::Stream(_)
             | Self::NoBuffer { .. }
+            | Self::NotGuestMemory { .. }
+            | Self::BlobTooLarge { .. }
             | Self::BytesOutside { .. }
             | Self::OperandOutside { .. }
             | Self::OperandSplit { .. }
@@ -269,9 +319,11 @@ impl CommandError {
             | Self::ContextLost { .. } => response::ERR_INVALID_CONTEXT_ID,
             Self::NoSuchScanout { .. } => response::ERR_INVALID_SCANOUT_ID,
             Self::OverQuota(_) => response::ERR_OUT_OF_MEMORY,
-            Self::Unknown { .. } | Self::NoBacking { .. } | Self::BackingExists { .. } | Self::Job(_) => {
-                response::ERR_UNSPEC
-            }
+            Self::Unknown { .. }
+            | Self::BlobNotShown
+            | Self::NoBacking { .. }
+            | Self::BackingExists { .. }
+            | Self::Job(_) => response::ERR_UNSPEC,
         }
     }
 }

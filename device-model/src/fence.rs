@@ -1,6 +1,6 @@
-//! The timeline of the fences: responses that complete a fence go out in the order in which their commands came,
-//! whatever the order in which these ended, for a driver takes fence N as the end of all before it (I5). Knows the
-//! order; knows nothing of what waits in it.
+//! The timelines of the fences: responses that complete a fence go out in the order in which their commands came,
+//! whatever the order in which these ended, for a driver takes fence N as the end of all before it on its timeline (I5).
+//! Timelines know nothing of each other. Knows the order; knows nothing of what waits in it.
 #![cfg_attr(
     not(test),
     deny(
@@ -11,55 +11,67 @@
     )
 )]
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
-/// A place in the timeline, kept for a command until it ends.
-#[derive(Debug)]
-#[must_use = "all later fences wait for this one"]
-pub(crate) struct FenceSlot(u64);
-
-/// Places taken and not yet released.
-#[derive(Debug)]
-pub(crate) struct Timeline<T> {
-    /// The number of the first place in `slots`.
-    first: u64,
-    slots: VecDeque<Option<T>>,
+/// Which timeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum TimelineId {
+    /// That of all commands that name no ring.
+    Global,
+    /// That of a ring of a context (VIRTIO_GPU_FLAG_INFO_RING_IDX).
+    Ring { ctx: u32, ring: u8 },
 }
 
-impl<T> Timeline<T> {
+/// A place in a timeline, kept for a command until it ends.
+#[derive(Debug)]
+#[must_use = "all later fences of the timeline wait for this one"]
+pub(crate) struct FenceSlot {
+    timeline: TimelineId,
+    number: u64,
+}
+
+/// Places taken and not yet released, by timeline; one that has none is not kept.
+#[derive(Debug)]
+pub(crate) struct Timelines<T> {
+    by_id: BTreeMap<TimelineId, VecDeque<(u64, Option<T>)>>,
+    /// The number of the next place, of whichever timeline.
+    next: u64,
+}
+
+impl<T> Timelines<T> {
     pub(crate) fn new() -> Self {
-        Self { first: 0, slots: VecDeque::new() }
+        Self { by_id: BTreeMap::new(), next: 0 }
     }
 
-    /// The next place.
-    pub(crate) fn begin(&mut self) -> FenceSlot {
-        self.slots.push_back(None);
+    /// The next place of a timeline.
+    pub(crate) fn begin(&mut self, timeline: TimelineId) -> FenceSlot {
+        let number = self.next;
         // OVERFLOW: a place is taken by a command; nobody sends 2^64.
-        FenceSlot(self.first.saturating_add(self.slots.len() as u64).saturating_sub(1))
+        self.next = number.saturating_add(1);
+        self.by_id.entry(timeline).or_default().push_back((number, None));
+        FenceSlot { timeline, number }
     }
 
-    /// The command of this place ended, and `value` is to go out when it is its turn.
-    pub(crate) fn end(&mut self, slot: FenceSlot, value: T) {
-        let place = slot.0.checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
-        let place = place.and_then(|index| self.slots.get_mut(index));
-        debug_assert!(!matches!(place, Some(Some(_))), "a command ends once");
-        if let Some(place) = place {
-            *place = Some(value);
+    /// The command of this place ended: `value` is released when it is its turn, and with it what waits behind it.
+    pub(crate) fn end(&mut self, slot: FenceSlot, value: T, mut released: impl FnMut(T)) {
+        let FenceSlot { timeline, number } = slot;
+        // None: it is from before all places were forgotten.
+        let Some(places) = self.by_id.get_mut(&timeline) else { return };
+        let index = places.binary_search_by_key(&number, |(number, _)| *number);
+        let Some((_, place)) = index.ok().and_then(|index| places.get_mut(index)) else { return };
+        *place = Some(value);
+        while let Some(value) = places.front_mut().and_then(|(_, place)| place.take()) {
+            places.pop_front();
+            released(value);
+        }
+        if places.is_empty() {
+            self.by_id.remove(&timeline);
         }
     }
 
-    /// The next value whose turn it is.
-    pub(crate) fn release(&mut self) -> Option<T> {
-        let value = self.slots.front_mut()?.take()?;
-        self.slots.pop_front();
-        self.first = self.first.saturating_add(1);
-        Some(value)
-    }
-
     /// Forgets all places; what waited in them is handed back. Slots from before are void.
-    pub(crate) fn clear(&mut self) -> impl Iterator<Item = T> + '_ {
-        self.first = self.first.saturating_add(self.slots.len() as u64);
-        self.slots.drain(..).flatten()
+    pub(crate) fn clear(&mut self) -> impl Iterator<Item = T> + use<T> {
+        std::mem::take(&mut self.by_id).into_values().flatten().filter_map(|(_, value)| value)
     }
 }
 
@@ -67,31 +79,48 @@ impl<T> Timeline<T> {
 mod tests {
     use super::*;
 
+    const GLOBAL: TimelineId = TimelineId::Global;
+
+    fn end(timelines: &mut Timelines<u32>, slot: FenceSlot, value: u32) -> Vec<u32> {
+        let mut released = Vec::new();
+        timelines.end(slot, value, |value| released.push(value));
+        released
+    }
+
     #[test]
     fn fences_go_out_in_the_order_of_their_commands() {
-        let mut timeline = Timeline::new();
-        let (first, second, third) = (timeline.begin(), timeline.begin(), timeline.begin());
-        timeline.end(second, 2);
-        assert_eq!(timeline.release(), None);
-        timeline.end(first, 1);
-        assert_eq!((timeline.release(), timeline.release(), timeline.release()), (Some(1), Some(2), None));
-        timeline.end(third, 3);
-        assert_eq!(timeline.release(), Some(3));
-        let fourth = timeline.begin();
-        timeline.end(fourth, 4);
-        assert_eq!(timeline.release(), Some(4));
+        let mut t = Timelines::new();
+        let [first, second, third] = [(); 3].map(|()| t.begin(GLOBAL));
+        assert_eq!(end(&mut t, second, 2), [0; 0]);
+        assert_eq!(end(&mut t, first, 1), [1, 2]);
+        assert_eq!(end(&mut t, third, 3), [3]);
+        let fourth = t.begin(GLOBAL);
+        assert_eq!(end(&mut t, fourth, 4), [4]);
+    }
+
+    #[test]
+    fn timelines_do_not_wait_for_each_other() {
+        let mut t = Timelines::new();
+        let ids = [(1, 0), (1, 1), (2, 0)].map(|(ctx, ring)| TimelineId::Ring { ctx, ring });
+        let slow = [GLOBAL, ids[0], ids[1], ids[2]].map(|id| t.begin(id));
+        let behind = [GLOBAL, ids[0], ids[1], ids[2]].map(|id| t.begin(id));
+        for (slot, value) in behind.into_iter().zip(10..) {
+            assert_eq!(end(&mut t, slot, value), [0; 0]);
+        }
+        for (slot, value) in slow.into_iter().zip(0..) {
+            assert_eq!(end(&mut t, slot, value), [value, 10 + value]);
+        }
+        assert!(t.by_id.is_empty(), "what the guest names is not kept for ever");
     }
 
     #[test]
     fn what_ended_but_did_not_go_out_is_handed_back() {
-        let mut timeline = Timeline::new();
-        let (first, second) = (timeline.begin(), timeline.begin());
-        timeline.end(second, 2);
-        assert_eq!(timeline.clear().collect::<Vec<_>>(), [2]);
-        let next = timeline.begin();
-        timeline.end(first, 1);
-        assert_eq!(timeline.release(), None, "a slot from before is void");
-        timeline.end(next, 3);
-        assert_eq!(timeline.release(), Some(3));
+        let mut t = Timelines::new();
+        let (first, second) = (t.begin(GLOBAL), t.begin(GLOBAL));
+        assert_eq!(end(&mut t, second, 2), [0; 0]);
+        assert_eq!(t.clear().collect::<Vec<_>>(), [2]);
+        let next = t.begin(GLOBAL);
+        assert_eq!(end(&mut t, first, 1), [0; 0], "a slot from before is void");
+        assert_eq!(end(&mut t, next, 3), [3]);
     }
 }

@@ -11,6 +11,8 @@ pub(crate) struct Header {
     pub(crate) kind: u32,
     /// The context that the command is for, where a command is for one.
     pub(crate) ctx: u32,
+    /// The ring of the context, where the guest said that it named one.
+    pub(crate) ring: Option<u8>,
     /// The fence that the response completes.
     pub(crate) fence: Option<Fence>,
 }
@@ -86,6 +88,8 @@ pub(crate) struct RawEntry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CreateContext {
     pub(crate) ctx: u32,
+    /// The capability set that it speaks; 0: it does not say.
+    pub(crate) init: u32,
 }
 
 /// CTX_DESTROY.
@@ -112,6 +116,19 @@ pub(crate) struct CreateBuffer {
     pub(crate) others: [u32; 3],
 }
 
+/// RESOURCE_CREATE_BLOB. `E` as in [`AttachBacking`].
+#[derive(Clone, Debug)]
+pub(crate) struct CreateBlob<E> {
+    pub(crate) id: u32,
+    /// Whose memory it is.
+    pub(crate) memory: u32,
+    /// What of the host it stands for; 0: nothing.
+    pub(crate) blob: u64,
+    /// In bytes.
+    pub(crate) size: u64,
+    pub(crate) entries: E,
+}
+
 /// TRANSFER_TO_HOST_3D, TRANSFER_FROM_HOST_3D, as far as a buffer has a use for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TransferBuffer {
@@ -125,6 +142,7 @@ pub(crate) struct TransferBuffer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Submit<'a> {
     pub(crate) ctx: u32,
+    pub(crate) ring: u8,
     pub(crate) stream: &'a [u8],
 }
 

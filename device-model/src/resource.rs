@@ -16,9 +16,9 @@ use std::sync::Arc;
 use crate::backing::Backing;
 use crate::error::CommandError;
 use crate::quota::{Budget, Quota, Quotas};
-use crate::request::{CreateBuffer, CreateResource, RawEntry};
+use crate::request::{CreateBlob, CreateBuffer, CreateResource, RawEntry};
 use crate::scanout::{ChannelOrder, Image, Rect};
-use crate::wire::gpu::format;
+use crate::wire::gpu::{BLOB_MEM_GUEST, format};
 
 /// Gallium's number of a linear buffer (PIPE_BUFFER), the one target that RESOURCE_CREATE_3D makes here.
 const BUFFER: u32 = 0;
@@ -155,6 +155,51 @@ impl Resources {
         Ok(())
     }
 
+    /// Makes a blob of guest memory: a buffer that comes with its backing.
+    pub(crate) fn create_blob(
+        &mut self,
+        request: CreateBlob<impl Iterator<Item = RawEntry>>,
+        count: usize,
+    ) -> Result<(), CommandError> {
+        let CreateBlob { id, memory, blob, size, entries } = request;
+        self.check_new(id)?;
+        if memory != BLOB_MEM_GUEST || blob != 0 {
+            return Err(CommandError::NotGuestMemory { id, memory, blob });
+        }
+        if size == 0 || count == 0 {
+            return Err(CommandError::NoEntries { id });
+        }
+        self.count.take(1)?;
+        let backing = self.backing(count, entries).and_then(|backing| {
+            let backed = backing.bytes();
+            if backed >= size {
+                return Ok(backing);
+            }
+            self.entries.give_back(count as u64);
+            Err(CommandError::BlobTooLarge { id, size, backed })
+        });
+        match backing {
+            Ok(backing) => {
+                self.by_id.insert(id, Resource { id, image: None, backing: Some(backing), bytes: size });
+                Ok(())
+            }
+            Err(error) => {
+                self.count.give_back(1);
+                Err(error)
+            }
+        }
+    }
+
+    /// A backing that is accounted for.
+    fn backing(
+        &mut self,
+        count: usize,
+        entries: impl Iterator<Item = RawEntry>,
+    ) -> Result<Backing, CommandError> {
+        self.entries.take(count as u64)?;
+        Backing::new(entries).inspect_err(|_| self.entries.give_back(count as u64))
+    }
+
     fn check_new(&self, id: u32) -> Result<(), CommandError> {
         if id == 0 {
             return Err(CommandError::ResourceZero);
@@ -192,14 +237,8 @@ impl Resources {
         if count == 0 {
             return Err(CommandError::NoEntries { id });
         }
-        self.entries.take(count as u64)?;
-        match Backing::new(entries) {
-            Ok(backing) => self.get_mut(id)?.backing = Some(backing),
-            Err(error) => {
-                self.entries.give_back(count as u64);
-                return Err(error);
-            }
-        }
+        let backing = self.backing(count, entries)?;
+        self.get_mut(id)?.backing = Some(backing);
         Ok(())
     }
 

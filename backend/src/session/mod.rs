@@ -11,6 +11,7 @@ mod iommu;
 mod requests;
 pub mod start;
 mod state;
+mod verdicts;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -25,6 +26,7 @@ use vhost::vhost_user::BackendReqHandler;
 
 use self::drain::{Draining, For, Owed, Progress};
 pub use self::state::SessionState;
+use crate::inject::{Bug, Injection};
 use crate::memory::sigbus;
 use crate::vhost_user::channel::Channel;
 use crate::vhost_user::iotlb::{self, IotlbEvent};
@@ -50,8 +52,8 @@ const SIGNAL: u64 = 3;
 pub struct SessionConfig {
     /// When the jobs that a drain waits for are taken off.
     pub drain_timeout: Duration,
-    /// Seeded bug: acks go out before the drain.
-    pub ack_before_drain: bool,
+    /// What misbehaves.
+    pub injection: Arc<Injection>,
 }
 
 /// Why a session is over.
@@ -286,6 +288,7 @@ impl Session {
         let ended = {
             let mut state = self.lock();
             let ended = state.end(drained);
+            state.acked();
             state.misses.resume(now);
             state.stats.ack_latency_ns.record(took);
             state.stats.frozen_ns.add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
@@ -376,7 +379,7 @@ impl Session {
         patience: Duration,
     ) -> Result<(), SessionEnd> {
         let now = self.now();
-        if self.config.ack_before_drain && matches!(then, For::Invalidate(_)) {
+        if matches!(then, For::Invalidate(_)) && self.config.injection.strikes(Bug::AckBeforeDrain) {
             let drained = invalidation.skip_drain(SeededBug::ack_before_drain());
             return self.drained(drained, then, now);
         }

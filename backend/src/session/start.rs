@@ -15,13 +15,16 @@ use log::error;
 use vhost_user_backend::{VringMutex, VringT};
 
 use super::drain::STEP_END;
+use super::verdicts::TakenAway;
 use super::{LAST_DRAIN, SessionState};
 use crate::display::Display;
 use crate::engine::{Engine, FinishedJob};
+use crate::inject::Injection;
 use crate::miss_port::MissPort;
 use crate::queue::mailbox::{Mail, Mailbox};
 use crate::queue::ring::SharedRing;
 use crate::queue::{MAX_QUEUE_SIZE, QUEUES, QueueThread};
+use crate::reports::Reports;
 use crate::scheduler::Scheduler;
 use crate::wake::{Poller, Waker};
 
@@ -36,12 +39,16 @@ pub struct DeviceSettings {
     pub iotlb_limit: usize,
     /// How long an answer to a MISS may take.
     pub miss_timeout: Duration,
-    /// Stress for tests: how much longer every step takes.
-    pub step_delay: Duration,
+    /// What misbehaves.
+    pub injection: Arc<Injection>,
 }
 
 /// Starts the threads of a session; `waker` wakes the session.
-pub fn start(settings: &DeviceSettings, stats: &Arc<Stats>, waker: &Waker) -> io::Result<SessionState> {
+pub fn start(
+    settings: &DeviceSettings,
+    (stats, reports): (&Arc<Stats>, &Arc<Reports>),
+    waker: &Waker,
+) -> io::Result<SessionState> {
     // One reader an engine, and one for the queue thread.
     let config = MirrorConfig { readers: settings.engines + 1, table_limit: settings.iotlb_limit };
     let (writer, mut readers) = mirror(config, Arc::new(waker.clone()));
@@ -85,6 +92,8 @@ pub fn start(settings: &DeviceSettings, stats: &Arc<Stats>, waker: &Waker) -> io
         device_features,
         running: false,
         bases: [None; QUEUES],
+        taken: TakenAway::default(),
+        reports: Arc::clone(reports),
         refusal: None,
     })
 }
@@ -117,7 +126,7 @@ impl Common<'_> {
             misses: self.misses.clone(),
             finished: Box::new(move |finished: FinishedJob| mailbox.post(Mail::JobFinished(finished))),
             stats: Arc::clone(self.stats),
-            step_delay: self.settings.step_delay,
+            injection: Arc::clone(&self.settings.injection),
         }
     }
 }

@@ -10,7 +10,7 @@
 )]
 
 use job_stream::{CAPSET_ID, CAPSET_VERSION, Capset};
-use virtio_bindings::virtio_gpu::VIRTIO_GPU_F_EDID;
+use virtio_bindings::virtio_gpu::VIRTIO_GPU_F_VIRGL;
 
 use super::{Answer, Device, Handled, Shown};
 use crate::error::CommandError;
@@ -19,7 +19,6 @@ use crate::reply::Reply;
 use crate::request::{GetCapset, GetCapsetInfo, GetEdid, Nothing, SetScanout};
 use crate::ring::Work;
 use crate::scanout::{DisplayQuestion, ScanoutSource};
-use crate::wire::gpu::command;
 
 /// Fewest pixels of a scanout in either direction (QEMU's virtio-gpu refuses less).
 pub const MIN_SCANOUT: u32 = 16;
@@ -30,9 +29,6 @@ impl<P> Device<P> {
     }
 
     pub(super) fn edid(&mut self, request: GetEdid, _: &mut Shown) -> Handled<P> {
-        if self.features & (1 << VIRTIO_GPU_F_EDID) == 0 {
-            return Err(CommandError::Unknown { kind: command::GET_EDID });
-        }
         let (scanout, scanouts) = (request.scanout, self.scanouts.count());
         if scanout >= scanouts {
             return Err(CommandError::NoEdid { scanout, scanouts });
@@ -60,9 +56,14 @@ impl<P> Device<P> {
         Ok(Answer::InOrder(Work::Show { scanout, source }))
     }
 
+    /// Linux shows blobs only where it has no VIRTIO_GPU_F_VIRGL, which this device always offers beside them.
+    pub(super) fn set_scanout_blob(&mut self, _: Nothing, _: &mut Shown) -> Handled<P> {
+        Err(CommandError::BlobNotShown)
+    }
+
     /// There is one capability set, that of the job stream.
     pub(super) fn capset_info(&mut self, request: GetCapsetInfo, _: &mut Shown) -> Handled<P> {
-        if request.index != 0 || !self.has_jobs() {
+        if request.index != 0 || !self.has(VIRTIO_GPU_F_VIRGL) {
             return Err(CommandError::NoSuchCapset { capset: request.index });
         }
         let reply = Reply::CapsetInfo(CAPSET_ID, CAPSET_VERSION, Capset::BYTES as u32);
@@ -71,7 +72,7 @@ impl<P> Device<P> {
 
     /// Every version that a guest may ask for is a part of ours.
     pub(super) fn capset(&mut self, request: GetCapset, _: &mut Shown) -> Handled<P> {
-        if request.id != CAPSET_ID || !self.has_jobs() {
+        if request.id != CAPSET_ID || !self.has(VIRTIO_GPU_F_VIRGL) {
             return Err(CommandError::NoSuchCapset { capset: request.id });
         }
         let max_jobs = u32::try_from(self.config.quotas.queued_jobs).unwrap_or(u32::MAX);

@@ -14,16 +14,20 @@
 
 use std::time::Duration;
 
-use job_stream::{Limits, Mode, Packet, verify_bytes};
+use job_stream::{CAPSET_ID, Limits, Mode, Packet, verify_bytes};
+use virtio_bindings::virtio_gpu::VIRTIO_GPU_F_CONTEXT_INIT;
 
 use super::{Answer, Call, Device, Effect, Handled, Shown};
-use crate::context::{Next, QueueId, Submission};
+use crate::context::{ContextId, Next, QueueId, Submission};
 use crate::error::CommandError;
 use crate::job::{Job, JobId};
 use crate::operands::{Operands, Space};
 use crate::program::Execution;
 use crate::reply::Reply;
-use crate::request::{ContextResource, CreateBuffer, CreateContext, OfContext, Submit, TransferBuffer};
+use crate::request::{
+    ContextResource, CreateBlob, CreateBuffer, CreateContext, OfContext, Submit, TransferBuffer,
+};
+use crate::wire::payload::MemEntries;
 
 /// How the device treats jobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,11 +58,19 @@ impl JobConfig {
 
 impl<P> Device<P> {
     pub(super) fn create_context(&mut self, request: CreateContext, _: &mut Shown) -> Handled<P> {
+        self.check_context_init(&request)?;
         self.contexts.create(request.ctx)?;
         Ok(Answer::Now(Reply::NoData))
     }
 
-    /// Jobs that wait fail, the one that runs is stopped; answered when it has.
+    /// A context speaks a capability set: ours, also where it names none.
+    fn check_context_init(&self, request: &CreateContext) -> Result<(), CommandError> {
+        let CreateContext { ctx, init } = *request;
+        let known = init == 0 || init == CAPSET_ID && self.has(VIRTIO_GPU_F_CONTEXT_INIT);
+        if known { Ok(()) } else { Err(CommandError::ContextInit { ctx, init }) }
+    }
+
+    /// Jobs that wait fail, those that run are stopped; answered when it has.
     pub(super) fn destroy_context(&mut self, request: OfContext, _: &mut Shown) -> Handled<P> {
         Ok(Answer::Behind(self.contexts.destroy(request.ctx)?))
     }
@@ -80,6 +92,13 @@ impl<P> Device<P> {
         Ok(Answer::Now(Reply::NoData))
     }
 
+    pub(super) fn create_blob(&mut self, request: CreateBlob<MemEntries<'_>>, _: &mut Shown) -> Handled<P> {
+        let CreateBlob { id, memory, blob, size, entries } = request;
+        let request = CreateBlob { id, memory, blob, size, entries: entries.iter() };
+        self.resources.create_blob(request, entries.len())?;
+        Ok(Answer::Now(Reply::NoData))
+    }
+
     pub(super) fn transfer_buffer(&mut self, request: TransferBuffer, _: &mut Shown) -> Handled<P> {
         let TransferBuffer { ctx, resource: id, x, width } = request;
         let resource = self.resources.get(id)?;
@@ -90,13 +109,13 @@ impl<P> Device<P> {
             return Ok(Answer::Now(Reply::NoData));
         }
         self.contexts.check_attached(ctx, id)?;
-        Ok(Answer::Behind(self.contexts.queue(ctx)?))
+        Ok(Answer::Behind(self.contexts.id(ctx)?))
     }
 
     /// Everything is judged before anything happens: a stream that is refused leaves no trace.
     pub(super) fn submit(&mut self, request: Submit<'_>, _: &mut Shown) -> Handled<P> {
-        let Submit { ctx, stream } = request;
-        let queue = self.contexts.open_queue(ctx)?;
+        let Submit { ctx, ring, stream } = request;
+        let queue = QueueId { context: self.contexts.open(ctx)?, ring };
         let limits = self.config.jobs.limits();
         let program = verify_bytes(stream, &limits).map_err(CommandError::Stream)?;
         let asked = match program.packets().first() {
@@ -135,31 +154,36 @@ impl<P> Device<P> {
         self.pump_queue(queue, effects);
     }
 
-    /// Answers a call when its queue has come to it.
-    pub(super) fn answer_behind(&mut self, call: Call<P>, queue: QueueId, effects: &mut Vec<Effect<P>>) {
-        if let Some(call) = self.contexts.answer_behind(queue, call) {
+    /// Answers a call when all queues of its context have come to it.
+    pub(super) fn answer_behind(&mut self, call: Call<P>, context: ContextId, effects: &mut Vec<Effect<P>>) {
+        if let Some(call) = self.contexts.answer_behind(context, call) {
             self.finish(call, Ok(Reply::NoData), effects);
         }
-        self.pump_queue(queue, effects);
+        self.pump_context(context, effects);
+    }
+
+    /// Serves all queues of a context.
+    pub(super) fn pump_context(&mut self, context: ContextId, effects: &mut Vec<Effect<P>>) {
+        for queue in self.contexts.queue_ids(context) {
+            self.pump_queue(queue, effects);
+        }
+        self.retire_unused(effects);
     }
 
     /// Serves a queue until it is empty or a job of it runs.
-    pub(super) fn pump_queue(&mut self, queue: QueueId, effects: &mut Vec<Effect<P>>) {
-        while let Some(next) = self.contexts.next(queue) {
+    fn pump_queue(&mut self, queue: QueueId, effects: &mut Vec<Effect<P>>) {
+        while let Some(next) = self.contexts.next(queue, JobId(self.next_job)) {
             match next {
-                Next::Answer(None, _) => {}
-                Next::Answer(Some(call), result) => {
+                Next::Nothing => {}
+                Next::Answer(call, result) => {
                     let result = result.map(|()| Reply::NoData).map_err(CommandError::Job);
                     self.finish(call, result, effects);
                 }
-                Next::Start(submission) => {
-                    let id = self.new_job();
-                    let (treatment, execution) = self.contexts.start(queue, id, *submission);
-                    effects.push(Effect::Run(Job::program(id, treatment, execution)));
+                Next::Start(treatment, execution) => {
+                    effects.push(Effect::Run(Job::program(self.new_job(), treatment, *execution)));
                 }
             }
         }
-        self.retire_unused(effects);
     }
 
     /// Answers those UNREFs and DETACHes whose memory no job uses any more.

@@ -1,12 +1,12 @@
 //! The device: commands in, effects out. Made of resources, scanouts, the in-order ring of the 2D commands, contexts with
-//! their queues of jobs, the timeline of fences and what is asked of the display. Knows nothing of queues, engines or sockets: a pending command is a `P` that is handed
+//! their queues of jobs, the timelines of fences and what is asked of the display. Knows nothing of queues, engines or sockets: a pending command is a `P` that is handed
 //! back exactly once, and a job is a value that somebody else steps.
 //!
 //! What a command does to resources and scanouts happens at once, in the order of the commands: an id that was
 //! unreferenced can be created again at once, a backing that was detached can be replaced. What a queued command still
 //! uses of them, it shares. Only *answers* wait: those of transfers for their jobs, those of RESOURCE_FLUSH,
 //! RESOURCE_UNREF and DETACH_BACKING for all transfers before them and all jobs that use the memory, and those that complete a fence for all fences
-//! before theirs.
+//! before theirs on their timeline.
 #![cfg_attr(
     not(test),
     deny(
@@ -20,21 +20,24 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 
-use crate::context::{Contexts, QueueId, Submission};
+use crate::context::{ContextId, Contexts, QueueId, Submission};
 use crate::decode::{Command, Queue, command_name, command_table, decode};
 use crate::error::CommandError;
-use crate::fence::{FenceSlot, Timeline};
+use crate::fence::{FenceSlot, TimelineId, Timelines};
 use crate::job::{Job, JobOutcome};
 use crate::quota::Quotas;
 use crate::reply::{Reply, Response};
-use crate::request::Fence;
+use crate::request::{Fence, Header};
 use crate::resource::{Resources, Retired};
 use crate::ring::{Ring, Work};
 use crate::scanout::{DisplayAnswer, DisplayCommand, DisplayQuestion, MAX_SCANOUTS};
 use crate::transfer::Transfer;
+use crate::wire::gpu::command;
 use crate::wire::payload;
 use scanouts::Scanouts;
-use virtio_bindings::virtio_gpu::{VIRTIO_GPU_F_EDID, VIRTIO_GPU_F_VIRGL};
+use virtio_bindings::virtio_gpu::{
+    VIRTIO_GPU_F_CONTEXT_INIT, VIRTIO_GPU_F_EDID, VIRTIO_GPU_F_RESOURCE_BLOB, VIRTIO_GPU_F_VIRGL,
+};
 
 mod cursor;
 mod display;
@@ -50,12 +53,18 @@ pub use jobs::JobConfig;
 /// Bytes of the configuration space.
 pub const CONFIG_BYTES: usize = 16;
 
+/// Rings of a context, each with a queue of jobs and a timeline of its own (virtio 1.3, 5.7.6.7).
+pub const RINGS: u8 = 64;
+
 /// Bytes of the longest response.
 pub const MAX_RESPONSE_BYTES: usize = payload::MAX_RESPONSE;
 
 /// The device-specific features that the device offers (virtio 1.3, 5.7.3).
 pub const fn features() -> u64 {
-    1 << VIRTIO_GPU_F_EDID | 1 << VIRTIO_GPU_F_VIRGL
+    1 << VIRTIO_GPU_F_EDID
+        | 1 << VIRTIO_GPU_F_VIRGL
+        | 1 << VIRTIO_GPU_F_RESOURCE_BLOB
+        | 1 << VIRTIO_GPU_F_CONTEXT_INIT
 }
 
 /// What a device is made with.
@@ -125,8 +134,8 @@ enum Answer<P> {
     InOrder(Work),
     /// It goes out when the display has answered this.
     Ask(DisplayQuestion),
-    /// It goes out when all jobs that are in this queue now are done.
-    Behind(QueueId),
+    /// It goes out when all jobs that the context has now are done.
+    Behind(ContextId),
     /// This is a job for the queue; with a fence, its end is the answer.
     Job(QueueId, Box<Submission<Call<P>>>),
 }
@@ -168,7 +177,7 @@ pub struct Device<P> {
     contexts: Contexts<Call<P>>,
     /// What was given up while a job used it.
     retiring: Vec<(Call<P>, Retired)>,
-    fences: Timeline<(P, Response)>,
+    fences: Timelines<(P, Response)>,
     asked: BTreeMap<u64, (Call<P>, DisplayQuestion)>,
     /// The number of the next job, and of the next question: never reset.
     next_job: u64,
@@ -186,7 +195,7 @@ impl<P> Device<P> {
             ring: Ring::new(config.quotas.queued_jobs),
             contexts: Contexts::new(&config.quotas),
             retiring: Vec::new(),
-            fences: Timeline::new(),
+            fences: Timelines::new(),
             asked: BTreeMap::new(),
             next_job: 0,
             next_ticket: 0,
@@ -217,6 +226,18 @@ impl<P> Device<P> {
         Usage { resources, resource_bytes, backing_entries, contexts, jobs }
     }
 
+    /// The image of a resource, for an oracle that compares it with what the guest's pages hold.
+    #[cfg(any(test, feature = "test-utils"))]
+    pub fn image(&self, resource: u32) -> Option<std::sync::Arc<crate::scanout::Image>> {
+        self.resources.get(resource).ok()?.picture().ok().map(|picture| picture.image.clone())
+    }
+
+    /// Lets the numbers of jobs begin here, so that tests with several devices can tell their jobs apart.
+    #[cfg(any(test, feature = "test-utils"))]
+    pub(crate) fn number_jobs_from(&mut self, first: crate::job::JobId) {
+        self.next_job = first.0;
+    }
+
     /// One command of the control queue.
     pub fn control(&mut self, request: &[u8], pending: P, effects: &mut Vec<Effect<P>>) {
         self.command(Queue::Control, request, pending, effects);
@@ -241,14 +262,14 @@ impl<P> Device<P> {
             self.pump(effects);
             return true;
         }
-        let Some((queue, call)) = self.contexts.finish(id, result.is_err()) else { return false };
+        let Some((context, call)) = self.contexts.finish(id, result.is_err()) else { return false };
         if let (JobOutcome::Failed(error), Some(packet)) = (outcome, packet) {
             log::debug!("Job {} failed at packet {packet}, and its context is lost: {error}", id.raw());
         }
         if let Some(call) = call {
             self.finish(call, result, effects);
         }
-        self.pump_queue(queue, effects);
+        self.pump_context(context, effects);
         true
     }
 
@@ -276,11 +297,12 @@ impl<P> Device<P> {
     fn command(&mut self, queue: Queue, request: &[u8], pending: P, effects: &mut Vec<Effect<P>>) {
         let (header, command) = decode(queue, request);
         let kind = header.map_or(0, |header| header.kind);
-        let fence = header.and_then(|header| header.fence).map(|fence| (fence, self.fences.begin()));
+        let fence =
+            header.and_then(|header| Some((header.fence?, self.fences.begin(self.timeline(&header)))));
         let call = Call { pending, kind, fence };
         let mut shown = Shown::new();
         let handled = command.and_then(|command| {
-            self.check_negotiated(kind)?;
+            header.map_or(Ok(()), |header| self.check_negotiated(&header))?;
             self.handle(command, &mut shown)
         });
         effects.extend(shown.into_iter().map(Effect::Display));
@@ -291,7 +313,7 @@ impl<P> Device<P> {
                 self.pump(effects);
             }
             Ok(Answer::Ask(question)) => self.ask(call, question, effects),
-            Ok(Answer::Behind(queue)) => self.answer_behind(call, queue, effects),
+            Ok(Answer::Behind(context)) => self.answer_behind(call, context, effects),
             Ok(Answer::Job(queue, job)) => self.enqueue(call, (queue, job), effects),
             Err(error) => self.finish(call, Err(error), effects),
         }
@@ -308,20 +330,40 @@ impl<P> Device<P> {
         let Some((_, slot)) = fence else {
             return effects.push(Effect::Complete { pending, response });
         };
-        self.fences.end(slot, (pending, response));
-        while let Some((pending, response)) = self.fences.release() {
-            effects.push(Effect::Complete { pending, response });
+        let complete = |(pending, response)| effects.push(Effect::Complete { pending, response });
+        self.fences.end(slot, (pending, response), complete);
+    }
+
+    /// The timeline of a command's fence.
+    fn timeline(&self, header: &Header) -> TimelineId {
+        match header.ring {
+            Some(ring) if self.has(VIRTIO_GPU_F_CONTEXT_INIT) => TimelineId::Ring { ctx: header.ctx, ring },
+            _ => TimelineId::Global,
         }
     }
 
-    /// Commands of the second hundred come with VIRTIO_GPU_F_VIRGL.
-    fn check_negotiated(&self, kind: u32) -> Result<(), CommandError> {
-        let of_jobs = (0x200..0x300).contains(&kind);
-        if of_jobs && !self.has_jobs() { Err(CommandError::Unknown { kind }) } else { Ok(()) }
+    /// Commands of the second hundred come with VIRTIO_GPU_F_VIRGL, others and rings with features of their own.
+    fn check_negotiated(&self, header: &Header) -> Result<(), CommandError> {
+        let kind = header.kind;
+        let of_feature = match kind {
+            command::RESOURCE_CREATE_BLOB | command::SET_SCANOUT_BLOB => Some(VIRTIO_GPU_F_RESOURCE_BLOB),
+            command::GET_EDID => Some(VIRTIO_GPU_F_EDID),
+            0x200..0x300 => Some(VIRTIO_GPU_F_VIRGL),
+            _ => None,
+        };
+        if of_feature.is_some_and(|feature| !self.has(feature)) {
+            return Err(CommandError::Unknown { kind });
+        }
+        match header.ring {
+            Some(ring) if !self.has(VIRTIO_GPU_F_CONTEXT_INIT) => Err(CommandError::NoRings { ring }),
+            Some(ring) if ring >= RINGS => Err(CommandError::NoSuchRing { ring }),
+            _ => Ok(()),
+        }
     }
 
-    fn has_jobs(&self) -> bool {
-        self.features & (1 << VIRTIO_GPU_F_VIRGL) != 0
+    /// Whether this feature was accepted.
+    fn has(&self, feature: u32) -> bool {
+        self.features & (1 << feature) != 0
     }
 
     fn ask(&mut self, call: Call<P>, question: DisplayQuestion, effects: &mut Vec<Effect<P>>) {

@@ -86,7 +86,10 @@ pub fn attach_backing(id: u32, entries: &[(u64, u32)]) -> Vec<u8> {
 /// RESOURCE_ATTACH_BACKING that claims to have `count` entries, whatever it has.
 pub fn attach_backing_claiming(id: u32, count: u32, entries: &[(u64, u32)]) -> Vec<u8> {
     let payload = gpu::AttachBacking { resource_id: id.into(), nr_entries: count.into() };
-    let mut request = build(command::RESOURCE_ATTACH_BACKING, payload);
+    with_entries(build(command::RESOURCE_ATTACH_BACKING, payload), entries)
+}
+
+fn with_entries(mut request: Vec<u8>, entries: &[(u64, u32)]) -> Vec<u8> {
     for &(addr, length) in entries {
         let entry = gpu::MemEntry { addr: addr.into(), length: length.into(), padding: 0.into() };
         request.extend_from_slice(entry.as_bytes());
@@ -163,8 +166,47 @@ pub fn in_context(mut request: Vec<u8>, ctx: u32) -> Vec<u8> {
 
 /// CTX_CREATE.
 pub fn ctx_create(ctx: u32) -> Vec<u8> {
-    let payload = gpu::CtxCreate { nlen: 0.into(), context_init: 0.into(), debug_name: [0; 64] };
+    ctx_create_for(ctx, 0)
+}
+
+/// CTX_CREATE with a `context_init`.
+pub fn ctx_create_for(ctx: u32, init: u32) -> Vec<u8> {
+    let payload = gpu::CtxCreate { nlen: 0.into(), context_init: init.into(), debug_name: [0; 64] };
     in_context(build(command::CTX_CREATE, payload), ctx)
+}
+
+/// The same command on a ring of its context.
+pub fn on_ring(mut request: Vec<u8>, ring: u8) -> Vec<u8> {
+    let (header, _) = gpu::Header::mut_from_prefix(&mut request).expect("a command with its header");
+    header.flags = (header.flags.get() | gpu::FLAG_INFO_RING_IDX).into();
+    header.ring_idx = ring;
+    request
+}
+
+/// RESOURCE_CREATE_BLOB of guest memory, with these entries: address and length.
+pub fn create_blob(id: u32, size: u64, entries: &[(u64, u32)]) -> Vec<u8> {
+    create_blob_of((gpu::BLOB_MEM_GUEST, 0), id, size, entries)
+}
+
+/// RESOURCE_CREATE_BLOB of any memory and blob.
+pub fn create_blob_of((memory, blob): (u32, u64), id: u32, size: u64, entries: &[(u64, u32)]) -> Vec<u8> {
+    let count = u32::try_from(entries.len()).expect("fewer than 2^32 entries");
+    let payload = gpu::ResourceCreateBlob {
+        resource_id: id.into(),
+        blob_mem: memory.into(),
+        blob_flags: 1.into(),
+        nr_entries: count.into(),
+        blob_id: blob.into(),
+        size: size.into(),
+    };
+    with_entries(build(command::RESOURCE_CREATE_BLOB, payload), entries)
+}
+
+/// SET_SCANOUT_BLOB of the blob `id`.
+pub fn set_scanout_blob(id: u32) -> Vec<u8> {
+    let mut words = [0_u32; 18];
+    words[5] = id;
+    build(command::SET_SCANOUT_BLOB, words)
 }
 
 /// CTX_DESTROY.

@@ -7,8 +7,8 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 pub(crate) use virtio_bindings::virtio_gpu::{
-    VIRTIO_GPU_FLAG_FENCE as FLAG_FENCE, VIRTIO_GPU_FLAG_INFO_RING_IDX as FLAG_INFO_RING_IDX,
-    VIRTIO_GPU_MAX_SCANOUTS as MAX_SCANOUTS,
+    VIRTIO_GPU_BLOB_MEM_GUEST as BLOB_MEM_GUEST, VIRTIO_GPU_FLAG_FENCE as FLAG_FENCE,
+    VIRTIO_GPU_FLAG_INFO_RING_IDX as FLAG_INFO_RING_IDX, VIRTIO_GPU_MAX_SCANOUTS as MAX_SCANOUTS,
 };
 
 /// The numbers of the commands (5.7.6.7).
@@ -26,10 +26,12 @@ pub(crate) mod command {
         virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_ATTACH_BACKING as RESOURCE_ATTACH_BACKING,
         virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_CREATE_2D as RESOURCE_CREATE_2D,
         virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_CREATE_3D as RESOURCE_CREATE_3D,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_CREATE_BLOB as RESOURCE_CREATE_BLOB,
         virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_DETACH_BACKING as RESOURCE_DETACH_BACKING,
         virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_FLUSH as RESOURCE_FLUSH,
         virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_UNREF as RESOURCE_UNREF,
         virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_SET_SCANOUT as SET_SCANOUT,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_SET_SCANOUT_BLOB as SET_SCANOUT_BLOB,
         virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_SUBMIT_3D as SUBMIT_3D,
         virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_TRANSFER_FROM_HOST_3D as TRANSFER_FROM_HOST_3D,
         virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_TRANSFER_TO_HOST_2D as TRANSFER_TO_HOST_2D,
@@ -130,6 +132,15 @@ wire! {
         nr_samples: U32,
         flags: U32,
         padding: U32,
+    }
+    /// RESOURCE_CREATE_BLOB; `nr_entries` entries follow. 5.7.6.8, struct virtio_gpu_resource_create_blob.
+    ResourceCreateBlob: 32 {
+        resource_id: U32,
+        blob_mem: U32,
+        blob_flags: U32,
+        nr_entries: U32,
+        blob_id: U64,
+        size: U64,
     }
     /// TRANSFER_TO_HOST_3D and TRANSFER_FROM_HOST_3D. Of linux/virtio_gpu.h, struct virtio_gpu_transfer_host_3d.
     TransferHost3d: 48 {

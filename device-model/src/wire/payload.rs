@@ -18,8 +18,8 @@ use super::gpu;
 use crate::addr::Iova;
 use crate::error::CommandError;
 use crate::request::{
-    AttachBacking, ContextResource, CreateBuffer, CreateContext, CreateResource, Fence, Flush, GetCapset,
-    GetCapsetInfo, GetEdid, Header, Nothing, OfContext, OfResource, RawEntry, SetScanout, Submit,
+    AttachBacking, ContextResource, CreateBlob, CreateBuffer, CreateContext, CreateResource, Fence, Flush,
+    GetCapset, GetCapsetInfo, GetEdid, Header, Nothing, OfContext, OfResource, RawEntry, SetScanout, Submit,
     TransferBuffer, TransferToHost, UpdateCursor,
 };
 use crate::scanout::{CursorPosition, DisplayMode, DisplayModes, Rect};
@@ -33,11 +33,12 @@ pub(crate) trait Payload<'a>: Sized {
 /// Bytes of the longest response, that to GET_EDID.
 pub(crate) const MAX_RESPONSE: usize = size_of::<gpu::Header>() + size_of::<gpu::Edid>();
 
-/// Bytes of the longest command that can be carried out: RESOURCE_ATTACH_BACKING with so many entries, or SUBMIT_3D
-/// with so many words.
+/// Bytes of the longest command that can be carried out: RESOURCE_CREATE_BLOB with so many entries, or SUBMIT_3D with
+/// so many words.
 pub(crate) fn longest_request(entries: u64, words: u32) -> usize {
-    const FIXED: usize = size_of::<gpu::Header>() + size_of::<gpu::AttachBacking>();
-    const { assert!(size_of::<gpu::AttachBacking>() == size_of::<gpu::Submit3d>()) };
+    const FIXED: usize = size_of::<gpu::Header>() + size_of::<gpu::ResourceCreateBlob>();
+    const { assert!(size_of::<gpu::ResourceCreateBlob>() >= size_of::<gpu::AttachBacking>()) };
+    const { assert!(size_of::<gpu::ResourceCreateBlob>() >= size_of::<gpu::Submit3d>()) };
     let entries = usize::try_from(entries).unwrap_or(usize::MAX).saturating_mul(size_of::<gpu::MemEntry>());
     let words = usize::try_from(words).unwrap_or(usize::MAX).saturating_mul(size_of::<u32>());
     entries.max(words).saturating_add(FIXED)
@@ -62,7 +63,7 @@ pub(crate) fn header(command: &[u8]) -> Result<(Header, &[u8]), CommandError> {
         ctx_id: wire.ctx_id.get(),
         ring_idx,
     });
-    Ok((Header { kind: wire.kind.get(), ctx: wire.ctx_id.get(), fence }, body))
+    Ok((Header { kind: wire.kind.get(), ctx: wire.ctx_id.get(), ring: ring_idx, fence }, body))
 }
 
 /// Payloads that are a wire struct and nothing more: `native from wire`.
@@ -98,7 +99,7 @@ payload! {
         rect: w.rect.into(),
         offset: w.offset.get(),
     };
-    CtxCreate => CreateContext |_w, h| CreateContext { ctx: h.ctx };
+    CtxCreate => CreateContext |w, h| CreateContext { ctx: h.ctx, init: w.context_init.get() };
     ResourceId => ContextResource |w, h| ContextResource { ctx: h.ctx, resource: w.resource_id.get() };
     ResourceCreate3d => CreateBuffer |w, _| CreateBuffer {
         id: w.resource_id.get(),
@@ -141,7 +142,7 @@ impl<'a> Payload<'a> for Submit<'a> {
         let size = wire.size.get();
         let truncated = CommandError::Truncated { needed: size.into(), found: rest.len() as u64 };
         let stream = usize::try_from(size).ok().and_then(|size| rest.get(..size)).ok_or(truncated)?;
-        Ok(Self { ctx: header.ctx, stream })
+        Ok(Self { ctx: header.ctx, ring: header.ring.unwrap_or(0), stream })
     }
 }
 
@@ -160,10 +161,9 @@ impl MemEntries<'_> {
     }
 }
 
-impl<'a> Payload<'a> for AttachBacking<MemEntries<'a>> {
-    fn parse(_: &Header, body: &'a [u8]) -> Result<Self, CommandError> {
-        let (wire, rest) = take::<gpu::AttachBacking>(body)?;
-        let count = wire.nr_entries.get();
+impl<'a> MemEntries<'a> {
+    /// Takes `count` entries off the front of `rest`.
+    fn take(count: u32, rest: &'a [u8]) -> Result<Self, CommandError> {
         let truncated = || CommandError::Truncated {
             // OVERFLOW: 32 bits times 16.
             needed: u64::from(count).saturating_mul(size_of::<gpu::MemEntry>() as u64),
@@ -172,7 +172,24 @@ impl<'a> Payload<'a> for AttachBacking<MemEntries<'a>> {
         let elements = usize::try_from(count).map_err(|_| truncated())?;
         let (entries, _) =
             <[gpu::MemEntry]>::ref_from_prefix_with_elems(rest, elements).map_err(|_| truncated())?;
-        Ok(Self { resource: wire.resource_id.get(), entries: MemEntries(entries) })
+        Ok(Self(entries))
+    }
+}
+
+impl<'a> Payload<'a> for AttachBacking<MemEntries<'a>> {
+    fn parse(_: &Header, body: &'a [u8]) -> Result<Self, CommandError> {
+        let (wire, rest) = take::<gpu::AttachBacking>(body)?;
+        let entries = MemEntries::take(wire.nr_entries.get(), rest)?;
+        Ok(Self { resource: wire.resource_id.get(), entries })
+    }
+}
+
+impl<'a> Payload<'a> for CreateBlob<MemEntries<'a>> {
+    fn parse(_: &Header, body: &'a [u8]) -> Result<Self, CommandError> {
+        let (wire, rest) = take::<gpu::ResourceCreateBlob>(body)?;
+        let entries = MemEntries::take(wire.nr_entries.get(), rest)?;
+        let (id, size) = (wire.resource_id.get(), wire.size.get());
+        Ok(Self { id, memory: wire.blob_mem.get(), blob: wire.blob_id.get(), size, entries })
     }
 }
 

@@ -19,7 +19,8 @@ const CURSOR_PIXELS: u64 = 64 * 64;
 const HITS_TO_SHOW: u64 = 20;
 const TIME_TO_SHOW: Duration = Duration::from_secs(2);
 const HIT_LIMIT: Duration = Duration::from_secs(30);
-const SETTLE_LIMIT: Duration = Duration::from_secs(5);
+/// An emulated guest that has other work beside it on a busy machine goes on drawing for a while.
+const SETTLE_LIMIT: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_millis(50);
 
 /// What a scenario cannot do without.
@@ -224,7 +225,7 @@ fn stop_drawing(run: &mut Run<'_>) -> Result<Drawn, RigError> {
 pub(super) fn settled(run: &mut Run<'_>) -> Result<Option<Stats>, RigError> {
     let mut last = run.stats()?;
     let mut since = Instant::now();
-    wait_until("The end of all work in the back-end", SETTLE_LIMIT, || {
+    let wait = wait_until("The end of all work in the back-end", SETTLE_LIMIT, || {
         let now = run.stats()?;
         if now != last {
             (last, since) = (now, Instant::now());
@@ -232,8 +233,14 @@ pub(super) fn settled(run: &mut Run<'_>) -> Result<Option<Stats>, RigError> {
         let ended = |stats: Stats| stats.jobs_done + stats.jobs_failed + stats.jobs_discarded;
         let all = last.is_none_or(|stats| stats.jobs_submitted == ended(stats));
         Ok(last.is_none() || all && since.elapsed() >= SILENCE)
-    })?;
-    Ok(last)
+    });
+    match (wait, last) {
+        (Err(RigError::Late { what, limit }), Some(last)) => {
+            let what = format!("{what} (it has counted {last:?})");
+            Err(RigError::Late { what, limit })
+        }
+        (wait, last) => wait.map(|()| last),
+    }
 }
 
 pub(super) fn same(what: &str, who: &str, found: u64, wanted: u64) -> Result<(), RigError> {

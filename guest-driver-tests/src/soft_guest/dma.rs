@@ -19,6 +19,13 @@ pub struct Segment {
     pub len: u32,
 }
 
+impl Segment {
+    /// As an entry of a backing (struct virtio_gpu_mem_entry).
+    pub fn words(&self) -> [u32; 4] {
+        [self.at.0 as u32, (self.at.0 >> 32) as u32, self.len, 0]
+    }
+}
+
 /// Makes buffers.
 #[derive(Clone, Debug)]
 pub struct DmaSpace {

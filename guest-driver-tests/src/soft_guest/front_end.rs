@@ -31,6 +31,10 @@ pub mod feature {
     pub const VIRGL: u64 = 1;
     /// VIRTIO_GPU_F_EDID.
     pub const EDID: u64 = 1 << 1;
+    /// VIRTIO_GPU_F_RESOURCE_BLOB.
+    pub const RESOURCE_BLOB: u64 = 1 << 3;
+    /// VIRTIO_GPU_F_CONTEXT_INIT.
+    pub const CONTEXT_INIT: u64 = 1 << 4;
     /// VIRTIO_RING_F_INDIRECT_DESC.
     pub const INDIRECT: u64 = 1 << 28;
     /// VIRTIO_RING_F_EVENT_IDX.
@@ -53,6 +57,8 @@ pub const QUEUES: usize = 2;
 pub struct FrontEndConfig {
     /// Whether the device is behind an IOMMU.
     pub iommu: bool,
+    /// Features of the GPU that the front-end passes on, where they are offered.
+    pub gpu_features: u64,
     /// Ring features of the guest (INDIRECT, EVENT_IDX, RING_RESET): QEMU sets them without asking the back-end.
     pub ring_features: u64,
     /// Whether CONFIGURE_MEM_SLOTS is used where it is offered, as QEMU does.
@@ -67,6 +73,7 @@ impl Default for FrontEndConfig {
     fn default() -> Self {
         Self {
             iommu: true,
+            gpu_features: feature::VIRGL | feature::EDID,
             ring_features: feature::INDIRECT | feature::EVENT_IDX | feature::RING_RESET,
             memory_slots: true,
             announce_reset: true,

@@ -17,6 +17,7 @@ pub mod kind {
     pub const GET_CAPSET_INFO: u32 = 0x108;
     pub const GET_CAPSET: u32 = 0x109;
     pub const GET_EDID: u32 = 0x10a;
+    pub const RESOURCE_CREATE_BLOB: u32 = 0x10c;
     pub const CTX_CREATE: u32 = 0x200;
     pub const CTX_DESTROY: u32 = 0x201;
     pub const CTX_ATTACH_RESOURCE: u32 = 0x202;
@@ -42,6 +43,8 @@ pub mod kind {
 
 /// The header has a fence.
 pub const FLAG_FENCE: u32 = 1;
+/// The header names a ring.
+pub const FLAG_INFO_RING_IDX: u32 = 2;
 /// Length of the header of each command and response (struct virtio_gpu_ctrl_hdr).
 pub const HEADER_LEN: usize = 24;
 
@@ -117,6 +120,8 @@ pub struct Command {
     pub fence: Option<u64>,
     /// The context that it is for; 0: none.
     pub ctx: u32,
+    /// The ring of the context that it is for.
+    pub ring: Option<u8>,
     /// What follows the header.
     pub body: Vec<u8>,
     /// Bytes of the buffer for the response.
@@ -127,7 +132,7 @@ impl Command {
     /// Any command, with a body of 32-bit words.
     pub fn new(kind: u32, words: &[u32]) -> Self {
         let body = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        Self { kind, fence: None, ctx: 0, body, response_len: HEADER_LEN }
+        Self { kind, fence: None, ctx: 0, ring: None, body, response_len: HEADER_LEN }
     }
 
     /// The same with a fence.
@@ -148,9 +153,30 @@ impl Command {
         self
     }
 
+    /// The same for a ring of its context.
+    pub fn on_ring(mut self, ring: u8) -> Self {
+        self.ring = Some(ring);
+        self
+    }
+
     /// CTX_CREATE.
     pub fn ctx_create(ctx: u32) -> Self {
-        Self::new(kind::CTX_CREATE, &[0; 18]).in_context(ctx)
+        Self::ctx_create_for(ctx, 0)
+    }
+
+    /// CTX_CREATE with a `context_init`.
+    pub fn ctx_create_for(ctx: u32, init: u32) -> Self {
+        let mut words = [0; 18];
+        words[1] = init;
+        Self::new(kind::CTX_CREATE, &words).in_context(ctx)
+    }
+
+    /// RESOURCE_CREATE_BLOB of guest memory, mappable, as the stock driver sends it for VIRTGPU_BLOB_MEM_GUEST.
+    pub fn create_blob(resource: u32, bytes: u64, entries: &[Segment]) -> Self {
+        let count = u32::try_from(entries.len()).unwrap_or(u32::MAX);
+        let mut words = vec![resource, 1, 1, count, 0, 0, bytes as u32, (bytes >> 32) as u32];
+        words.extend(entries.iter().flat_map(Segment::words));
+        Self::new(kind::RESOURCE_CREATE_BLOB, &words)
     }
 
     /// CTX_DESTROY.
@@ -161,6 +187,11 @@ impl Command {
     /// CTX_ATTACH_RESOURCE.
     pub fn ctx_attach(ctx: u32, resource: u32) -> Self {
         Self::new(kind::CTX_ATTACH_RESOURCE, &[resource, 0]).in_context(ctx)
+    }
+
+    /// CTX_DETACH_RESOURCE.
+    pub fn ctx_detach(ctx: u32, resource: u32) -> Self {
+        Self::new(kind::CTX_DETACH_RESOURCE, &[resource, 0]).in_context(ctx)
     }
 
     /// RESOURCE_CREATE_3D of a buffer, as the stock driver sends it when no Mesa is there to ask for more.
@@ -194,9 +225,7 @@ impl Command {
     /// RESOURCE_ATTACH_BACKING.
     pub fn attach_backing(resource: u32, entries: &[Segment]) -> Self {
         let mut words = vec![resource, u32::try_from(entries.len()).unwrap_or(u32::MAX)];
-        for entry in entries {
-            words.extend([entry.at.0 as u32, (entry.at.0 >> 32) as u32, entry.len, 0]);
-        }
+        words.extend(entries.iter().flat_map(Segment::words));
         Self::new(kind::RESOURCE_ATTACH_BACKING, &words)
     }
 
@@ -251,14 +280,14 @@ impl Command {
 
     /// Header and body.
     pub fn bytes(&self) -> Vec<u8> {
-        let flags = if self.fence.is_some() { FLAG_FENCE } else { 0 };
+        let fence = if self.fence.is_some() { FLAG_FENCE } else { 0 };
+        let flags = fence | if self.ring.is_some() { FLAG_INFO_RING_IDX } else { 0 };
         let mut bytes = Vec::with_capacity(HEADER_LEN + self.body.len());
         bytes.extend(self.kind.to_le_bytes());
         bytes.extend(flags.to_le_bytes());
         bytes.extend(self.fence.unwrap_or(0).to_le_bytes());
         bytes.extend(self.ctx.to_le_bytes());
-        // Ring: none.
-        bytes.extend([0; 4]);
+        bytes.extend([self.ring.unwrap_or(0), 0, 0, 0]);
         bytes.extend(&self.body);
         bytes
     }
@@ -290,6 +319,12 @@ impl Response {
     pub fn fence(&self) -> Option<u64> {
         let id = u64::from(self.word(8)) | u64::from(self.word(12)) << 32;
         (self.word(4) & FLAG_FENCE != 0).then_some(id)
+    }
+
+    /// The ring that it carries back.
+    pub fn ring(&self) -> Option<u8> {
+        let ring = self.bytes.get(20).copied();
+        ring.filter(|_| self.word(4) & FLAG_INFO_RING_IDX != 0)
     }
 
     /// Whether it reports success.

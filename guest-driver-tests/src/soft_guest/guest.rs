@@ -57,6 +57,13 @@ impl GuestConfig {
         Self { display: None, ..Self::default() }
     }
 
+    /// A guest behind a front-end that passes all features on and has no display, as QEMU's vhost-user-test-device.
+    pub fn with_rings() -> Self {
+        let mut config = Self::headless();
+        config.front_end.gpu_features |= feature::RESOURCE_BLOB | feature::CONTEXT_INIT;
+        config
+    }
+
     fn ring_features(&self) -> u64 {
         let rings = [self.driver.control, self.driver.cursor];
         let mut features = feature::RING_RESET;

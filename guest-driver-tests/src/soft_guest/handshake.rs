@@ -45,7 +45,7 @@ pub(super) fn negotiate(link: &mut Link, config: FrontEndConfig) -> Result<Negot
     if protocol.contains(Protocol::CONFIGURE_MEM_SLOTS) {
         link.tell("GET_MAX_MEM_SLOTS", |front_end| front_end.get_max_mem_slots())?;
     }
-    let mut features = offered & (feature::VIRGL | feature::EDID | feature::VERSION_1) | config.ring_features;
+    let mut features = offered & (config.gpu_features | feature::VERSION_1) | config.ring_features;
     features |= feature::PROTOCOL_FEATURES;
     if config.iommu {
         features |= feature::ACCESS_PLATFORM;

@@ -105,7 +105,7 @@ fn more_entries_than_there_are_bytes_for_are_refused() {
     assert_eq!(h.device.usage().backing_entries, 0);
     let many = vec![(0x1000, 16); 16_385];
     assert_eq!(h.status(&attach_backing(1, &many)), ERR_OUT_OF_MEMORY);
-    let most = attach_backing(1, &many[1..]);
+    let most = create_blob(2, 16, &many[1..]);
     assert_eq!(most.len(), h.device.max_request_bytes());
     assert_eq!(h.status(&most), OK_NODATA);
 }
@@ -117,6 +117,7 @@ fn every_truncation_of_every_command_is_an_error_and_an_unharmed_device() {
         create_2d(7, B8G8R8X8, 1, 1),
         unref(1),
         attach_backing(1, &[(0x1000, 16)]),
+        create_blob(9, 16, &[(0x1000, 16)]),
         detach_backing(1),
         set_scanout(0, 1, rect(0, 0, 32, 32)),
         transfer_to_host_2d(1, rect(0, 0, 1, 1), 0),

@@ -8,6 +8,7 @@ use crate::testing::memory::SparseMemory;
 use crate::testing::requests::*;
 use crate::wire::gpu::response::*;
 
+mod contexts;
 mod cursor;
 mod display;
 mod hostile;

@@ -87,7 +87,7 @@ fn an_id_is_free_as_soon_as_its_unref_was_sent() {
 #[test]
 fn unknown_commands_and_those_of_the_other_queue_are_refused() {
     let mut h = Harness::new();
-    for kind in [0, 0xff, 0x10b, 0x10c, 0x209, 0x1100, u32::MAX] {
+    for kind in [0, 0xff, 0x10b, 0x10e, 0x208, 0x209, 0x1100, u32::MAX] {
         assert_eq!(h.status(&raw(kind, &[0; 64])), ERR_UNSPEC);
     }
     assert_eq!(h.status(&move_cursor(Default::default())), ERR_UNSPEC);

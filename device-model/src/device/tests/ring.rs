@@ -106,12 +106,10 @@ fn fences_go_out_in_order_and_carry_everything_back() {
     let mut h = Harness::new();
     h.resource(1, 32, 32, 0x10_0000);
     h.answers();
-    let mut request = fenced(transfer_to_host_2d(1, rect(0, 0, 32, 32), 0), 0x1_2345_6789);
-    request[4] |= 2; // VIRTIO_GPU_FLAG_INFO_RING_IDX
-    request[16..21].copy_from_slice(&[4, 3, 2, 1, 7]);
-    let slow = h.send(&request);
-    let error = h.send(&fenced(unref(77), 3));
-    let quick = h.send(&fenced(create_2d(2, B8G8R8X8, 1, 1), 4));
+    let on = |request, fence| in_context(on_ring(fenced(request, fence), 7), 0x0102_0304);
+    let slow = h.send(&on(transfer_to_host_2d(1, rect(0, 0, 32, 32), 0), 0x1_2345_6789));
+    let error = h.send(&on(unref(77), 3));
+    let quick = h.send(&on(create_2d(2, B8G8R8X8, 1, 1), 4));
     let unfenced = h.send(&create_2d(3, B8G8R8X8, 1, 1));
     assert_eq!(h.answers(), [(unfenced, OK_NODATA)]);
     h.run();
@@ -120,7 +118,7 @@ fn fences_go_out_in_order_and_carry_everything_back() {
     let header =
         [&[0, 0x11, 0, 0, 3, 0, 0, 0, 0x89, 0x67, 0x45, 0x23, 1, 0, 0, 0][..], &[4, 3, 2, 1, 7, 0, 0, 0]];
     assert_eq!(response.as_bytes(), header.concat());
-    assert_eq!((failed.kind(), word(failed, 1), word(failed, 2)), (ERR_INVALID_RESOURCE_ID, 1, 3));
+    assert_eq!((failed.kind(), word(failed, 1), word(failed, 2)), (ERR_INVALID_RESOURCE_ID, 3, 3));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use job_stream::{At, Context, Space, Stream};
 use proptest::prelude::*;
 
 use super::*;
@@ -31,6 +32,32 @@ fn some_rect() -> impl Strategy<Value = Rect> {
     (number(), number(), number(), number()).prop_map(|(x, y, width, height)| rect(x, y, width, height))
 }
 
+/// Commands of contexts, some of them on rings.
+fn job_command() -> impl Strategy<Value = Vec<u8>> {
+    let place = |id, address| At::new(Space::resource(id), address);
+    let stream = (1_u32..4, prop::option::of(1_u32..4), 0_u64..0x100).prop_map(move |(id, fence, at)| {
+        let fence = fence.map(|id| place(id, 0));
+        let context = Context { mode: None, priority: None, fence, done: 1, failed: 2 };
+        Stream::new().push(context).fill(place(id, at).range(8), 7).finish_bytes()
+    });
+    let context = || 1_u32..3;
+    let command = prop_oneof![
+        1 => context().prop_map(ctx_create),
+        1 => context().prop_map(ctx_destroy),
+        3 => (context(), id()).prop_map(|(ctx, id)| ctx_attach(ctx, id)),
+        1 => (context(), id()).prop_map(|(ctx, id)| ctx_detach(ctx, id)),
+        3 => id().prop_map(|id| create_buffer(id, 0x100)),
+        1 => (context(), id()).prop_map(|(ctx, id)| transfer_3d(true, ctx, id, 0, 8)),
+        6 => (context(), stream).prop_map(|(ctx, stream)| submit_3d(ctx, &stream)),
+    ];
+    (command, prop::option::of(prop_oneof![4 => 0_u8..2, 1 => any::<u8>()])).prop_map(|(request, ring)| {
+        match ring {
+            Some(ring) => on_ring(request, ring),
+            None => request,
+        }
+    })
+}
+
 fn control() -> impl Strategy<Value = Vec<u8>> {
     let side = || prop_oneof![6 => Just(64_u32), 3 => 0_u32..70, 1 => any::<u32>()];
     let entry = (
@@ -44,13 +71,16 @@ fn control() -> impl Strategy<Value = Vec<u8>> {
         (id(), format, side(), side())
             .prop_map(|(id, format, width, height)| create_2d(id, format, width, height)),
         id().prop_map(unref),
-        (id(), prop::collection::vec(entry, 0..6)).prop_map(|(id, entries)| attach_backing(id, &entries)),
+        (id(), prop::collection::vec(entry.clone(), 0..6))
+            .prop_map(|(id, entries)| attach_backing(id, &entries)),
         (id(), any::<u32>()).prop_map(|(id, count)| attach_backing_claiming(id, count, &[(0, 64)])),
         id().prop_map(detach_backing),
         (id(), id(), some_rect()).prop_map(|(scanout, id, rect)| set_scanout(scanout, id, rect)),
         (id(), some_rect(), prop_oneof![Just(0), any::<u64>()])
             .prop_map(|(id, rect, offset)| transfer_to_host_2d(id, rect, offset)),
         (id(), some_rect()).prop_map(|(id, rect)| flush(id, rect)),
+        (id(), any::<u64>(), entry).prop_map(|(id, size, entry)| create_blob(id, size & 0xfff, &[entry])),
+        job_command(),
         any::<u32>().prop_map(get_capset_info),
         (any::<u32>(), any::<[u8; 40]>()).prop_map(|(kind, payload)| raw(kind, &payload)),
     ];
@@ -120,16 +150,19 @@ fn play(actions: Vec<Action>) -> Result<(), TestCaseError> {
                 device.display_answer(out.asked.remove(which), DisplayAnswer::Modes(None), &mut effects);
             }
             Action::Finish(..) | Action::Answer(_) => {}
-            Action::Reset => drop(device.reset()),
+            Action::Reset => {
+                drop(device.reset());
+                device.set_features(features());
+            }
         }
         absorb(effects, &mut out);
         let usage = device.usage();
         prop_assert!(usage.resource_bytes <= 64 << 10 && usage.backing_entries <= 12);
     }
     settle(&mut device, &mut out);
-    for id in resources {
+    for request in resources.into_iter().map(unref).chain([ctx_destroy(1), ctx_destroy(2)]) {
         let mut effects = Vec::new();
-        device.control(&unref(id), Counted(count.clone()), &mut effects);
+        device.control(&request, Counted(count.clone()), &mut effects);
         absorb(effects, &mut out);
     }
     prop_assert_eq!(device.usage(), Usage::default());
@@ -175,7 +208,7 @@ proptest! {
 
     #[test]
     fn bytes_of_any_kind_are_answered(
-        request in prop::collection::vec(any::<u8>(), 0..200), kind in 0x100_u32..0x10c, to_cursor: bool
+        request in prop::collection::vec(any::<u8>(), 0..200), kind in 0x100_u32..0x10e, to_cursor: bool
     ) {
         let mut h = Harness::new();
         let known = raw(kind, &request);

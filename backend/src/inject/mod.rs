@@ -1,0 +1,211 @@
+//! Seeded misbehaviour: known faults of the device, so that a test can show that it would have seen them, and stress
+//! for drivers. What is on is shared by all threads, and can be changed while they run: by `--inject` at the start, by
+//! the control socket later. What is off costs a load and a branch where it would take effect. Never use them with a
+//! guest that matters.
+//!
+//! One table has names, arguments and explanations (`table`); here is what is on. What a row does stands where it
+//! takes effect: search for its [`Bug`].
+
+mod table;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+pub use table::{Bug, Kind, Setting, Value};
+pub(crate) use table::{SHORT_HELP, long_help, parse};
+
+/// In the word of a row that is on: the time is an upper bound for random ones.
+const RANDOM: u64 = 1 << 63;
+
+/// One row.
+#[derive(Debug, Default)]
+struct State {
+    /// 0: off. Otherwise its argument and 1, see [`encode`].
+    word: AtomicU64,
+    /// How often it took effect.
+    hits: AtomicU64,
+}
+
+/// What is turned on; shared by reference between threads.
+#[derive(Debug)]
+pub struct Injection {
+    states: [State; table::ROWS.len()],
+    dice: AtomicU64,
+}
+
+/// A row, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// What it is turned on and off by.
+    pub name: &'static str,
+    /// Name and argument, as they are written.
+    pub usage: String,
+    /// What it is for.
+    pub kind: Kind,
+    /// What it does.
+    pub help: &'static str,
+    /// Its argument, if it is on; empty, if it has none.
+    pub on: Option<String>,
+    /// How often it took effect.
+    pub hits: u64,
+}
+
+impl Default for Injection {
+    fn default() -> Self {
+        Self::new(&[])
+    }
+}
+
+impl Injection {
+    /// With these rows on.
+    pub fn new(settings: &[Setting]) -> Self {
+        let this = Self { states: std::array::from_fn(|_| State::default()), dice: AtomicU64::new(0) };
+        settings.iter().for_each(|setting| this.turn_on(*setting));
+        this
+    }
+
+    /// Turns a row on, or changes its argument. Nothing changes if there is no such row, or it is not written so.
+    pub fn set(&self, name: &str, argument: Option<&str>) -> Result<(), String> {
+        self.turn_on(Setting::parse(name, argument)?);
+        Ok(())
+    }
+
+    /// Turns a row off.
+    pub fn clear(&self, name: &str) -> Result<(), String> {
+        let bug = table::row(name)?.bug;
+        // ORDERING: Relaxed, here and wherever it is read: every thread sees it soon, and orders nothing by it.
+        self.state(bug).word.store(0, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn turn_on(&self, setting: Setting) {
+        self.state(setting.bug).word.store(encode(setting.value), Ordering::Relaxed);
+    }
+
+    fn state(&self, bug: Bug) -> &State {
+        // PANIC: there is a row for each: the table is checked when it is compiled.
+        &self.states[bug as usize]
+    }
+
+    /// Whether it is on.
+    #[inline]
+    pub fn is_on(&self, bug: Bug) -> bool {
+        self.state(bug).word.load(Ordering::Relaxed) != 0
+    }
+
+    /// Whether it takes effect now; counted.
+    #[inline]
+    pub fn strikes(&self, bug: Bug) -> bool {
+        self.is_on(bug) && self.hit(bug)
+    }
+
+    /// For how long something is held back now; counted. `None`: not at all.
+    #[inline]
+    pub fn delay(&self, bug: Bug) -> Option<Duration> {
+        let time = match decode(self.state(bug).word.load(Ordering::Relaxed))? {
+            Value::Fixed(time) => time,
+            Value::UpTo(most) => self.random(most),
+            Value::Plain => return None,
+        };
+        self.hit(bug);
+        Some(time)
+    }
+
+    fn hit(&self, bug: Bug) -> bool {
+        self.state(bug).hits.fetch_add(1, Ordering::Relaxed);
+        true
+    }
+
+    /// A random time. Every process draws the same numbers; which thread gets which is chance.
+    fn random(&self, most: Duration) -> Duration {
+        // SplitMix64: as good as needed, and its state is one word that threads can share.
+        const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
+        let mut z = self.dice.fetch_add(GAMMA, Ordering::Relaxed).wrapping_add(GAMMA);
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        let nanoseconds = u64::try_from(most.as_nanos()).unwrap_or(u64::MAX).saturating_add(1);
+        Duration::from_nanos((z ^ z >> 31) % nanoseconds)
+    }
+
+    /// All rows.
+    pub fn list(&self) -> Vec<Listed> {
+        let listed = table::ROWS.iter().map(|row| {
+            let state = self.state(row.bug);
+            Listed {
+                name: row.name,
+                usage: row.usage(),
+                kind: row.kind,
+                help: row.help,
+                on: decode(state.word.load(Ordering::Relaxed)).map(|value| value.to_string()),
+                hits: state.hits.load(Ordering::Relaxed),
+            }
+        });
+        listed.collect()
+    }
+}
+
+/// A value as a word that is not 0, so that one load tells whether a row is on.
+fn encode(value: Value) -> u64 {
+    // Table and parser allow for a minute at the most: 63 bits hold any of them.
+    let word =
+        |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX >> 2).min(u64::MAX >> 2) + 2;
+    match value {
+        Value::Plain => 1,
+        Value::Fixed(time) => word(time),
+        Value::UpTo(most) => word(most) | RANDOM,
+    }
+}
+
+fn decode(word: u64) -> Option<Value> {
+    let time = Duration::from_nanos((word & !RANDOM).saturating_sub(2));
+    match word {
+        0 => None,
+        1 => Some(Value::Plain),
+        _ if word & RANDOM != 0 => Some(Value::UpTo(time)),
+        _ => Some(Value::Fixed(time)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_can_be_turned_on_changed_and_turned_off() {
+        let injection = Injection::default();
+        let on =
+            || injection.list().into_iter().filter_map(|row| Some((row.name, row.on?))).collect::<Vec<_>>();
+        assert_eq!((injection.is_on(Bug::AckBeforeDrain), injection.delay(Bug::StepDelay)), (false, None));
+        injection.set("ack-before-drain", None).unwrap();
+        injection.set("step-delay", Some("..5ms")).unwrap();
+        injection.set("step-delay", Some("1us")).unwrap();
+        assert_eq!(on(), [("ack-before-drain", String::new()), ("step-delay", "1us".to_owned())]);
+        assert_eq!(injection.delay(Bug::StepDelay), Some(Duration::from_micros(1)));
+        assert!(injection.set("step-delay", None).is_err() && injection.clear("step").is_err());
+        injection.clear("ack-before-drain").unwrap();
+        assert_eq!(on(), [("step-delay", "1us".to_owned())]);
+    }
+
+    #[test]
+    fn what_took_effect_is_counted() {
+        let injection = Injection::new(&[parse("step-delay=0s").unwrap()]);
+        assert_eq!(injection.delay(Bug::StepDelay), Some(Duration::ZERO));
+        assert!(!injection.strikes(Bug::AckBeforeDrain));
+        injection.set("ack-before-drain", None).unwrap();
+        assert!(injection.strikes(Bug::AckBeforeDrain) && injection.strikes(Bug::AckBeforeDrain));
+        let hits: Vec<_> = injection.list().into_iter().map(|row| row.hits).collect();
+        assert_eq!(hits[..2], [2, 1]);
+    }
+
+    #[test]
+    fn random_times_reach_from_nothing_to_their_bound_and_are_the_same_every_time() {
+        let most = Duration::from_nanos(9);
+        let draw = || {
+            let injection = Injection::new(&[Setting { bug: Bug::StepDelay, value: Value::UpTo(most) }]);
+            (0..200).filter_map(|_| injection.delay(Bug::StepDelay)).collect::<Vec<_>>()
+        };
+        let times = draw();
+        assert_eq!((times.iter().min(), times.iter().max()), (Some(&Duration::ZERO), Some(&most)));
+        assert_eq!(times, draw());
+    }
+}
