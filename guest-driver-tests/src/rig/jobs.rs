@@ -10,7 +10,7 @@ use crate::rig::scenario::{at_least, no_troubles, same, settled};
 use crate::rig::stats::Stats;
 use crate::rig::topology::Invalidations;
 use guest_agent::jobs::CASES;
-use guest_agent::protocol::{Command, Event, JobCounts};
+use guest_agent::protocol::{Command, Event, JobCounts, RingCounts};
 use job_stream::Mode;
 
 /// Jobs that are in flight while buffers come and go, in each mode.
@@ -54,6 +54,21 @@ pub(crate) fn jobs(run: &mut Run<'_>) -> Result<(), RigError> {
         }
     }
     Ok(())
+}
+
+/// Rings of contexts have timelines of their own: a job that waits holds back its own ring, and nothing else.
+pub(crate) fn rings(run: &mut Run<'_>) -> Result<(), RigError> {
+    let before = settled(run)?.unwrap_or_default();
+    let counts = match run.ask("What the guest saw of rings", Command::Rings)? {
+        Event::Rings(counts) => counts,
+        other => return Err(unexpected(&other)),
+    };
+    no_troubles(&before, &settled(run)?.unwrap_or_default())?;
+    let wanted = RingCounts { blob: true, context_init: true, overtook: 3, in_order: true };
+    if counts == wanted {
+        return Ok(());
+    }
+    Err(RigError::check(format!("Beside a job that waits, the guest saw {counts:?}, not {wanted:?}")))
 }
 
 /// What one mode has shown, in a line.
