@@ -13,7 +13,7 @@ use device_model::schedule::Disposed;
 pub use device_model::schedule::FinishedJob;
 use device_model::stats::Stats;
 
-use crate::inject::{Bug, Injection};
+use crate::inject::{Bug, Injection, steps};
 use crate::miss_port::{MissPort, Waiter};
 use crate::scheduler::{Scheduler, Work};
 
@@ -46,7 +46,9 @@ impl EngineHost for Host<'_> {
     fn step(&mut self, job: &mut Job, memory: &impl JobMemory) -> Step {
         self.stats.job_steps.add(1);
         let before = job.bytes_moved();
-        let step = job.step(memory, StepContext { now: self.scheduler.now(), budget: STEP_BYTES });
+        let context = StepContext { now: self.scheduler.now(), budget: STEP_BYTES };
+        let step =
+            steps::instead_of_step(self.injection, job, memory).unwrap_or_else(|| job.step(memory, context));
         self.spins = matches!(step, Step::Spinning { .. });
         let moved = job.bytes_moved().saturating_sub(before);
         self.stats.bytes_moved.add(moved);
@@ -57,7 +59,8 @@ impl EngineHost for Host<'_> {
     }
 
     fn must_leave(&self) -> bool {
-        self.scheduler.must_leave()
+        // A job that spins comes to no end if it is taken off at each step: only time on its engine counts.
+        self.scheduler.must_leave() || !self.spins && self.injection.strikes(Bug::ForcePreempt)
     }
 
     fn is_wanted(&self) -> bool {

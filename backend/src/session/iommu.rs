@@ -11,6 +11,7 @@ use device_model::mmu::{HostRange, Invalidation, MapError, Missing, Permissions}
 use log::{debug, warn};
 
 use super::state::{SessionState, map_region};
+use crate::inject::Bug;
 use crate::memory::Region;
 use crate::miss_port::{MissAnswer, Waiter};
 use crate::queue::mailbox::{Mail, Side};
@@ -48,6 +49,7 @@ impl SessionState {
         // only after everything in the mirror was invalidated and drained.
         let host = unsafe { HostRange::new(target.host, target.len) };
         let claimed = Permissions { read: update.read, write: update.write };
+        self.seeded.claims(claimed);
         if let UpdateVerdict::Unsolicited = self.misses.on_update(update.range, host, claimed) {
             self.stats.updates_unsolicited.add(1);
         }
@@ -58,6 +60,7 @@ impl SessionState {
     pub fn invalidate(&mut self, range: ByteRange<Iova>) -> Invalidation {
         self.stats.invalidations.add(1);
         self.misses.invalidate(SpaceId::DEVICE, range);
+        self.seeded.note(&self.mirror, range);
         let invalidation = self.mirror.begin(SpaceId::DEVICE, range);
         if self.scheduler.touches(SpaceId::DEVICE, invalidation.range()) {
             self.stats.invalidations_with_work_in_flight.add(1);
@@ -114,7 +117,10 @@ impl SessionState {
                     return;
                 }
             }
-            let Some(request) = self.miss_port.take() else { return };
+            while let Some(request) = self.miss_port.take() {
+                self.seeded.hold_back(now, request);
+            }
+            let Some(request) = self.seeded.due(now) else { return };
             // The front-end refuses misses while the device is stopped; whoever waits asks again later.
             if self.running {
                 self.backlog.extend(request.missing.pages().map(|page| {
@@ -130,7 +136,10 @@ impl SessionState {
     }
 
     fn request(&mut self, now: Duration, page: MissRequest, waiter: Waiter) -> Requested {
-        if !self.has_iommu() {
+        let of_job = matches!(waiter, Waiter::Job(_));
+        if of_job && self.seeded.injection.strikes(Bug::RefuseMiss) {
+            self.answer(waiter, page, MissAnswer::Refused);
+        } else if !self.has_iommu() {
             let Some(answer) = self.physical_answer(page) else { return Requested::Full };
             self.answer(waiter, page, answer);
         } else if self.channel.is_none() {
@@ -164,8 +173,12 @@ impl SessionState {
         let page = resolution.request;
         let answer = match resolution.outcome {
             Outcome::Mapped { range, host, permissions } => {
+                let permissions = self.seeded.permissions(permissions);
                 match self.mirror.map(page.space, range, host, permissions) {
-                    Ok(_) => MissAnswer::Mapped,
+                    Ok(_) => {
+                        self.seeded.use_stale(&mut self.mirror, page.iova, permissions);
+                        MissAnswer::Mapped
+                    }
                     Err(e) => {
                         warn!("A translation of {range} cannot be kept: {e}");
                         MissAnswer::Refused

@@ -9,16 +9,17 @@ use std::time::{Duration, Instant};
 
 use device_model::device::{self, Device, DeviceConfig};
 use device_model::mmu::miss::MissTable;
-use device_model::mmu::{Drained, Invalidation, MirrorConfig, Reader, RingMemory, mirror};
+use device_model::mmu::{DrainWaker, Drained, Invalidation, MirrorConfig, Reader, RingMemory, mirror};
 use device_model::stats::Stats;
 use log::error;
 use vhost_user_backend::{VringMutex, VringT};
 
 use super::drain::STEP_END;
+use super::seeded::Seeded;
 use super::{LAST_DRAIN, SessionState};
 use crate::display::Display;
 use crate::engine::{Engine, FinishedJob};
-use crate::inject::Injection;
+use crate::inject::{Bug, Injection};
 use crate::miss_port::MissPort;
 use crate::queue::mailbox::{Mail, Mailbox};
 use crate::queue::ring::SharedRing;
@@ -45,7 +46,8 @@ pub struct DeviceSettings {
 pub fn start(settings: &DeviceSettings, stats: &Arc<Stats>, waker: &Waker) -> io::Result<SessionState> {
     // One reader an engine, and one for the queue thread.
     let config = MirrorConfig { readers: settings.engines + 1, table_limit: settings.iotlb_limit };
-    let (writer, mut readers) = mirror(config, Arc::new(waker.clone()));
+    let drain_waker = LastOneOut { session: waker.clone(), injection: Arc::clone(&settings.injection) };
+    let (writer, mut readers) = mirror(config, Arc::new(drain_waker));
     let Some(ring_reader) = readers.pop() else { unreachable!("The mirror was asked for a reader") };
     let mailbox = Mailbox::new()?;
     let scheduler = Arc::new(Scheduler::new());
@@ -66,6 +68,7 @@ pub fn start(settings: &DeviceSettings, stats: &Arc<Stats>, waker: &Waker) -> io
         misses: miss_port.clone(),
         display: display.clone(),
         stats: Arc::clone(stats),
+        injection: Arc::clone(&settings.injection),
     };
     let common = Common { settings, scheduler: &scheduler, misses: &miss_port, mailbox: &mailbox, stats };
     Ok(SessionState {
@@ -82,12 +85,27 @@ pub fn start(settings: &DeviceSettings, stats: &Arc<Stats>, waker: &Waker) -> io
         scheduler,
         display,
         stats: Arc::clone(stats),
+        seeded: Seeded::new(Arc::clone(&settings.injection)),
         config_space,
         device_features,
         running: false,
         bases: [None; QUEUES],
         refusal: None,
     })
+}
+
+/// Wakes the session for a drain whose last one is out.
+struct LastOneOut {
+    session: Waker,
+    injection: Arc<Injection>,
+}
+
+impl DrainWaker for LastOneOut {
+    fn wake(&self) {
+        if !self.injection.strikes(Bug::ForgetWake) {
+            self.session.wake();
+        }
+    }
 }
 
 fn shared_ring(memory: &RingMemory) -> io::Result<SharedRing> {

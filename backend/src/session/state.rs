@@ -15,7 +15,9 @@ use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost_user_backend::VringT;
 use virtio_queue::QueueT;
 
+use super::seeded::Seeded;
 use crate::display::Display;
+use crate::inject::Bug;
 use crate::memory::{MemoryTable, Region};
 use crate::miss_port::{MissPort, Waiter};
 use crate::queue::mailbox::Mail;
@@ -54,6 +56,8 @@ pub struct SessionState {
     pub display: Display,
     /// What is counted.
     pub stats: Arc<Stats>,
+    /// What misbehaves.
+    pub seeded: Seeded,
     /// Content of the device's configuration space.
     pub config_space: Vec<u8>,
     /// Features that the device offers.
@@ -81,6 +85,7 @@ impl SessionState {
     pub fn begin_everything(&mut self) -> Invalidation {
         let everything = ByteRange::<Iova>::everything();
         self.misses.invalidate(SpaceId::DEVICE, everything);
+        self.seeded.forget();
         // No mode goes on with memory that goes away.
         self.mirror.begin_for_good(SpaceId::DEVICE, everything)
     }
@@ -88,6 +93,7 @@ impl SessionState {
     /// Ends an invalidation: whoever waited for that may go on.
     pub fn end(&mut self, drained: Drained) -> Ended {
         let ended = self.mirror.end(drained);
+        self.seeded.undo_zap(&mut self.mirror);
         self.scheduler.invalidation_ended();
         ended
     }
@@ -137,6 +143,10 @@ impl SessionState {
         } else {
             // Nothing is asked for and nothing is waited for: the front-end refuses misses from here on.
             self.scheduler.pause();
+            if self.seeded.injection.strikes(Bug::LoseJobOverStop) {
+                self.scheduler.discard();
+            }
+            self.seeded.forget_misses();
             self.miss_port.clear();
             self.backlog.clear();
             self.misses.clear();
@@ -182,9 +192,9 @@ impl SessionState {
         }
     }
 
-    /// The next moment at which a miss is overdue.
+    /// The next moment at which a miss is overdue, or one that was held back is due.
     pub fn next_deadline(&mut self) -> Option<Duration> {
-        self.misses.next_deadline()
+        [self.misses.next_deadline(), self.seeded.next_due()].into_iter().flatten().min()
     }
 }
 
