@@ -38,6 +38,9 @@ struct Host<'a> {
     scheduler: &'a Scheduler,
     stats: &'a Stats,
     injection: &'a Injection,
+    /// The last step was one over memory. A job that spins comes to no end if it is taken off at each step: only time on
+    /// its engine counts.
+    has_moved: bool,
     /// The job spins: the engine has nothing to do until the next step.
     spins: bool,
 }
@@ -50,6 +53,7 @@ impl EngineHost for Host<'_> {
         let step =
             steps::instead_of_step(self.injection, job, memory).unwrap_or_else(|| job.step(memory, context));
         self.spins = matches!(step, Step::Spinning { .. });
+        self.has_moved = !self.spins;
         let moved = job.bytes_moved().saturating_sub(before);
         self.stats.bytes_moved.add(moved);
         if let Some(delay) = self.injection.delay(Bug::StepDelay) {
@@ -58,9 +62,8 @@ impl EngineHost for Host<'_> {
         step
     }
 
-    fn must_leave(&self) -> bool {
-        // A job that spins comes to no end if it is taken off at each step: only time on its engine counts.
-        self.scheduler.must_leave() || !self.spins && self.injection.strikes(Bug::ForcePreempt)
+    fn must_leave(&self, work: &Work) -> bool {
+        self.scheduler.must_leave(work) || self.has_moved && self.injection.strikes(Bug::ForcePreempt)
     }
 
     fn is_wanted(&self) -> bool {
@@ -84,7 +87,7 @@ impl Engine {
     /// Steps the job to its end, or until something takes it off.
     fn run_until_it_leaves(&self, work: Work) -> Left {
         let (scheduler, stats) = (&*self.scheduler, &*self.stats);
-        let mut host = Host { scheduler, stats, injection: &self.injection, spins: false };
+        let mut host = Host { scheduler, stats, injection: &self.injection, has_moved: false, spins: false };
         let mut running = Running::start(&self.reader, work);
         loop {
             match running {
@@ -103,7 +106,7 @@ impl Engine {
     fn dispose(&self, left: Left) {
         match left.leaves {
             Leaves::Evicted => self.stats.ladder_evictions.add(1),
-            Leaves::Missing(_) => self.stats.job_parks.add(1),
+            Leaves::Missing(_) | Leaves::Faulted { .. } => self.stats.job_parks.add(1),
             Leaves::Finished(_)
             | Leaves::TakenOff
             | Leaves::SliceOver
@@ -112,7 +115,10 @@ impl Engine {
         }
         match self.scheduler.dispose(left) {
             Disposed::Finished(finished) => (self.finished)(finished),
-            Disposed::Missing(id, missing) => self.misses.request(Waiter::Job(id), missing),
+            Disposed::Missing { job, missing, ahead } => {
+                self.misses.request(Waiter::Job(job), missing);
+                self.misses.request(Waiter::Ahead(job), ahead);
+            }
             Disposed::Waits | Disposed::Stale => {}
         }
     }

@@ -13,6 +13,7 @@ pub mod listener;
 pub mod memory;
 pub mod miss_port;
 pub mod queue;
+pub mod reports;
 pub mod scheduler;
 pub mod server;
 pub mod session;

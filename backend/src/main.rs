@@ -52,6 +52,7 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
         device: device_settings(args, &injection),
         session: SessionConfig { drain_timeout: args.drain_timeout, injection: Arc::clone(&injection) },
         stats: Arc::clone(&stats),
+        reports: Arc::default(),
         signals,
         once: args.once,
     };

@@ -19,6 +19,18 @@ pub enum Waiter {
     RingOutput(RingWait),
     /// A parked job.
     Job(JobId),
+    /// Nobody; but this job comes to the page soon.
+    Ahead(JobId),
+}
+
+impl Waiter {
+    /// The job that has come to the page, or will soon.
+    pub fn job(self) -> Option<JobId> {
+        match self {
+            Self::Job(id) | Self::Ahead(id) => Some(id),
+            Self::RingInput(_) | Self::RingOutput(_) => None,
+        }
+    }
 }
 
 /// What a ring waits in: answers to what it asked before its last start are none of its business.
@@ -65,6 +77,9 @@ impl MissPort {
 
     /// Asks for all of `missing`. Whoever waits has to be findable before this is called.
     pub fn request(&self, waiter: Waiter, missing: Vec<Missing>) {
+        if missing.is_empty() {
+            return;
+        }
         let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
         requests.extend(missing.into_iter().map(|missing| MissRequest { missing, waiter }));
         drop(requests);

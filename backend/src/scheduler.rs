@@ -4,22 +4,26 @@
 //! LOCKING: one mutex, held for a few instructions and never while memory is touched. The session takes it to
 //! deliver answers, so nobody may hold it while waiting for the session.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use device_model::addr::{ByteRange, Iova, SpaceId};
 use device_model::engine::Left;
 use device_model::job::{Job, JobError, JobId};
+use device_model::mmu::MappedRange;
 pub use device_model::schedule::Work;
-use device_model::schedule::{Disposed, Schedule, Turn};
+use device_model::schedule::{Disposed, Judgement, Revealed, Schedule, Turn};
+use device_model::violation::InvalidationInfo;
 
 /// The queue of work before the engines.
 pub struct Scheduler {
     schedule: Mutex<Schedule>,
     ready: Condvar,
-    /// Mirrors [`Schedule::must_leave`], to be read after every step without the lock.
-    leave: AtomicBool,
+    /// Mirrors [`Schedule::is_stopped`], to be read at every step without the lock.
+    stopped: AtomicBool,
+    /// Mirrors [`Schedule::life`].
+    life: AtomicU64,
     /// Mirrors [`Schedule::has_ready`] in the same way.
     wanted: AtomicBool,
     /// When the device's time began.
@@ -30,8 +34,9 @@ impl Scheduler {
     /// A scheduler without work, paused until the device starts.
     pub fn new() -> Self {
         let schedule = Mutex::new(Schedule::new());
-        let (leave, wanted) = (AtomicBool::new(true), AtomicBool::new(false));
-        Self { schedule, ready: Condvar::new(), leave, wanted, epoch: Instant::now() }
+        let (stopped, wanted) = (AtomicBool::new(true), AtomicBool::new(false));
+        let life = AtomicU64::new(0);
+        Self { schedule, ready: Condvar::new(), stopped, life, wanted, epoch: Instant::now() }
     }
 
     /// Takes a new job.
@@ -79,10 +84,11 @@ impl Scheduler {
         self.wanted.load(Ordering::Relaxed)
     }
 
-    /// Whether an engine has to put its job back at the next step.
-    pub fn must_leave(&self) -> bool {
-        // ORDERING: Relaxed: a step later is soon enough; nothing else is read because of it.
-        self.leave.load(Ordering::Relaxed)
+    /// Whether an engine has to give this job back.
+    pub fn must_leave(&self, work: &Work) -> bool {
+        // ORDERING: Acquire pairs with the Release in `change`: who sees a start sees the reset before it. A stop that is
+        // not seen yet drains the section or the pin under which this is asked.
+        self.stopped.load(Ordering::Acquire) || self.life.load(Ordering::Relaxed) != work.life()
     }
 
     /// Takes a job back that has left its engine.
@@ -93,6 +99,26 @@ impl Scheduler {
     /// Whether a job that has begun touches any of the range.
     pub fn touches(&self, space: SpaceId, range: ByteRange<Iova>) -> bool {
         self.lock().touches(space, range)
+    }
+
+    /// What jobs that have begun touch of the range, if it is to be found out what an invalidation of it means.
+    pub fn judged(&self, space: SpaceId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>> {
+        self.lock().judged(space, range)
+    }
+
+    /// An invalidation takes away what was mapped like this.
+    pub fn suspect(&self, by: InvalidationInfo, mapped: &[MappedRange]) {
+        self.lock().suspect(by, mapped);
+    }
+
+    /// The front-end has answered a MISS that these jobs wait for, or come to soon.
+    pub fn reveal(&self, revealed: &Revealed, asked: &[JobId]) -> Vec<Judgement> {
+        self.lock().reveal(revealed, asked)
+    }
+
+    /// What was mapped where means nothing any more.
+    pub fn forget_suspects(&self) {
+        self.lock().forget_suspects();
     }
 
     /// One page that a parked job waits for is answered.
@@ -133,7 +159,8 @@ impl Scheduler {
         let mut schedule = self.lock();
         let result = change(&mut schedule);
         schedule.set_time(self.now());
-        self.leave.store(schedule.must_leave(), Ordering::Relaxed);
+        self.life.store(schedule.life(), Ordering::Relaxed);
+        self.stopped.store(schedule.is_stopped(), Ordering::Release);
         let ready = schedule.has_ready();
         self.wanted.store(ready, Ordering::Relaxed);
         drop(schedule);

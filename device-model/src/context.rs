@@ -242,7 +242,7 @@ impl<C> Contexts<C> {
             }
             (settled, asked) => settled.or(asked).unwrap_or(default),
         };
-        Ok(Treatment { mode, priority: asked.1.unwrap_or(context.priority) })
+        Ok(Treatment { context: Some(ctx), mode, priority: asked.1.unwrap_or(context.priority) })
     }
 
     /// Takes the room for a job, or nothing.

@@ -40,8 +40,8 @@ pub trait EngineHost {
     /// Has the job do one step: [`Job::step`], and what is to be counted of it. A section may be open.
     fn step(&mut self, job: &mut Job, memory: &impl JobMemory) -> Step;
 
-    /// Whether the engine has to put its job back now.
-    fn must_leave(&self) -> bool;
+    /// Whether the engine has to give this job back now: the device stops, or was reset since the job was taken.
+    fn must_leave(&self, work: &Work) -> bool;
 
     /// Whether another job wants the engine.
     fn is_wanted(&self) -> bool {
@@ -65,8 +65,15 @@ pub enum Leaves {
     },
     /// A drain has waited too long for its pin: it goes on later, where it stopped.
     Evicted,
-    /// These translations are missing.
+    /// These translations are missing: it goes on when all of them have been answered.
     Missing(Vec<Missing>),
+    /// A step has come to a translation that is missing.
+    Faulted {
+        /// It goes on when this is answered.
+        missing: Missing,
+        /// It will come to these next: they are asked for with it, and not waited for.
+        ahead: Vec<Missing>,
+    },
     /// An invalidation of what it wants to pin is under way.
     Invalidating,
 }
@@ -106,6 +113,9 @@ pub struct Running {
 impl Running {
     /// Puts a job on the engine with this reader, or says why that cannot be.
     pub fn start(reader: &Reader, mut work: Work) -> ControlFlow<Left, Self> {
+        if let Some(outcome) = work.checked {
+            return leave(work, Leaves::Finished(outcome));
+        }
         if let Some(error) = work.failed.take()
             && let Err(error) = work.job.fail(error)
         {
@@ -145,24 +155,33 @@ impl Running {
     }
 
     /// One step. `reader` is the one that the job was started with.
+    ///
+    /// Whether the job has to leave is asked under its pin or section: what stops or resets the device drains both, so
+    /// a job that stays does so for this whole step. Between two steps nothing holds up a stop, a reset and the next
+    /// start.
     pub fn step(mut self, reader: &Reader, host: &mut impl EngineHost) -> ControlFlow<Left, Self> {
         if matches!(self.hold, Hold::Spin) && !self.work.job.is_spinning() {
             return self.leave(Leaves::TakenOff);
         }
         let step = match &self.hold {
-            Hold::Pin(pin) => host.step(&mut self.work.job, pin),
+            Hold::Pin(pin) => step_or_leave(host, &mut self.work, pin),
             // No invalidation waits longer than for this one step.
             Hold::Sections | Hold::Spin => {
                 let section = reader.enter();
-                host.step(&mut self.work.job, &section)
+                step_or_leave(host, &mut self.work, &section)
             }
         };
+        let Some(step) = step else { return self.leave(Leaves::TakenOff) };
         self.steps = self.steps.saturating_add(1);
+        self.work.stepped = true;
         match step {
             Step::Done => self.leave(Leaves::Finished(JobOutcome::Done)),
             Step::Error(error) => self.leave(Leaves::Finished(JobOutcome::Failed(error))),
             // Cannot come of a pin that holds the whole working set; if it does, the miss is real.
-            Step::Missing(missing) => self.leave(Leaves::Missing(vec![missing])),
+            Step::Missing(missing) => {
+                let ahead = reader.missing_ahead(&self.work.job.comes_next(), missing);
+                self.leave(Leaves::Faulted { missing, ahead })
+            }
             Step::Waiting { until } => self.leave(Leaves::Waiting { until }),
             Step::Spinning { stubborn: true } => self.overstay(host),
             Step::Yield | Step::Spinning { stubborn: false } => match self.interrupted(host) {
@@ -177,7 +196,7 @@ impl Running {
         if self.is_evicted() {
             return Some(Leaves::Evicted);
         }
-        if host.must_leave() {
+        if host.must_leave(&self.work) {
             return Some(Leaves::TakenOff);
         }
         (self.steps >= SLICE_STEPS && host.is_wanted()).then_some(Leaves::SliceOver)
@@ -185,10 +204,10 @@ impl Running {
 
     /// The job holds its engine, whoever asks; but what it has pinned it gives back, for it touches no memory.
     fn overstay(mut self, host: &impl EngineHost) -> ControlFlow<Left, Self> {
-        if self.is_evicted() || host.must_leave() {
+        if self.is_evicted() || host.must_leave(&self.work) {
             self.hold = Hold::Spin;
         }
-        self.overstayed = if host.must_leave() { self.overstayed.saturating_add(1) } else { 0 };
+        self.overstayed = if host.must_leave(&self.work) { self.overstayed.saturating_add(1) } else { 0 };
         if self.overstayed > STUBBORN_STEPS {
             return self.leave(Leaves::TakenOff);
         }
@@ -213,6 +232,16 @@ impl Running {
     /// Whether it holds a pin between its steps.
     pub fn is_pinned(&self) -> bool {
         matches!(self.hold, Hold::Pin(_))
+    }
+}
+
+/// A step of the job, over memory that is held. `None`: it has to leave. A job that spins touches no memory, and says
+/// itself whether it lets itself be taken off.
+fn step_or_leave(host: &mut impl EngineHost, work: &mut Work, memory: &impl JobMemory) -> Option<Step> {
+    if !work.job.is_spinning() && host.must_leave(work) {
+        None
+    } else {
+        Some(host.step(&mut work.job, memory))
     }
 }
 

@@ -14,6 +14,11 @@ use crate::transfer::Transfer;
 pub struct JobId(pub(crate) u64);
 
 impl JobId {
+    /// The job with this number.
+    pub const fn new(raw: u64) -> Self {
+        Self(raw)
+    }
+
     /// The number of the job.
     pub fn raw(self) -> u64 {
         self.0
@@ -68,6 +73,9 @@ pub enum JobError {
     /// A mapping did not come in time.
     #[error("Range {0} was not answered in time")]
     TimedOut(Missing),
+    /// What it used was mapped to other memory before its end.
+    #[error("Range {0} was mapped to other memory while the job used it")]
+    Moved(Missing),
     /// The job was taken off its engine, for what it used is gone.
     #[error("The job was killed")]
     Killed,
@@ -106,6 +114,8 @@ pub enum JobOutcome {
 /// How a job is treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Treatment {
+    /// Whose job it is; a transfer is nobody's.
+    pub(crate) context: Option<u32>,
     /// What an invalidation means to it.
     pub(crate) mode: Mode,
     /// Whose turn it is before it.
@@ -133,7 +143,7 @@ pub struct Job {
 impl Job {
     /// A transfer: pinned while it runs.
     pub(crate) fn transfer(id: JobId, transfer: Transfer) -> Self {
-        let treatment = Treatment { mode: Mode::Fence, priority: Priority::Normal };
+        let treatment = Treatment { context: None, mode: Mode::Fence, priority: Priority::Normal };
         Self { id, treatment, work: Work::Transfer(transfer) }
     }
 
@@ -145,6 +155,11 @@ impl Job {
     /// Which job this is.
     pub fn id(&self) -> JobId {
         self.id
+    }
+
+    /// Whose job it is; a transfer is nobody's.
+    pub fn context(&self) -> Option<u32> {
+        self.treatment.context
     }
 
     /// What an invalidation means to it.
@@ -172,6 +187,19 @@ impl Job {
             Work::Transfer(transfer) => transfer.working_set(),
             Work::Program(program) => program.working_set(),
         }
+    }
+
+    /// What the packet that it has come to touches; of a transfer, all that is left.
+    pub fn comes_next(&self) -> Vec<PinRange> {
+        match &self.work {
+            Work::Transfer(transfer) => transfer.working_set(),
+            Work::Program(program) => program.comes_next(),
+        }
+    }
+
+    /// Whether others can learn from memory how far it has come, before its end: by a SIGNAL, an ATOMIC, or a user fence.
+    pub(crate) fn tells_by_memory(&self) -> bool {
+        matches!(&self.work, Work::Program(program) if program.tells_by_memory())
     }
 
     /// Whether what comes next holds the engine without touching memory.

@@ -37,11 +37,14 @@ mod resource;
 mod ring;
 pub mod scanout;
 pub mod schedule;
+#[cfg(all(any(test, feature = "test-utils"), not(loom)))]
+pub mod simulation;
 pub mod stats;
 mod sync;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod testing;
 mod transfer;
+pub mod violation;
 mod wire;
 
 pub use decode::command_name;

@@ -78,6 +78,11 @@ impl Operands {
         self.pins(operands.filter(|(packet, _)| *packet >= first || *packet == 0).map(|(_, operand)| operand))
     }
 
+    /// What one packet touches.
+    pub(crate) fn of_packet(&self, number: usize) -> Vec<PinRange> {
+        self.pins(self.program.packets().get(number).into_iter().flat_map(Packet::operands))
+    }
+
     /// The user fence alone.
     pub(crate) fn fence_only(&self) -> Vec<PinRange> {
         let context = self.fence().map(|context| Packet::Context(*context));

@@ -125,6 +125,20 @@ impl Execution {
         }
     }
 
+    /// What the packet that it has come to touches.
+    pub(crate) fn comes_next(&self) -> Vec<PinRange> {
+        match self.state.failed {
+            None => self.operands.of_packet(self.state.packet),
+            Some(_) => self.operands.fence_only(),
+        }
+    }
+
+    /// Whether others can learn from memory how far it has come.
+    pub(crate) fn tells_by_memory(&self) -> bool {
+        let tells = |packet: &Packet| matches!(packet, Packet::Signal(_) | Packet::Atomic(_));
+        self.operands.fence().is_some() || self.operands.program().packets().iter().any(tells)
+    }
+
     /// The packet that it has come to needs no memory.
     pub(crate) fn is_spinning(&self) -> bool {
         self.state.failed.is_none()

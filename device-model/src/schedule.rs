@@ -4,15 +4,22 @@
 //! A state machine of values: whoever shares it between threads puts a lock around it and wakes the engines. Knows
 //! nothing of threads, of the mirror, or of how a miss is asked for.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use job_stream::Priority;
+use job_stream::Mode;
+
+mod ready;
+mod suspects;
 
 use crate::addr::{ByteRange, Iova, SpaceId};
 use crate::engine::{Leaves, Left};
 use crate::job::{Job, JobError, JobId, JobOutcome};
-use crate::mmu::{Missing, PinRange};
+use crate::mmu::{MappedRange, Missing};
+use crate::violation::{InvalidationInfo, Verdict};
+use ready::Ready;
+use suspects::{Begun, Stands};
+pub use suspects::{Found, Judgement, Revealed};
 
 /// A job on its way through the engines.
 #[derive(Debug)]
@@ -32,12 +39,31 @@ pub struct Work {
     life: u64,
     /// How often its WAIT has looked in vain since it was last told to look.
     looks: u32,
+    /// It has done something.
+    pub(crate) stepped: bool,
+    /// It is at its end like this, and was parked once more to see whether its memory was still its own.
+    pub(crate) checked: Option<JobOutcome>,
 }
 
 impl Work {
     /// A job that has not started.
     pub fn new(job: Job) -> Self {
-        Self { job, pin_attempts: 0, missed: None, failed: None, seen: 0, life: 0, looks: 0 }
+        Self {
+            job,
+            pin_attempts: 0,
+            missed: None,
+            failed: None,
+            seen: 0,
+            life: 0,
+            looks: 0,
+            stepped: false,
+            checked: None,
+        }
+    }
+
+    /// How often everything had been discarded when it was submitted (see [`Schedule::life`]).
+    pub fn life(&self) -> u64 {
+        self.life
     }
 }
 
@@ -52,6 +78,7 @@ pub struct FinishedJob {
 }
 
 /// What an engine is to do next.
+#[expect(clippy::large_enum_variant, reason = "it is taken apart at once, and a turn should not allocate")]
 #[derive(Debug)]
 pub enum Turn {
     /// This.
@@ -67,8 +94,15 @@ pub enum Turn {
 pub enum Disposed {
     /// It is at its end: the device is to be told.
     Finished(FinishedJob),
-    /// It waits for these: they are to be asked for. It is parked already, so that the answers find it.
-    Missing(JobId, Vec<Missing>),
+    /// It waits for translations: they are to be asked for. It is parked already, so that the answers find it.
+    Missing {
+        /// Who waits.
+        job: JobId,
+        /// For what.
+        missing: Vec<Missing>,
+        /// To be asked for after that; it does not wait for these.
+        ahead: Vec<Missing>,
+    },
     /// It waits for its turn, or for the end of an invalidation.
     Waits,
     /// It is from before everything was discarded: nobody waits for it any more.
@@ -97,70 +131,14 @@ const FIRST_LOOK: Duration = Duration::from_micros(50);
 /// How long a WAIT leaves memory unlooked at.
 const LONGEST_LOOK: Duration = Duration::from_millis(1);
 
-/// Turns of higher priorities after which one of the lowest that is ready comes.
-const PATIENCE: u32 = 16;
-
-/// The jobs that are ready: by priority, and in turn within one.
-#[derive(Debug, Default)]
-struct Ready {
-    /// Low, normal, high.
-    queues: [VecDeque<Work>; 3],
-    /// Turns since one of the lowest had one.
-    passed_over: u32,
-}
-
-impl Ready {
-    fn queue(&mut self, work: &Work) -> &mut VecDeque<Work> {
-        let [low, normal, high] = &mut self.queues;
-        match work.job.priority() {
-            Priority::Low => low,
-            Priority::Normal => normal,
-            Priority::High => high,
-        }
-    }
-
-    fn push_back(&mut self, work: Work) {
-        self.queue(&work).push_back(work);
-    }
-
-    fn push_front(&mut self, work: Work) {
-        self.queue(&work).push_front(work);
-    }
-
-    /// The highest priority first; but whoever has waited long enough comes too.
-    fn pop(&mut self) -> Option<Work> {
-        let mut busy = self.queues.iter_mut().filter(|queue| !queue.is_empty());
-        let (lowest, highest) = (busy.next()?, busy.next_back());
-        let chosen = match highest {
-            Some(highest) if self.passed_over < PATIENCE => {
-                self.passed_over = self.passed_over.saturating_add(1);
-                highest
-            }
-            _ => {
-                self.passed_over = 0;
-                lowest
-            }
-        };
-        chosen.pop_front()
-    }
-
-    fn len(&self) -> usize {
-        self.queues.iter().map(VecDeque::len).sum()
-    }
-
-    fn clear(&mut self) {
-        self.queues.iter_mut().for_each(VecDeque::clear);
-    }
-}
-
 /// The queue of work before the engines.
 #[derive(Debug, Default)]
 pub struct Schedule {
     ready: Ready,
     now: Duration,
     parked: BTreeMap<JobId, Parked>,
-    /// What each job touches, from when an engine first took it to its end, wherever it waits in between.
-    begun: BTreeMap<JobId, Vec<PinRange>>,
+    /// Each job from when an engine first took it to its end, wherever it waits in between.
+    begun: BTreeMap<JobId, Begun>,
     invalidations_ended: u64,
     /// How often everything was discarded.
     life: u64,
@@ -203,7 +181,7 @@ impl Schedule {
         let work = if self.paused { None } else { self.ready.pop() };
         match work {
             Some(work) => {
-                self.begun.entry(work.job.id()).or_insert_with(|| work.job.working_set());
+                self.begun.entry(work.job.id()).or_insert_with(|| Begun::new(&work.job));
                 Turn::Run(Work { seen: self.invalidations_ended, ..work })
             }
             None => Turn::Wait,
@@ -213,13 +191,67 @@ impl Schedule {
     /// Whether a job that has begun and not ended touches any of the range. Unlike a pin, which a job loses and takes
     /// anew, and a section, which has no range, this says what the guest took away under a job.
     pub fn touches(&self, space: SpaceId, range: ByteRange<Iova>) -> bool {
-        let overlaps = |used: &PinRange| used.space == space && used.range.page_aligned().overlaps(range);
-        self.begun.values().flatten().any(overlaps)
+        self.begun.values().any(|begun| begun.touches(space, range).next().is_some())
     }
 
-    /// Whether an engine has to put its job back at the next step.
-    pub fn must_leave(&self) -> bool {
+    /// What those jobs touch of the range for which it will be found out what an invalidation of it meant.
+    pub fn judged(&self, space: SpaceId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>> {
+        let judged = self.begun.values().filter(|begun| begun.is_judged());
+        judged.flat_map(|begun| begun.touches(space, range)).collect()
+    }
+
+    /// An invalidation takes away what was mapped like this.
+    pub fn suspect(&mut self, by: InvalidationInfo, mapped: &[MappedRange]) {
+        for begun in self.begun.values_mut().filter(|begun| begun.is_judged()) {
+            mapped.iter().for_each(|mapped| begun.suspect(by, mapped));
+        }
+    }
+
+    /// The front-end has answered a MISS that these jobs wait for, or come to soon: what that says of what was taken
+    /// away under jobs. A job in *fence* mode that has worked on memory, needs more of it, and finds it moved, ends with
+    /// that: what it has done so far is of another memory.
+    pub fn reveal(&mut self, revealed: &Revealed, asked: &[JobId]) -> Vec<Judgement> {
+        let mut judgements = Vec::new();
+        for (&id, begun) in &mut self.begun {
+            let mut work = match self.parked.get_mut(&id) {
+                Some(
+                    Parked::Misses { work, .. } | Parked::Invalidation(work) | Parked::Wait { work, .. },
+                ) => Some(work),
+                None => None,
+            };
+            let stands = match &work {
+                Some(work) if work.checked.is_some() => Stands::Checks,
+                _ if asked.contains(&id) => Stands::Needs,
+                _ => Stands::Apart,
+            };
+            let packet = work.as_ref().and_then(|work| work.job.packet());
+            let found = begun.judge((id, packet), revealed, stands);
+            let moved = found.iter().find(|judgement| judgement.verdict == Verdict::Moved);
+            if let (Some(moved), Some(work), Stands::Needs) = (moved, &mut work, stands)
+                && moved.mode == Mode::Fence
+                && work.stepped
+            {
+                let range = Missing { space: revealed.space, range: moved.range, access: moved.access };
+                work.failed.get_or_insert(JobError::Moved(range));
+            }
+            judgements.extend(found);
+        }
+        judgements
+    }
+
+    /// What was mapped where means nothing any more: the memory table changes, or the device stops.
+    pub fn forget_suspects(&mut self) {
+        self.begun.values_mut().for_each(Begun::forget);
+    }
+
+    /// Whether engines have to give back what they have: the device is stopped, or closes.
+    pub fn is_stopped(&self) -> bool {
         self.paused || self.closing
+    }
+
+    /// How often everything was discarded: a job of another life than this has to leave its engine.
+    pub fn life(&self) -> u64 {
+        self.life
     }
 
     /// Whether an engine would find work.
@@ -244,6 +276,11 @@ impl Schedule {
             return Disposed::Stale;
         }
         match leaves {
+            Leaves::Finished(JobOutcome::Done) if self.has_to_check(&work) => {
+                let missing = self.begun.get(&work.job.id()).map(Begun::to_check).unwrap_or_default();
+                let work = Work { checked: Some(JobOutcome::Done), ..work };
+                return self.park_for_misses(work, missing, Vec::new());
+            }
             Leaves::Finished(outcome) => {
                 // Before its answer can reach the guest, who may take the memory away then.
                 self.begun.remove(&work.job.id());
@@ -258,13 +295,17 @@ impl Schedule {
             Leaves::Waiting { until } => self.park_for_wait(work, until),
             Leaves::TakenOff | Leaves::Evicted => self.put_back(work),
             Leaves::Invalidating => self.park_for_invalidation(work),
-            Leaves::Missing(missing) => {
-                let id = work.job.id();
-                self.park_for_misses(work, pages_of(&missing));
-                return Disposed::Missing(id, missing);
-            }
+            Leaves::Missing(missing) => return self.park_for_misses(work, missing, Vec::new()),
+            Leaves::Faulted { missing, ahead } => return self.park_for_misses(work, vec![missing], ahead),
         }
         Disposed::Waits
+    }
+
+    /// Whether an invalidation overlapped a job that is done, and nobody has asked since what was meant: its fence waits
+    /// for that, so that a driver that unmaps after the fence is never taken for one that unmaps before it.
+    fn has_to_check(&self, work: &Work) -> bool {
+        let begun = self.begun.get(&work.job.id());
+        work.checked.is_none() && !self.paused && begun.is_some_and(|begun| !begun.to_check().is_empty())
     }
 
     /// Puts a job back that was taken off its engine: it is the next to go on.
@@ -272,14 +313,16 @@ impl Schedule {
         self.ready.push_front(work);
     }
 
-    /// Parks a job until `pages` answers have come.
-    fn park_for_misses(&mut self, work: Work, pages: usize) {
+    /// Parks a job until the answers to all of `missing` have come.
+    fn park_for_misses(&mut self, work: Work, missing: Vec<Missing>, ahead: Vec<Missing>) -> Disposed {
+        let (job, left) = (work.job.id(), pages_of(&missing));
         // A pause answers nothing any more: whatever was asked for is forgotten, and asked again.
-        if pages == 0 || self.paused {
+        if left == 0 || self.paused {
             self.put_back(work);
-        } else {
-            self.parked.insert(work.job.id(), Parked::Misses { work, left: pages });
+            return Disposed::Waits;
         }
+        self.parked.insert(job, Parked::Misses { work, left });
+        Disposed::Missing { job, missing, ahead }
     }
 
     /// Parks a job until an invalidation ends, if none has since an engine took the job.
@@ -372,131 +415,8 @@ pub fn pages_of(missing: &[Missing]) -> usize {
 
 #[cfg(test)]
 mod turns;
+#[cfg(test)]
+mod verdicts;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::addr::Access;
-    use crate::device::{Device, DeviceConfig, Effect};
-    use crate::scanout::Rect;
-    use crate::testing::requests::{attach_backing, create_2d, transfer_to_host_2d};
-
-    const BACKING: u64 = 0x10_0000;
-
-    /// A transfer of one page at [`BACKING`].
-    fn job() -> Job {
-        let mut device = Device::new(DeviceConfig::default());
-        let mut effects = Vec::new();
-        let all = Rect { x: 0, y: 0, width: 32, height: 32 };
-        for request in
-            [create_2d(1, 1, 32, 32), attach_backing(1, &[(BACKING, 4096)]), transfer_to_host_2d(1, all, 0)]
-        {
-            device.control(&request, (), &mut effects);
-        }
-        let run = effects.into_iter().find_map(|effect| match effect {
-            Effect::Run(job) => Some(job),
-            _ => None,
-        });
-        run.unwrap()
-    }
-
-    fn schedule() -> Schedule {
-        let mut schedule = Schedule::new();
-        schedule.resume();
-        schedule.submit(job());
-        schedule
-    }
-
-    fn take(schedule: &mut Schedule) -> Work {
-        match schedule.turn() {
-            Turn::Run(work) => work,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn page(start: u64) -> ByteRange<Iova> {
-        ByteRange::new(Iova::new(start), 4096).unwrap()
-    }
-
-    fn missing(starts: &[u64]) -> Leaves {
-        let one = |start: &u64| Missing { space: SpaceId::DEVICE, range: page(*start), access: Access::Read };
-        Leaves::Missing(starts.iter().map(one).collect())
-    }
-
-    #[test]
-    fn a_job_is_in_flight_from_its_first_turn_to_its_end_wherever_it_waits() {
-        let mut schedule = schedule();
-        assert!(!schedule.touches(SpaceId::DEVICE, page(BACKING)));
-        let work = take(&mut schedule);
-        let id = work.job.id();
-        assert!(matches!(
-            schedule.dispose(Left { work, leaves: missing(&[BACKING]) }),
-            Disposed::Missing(..)
-        ));
-        assert!(schedule.touches(SpaceId::DEVICE, page(BACKING)));
-        assert!(!schedule.touches(SpaceId::DEVICE, page(BACKING + 4096)));
-        schedule.miss_answered(id, Ok(()));
-        let work = take(&mut schedule);
-        let left = Left { work, leaves: Leaves::Finished(JobOutcome::Done) };
-        assert!(matches!(schedule.dispose(left), Disposed::Finished(_)));
-        assert!(!schedule.touches(SpaceId::DEVICE, page(BACKING)));
-    }
-
-    #[test]
-    fn a_job_goes_on_when_every_page_is_answered_and_a_page_named_twice_is_one() {
-        let mut schedule = schedule();
-        let work = take(&mut schedule);
-        let id = work.job.id();
-        let leaves = missing(&[BACKING, BACKING + 4096, BACKING]);
-        assert!(matches!(schedule.dispose(Left { work, leaves }), Disposed::Missing(..)));
-        schedule.miss_answered(id, Ok(()));
-        assert!(matches!(schedule.turn(), Turn::Wait));
-        schedule.miss_answered(id, Err(JobError::Killed));
-        assert_eq!(take(&mut schedule).failed, Some(JobError::Killed));
-    }
-
-    #[test]
-    fn an_invalidation_that_ended_before_the_job_was_parked_does_not_park_it() {
-        let mut schedule = schedule();
-        let work = take(&mut schedule);
-        schedule.invalidation_ended();
-        let left = Left { work, leaves: Leaves::Invalidating };
-        assert!(matches!(schedule.dispose(left), Disposed::Waits));
-        let work = take(&mut schedule);
-        let left = Left { work, leaves: Leaves::Invalidating };
-        assert!(matches!(schedule.dispose(left), Disposed::Waits));
-        assert!(matches!(schedule.turn(), Turn::Wait));
-        schedule.invalidation_ended();
-        drop(take(&mut schedule));
-    }
-
-    /// A reset comes while an engine has the job, and the engine puts it back only then.
-    #[test]
-    fn a_job_from_before_a_discard_never_runs_again() {
-        let ways = [Leaves::TakenOff, Leaves::Evicted, Leaves::Invalidating, missing(&[BACKING])];
-        for leaves in ways.into_iter().chain([Leaves::Finished(JobOutcome::Done)]) {
-            let mut schedule = schedule();
-            let work = take(&mut schedule);
-            schedule.pause();
-            schedule.discard();
-            assert!(matches!(schedule.dispose(Left { work, leaves }), Disposed::Stale));
-            schedule.resume();
-            assert!(matches!(schedule.turn(), Turn::Wait));
-            assert!(!schedule.touches(SpaceId::DEVICE, page(BACKING)));
-        }
-    }
-
-    #[test]
-    fn a_pause_keeps_every_job_and_forgets_what_it_waits_for() {
-        let mut schedule = schedule();
-        let work = take(&mut schedule);
-        assert!(matches!(
-            schedule.dispose(Left { work, leaves: missing(&[BACKING]) }),
-            Disposed::Missing(..)
-        ));
-        schedule.pause();
-        assert!(matches!(schedule.turn(), Turn::Wait) && schedule.must_leave());
-        schedule.resume();
-        drop(take(&mut schedule));
-    }
-}
+mod tests;

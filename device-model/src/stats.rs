@@ -1,12 +1,16 @@
 //! What is counted, under the names that the control socket, the exit line and the tests use. One table makes the
 //! counters, their snapshot and its JSON. Knows numbers and durations; knows nothing of who counts or who reads.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
+use job_stream::{Choice, Mode};
 use serde::Serialize;
+
+use crate::violation::{Confidence, Verdict};
 
 /// Longest latency that is told apart from longer ones.
 const LONGEST: Duration = Duration::from_secs(60);
@@ -90,6 +94,47 @@ pub struct LatencySnapshot {
     pub max: u64,
 }
 
+/// Verdicts of one mode; a verdict is about memory that one INVALIDATE took from one job, in one piece.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct VerdictCounts {
+    /// The same memory was there again.
+    pub benign: u64,
+    /// Other memory was there.
+    pub moved: u64,
+    /// None was there.
+    pub gone: u64,
+    /// It was other memory or none, and the job may have been done with it.
+    pub untold: u64,
+}
+
+/// Counts verdicts, mode by mode.
+///
+/// LOCKING: the lock is a leaf, held for one count or one snapshot.
+#[derive(Debug, Default)]
+pub struct VerdictCounters(Mutex<BTreeMap<&'static str, VerdictCounts>>);
+
+impl VerdictCounters {
+    /// Counts a verdict about a job in this mode.
+    pub fn count(&self, mode: Mode, verdict: Verdict, confidence: Confidence) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let counts = counts.entry(mode.name()).or_default();
+        let count = match (verdict, confidence) {
+            (Verdict::Benign, _) => &mut counts.benign,
+            (_, Confidence::CannotTell) => &mut counts.untold,
+            (Verdict::Moved, _) => &mut counts.moved,
+            (Verdict::Gone, _) => &mut counts.gone,
+        };
+        *count = count.wrapping_add(1);
+    }
+
+    /// The counts so far, of each mode.
+    pub fn snapshot(&self) -> BTreeMap<&'static str, VerdictCounts> {
+        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = |mode: &Mode| (mode.name(), counts.get(mode.name()).copied().unwrap_or_default());
+        Mode::ALL.iter().map(of).collect()
+    }
+}
+
 /// The table of all counters and histograms: from it come [`Stats`], [`StatsSnapshot`] and the JSON names.
 macro_rules! stats {
     (
@@ -101,6 +146,8 @@ macro_rules! stats {
         pub struct Stats {
             $($(#[doc = $doc])+ pub $counter: Counter,)+
             $($(#[doc = $latency_doc])+ pub $latency: LatencyHistogram,)+
+            /// What INVALIDATE messages turned out to mean for memory of jobs that had begun, by their modes.
+            pub verdicts: VerdictCounters,
         }
 
         /// [`Stats`] at one moment; as JSON, an object with these fields.
@@ -108,6 +155,8 @@ macro_rules! stats {
         pub struct StatsSnapshot {
             $($(#[doc = $doc])+ pub $counter: u64,)+
             $($(#[doc = $latency_doc])+ pub $latency: LatencySnapshot,)+
+            /// What INVALIDATE messages turned out to mean for memory of jobs that had begun, by their modes.
+            pub verdicts: BTreeMap<&'static str, VerdictCounts>,
         }
 
         impl Stats {
@@ -116,6 +165,7 @@ macro_rules! stats {
                 StatsSnapshot {
                     $($counter: self.$counter.get(),)+
                     $($latency: self.$latency.snapshot(),)+
+                    verdicts: self.verdicts.snapshot(),
                 }
             }
         }
@@ -206,7 +256,8 @@ mod tests {
         stats.misses.add(3);
         stats.mapped_bytes.set(8192);
         stats.mapped_bytes.set(4096);
-        let expected = StatsSnapshot { misses: 5, mapped_bytes: 4096, ..StatsSnapshot::default() };
+        let verdicts = stats.verdicts.snapshot();
+        let expected = StatsSnapshot { misses: 5, mapped_bytes: 4096, verdicts, ..StatsSnapshot::default() };
         assert_eq!(stats.snapshot(), expected);
     }
 
@@ -225,6 +276,23 @@ mod tests {
         histogram.record(Duration::MAX);
         let longest = histogram.snapshot().max;
         assert!(longest.abs_diff(60_000_000_000) <= 600_000_000, "{longest} is not about a minute");
+    }
+
+    #[test]
+    fn verdicts_are_counted_by_mode_and_what_cannot_be_told_accuses_nobody() {
+        let stats = Stats::default();
+        let count = |mode, verdict, confidence| stats.verdicts.count(mode, verdict, confidence);
+        count(Mode::Fence, Verdict::Benign, Confidence::CannotTell);
+        count(Mode::Fence, Verdict::Gone, Confidence::Certain);
+        count(Mode::Strict, Verdict::Moved, Confidence::Likely);
+        count(Mode::Strict, Verdict::Moved, Confidence::CannotTell);
+        let none = serde_json::json!({"benign": 0, "moved": 0, "gone": 0, "untold": 0});
+        let expected = serde_json::json!({
+            "fence": {"benign": 1, "moved": 0, "gone": 1, "untold": 0},
+            "strict": {"benign": 0, "moved": 1, "gone": 0, "untold": 1},
+            "preempt": none, "fault": none, "registration-cache": none,
+        });
+        assert_eq!(serde_json::to_value(stats.snapshot().verdicts).unwrap(), expected);
     }
 
     /// The names are an interface: the rig, the demo and users' scripts read them.
@@ -266,6 +334,7 @@ mod tests {
             "cursor_moves",
             "ring_errors",
             "mapped_bytes",
+            "verdicts",
         ];
         expected.sort_unstable();
         assert_eq!(names, expected);

@@ -162,9 +162,10 @@ fn reorder_fence_is_caught_by_the_order_of_completions() {
     assert!(!are_in_order(&ten_fences(&with("reorder-fence", &[])).unwrap()));
 }
 
-/// How long an INVALIDATE of a page takes that a job has pinned, which spins for 100 ms.
+/// How long an INVALIDATE of a page takes that a job has pinned, which leaves its engine at once. It then waits for the
+/// end of the invalidation, so that nothing but the last one out tells the session.
 fn ack_behind_a_spin(backend: &Backend) -> Duration {
-    let mut client = JobGuest::boot(backend, Mode::Fence, 45).unwrap();
+    let mut client = JobGuest::boot(backend, Mode::Preempt, 45).unwrap();
     let spin = Stream::new().signal(place(3, 0), 0x51).spin(SpinBehaviour::Preemptible, 100_000_000);
     let ticket = client.submit(spin.fill(whole(1), 1)).unwrap();
     client.wait_for_word(3, 0, 0x51).unwrap();

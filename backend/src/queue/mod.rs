@@ -238,6 +238,8 @@ impl Queues<'_, '_> {
 
     fn reset(&mut self) {
         let pending = self.thread.device.reset();
+        // The session did so when it heard of the reset; until now the old device may have had another job to run.
+        self.thread.scheduler.discard();
         debug!("Device reset: {} commands in flight are forgotten", pending.len());
         // They are owed to a driver that no longer exists.
         drop(pending);

@@ -61,6 +61,8 @@ impl SessionState {
         self.stats.invalidations.add(1);
         self.misses.invalidate(SpaceId::DEVICE, range);
         self.seeded.note(&self.mirror, range);
+        // Before the zap: what is mapped now is what is taken away.
+        self.suspect(range);
         let invalidation = self.mirror.begin(SpaceId::DEVICE, range);
         if self.scheduler.touches(SpaceId::DEVICE, invalidation.range()) {
             self.stats.invalidations_with_work_in_flight.add(1);
@@ -171,6 +173,7 @@ impl SessionState {
 
     fn resolve(&mut self, resolution: Resolution<Waiter>) {
         let page = resolution.request;
+        self.judge(&resolution);
         let answer = match resolution.outcome {
             Outcome::Mapped { range, host, permissions } => {
                 let permissions = self.seeded.permissions(permissions);
@@ -179,13 +182,18 @@ impl SessionState {
                         self.seeded.use_stale(&mut self.mirror, page.iova, permissions);
                         MissAnswer::Mapped
                     }
+                    Err(e) if e.is_momentary() => {
+                        debug!("A translation of {range} cannot be kept now: {e}");
+                        // Whoever waits looks, finds nothing and asks again.
+                        MissAnswer::Mapped
+                    }
                     Err(e) => {
                         warn!("A translation of {range} cannot be kept: {e}");
                         MissAnswer::Refused
                     }
                 }
             }
-            Outcome::Refused => {
+            Outcome::Refused | Outcome::NotCovered => {
                 self.stats.miss_refused.add(1);
                 MissAnswer::Refused
             }
@@ -204,6 +212,7 @@ impl SessionState {
     fn answer(&self, waiter: Waiter, page: MissRequest, answer: MissAnswer) {
         match waiter {
             Waiter::Job(id) => self.scheduler.miss_answered(id, job_answer(page, answer)),
+            Waiter::Ahead(_) => {}
             Waiter::RingInput(wait) => {
                 self.queue.mailbox.post(Mail::MissAnswered { wait, side: Side::Input, answer });
             }

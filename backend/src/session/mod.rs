@@ -12,6 +12,7 @@ mod requests;
 mod seeded;
 pub mod start;
 mod state;
+mod verdicts;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -321,6 +322,7 @@ impl Session {
         let ended = {
             let mut state = self.lock();
             let ended = state.end(drained);
+            state.acked();
             state.misses.resume(now);
             state.stats.ack_latency_ns.record(took);
             state.stats.frozen_ns.add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));

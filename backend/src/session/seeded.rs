@@ -42,7 +42,7 @@ impl Seeded {
         if !keep && !remember {
             return;
         }
-        mirror.mapped_ranges(|mapped| {
+        mirror.mapped_ranges(SpaceId::DEVICE, range.page_aligned(), |mapped| {
             let Some(part) = part_of(mapped, range.page_aligned()) else { return };
             if remember {
                 let pages = (part.range.first().raw()..=part.range.last().raw()).step_by(PAGE_SIZE as usize);

@@ -16,6 +16,7 @@ use vhost_user_backend::{VringMutex, VringT};
 
 use super::drain::STEP_END;
 use super::seeded::Seeded;
+use super::verdicts::TakenAway;
 use super::{LAST_DRAIN, SessionState};
 use crate::display::Display;
 use crate::engine::{Engine, FinishedJob};
@@ -24,6 +25,7 @@ use crate::miss_port::MissPort;
 use crate::queue::mailbox::{Mail, Mailbox};
 use crate::queue::ring::SharedRing;
 use crate::queue::{MAX_QUEUE_SIZE, QUEUES, QueueThread};
+use crate::reports::Reports;
 use crate::scheduler::Scheduler;
 use crate::wake::{Poller, Waker};
 
@@ -43,7 +45,11 @@ pub struct DeviceSettings {
 }
 
 /// Starts the threads of a session; `waker` wakes the session.
-pub fn start(settings: &DeviceSettings, stats: &Arc<Stats>, waker: &Waker) -> io::Result<SessionState> {
+pub fn start(
+    settings: &DeviceSettings,
+    (stats, reports): (&Arc<Stats>, &Arc<Reports>),
+    waker: &Waker,
+) -> io::Result<SessionState> {
     // One reader an engine, and one for the queue thread.
     let config = MirrorConfig { readers: settings.engines + 1, table_limit: settings.iotlb_limit };
     let drain_waker = LastOneOut { session: waker.clone(), injection: Arc::clone(&settings.injection) };
@@ -90,6 +96,8 @@ pub fn start(settings: &DeviceSettings, stats: &Arc<Stats>, waker: &Waker) -> io
         device_features,
         running: false,
         bases: [None; QUEUES],
+        taken: TakenAway::default(),
+        reports: Arc::clone(reports),
         refusal: None,
     })
 }

@@ -16,12 +16,14 @@ use vhost_user_backend::VringT;
 use virtio_queue::QueueT;
 
 use super::seeded::Seeded;
+use super::verdicts::TakenAway;
 use crate::display::Display;
 use crate::inject::Bug;
 use crate::memory::{MemoryTable, Region};
 use crate::miss_port::{MissPort, Waiter};
 use crate::queue::mailbox::Mail;
 use crate::queue::{CONTROL_QUEUE, QUEUES, QueueHandle};
+use crate::reports::Reports;
 use crate::scheduler::Scheduler;
 use crate::vhost_user::channel::Channel;
 
@@ -66,6 +68,10 @@ pub struct SessionState {
     pub running: bool,
     /// The index that GET_VRING_BASE gave, by queue: a start with another one is the start of a new device.
     pub bases: [Option<u16>; QUEUES],
+    /// The INVALIDATE messages so far.
+    pub taken: TakenAway,
+    /// Where violations are recorded.
+    pub reports: Arc<Reports>,
     /// Why the last request was refused.
     pub refusal: Option<String>,
 }
@@ -84,6 +90,7 @@ impl SessionState {
     /// Begins to invalidate everything.
     pub fn begin_everything(&mut self) -> Invalidation {
         let everything = ByteRange::<Iova>::everything();
+        self.scheduler.forget_suspects();
         self.misses.invalidate(SpaceId::DEVICE, everything);
         self.seeded.forget();
         // No mode goes on with memory that goes away.

@@ -226,6 +226,18 @@ impl<P> Device<P> {
         Usage { resources, resource_bytes, backing_entries, contexts, jobs }
     }
 
+    /// The image of a resource, for an oracle that compares it with what the guest's pages hold.
+    #[cfg(any(test, feature = "test-utils"))]
+    pub fn image(&self, resource: u32) -> Option<std::sync::Arc<crate::scanout::Image>> {
+        self.resources.get(resource).ok()?.picture().ok().map(|picture| picture.image.clone())
+    }
+
+    /// Lets the numbers of jobs begin here, so that tests with several devices can tell their jobs apart.
+    #[cfg(any(test, feature = "test-utils"))]
+    pub(crate) fn number_jobs_from(&mut self, first: crate::job::JobId) {
+        self.next_job = first.0;
+    }
+
     /// One command of the control queue.
     pub fn control(&mut self, request: &[u8], pending: P, effects: &mut Vec<Effect<P>>) {
         self.command(Queue::Control, request, pending, effects);

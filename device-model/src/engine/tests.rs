@@ -76,7 +76,11 @@ fn work(mode: Mode, stream: Stream) -> Work {
     let entry = RawEntry { at: Iova::new(AT), len: 0x1000 };
     let space = |_| Ok(operands::Space { bytes: 0x1000, backing: Backing::new(std::iter::once(entry))? });
     let execution = Execution::new(Operands::new(program, space).unwrap(), Duration::from_secs(1));
-    Work::new(Job::program(JobId(0), Treatment { mode, priority: Priority::Normal }, execution))
+    Work::new(Job::program(
+        JobId(0),
+        Treatment { context: Some(1), mode, priority: Priority::Normal },
+        execution,
+    ))
 }
 
 /// Says what the script says, and then for ever what came last.
@@ -95,7 +99,7 @@ impl EngineHost for Script {
         if self.steps.len() > 1 { self.steps.pop_front().unwrap() } else { self.steps[0] }
     }
 
-    fn must_leave(&self) -> bool {
+    fn must_leave(&self, _: &Work) -> bool {
         self.stopped
     }
 
@@ -152,7 +156,7 @@ fn every_way_off_the_engine_gives_the_pin_back() {
     for (step, leaves) in [
         (Step::Done, Leaves::Finished(JobOutcome::Done)),
         (Step::Error(JobError::Killed), Leaves::Finished(JobOutcome::Failed(JobError::Killed))),
-        (Step::Missing(missing), Leaves::Missing(vec![missing])),
+        (Step::Missing(missing), Leaves::Faulted { missing, ahead: vec![] }),
         (Step::Waiting { until }, Leaves::Waiting { until }),
     ] {
         let mut rig = rig();

@@ -46,7 +46,8 @@ impl HostRange {
         self.len == 0
     }
 
-    pub(super) fn address(self) -> u64 {
+    /// The host address of the first byte, as a number.
+    pub fn address(self) -> u64 {
         self.address
     }
 }
@@ -126,6 +127,12 @@ pub trait JobMemory {
         width: Width,
         operation: AtomicOperation,
     ) -> Result<u64, MemoryError>;
+
+    /// The host address that an access at `at` would reach, for an oracle that has to know before it is made.
+    #[cfg(any(test, feature = "test-utils"))]
+    fn locate(&self, _space: SpaceId, _at: Iova, _access: Access) -> Option<u64> {
+        None
+    }
 }
 
 /// How large a value is. Wider than it is, numbers are cut off.
@@ -221,6 +228,11 @@ impl JobMemory for Section<'_> {
             (width, operation),
         )
     }
+
+    #[cfg(any(test, feature = "test-utils"))]
+    fn locate(&self, space: SpaceId, at: Iova, access: Access) -> Option<u64> {
+        self.translate(space, at, access).ok().map(HostSpan::address)
+    }
 }
 
 impl Section<'_> {
@@ -257,6 +269,11 @@ impl JobMemory for Pin {
         operation: AtomicOperation,
     ) -> Result<u64, MemoryError> {
         atomic_with(|access| self.find(space, at, access), at, (width, operation))
+    }
+
+    #[cfg(any(test, feature = "test-utils"))]
+    fn locate(&self, space: SpaceId, at: Iova, access: Access) -> Option<u64> {
+        self.find(space, at, access).ok().map(HostSpan::address)
     }
 }
 

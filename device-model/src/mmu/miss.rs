@@ -87,6 +87,8 @@ pub enum Outcome {
     },
     /// The guest's IOMMU has no such mapping: a page fault of the device.
     Refused,
+    /// It was granted twice, and no UPDATE covered the page: for whoever waits the same as refused.
+    NotCovered,
     /// The front-end did not answer in time.
     TimedOut,
 }
@@ -249,7 +251,7 @@ impl<W: Copy + PartialEq> MissTable<W> {
                 self.start_clock(now, request);
                 Answer::AskedAgain
             }
-            None => self.settle(request, Outcome::Refused),
+            None => self.settle(request, Outcome::NotCovered),
         }
     }
 

@@ -18,6 +18,9 @@ use crate::sync::lock;
 /// Translations that are looked up in one section, so that a large pin keeps no drain waiting.
 const LOOKUPS_A_SECTION: usize = 1024;
 
+/// Pages behind a missing one that are looked at, to ask for them too if they are missing.
+const PAGES_AHEAD: u64 = 63;
+
 /// A range that a job wants to hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PinRange {
@@ -156,6 +159,29 @@ impl Reader {
                 Err(places) => all = places,
             }
         }
+    }
+
+    /// What else is missing of the next pages of `wanted` behind a miss, for the same access: to be asked for with it, so
+    /// that a job that holds nothing over its steps does not wait for each page in turn.
+    pub fn missing_ahead(&self, wanted: &[PinRange], missing: Missing) -> Vec<Missing> {
+        let mut ahead = MissingList::default();
+        let mut pages = PAGES_AHEAD;
+        let Some(from) = missing.range.last().checked_add(1) else { return Vec::new() };
+        for range in
+            wanted.iter().filter(|range| (range.space, range.access) == (missing.space, missing.access))
+        {
+            let range = range.range.page_aligned();
+            let Some(rest) = ByteRange::inclusive(from.max(range.first()), range.last()) else { continue };
+            let most = rest.first().checked_add(pages.saturating_mul(PAGE_SIZE).saturating_sub(1));
+            let last = most.map_or(rest.last(), |most| most.min(rest.last()));
+            let Some(window) = ByteRange::inclusive(rest.first(), last).filter(|_| pages > 0) else { break };
+            pages =
+                pages.saturating_sub(u64::try_from(window.len() / u128::from(PAGE_SIZE)).unwrap_or(pages));
+            let place = Place { space: missing.space, range: window };
+            // Bounded by the window: one section.
+            let _ = self.look_up_some(place, window.first(), missing.access, (&mut Vec::new(), &mut ahead));
+        }
+        ahead.into_vec()
     }
 
     /// Refuses what could never be in the tables all at once: 512 pages a table, and a path for each end.

@@ -141,19 +141,21 @@ impl TableWriter {
         }
     }
 
-    /// Hands over what was unlinked since the last call. Zaps and unlinkings come before the sections are looked at.
+    /// Hands over what was unlinked since the last call, and frees what no section sees any more. Zaps and
+    /// unlinkings come before the sections are looked at.
     pub(super) fn retire(&mut self, slots: &Slots) {
         if !self.books.unlinked.is_empty() {
             self.limbo.retire(mem::take(&mut self.books.unlinked), slots.open());
-            self.limbo.collect(slots, &mut self.owner);
         }
+        self.limbo.collect(slots, &mut self.owner);
     }
 
-    /// Calls `found` for every leaf, in order of addresses: its pages, host address and permissions.
-    pub(super) fn leaves(&self, roots: &Roots, found: &mut dyn FnMut(Mapping)) {
-        for (pages, _) in (Pages { first: 0, last: u64::MAX >> PAGE_SHIFT }).by_root() {
+    /// Calls `found` for every leaf that has some of `pages`, in order of addresses: which of them, host address and
+    /// permissions. Costs what is populated of them.
+    pub(super) fn leaves(&self, roots: &Roots, pages: Pages, found: &mut dyn FnMut(Mapping)) {
+        for (pages, _) in pages.by_root() {
             let (root, level) = roots.root_of(pages.first);
-            leaves_under(&self.owner, root, level, pages.first & !(pages_under(level) - 1), found);
+            leaves_under(&self.owner, root, level, pages, found);
         }
     }
 
@@ -310,16 +312,14 @@ fn has_tables(node: &Node, level: u32, block: Pages) -> bool {
     level > 0 && block.blocks(level).any(|(part, _)| node.get(part.first, level).is_table())
 }
 
-fn leaves_under(owner: &Owner, node: &Node, level: u32, base: u64, found: &mut dyn FnMut(Mapping)) {
-    for index in 0..FANOUT {
-        let size = pages_under(level);
-        let first = base + index * size;
-        let entry = node.get(first, level);
+fn leaves_under(owner: &Owner, node: &Node, level: u32, pages: Pages, found: &mut dyn FnMut(Mapping)) {
+    for (block, part) in pages.blocks(level) {
+        let entry = node.get(part.first, level);
         if let Some(child) = owner.child(entry) {
-            leaves_under(owner, child, level - 1, first, found);
+            leaves_under(owner, child, level - 1, part, found);
         } else if !entry.is_empty() {
-            let pages = Pages { first, last: first + (size - 1) };
-            found(Mapping { pages, host: entry.host(), permissions: entry.permissions() });
+            let whole = Mapping { pages: block, host: entry.host(), permissions: entry.permissions() };
+            found(Mapping { pages: part, host: whole.host_of(part.first), ..whole });
         }
     }
 }

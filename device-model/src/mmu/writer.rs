@@ -65,6 +65,13 @@ pub enum MapError {
     },
 }
 
+impl MapError {
+    /// Whether the same may succeed a moment later: nothing is wrong with the range, and it has to be asked for again.
+    pub fn is_momentary(&self) -> bool {
+        matches!(self, Self::Busy { .. } | Self::Invalidating { .. })
+    }
+}
+
 /// What a mapping did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Mapped {
@@ -162,12 +169,12 @@ impl MirrorWriter {
         self.tables.bytes()
     }
 
-    /// Calls `found` for all that the mirror knows, in order of addresses, merged.
-    pub fn mapped_ranges(&self, mut found: impl FnMut(MappedRange)) {
-        let space = SpaceId::DEVICE;
+    /// Calls `found` for what the mirror knows of `range`, grown to whole pages, in order of addresses, merged. Costs
+    /// what is populated of it, not its size.
+    pub fn mapped_ranges(&self, space: SpaceId, range: ByteRange<Iova>, mut found: impl FnMut(MappedRange)) {
         let Some(roots) = self.shared.roots(space) else { return };
         let mut pending: Option<MappedRange> = None;
-        self.tables.leaves(roots, &mut |leaf| {
+        self.tables.leaves(roots, pages_of(range.page_aligned()), &mut |leaf| {
             let Some(leaf) = as_range(space, leaf) else { return };
             match pending.as_mut().filter(|last| goes_on(last, &leaf)) {
                 Some(last) => {

@@ -2,8 +2,9 @@
 
 use std::ops::ControlFlow;
 
-use job_stream::{At, Compare, Limits, Mode, Space, Stream, verify};
+use job_stream::{At, Compare, Limits, Mode, Priority, Space, Stream, verify};
 
+use super::ready::PATIENCE;
 use super::*;
 use crate::backing::Backing;
 use crate::job::Treatment;
@@ -16,7 +17,7 @@ fn job(id: u64, priority: Priority) -> Job {
     let entry = crate::request::RawEntry { at: crate::addr::Iova::new(0), len: 4096 };
     let space = |_| Ok(operands::Space { bytes: 4096, backing: Backing::new(std::iter::once(entry))? });
     let execution = Execution::new(Operands::new(program, space).unwrap(), Duration::from_secs(1));
-    Job::program(JobId(id), Treatment { mode: Mode::Fault, priority }, execution)
+    Job::program(JobId(id), Treatment { context: Some(1), mode: Mode::Fault, priority }, execution)
 }
 
 fn turn(schedule: &mut Schedule) -> ControlFlow<Work, ()> {

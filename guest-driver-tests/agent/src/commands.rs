@@ -1,22 +1,26 @@
-//! What the rig can ask for, one function a command. Knows neither the port's lines nor the ioctls of KMS.
+//! What the rig can ask for, one function a command. Knows neither the port's lines nor any ioctl.
 
+use crate::drm_jobs;
 use crate::error::AgentError;
 use crate::port::Port;
 use crate::screen::Screen;
 use crate::system::{self, End};
+use crate::vfio::Gpu;
+use crate::vfio_jobs;
 use guest_agent::protocol::{Amount, Command, Driver, Event};
-use std::fs;
 use std::path::Path;
 
 /// The agent between two commands.
 pub(crate) struct Agent {
     port: Port,
     screen: Option<Screen>,
+    /// The device, while our own driver has it.
+    gpu: Option<Gpu>,
 }
 
 impl Agent {
     pub(crate) fn new(port: Port) -> Self {
-        Self { port, screen: None }
+        Self { port, screen: None, gpu: None }
     }
 
     /// Serves the rig's commands for ever. A command that fails is reported, and the next one awaited.
@@ -41,6 +45,16 @@ impl Agent {
                 Ok(Event::Released)
             }
             Command::Rebind { driver } => self.rebind(driver),
+            Command::Jobs { mode, storm } => drm_jobs::run(mode, storm).map(Event::Ran),
+            Command::TakeByVfio => self.take_by_vfio(),
+            Command::JobsByVfio { mode, storm } => vfio_jobs::run(self.gpu()?, mode, storm).map(Event::Ran),
+            Command::Break { mode, bug } => {
+                vfio_jobs::break_on_purpose(self.gpu()?, mode, bug).map(Event::Broken)
+            }
+            Command::GiveBack => {
+                self.gpu.take().ok_or(AgentError::NotTaken)?.give_back()?;
+                Ok(Event::Rebound)
+            }
             Command::Reboot => Err(system::end(End::Reboot)),
             Command::PowerOff => Err(system::end(End::PowerOff)),
         }
@@ -85,10 +99,22 @@ impl Agent {
         self.screen = None;
         match driver {
             Driver::VirtioGpu => system::rebind(Path::new("/sys/bus/virtio/drivers/virtio_gpu"), |_| true)?,
-            Driver::VirtioPci => system::rebind(Path::new("/sys/bus/pci/drivers/virtio-pci"), is_display)?,
+            Driver::VirtioPci => {
+                system::rebind(Path::new("/sys/bus/pci/drivers/virtio-pci"), system::is_display)?
+            }
         }
         system::wait_for_card()?;
         Ok(Event::Rebound)
+    }
+
+    fn take_by_vfio(&mut self) -> Result<Event, AgentError> {
+        self.screen = None;
+        self.gpu = Some(Gpu::take()?);
+        Ok(Event::Taken)
+    }
+
+    fn gpu(&mut self) -> Result<&mut Gpu, AgentError> {
+        self.gpu.as_mut().ok_or(AgentError::NotTaken)
     }
 
     fn screen(&mut self) -> Result<&mut Screen, AgentError> {
@@ -97,9 +123,4 @@ impl Agent {
             none => Ok(none.insert(Screen::take(&system::wait_for_card()?)?)),
         }
     }
-}
-
-/// Whether a PCI function is a display controller (base class 3).
-fn is_display(device: &Path) -> bool {
-    fs::read_to_string(device.join("class")).is_ok_and(|class| class.starts_with("0x03"))
 }

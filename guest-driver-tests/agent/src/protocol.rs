@@ -1,6 +1,7 @@
 //! The words that rig and agent exchange over the guest's second serial port: one JSON object a line. Knows
 //! nothing of the port.
 
+use job_stream::Mode;
 use serde::{Deserialize, Serialize};
 
 /// What the rig asks of the agent. Each is answered with one event; `Draw` with two.
@@ -20,6 +21,35 @@ pub enum Command {
         /// Which driver.
         driver: Driver,
     },
+    /// Run the test jobs through the stock driver in a context of `mode`: each case once, then a storm; answered by
+    /// `Ran`.
+    Jobs {
+        /// The mode of the context.
+        #[serde(with = "mode_name")]
+        mode: Mode,
+        /// Jobs of the storm: they are in flight while buffers come and go beside them.
+        storm: u32,
+    },
+    /// Take the device from its driver, by way of VFIO, and bring it up with a driver in the agent; answered by `Taken`.
+    TakeByVfio,
+    /// Run the test jobs through the agent's own driver, as `Jobs`; an idle range comes and goes beside them.
+    JobsByVfio {
+        /// The mode of the context.
+        #[serde(with = "mode_name")]
+        mode: Mode,
+        /// Jobs of the storm.
+        storm: u32,
+    },
+    /// Do what a driver must not; answered by `Broken`.
+    Break {
+        /// The mode of the context.
+        #[serde(with = "mode_name")]
+        mode: Mode,
+        /// What is done wrong.
+        bug: Bug,
+    },
+    /// Reset the device and give it back to its driver; answered by `Rebound`.
+    GiveBack,
     /// Reboot the machine; the next event is the next boot's `Ready`.
     Reboot,
     /// Switch the machine off; nothing answers.
@@ -47,6 +77,16 @@ pub enum Driver {
     VirtioGpu,
 }
 
+/// Bugs that drivers have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Bug {
+    /// A buffer is unmapped while a job that writes to it is in flight.
+    UnmapBeforeFence,
+    /// The same, and other memory is mapped there at once.
+    RemapBeforeFence,
+}
+
 /// What the agent tells the rig.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case", deny_unknown_fields)]
@@ -64,6 +104,12 @@ pub enum Event {
     Released,
     /// The driver has the device again.
     Rebound,
+    /// All jobs have ended, and every byte of every buffer was right.
+    Ran(JobCounts),
+    /// The agent's own driver has the device.
+    Taken,
+    /// The bug was made, and the job has ended.
+    Broken(Broken),
     /// A command failed; the agent goes on.
     Failed {
         /// What failed, in a sentence.
@@ -94,6 +140,50 @@ pub struct Drawn {
     pub buffers_churned: u32,
 }
 
+/// What the agent counted of its jobs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobCounts {
+    /// Jobs whose fence came.
+    pub jobs: u64,
+    /// Bytes that their packets have moved, by the twin's reckoning.
+    pub bytes_moved: u64,
+    /// Bytes of buffers that were compared with the twin's.
+    pub bytes_compared: u64,
+    /// Buffers, or ranges, that came and went while jobs were in flight.
+    pub buffers_churned: u64,
+    /// Nanoseconds that the unmap of an idle range took while a long job was in flight. 0 with the stock driver.
+    pub idle_unmap_ns: u64,
+}
+
+/// What the guest saw of its own bug.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Broken {
+    /// The type of the device's answer to the job.
+    pub response: u32,
+    /// Nanoseconds that the unmap took.
+    pub unmap_ns: u64,
+    /// Bytes that were written to the old memory after the unmap had returned.
+    pub late_bytes: u64,
+    /// What the job's user fence says.
+    pub user_fence: u64,
+}
+
+/// A mode in JSON: its name.
+mod mode_name {
+    use job_stream::{Choice, Mode};
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(mode: &Mode, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(mode.name())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Mode, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        Mode::from_name(&name).ok_or_else(|| D::Error::custom(format!("There is no mode {name:?}")))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,6 +193,10 @@ mod tests {
         let amount = Amount { page_flips: 1, dirty_flushes: 2, cursor_moves: 3 };
         let line = serde_json::to_string(&Command::Picture(amount)).unwrap();
         assert_eq!(line, r#"{"command":"picture","page_flips":1,"dirty_flushes":2,"cursor_moves":3}"#);
+        let jobs = Command::Jobs { mode: Mode::RegistrationCache, storm: 4 };
+        let line = serde_json::to_string(&jobs).unwrap();
+        assert_eq!(line, r#"{"command":"jobs","mode":"registration-cache","storm":4}"#);
+        assert_eq!(serde_json::from_str::<Command>(&line).unwrap(), jobs);
         let event: Event = serde_json::from_str(r#"{"event":"failed","what":"No card"}"#).unwrap();
         assert_eq!(event, Event::Failed { what: "No card".into() });
     }

@@ -1,4 +1,4 @@
-//! What an init does: mounts, modules, driver binding, reboot. Together with `port` the agent's only unsafe code.
+//! What an init does: mounts, modules, driver binding, reboot. Knows nothing of what the drivers do.
 
 use crate::error::{AgentError, Doing};
 use std::ffi::{CStr, CString};
@@ -97,6 +97,11 @@ pub(crate) fn rebind(driver: &Path, is_ours: impl Fn(&Path) -> bool) -> Result<(
         fs::write(driver.join(verb), device.as_encoded_bytes()).doing(what)?;
     }
     Ok(())
+}
+
+/// Whether a PCI function is a display controller (base class 3).
+pub(crate) fn is_display(device: &Path) -> bool {
+    fs::read_to_string(device.join("class")).is_ok_and(|class| class.starts_with("0x03"))
 }
 
 /// How the machine ends.

@@ -1,8 +1,11 @@
-//! `cargo demo`: a picture from a real guest behind a vIOMMU, in strict and in lazy mode, and what it took.
+//! `cargo demo`: a picture from a real guest behind a vIOMMU, in strict and in lazy mode, with jobs beside it in every
+//! mode of the device; then a driver's bugs, made on purpose, and the report that catches them.
 
 use clap::Parser;
 use guest_agent::protocol::{Amount, Drawn};
+use guest_driver_tests::rig::blame::{self, Blame};
 use guest_driver_tests::rig::error::RigError;
+use guest_driver_tests::rig::jobs::{self, ModeRun};
 use guest_driver_tests::rig::options::{self, Options};
 use guest_driver_tests::rig::report::{self, say};
 use guest_driver_tests::rig::run::{Rig, Run};
@@ -16,9 +19,13 @@ use std::process::ExitCode;
 
 /// The topologies to show, with the name of each column.
 const MODES: [(&str, &str); 2] = [("strict", "intel-iommu-strict"), ("lazy", "intel-iommu-lazy")];
+/// Where the guest breaks something on purpose, in the end.
+const BREAKS: &str = "lazy";
+const TRACE: &str = "mirrorgpu-trace.json";
 const AMOUNT: Amount = Amount { page_flips: 40, dirty_flushes: 10, cursor_moves: 60 };
 
-/// Boots a Linux guest behind an IOMMU, has it draw on MirrorGPU, takes its screen, and shows what the mirror did.
+/// Boots a Linux guest behind an IOMMU, has it draw on MirrorGPU and run jobs, takes its screen, and shows what the mirror
+/// did; then breaks something on purpose, and shows who is blamed.
 #[derive(Parser)]
 #[command(name = "cargo demo", version)]
 struct Arguments {
@@ -35,6 +42,10 @@ struct Shown {
     picture: PathBuf,
     /// None with QEMU's own device.
     stats: Option<Stats>,
+    /// Jobs in each mode of the device.
+    jobs: Vec<ModeRun>,
+    /// What came of a driver's bugs, where they were made.
+    blame: Option<Blame>,
 }
 
 fn main() -> ExitCode {
@@ -60,7 +71,8 @@ fn soft_guest() -> Result<Vec<Shown>, RigError> {
             let stats = serde_json::from_value(shown.stats.0).map_err(|error| {
                 RigError::check(format!("The back-end's counts are not understood: {error}"))
             })?;
-            Ok(Shown { mode: shown.mode, picture: shown.picture, stats: Some(stats) })
+            let (mode, picture) = (shown.mode, shown.picture);
+            Ok(Shown { mode, picture, stats: Some(stats), jobs: Vec::new(), blame: None })
         })
         .collect()
 }
@@ -97,7 +109,22 @@ fn draw(run: &mut Run<'_>, mode: &'static str) -> Result<Shown, RigError> {
         drawn.frame,
         picture.display()
     ));
-    Ok(Shown { mode, picture, stats: run.stats()? })
+    let jobs = jobs::through_the_driver(run)?;
+    if let [first, ..] = jobs.as_slice() {
+        say(&format!(
+            "{mode}: {} jobs in each of {} modes, while the guest maps and unmaps beside them: every byte is right",
+            first.guest.jobs,
+            jobs.len()
+        ));
+    }
+    let stats = run.stats()?;
+    let blame = if mode == BREAKS && stats.is_some() {
+        say(&format!("{mode}: and now a driver in the guest takes memory away from under its jobs"));
+        Some(blame::break_and_ask(run, &workspace().join(TRACE))?)
+    } else {
+        None
+    };
+    Ok(Shown { mode, picture, stats, jobs, blame })
 }
 
 fn conclude(shown: &[Shown]) -> Result<(), RigError> {
@@ -123,6 +150,13 @@ fn conclude(shown: &[Shown]) -> Result<(), RigError> {
             return Err(RigError::check(text.replace("{hits}", &hits.to_string())));
         }
     }
+    for shown in shown {
+        if !shown.jobs.is_empty() {
+            println!("\nJobs in {} mode of the guest's IOMMU, mode by mode of the device:\n", shown.mode);
+            println!("{}", report::table(&job_rows(&shown.jobs)));
+        }
+    }
+    shown.iter().filter_map(|shown| shown.blame.as_ref()).for_each(Blame::print);
     Ok(())
 }
 
@@ -145,5 +179,31 @@ fn rows(columns: &[(&str, Stats)]) -> Vec<Vec<String>> {
     rows.extend(figures.map(|(name, figure)| {
         std::iter::once(name.to_owned()).chain(columns.iter().map(|(_, stats)| figure(stats))).collect()
     }));
+    rows
+}
+
+type JobFigure = fn(&ModeRun) -> String;
+
+fn job_rows(columns: &[ModeRun]) -> Vec<Vec<String>> {
+    let figures: [(&str, JobFigure); 8] = [
+        ("jobs", |run| run.guest.jobs.to_string()),
+        ("buffers that came and went", |run| run.guest.buffers_churned.to_string()),
+        ("invalidations", |run| run.backend.invalidations.to_string()),
+        ("  with work in flight", |run| run.backend.invalidations_with_work_in_flight.to_string()),
+        ("  acks parked", |run| run.backend.acks_parked.to_string()),
+        ("  jobs taken off at the timeout", |run| run.backend.ladder_evictions.to_string()),
+        ("  pins not waited for", |run| run.backend.incoherent_pins.to_string()),
+        ("guest frozen", |run| report::duration(run.backend.frozen_ns)),
+    ];
+    let row = |name: String, figure: &dyn Fn(&ModeRun) -> String| {
+        std::iter::once(name).chain(columns.iter().map(figure)).collect::<Vec<_>>()
+    };
+    let mut rows = vec![row(String::new(), &|run| run.mode.to_string())];
+    rows.extend(figures.map(|(name, figure)| row(name.to_owned(), &figure)));
+    let kinds = columns.first().map(|run| run.verdicts.keys().cloned().collect::<Vec<_>>());
+    for kind in kinds.unwrap_or_default() {
+        let count = |run: &ModeRun| run.verdicts.get(&kind).copied().unwrap_or(0).to_string();
+        rows.push(row(format!("verdicts: {kind}"), &count));
+    }
     rows
 }

@@ -11,10 +11,13 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// How apt names its package lists, one a line: release, component, address of the mirror.
 const TARGET_FORMAT: &str = "$(RELEASE)|$(COMPONENT)|$(REPO_URI)";
 
-/// A Debian release, from which packages come.
+/// A Debian release with its backports, from which packages come.
 pub(crate) struct Apt {
     folder: PathBuf,
+    /// Of this system: its mirror is the one to use.
     codename: String,
+    /// The release itself, and its backports.
+    suites: [String; 2],
 }
 
 impl Apt {
@@ -25,12 +28,25 @@ impl Apt {
         let has_tools = ["apt-get", "apt-cache", "dpkg-deb"].iter().all(|tool| {
             Command::new(tool).arg("--version").output().is_ok_and(|output| output.status.success())
         });
-        has_tools.then(|| Self { folder: folder.to_owned(), codename })
+        let suites = with_backports(&codename);
+        has_tools.then(|| Self { folder: folder.to_owned(), codename, suites })
     }
 
-    /// The suite of newer packages for this release.
-    pub(crate) fn backports(&self) -> String {
-        format!("{}-backports", self.codename)
+    /// The release that is called stable today, which may be newer than this system.
+    pub(crate) fn stable(folder: &Path) -> Option<Self> {
+        Some(Self { suites: with_backports("stable"), ..Self::of_this_system(folder)? })
+    }
+
+    /// The release itself.
+    pub(crate) fn release(&self) -> &str {
+        let [release, _] = &self.suites;
+        release
+    }
+
+    /// The suite of newer packages for the release.
+    pub(crate) fn backports(&self) -> &str {
+        let [_, backports] = &self.suites;
+        backports
     }
 
     /// Fetches the package lists of the release and its backports, from the mirror that the system is set up for.
@@ -53,8 +69,7 @@ impl Apt {
         }
         let signed =
             if Path::new(KEYRING).exists() { format!("[signed-by={KEYRING}] ") } else { String::new() };
-        let suites = [self.codename.clone(), self.backports()];
-        let lines = suites.map(|suite| format!("deb {signed}{mirror} {suite} main\n"));
+        let lines = self.suites.each_ref().map(|suite| format!("deb {signed}{mirror} {suite} main\n"));
         self.write("sources.list", &lines.concat())?;
         // Nothing is installed, from this apt's point of view: so the dependencies come complete.
         self.write("state/status", "")?;
@@ -65,7 +80,10 @@ impl Apt {
     pub(crate) fn version(&self, package: &str) -> Result<String, RigError> {
         let policy = run(&mut self.command("apt-cache", &["policy", package]))?;
         candidate(&policy).ok_or_else(|| {
-            RigError::Missing(format!("{} has no package {package}: give --qemu and --kernel", self.codename))
+            RigError::Missing(format!(
+                "{} has no package {package}: give --qemu and --kernel",
+                self.release()
+            ))
         })
     }
 
@@ -136,6 +154,10 @@ pub(crate) fn files(folder: &Path) -> Result<Vec<PathBuf>, RigError> {
         entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
     paths.sort();
     Ok(paths)
+}
+
+fn with_backports(release: &str) -> [String; 2] {
+    [release.to_owned(), format!("{release}-backports")]
 }
 
 fn debian_codename(os_release: &str) -> Option<String> {

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 const NAME: &str = "The back-end";
 const CONTROL: &str = "The back-end's control socket";
+/// The class of the error by which a command is refused that is not known.
+const UNKNOWN_COMMAND: &str = "CommandNotFound";
 const READY_LIMIT: Duration = Duration::from_secs(5);
 const REPLY_LIMIT: Duration = Duration::from_secs(5);
 /// It promises to end within 1 s of SIGTERM; the rest is for a busy machine.
@@ -32,6 +34,8 @@ impl Backend {
         let file = File::create(&log).doing(format!("create {}", log.display()))?;
         let mut command = Command::new(program);
         command.arg("--socket-path").arg(&socket).arg("--control-socket").arg(&control);
+        // All modes are to be shown, the one without coherence too.
+        command.arg("--allow-incoherent");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
         let mut process = OwnedProcess::spawn(NAME, &mut command)?;
         wait_until("The back-end's word that it listens", READY_LIMIT, || {
@@ -55,15 +59,35 @@ impl Backend {
 
     /// What it has counted so far.
     pub fn stats(&mut self) -> Result<Stats, RigError> {
-        self.control.send(&json!({ "execute": "stats" }))?;
-        let mut reply: Value =
-            self.control.receive("The back-end's counts", REPLY_LIMIT, || self.process.check_alive())?;
-        let counts = reply.get_mut("return").map(Value::take).unwrap_or_default();
+        let counts = self.raw_stats()?;
+        let line = counts.to_string();
         serde_json::from_value(counts).map_err(|source| RigError::NotUnderstood {
             peer: CONTROL,
-            line: reply.to_string(),
+            line,
             source,
         })
+    }
+
+    /// The same under its own names, also those that the rig does not know.
+    pub fn raw_stats(&mut self) -> Result<Value, RigError> {
+        Ok(self.control("stats", json!({}))?.unwrap_or_default())
+    }
+
+    /// Makes a request of its control socket; nothing if it does not know the command.
+    pub fn control(&mut self, command: &str, arguments: Value) -> Result<Option<Value>, RigError> {
+        self.control.send(&json!({ "execute": command, "arguments": arguments }))?;
+        let what = format!("The back-end's answer to `{command}`");
+        let mut reply: Value = self.control.receive(&what, REPLY_LIMIT, || self.process.check_alive())?;
+        if let Some(answer) = reply.get_mut("return") {
+            return Ok(Some(answer.take()));
+        }
+        let error = reply.get("error").unwrap_or(&Value::Null);
+        let text =
+            |key: &str| error.get(key).and_then(Value::as_str).unwrap_or("without a reason").to_owned();
+        match text("class") {
+            class if class == UNKNOWN_COMMAND => Ok(None),
+            _ => Err(RigError::Refused { peer: CONTROL, request: command.to_owned(), reason: text("desc") }),
+        }
     }
 
     /// Asks it to end, and fails if it does not end well.

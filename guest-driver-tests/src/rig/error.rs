@@ -15,11 +15,11 @@ pub enum RigError {
     #[error("{0}")]
     Missing(String),
     #[error(
-        "QEMU {found} at {} is too old: behind an IOMMU, `vhost-user-gpu-pci` needs QEMU 10 or newer. \
-         Give another with --qemu, or leave --qemu out to have one fetched",
+        "QEMU {found} at {} is too old: QEMU {oldest} or newer is needed. Behind an IOMMU `vhost-user-gpu-pci` needs 10, \
+         and the test device 11. Give another with --qemu, or leave --qemu out to have one fetched",
         path.display()
     )]
-    QemuTooOld { path: PathBuf, found: String },
+    QemuTooOld { path: PathBuf, found: String, oldest: u32 },
     #[error(
         "QEMU at {} has no `vhost-user-gpu-pci` device. Some systems pack it apart \
          (`qemu-device-display-vhost-user-gpu` or the like): install that, or give another QEMU with --qemu",

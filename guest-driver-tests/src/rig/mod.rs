@@ -5,7 +5,10 @@
 //!   `accel` (KVM or not);
 //! - the guest's parts: `topology` (a file of qemu-configs), `kernel` (image and modules), `initramfs`;
 //! - processes and their sockets: `process`, `json_lines`, `qmp`, `qemu`, `backend_process`, `guest`;
-//! - judgement: `screen` (pixels), `console` (the guest's log), `stats` (the back-end's counts), `scenario`;
+//! - judgement: `screen` (pixels), `console` (the guest's log), `stats` (the back-end's counts), `scenario`,
+//!   `jobs`,
+//!   `vfio`, `instruments` and `blame` (what the back-end has
+//!   seen of a driver's bugs);
 //! - `run`: all of these together, one boot a topology; `report`: what a person reads.
 //!
 //! It knows nothing of the device's inside, and asks the back-end through its sockets only.
@@ -13,11 +16,14 @@
 pub mod accel;
 mod apt;
 pub mod backend_process;
+pub mod blame;
 pub mod cargo_build;
 pub mod console;
 pub mod error;
 pub mod guest;
 pub mod initramfs;
+pub mod instruments;
+pub mod jobs;
 pub mod json_lines;
 pub mod kernel;
 pub mod options;
@@ -31,6 +37,7 @@ pub mod scenario;
 pub mod screen;
 pub mod stats;
 pub mod topology;
+pub mod vfio;
 
 use std::path::{Path, PathBuf};
 

@@ -8,10 +8,11 @@ use std::time::Duration;
 /// What both commands understand.
 #[derive(Clone, Debug, Args)]
 pub struct Options {
-    /// QEMU to run (10 or newer, with vhost-user-gpu-pci). Default: the one on the PATH if it will do, else one that
-    /// is fetched from Debian and unpacked under .cache
-    #[arg(long, value_name = "PROGRAM")]
-    pub qemu: Option<PathBuf>,
+    /// QEMU to run (10 or newer, with vhost-user-gpu-pci), or a number: that version or a newer one, fetched from the
+    /// backports of Debian's stable release if need be. Default: the one on the PATH if it will do, else one that is
+    /// fetched from Debian and unpacked under .cache
+    #[arg(long, value_name = "PROGRAM|VERSION", value_parser = qemu_choice)]
+    pub qemu: Option<QemuChoice>,
     /// Kernel image to boot. Default: Debian's, fetched and unpacked under .cache
     #[arg(long, value_name = "IMAGE")]
     pub kernel: Option<PathBuf>,
@@ -58,6 +59,19 @@ impl Options {
     }
 }
 
+/// Which QEMU is to be run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum QemuChoice {
+    /// This one.
+    Program(PathBuf),
+    /// One of this major version, or a newer one.
+    Version(u32),
+}
+
+fn qemu_choice(text: &str) -> Result<QemuChoice, std::convert::Infallible> {
+    Ok(text.parse().map_or_else(|_| QemuChoice::Program(text.into()), QemuChoice::Version))
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     match text.parse::<u64>() {
         Ok(0) | Err(_) => Err("a number of seconds, 1 or more".into()),
@@ -87,6 +101,12 @@ mod tests {
         assert_eq!(without_separator(vec!["demo", "--", "--soft"]), ["demo", "--soft"]);
         assert_eq!(without_separator(vec!["demo", "--soft", "--"]), ["demo", "--soft", "--"]);
         assert_eq!(without_separator(vec!["demo"]), ["demo"]);
+    }
+
+    #[test]
+    fn a_number_is_a_version_and_anything_else_a_program() {
+        assert_eq!(qemu_choice("11"), Ok(QemuChoice::Version(11)));
+        assert_eq!(qemu_choice("./11"), Ok(QemuChoice::Program("./11".into())));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use crate::rig::apt::Apt;
 use crate::rig::error::{Doing, RigError};
 use crate::rig::kernel::Kernel;
-use crate::rig::options::Options;
+use crate::rig::options::{Options, QemuChoice};
 use crate::rig::process::run;
 use crate::rig::report::say;
 use crate::rig::workspace;
@@ -39,12 +39,17 @@ impl Qemu {
         command(&self.program, self.unpacked.as_deref())
     }
 
+    /// The first number of its version.
+    pub fn major(&self) -> u32 {
+        first_number(&self.version)
+    }
+
     /// The QEMU `program`, if it is new enough and has the device.
-    fn check(program: &Path, unpacked: Option<&Path>) -> Result<Self, RigError> {
+    fn check(program: &Path, unpacked: Option<&Path>, oldest: u32) -> Result<Self, RigError> {
         let text = run(command(program, unpacked).arg("--version"))?;
         let version = text.split_whitespace().nth(3).unwrap_or("of an unknown version").to_owned();
-        if first_number(&version) < QEMU_OLDEST {
-            return Err(RigError::QemuTooOld { path: program.to_owned(), found: version });
+        if first_number(&version) < oldest {
+            return Err(RigError::QemuTooOld { path: program.to_owned(), found: version, oldest });
         }
         let devices = run(command(program, unpacked).args(["-device", "help"]))?;
         if !devices.contains(&format!("\"{QEMU_DEVICE}\"")) {
@@ -80,37 +85,52 @@ pub struct Tools {
 impl Tools {
     /// Finds both, and fetches what is missing unless that is forbidden.
     pub fn find(options: &Options) -> Result<Self, RigError> {
-        let mut store = Store { folder: workspace().join(".cache/rig"), updated: false };
-        let qemu = find_qemu(options, &store)?;
+        let store = Store { folder: workspace().join(".cache/rig") };
+        let source = match options.qemu {
+            Some(QemuChoice::Version(oldest)) if oldest > QEMU_OLDEST => Source::newer(oldest),
+            _ => Source::USUAL,
+        };
+        let qemu = find_qemu(options, &store, &source)?;
         let kernel = find_kernel(options, &store)?;
         if options.no_install && (qemu.is_none() || kernel.is_none()) {
             return Err(missing(qemu.is_none(), kernel.is_none()));
         }
-        let qemu = match qemu {
-            Some(qemu) => qemu,
-            None => store.fetch_qemu()?,
-        };
-        let kernel = match kernel {
-            Some(kernel) => kernel,
-            None => store.fetch_kernel()?,
-        };
+        let qemu = qemu.map_or_else(|| store.fetch_qemu(&source), Ok)?;
+        let kernel = kernel.map_or_else(|| store.fetch_kernel(), Ok)?;
         Ok(Self { qemu, kernel })
     }
 }
 
-fn find_qemu(options: &Options, store: &Store) -> Result<Option<Qemu>, RigError> {
-    if let Some(program) = &options.qemu {
-        return Qemu::check(program, None).map(Some);
+/// Where a fetched QEMU comes from, and how old it may be.
+struct Source {
+    oldest: u32,
+    /// The folder that it is unpacked into.
+    folder: &'static str,
+    /// From the release that is called stable today, not from this system's.
+    stable: bool,
+}
+
+impl Source {
+    const USUAL: Self = Self { oldest: QEMU_OLDEST, folder: "qemu", stable: false };
+
+    fn newer(oldest: u32) -> Self {
+        Self { oldest, folder: "qemu-stable", stable: true }
+    }
+}
+
+fn find_qemu(options: &Options, store: &Store, source: &Source) -> Result<Option<Qemu>, RigError> {
+    if let Some(QemuChoice::Program(program)) = &options.qemu {
+        return Qemu::check(program, None, QEMU_OLDEST).map(Some);
     }
     let paths = std::env::var_os("PATH").unwrap_or_default();
     let on_path =
         std::env::split_paths(&paths).map(|folder| folder.join(QEMU_PROGRAM)).find(|path| path.is_file());
-    match on_path.map(|program| Qemu::check(&program, None)) {
+    match on_path.map(|program| Qemu::check(&program, None, source.oldest)) {
         Some(Ok(qemu)) => return Ok(Some(qemu)),
         Some(Err(error)) => say(&format!("Passing over the QEMU on the PATH: {error}")),
         None => {}
     }
-    store.qemu()
+    store.qemu(source)
 }
 
 fn find_kernel(options: &Options, store: &Store) -> Result<Option<Kernel>, RigError> {
@@ -123,14 +143,16 @@ fn find_kernel(options: &Options, store: &Store) -> Result<Option<Kernel>, RigEr
 /// The folder of what was fetched.
 struct Store {
     folder: PathBuf,
-    updated: bool,
 }
 
 impl Store {
-    fn qemu(&self) -> Result<Option<Qemu>, RigError> {
-        let root = self.folder.join("qemu");
+    fn qemu(&self, source: &Source) -> Result<Option<Qemu>, RigError> {
+        let root = self.folder.join(source.folder);
         let program = root.join("usr/bin").join(QEMU_PROGRAM);
-        if root.join(COMPLETE).exists() { Qemu::check(&program, Some(&root)).map(Some) } else { Ok(None) }
+        if !root.join(COMPLETE).exists() {
+            return Ok(None);
+        }
+        Qemu::check(&program, Some(&root), source.oldest).map(Some)
     }
 
     fn kernel(&self) -> Result<Option<Kernel>, RigError> {
@@ -147,21 +169,22 @@ impl Store {
         Kernel::open(image, folders.iter().find(|folder| folder.is_dir()).map(PathBuf::as_path)).map(Some)
     }
 
-    fn fetch_qemu(&mut self) -> Result<Qemu, RigError> {
-        let apt = self.apt()?;
-        let upstream = apt.version(QEMU_PACKAGE)?;
-        let suite = suite(&apt, first_number(&upstream) >= QEMU_OLDEST);
+    fn fetch_qemu(&self, source: &Source) -> Result<Qemu, RigError> {
+        let apt = self.apt(source.stable)?;
+        let suite = suite(&apt, first_number(&apt.version(QEMU_PACKAGE)?) >= source.oldest);
         say(&format!(
-            "QEMU {QEMU_OLDEST} or newer is not here: fetching {QEMU_PACKAGE} of {suite} with what it depends on \
+            "QEMU {} or newer is not here: fetching {QEMU_PACKAGE} of {suite} with what it depends on \
              (about 40 MB), and unpacking it into {}; nothing is installed",
-            self.folder.join("qemu").display()
+            source.oldest,
+            self.folder.join(source.folder).display()
         ));
-        self.fill("qemu", |to| apt.unpack(QEMU_PACKAGE, &suite, true, to))?;
-        self.qemu()?.ok_or_else(|| RigError::check("The unpacked packages of QEMU have no QEMU in them"))
+        self.fill(source.folder, |to| apt.unpack(QEMU_PACKAGE, &suite, true, to))?;
+        self.qemu(source)?
+            .ok_or_else(|| RigError::check("The unpacked packages of QEMU have no QEMU in them"))
     }
 
-    fn fetch_kernel(&mut self) -> Result<Kernel, RigError> {
-        let apt = self.apt()?;
+    fn fetch_kernel(&self) -> Result<Kernel, RigError> {
+        let apt = self.apt(false)?;
         let suite = suite(&apt, two_numbers(&apt.version(KERNEL_PACKAGE)?) >= KERNEL_OLDEST);
         let package = apt.first_dependency(KERNEL_PACKAGE, &suite)?;
         say(&format!(
@@ -184,18 +207,21 @@ impl Store {
         fs::write(to.join(COMPLETE), "").doing(format!("write to {}", to.display()))
     }
 
-    fn apt(&mut self) -> Result<Apt, RigError> {
-        let apt = Apt::of_this_system(&self.folder.join("apt")).ok_or_else(|| missing(true, true))?;
-        if !std::mem::replace(&mut self.updated, true) {
-            say("Fetching Debian's package lists, aside from the system's own");
-            apt.update()?;
-        }
+    fn apt(&self, stable: bool) -> Result<Apt, RigError> {
+        let apt = if stable {
+            Apt::stable(&self.folder.join("apt-stable"))
+        } else {
+            Apt::of_this_system(&self.folder.join("apt"))
+        };
+        let apt = apt.ok_or_else(|| missing(true, true))?;
+        say(&format!("Fetching the package lists of Debian {}, aside from the system's own", apt.release()));
+        apt.update()?;
         Ok(apt)
     }
 }
 
 fn suite(apt: &Apt, release_will_do: bool) -> String {
-    if release_will_do { apt.backports().trim_end_matches("-backports").to_owned() } else { apt.backports() }
+    if release_will_do { apt.release().to_owned() } else { apt.backports().to_owned() }
 }
 
 /// What to install, exactly.
@@ -255,7 +281,7 @@ mod tests {
         let program = folder.path().join("qemu");
         fs::write(&program, "#!/bin/sh\necho QEMU emulator version 7.2.22 '(Debian 1:7.2)'\n").unwrap();
         run(Command::new("chmod").arg("+x").arg(&program)).unwrap();
-        let error = Qemu::check(&program, None).unwrap_err();
+        let error = Qemu::check(&program, None, QEMU_OLDEST).unwrap_err();
         assert!(matches!(error, RigError::QemuTooOld { found, .. } if found == "7.2.22"));
     }
 

@@ -8,6 +8,7 @@ use crate::rig::console;
 use crate::rig::error::{Doing, RigError};
 use crate::rig::guest::Guest;
 use crate::rig::initramfs::Initramfs;
+use crate::rig::instruments::{self, Verdicts};
 use crate::rig::options::Options;
 use crate::rig::packages::Tools;
 use crate::rig::process::wait_until;
@@ -17,14 +18,19 @@ use crate::rig::screen::Screen;
 use crate::rig::stats::Stats;
 use crate::rig::topology::Topology;
 use guest_agent::protocol::{Command, Drawn, Event};
+use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tempfile::TempDir;
 
 const DISPLAY_MODULE: &str = "virtio-gpu";
-/// The console of the kernel's own would draw beside the agent.
-const MODULE_PARAMETERS: [(&str, &str); 1] = [("drm_kms_helper", "fbdev_emulation=0")];
+/// What a driver in user space needs where there is an IOMMU.
+const VFIO_MODULES: [&str; 2] = ["vfio-pci", "vfio_iommu_type1"];
+/// The console of the kernel's own would draw beside the agent. And not every IOMMU here can remap interrupts, but the
+/// agent's driver uses none.
+const MODULE_PARAMETERS: [(&str, &str); 2] =
+    [("drm_kms_helper", "fbdev_emulation=0"), ("vfio_iommu_type1", "allow_unsafe_interrupts=1")];
 /// How long the screen may lag behind the guest's fences: the display is a peer of its own.
 const SCREEN_LIMIT: Duration = Duration::from_secs(10);
 const LINES_OF_EVIDENCE: usize = 25;
@@ -63,7 +69,8 @@ impl Rig {
         archive.program("init", &self.agent);
         archive.folder("modules");
         let mut list = String::new();
-        let wanted = topology.modules.iter().map(String::as_str).chain([DISPLAY_MODULE]);
+        let vfio = VFIO_MODULES.iter().copied().filter(|_| topology.has_iommu());
+        let wanted = topology.modules.iter().map(String::as_str).chain(vfio).chain([DISPLAY_MODULE]);
         for module in wanted {
             for path in self.tools.kernel.module_with_dependencies(module)? {
                 let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -89,6 +96,8 @@ pub struct Run<'a> {
     qemu: QemuProcess,
     guest: Guest,
     backend: Option<Backend>,
+    /// From where on the guest's console may tell of faults that the IOMMU has stopped: the driver makes them.
+    faults_from: Option<usize>,
     /// Dropped last: it removes the files.
     _folder: Option<TempDir>,
 }
@@ -106,7 +115,7 @@ impl<'a> Run<'a> {
         };
         let started = start(rig, topology, &files).map_err(|error| with_evidence(error, &files));
         let (qemu, guest, backend, kernel) = started?;
-        Ok(Self { topology, kernel, files, qemu, guest, backend, _folder: kept })
+        Ok(Self { topology, kernel, files, qemu, guest, backend, faults_from: None, _folder: kept })
     }
 
     /// Makes a request of the agent and waits for its answer.
@@ -142,6 +151,20 @@ impl<'a> Run<'a> {
         self.backend.as_mut().map(Backend::stats).transpose()
     }
 
+    /// The back-end's verdicts so far; none with QEMU's own device, or with a back-end that gives none.
+    pub fn verdicts(&mut self) -> Result<Verdicts, RigError> {
+        let stats = self.backend.as_mut().map(Backend::raw_stats).transpose()?;
+        Ok(stats.as_ref().map(instruments::verdicts).unwrap_or_default())
+    }
+
+    /// Makes a request of the back-end's control socket; nothing if it does not know the command, or is not there.
+    pub fn control(&mut self, command: &str, arguments: Value) -> Result<Option<Value>, RigError> {
+        match &mut self.backend {
+            Some(backend) => backend.control(command, arguments),
+            None => Ok(None),
+        }
+    }
+
     /// Waits until the screen shows what the guest says it has drawn, byte for byte.
     pub fn wait_for_picture(&mut self, drawn: &Drawn) -> Result<(), RigError> {
         let dump = self.files.folder.join("screen.ppm");
@@ -171,11 +194,20 @@ impl<'a> Run<'a> {
         with_evidence(error, &self.files)
     }
 
+    /// From here on the guest's driver makes mistakes, and the IOMMU may stop the device where it is sent astray.
+    pub fn expect_faults(&mut self) {
+        self.faults_from = Some(RunFiles::text(&self.files.console()).len());
+    }
+
     /// Ends the guest, QEMU and the back-end, and judges their logs.
     pub fn end(self) -> Result<(), RigError> {
         self.qemu.end()?;
         self.backend.map(Backend::end).transpose()?;
-        let mut troubles = console::troubles(&RunFiles::text(&self.files.console()));
+        let log = RunFiles::text(&self.files.console());
+        let (before, after) =
+            log.split_at_checked(self.faults_from.unwrap_or(log.len())).unwrap_or((&log, ""));
+        let mut troubles = console::troubles(before);
+        troubles.extend(console::troubles_but_faults(after));
         troubles.extend(console::qemu_troubles(&RunFiles::text(&self.files.qemu_output())));
         if troubles.is_empty() { Ok(()) } else { Err(RigError::check(troubles.join("\n"))) }
     }

@@ -3,10 +3,12 @@
 
 use crate::rig::error::RigError;
 use crate::rig::guest::unexpected;
+use crate::rig::jobs;
 use crate::rig::process::wait_until;
 use crate::rig::run::Run;
 use crate::rig::stats::{self, Stats};
 use crate::rig::topology::Invalidations;
+use crate::rig::vfio;
 use guest_agent::protocol::{Amount, Command, Drawn, Driver, Event};
 use std::time::{Duration, Instant};
 
@@ -17,20 +19,24 @@ const CURSOR_PIXELS: u64 = 64 * 64;
 const HITS_TO_SHOW: u64 = 20;
 const TIME_TO_SHOW: Duration = Duration::from_secs(2);
 const HIT_LIMIT: Duration = Duration::from_secs(30);
-const SETTLE_LIMIT: Duration = Duration::from_secs(5);
+/// An emulated guest that has other work beside it on a busy machine goes on drawing for a while.
+const SETTLE_LIMIT: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_millis(50);
 
 /// A scenario: its name, and what it does.
 pub type Scenario = (&'static str, fn(&mut Run<'_>) -> Result<(), RigError>);
 
 /// All scenarios of `verify`, in an order in which each leaves a guest that the next can use.
-pub const ALL: [Scenario; 6] = [
+pub const ALL: [Scenario; 9] = [
     ("picture", |run| picture(run, AMOUNT).map(drop)),
+    ("jobs", jobs::jobs),
     ("stop-cont", stop_and_cont),
     ("rebind-idle", rebind_idle),
     ("rebind-drawing", rebind_drawing),
     ("reboot-drawing", reboot_drawing),
     ("invalidations", invalidations),
+    ("vfio", vfio::vfio),
+    ("driver-bugs", vfio::driver_bugs),
 ];
 
 /// The guest draws; the screen shows it, and both sides have counted the same.
@@ -50,7 +56,7 @@ pub fn picture(run: &mut Run<'_>, amount: Amount) -> Result<Drawn, RigError> {
 }
 
 /// The back-end met nothing that a good driver, left in peace, does not do.
-fn no_troubles(before: &Stats, after: &Stats) -> Result<(), RigError> {
+pub(super) fn no_troubles(before: &Stats, after: &Stats) -> Result<(), RigError> {
     match stats::troubles(before, after).as_slice() {
         [] => Ok(()),
         troubles => Err(RigError::check(format!("The back-end counted troubles: {troubles:?}"))),
@@ -198,10 +204,10 @@ fn stop_drawing(run: &mut Run<'_>) -> Result<Drawn, RigError> {
 }
 
 /// The back-end's counts once every job has ended, by itself or by a reset, and they stand still.
-fn settled(run: &mut Run<'_>) -> Result<Option<Stats>, RigError> {
+pub(super) fn settled(run: &mut Run<'_>) -> Result<Option<Stats>, RigError> {
     let mut last = run.stats()?;
     let mut since = Instant::now();
-    wait_until("The end of all work in the back-end", SETTLE_LIMIT, || {
+    let wait = wait_until("The end of all work in the back-end", SETTLE_LIMIT, || {
         let now = run.stats()?;
         if now != last {
             (last, since) = (now, Instant::now());
@@ -209,22 +215,28 @@ fn settled(run: &mut Run<'_>) -> Result<Option<Stats>, RigError> {
         let ended = |stats: Stats| stats.jobs_done + stats.jobs_failed + stats.jobs_discarded;
         let all = last.is_none_or(|stats| stats.jobs_submitted == ended(stats));
         Ok(last.is_none() || all && since.elapsed() >= SILENCE)
-    })?;
-    Ok(last)
+    });
+    match (wait, last) {
+        (Err(RigError::Late { what, limit }), Some(last)) => {
+            let what = format!("{what} (it has counted {last:?})");
+            Err(RigError::Late { what, limit })
+        }
+        (wait, last) => wait.map(|()| last),
+    }
 }
 
-fn same(what: &str, who: &str, found: u64, wanted: u64) -> Result<(), RigError> {
+pub(super) fn same(what: &str, who: &str, found: u64, wanted: u64) -> Result<(), RigError> {
     if found == wanted {
         return Ok(());
     }
     Err(RigError::check(format!("Counted {found} {what} by {who}, where {wanted} were due")))
 }
 
-fn at_least(what: &str, found: u64, wanted: u64) -> Result<(), RigError> {
+pub(super) fn at_least(what: &str, found: u64, wanted: u64) -> Result<(), RigError> {
     if found >= wanted {
         return Ok(());
     }
-    Err(RigError::check(format!("Counted {found} {what} by the back-end, where {wanted} or more were due")))
+    Err(RigError::check(format!("Counted {found} {what}, where {wanted} or more were due")))
 }
 
 #[cfg(test)]

@@ -3,35 +3,56 @@
 
 use serde::Deserialize;
 
-/// What the back-end has counted since it started.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[expect(missing_docs, reason = "the back-end documents its counts; these are their names")]
-pub struct Stats {
-    pub connections: u64,
-    pub misses: u64,
-    pub miss_refused: u64,
-    pub miss_timeouts: u64,
-    pub updates: u64,
-    pub updates_rejected: u64,
-    pub invalidations: u64,
-    pub invalidations_with_work_in_flight: u64,
-    pub acks_parked: u64,
-    pub ladder_evictions: u64,
-    pub revocations: u64,
-    pub frozen_ns: u64,
-    pub ack_latency_ns: Latency,
-    pub commands: u64,
-    pub cursor_commands: u64,
-    pub command_errors: u64,
-    pub jobs_submitted: u64,
-    pub jobs_done: u64,
-    pub jobs_failed: u64,
-    pub jobs_discarded: u64,
-    pub bytes_moved: u64,
-    pub flushes: u64,
-    pub cursor_updates: u64,
-    pub cursor_moves: u64,
-    pub ring_errors: u64,
+/// The table of counts: the struct and the difference of two looks come of it.
+macro_rules! counts {
+    ($($count:ident,)+) => {
+        /// What the back-end has counted since it started.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+        #[expect(missing_docs, reason = "the back-end documents its counts; these are their names")]
+        pub struct Stats {
+            pub ack_latency_ns: Latency,
+            $(pub $count: u64,)+
+        }
+
+        impl Stats {
+            /// What was counted since the look `before`. Latencies are not counts: they stay as they are.
+            #[must_use]
+            pub fn since(&self, before: &Self) -> Self {
+                Self {
+                    ack_latency_ns: self.ack_latency_ns,
+                    $($count: self.$count.saturating_sub(before.$count),)+
+                }
+            }
+        }
+    };
+}
+
+counts! {
+    connections,
+    misses,
+    miss_refused,
+    miss_timeouts,
+    updates,
+    updates_rejected,
+    invalidations,
+    invalidations_with_work_in_flight,
+    incoherent_pins,
+    acks_parked,
+    ladder_evictions,
+    revocations,
+    frozen_ns,
+    commands,
+    cursor_commands,
+    command_errors,
+    jobs_submitted,
+    jobs_done,
+    jobs_failed,
+    jobs_discarded,
+    bytes_moved,
+    flushes,
+    cursor_updates,
+    cursor_moves,
+    ring_errors,
 }
 
 /// Latencies in nanoseconds.
@@ -48,6 +69,7 @@ type Count = fn(&Stats) -> u64;
 
 /// Counts by which the back-end owned up to trouble between two looks; with a good driver, left in peace, all are 0.
 pub fn troubles(before: &Stats, after: &Stats) -> Vec<(&'static str, u64)> {
+    let rises = after.since(before);
     let counts: [(&str, Count); 7] = [
         ("miss_refused", |stats| stats.miss_refused),
         ("miss_timeouts", |stats| stats.miss_timeouts),
@@ -57,8 +79,7 @@ pub fn troubles(before: &Stats, after: &Stats) -> Vec<(&'static str, u64)> {
         ("jobs_failed", |stats| stats.jobs_failed),
         ("ring_errors", |stats| stats.ring_errors),
     ];
-    let rises = counts.map(|(name, count)| (name, count(after).saturating_sub(count(before))));
-    rises.into_iter().filter(|(_, rise)| *rise > 0).collect()
+    counts.map(|(name, count)| (name, count(&rises))).into_iter().filter(|(_, rise)| *rise > 0).collect()
 }
 
 #[cfg(test)]

@@ -95,6 +95,11 @@ impl Topology {
         Ok(topology)
     }
 
+    /// Whether the guest has an IOMMU.
+    pub fn has_iommu(&self) -> bool {
+        self.invalidations != Invalidations::None
+    }
+
     /// The same machine with QEMU's own device in the place of ours, to compare with.
     pub fn reference_config(&self) -> String {
         let mut config = String::new();

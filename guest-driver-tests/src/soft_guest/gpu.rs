@@ -189,6 +189,11 @@ impl Command {
         Self::new(kind::CTX_ATTACH_RESOURCE, &[resource, 0]).in_context(ctx)
     }
 
+    /// CTX_DETACH_RESOURCE.
+    pub fn ctx_detach(ctx: u32, resource: u32) -> Self {
+        Self::new(kind::CTX_DETACH_RESOURCE, &[resource, 0]).in_context(ctx)
+    }
+
     /// RESOURCE_CREATE_3D of a buffer, as the stock driver sends it when no Mesa is there to ask for more.
     pub fn create_buffer(resource: u32, bytes: u32) -> Self {
         Self::new(kind::RESOURCE_CREATE_3D, &[resource, 0, 0, 0, bytes, 1, 1, 1, 0, 0, 0, 0])

@@ -13,7 +13,7 @@ use super::dma::DmaBuffer;
 use super::driver::Ticket;
 use super::error::{Error, Result};
 use super::frames::Dice;
-use super::gpu::{Command, Response};
+use super::gpu::{Command, Response, kind};
 use super::guest::{GuestConfig, SoftGuest};
 use super::link::Ack;
 use super::wire;
@@ -66,6 +66,7 @@ pub struct JobGuest {
     pub guest: SoftGuest,
     /// The buffers, from 1 on.
     pub buffers: Vec<DmaBuffer>,
+    mode: Mode,
     fence: u64,
 }
 
@@ -81,10 +82,14 @@ impl JobGuest {
             guest.driver.ok(&Command::attach_backing(id, &buffer.segments(0, BYTES)))?;
             buffers.push(buffer);
         }
-        let mut this = Self { guest, buffers, fence: 0 };
+        let mut this = Self { guest, buffers, mode, fence: 0 };
         this.make_context(1)?;
-        this.run(Stream::new().mode(mode))?;
+        this.settle_mode()?;
         Ok(this)
+    }
+
+    fn settle_mode(&mut self) -> Result<()> {
+        self.run(Stream::new().mode(self.mode)).map(drop)
     }
 
     /// Makes a context with all buffers.
@@ -165,16 +170,36 @@ impl JobGuest {
                 on_their_way.push_back(self.submit(there.checksum(whole(2), place(3, 0)))?);
             }
             self.swap(1 + dice.below(2) as u32, dice.below(PAGES))?;
-            if let Some(ticket) = on_their_way.pop_front() {
-                self.guest.driver.wait_ok(ticket)?;
+            let oldest = on_their_way.pop_front();
+            if !self.is_done(oldest)? {
+                self.renew(&mut on_their_way)?;
             }
             if cycle % 16 == 0 {
                 self.guest.dma.oracle().check()?;
             }
         }
-        for ticket in on_their_way {
-            self.guest.driver.wait_ok(ticket)?;
-        }
+        self.renew(&mut on_their_way)?;
         self.guest.dma.oracle().check()
+    }
+
+    /// Waits for a job of a storm. One that has lost a page on its way may fail, and rightly so: it was robbed.
+    fn is_done(&mut self, ticket: Option<Ticket>) -> Result<bool> {
+        let Some(ticket) = ticket else { return Ok(true) };
+        let response = self.guest.driver.wait(ticket)?;
+        match response.kind() {
+            _ if response.is_ok() => Ok(true),
+            kind::ERR_UNSPEC | kind::ERR_INVALID_CONTEXT_ID => Ok(false),
+            other => Err(Error::Command { command: response.command, response: other }),
+        }
+    }
+
+    /// Waits for all jobs, and makes a new context, for the old one may be lost.
+    fn renew(&mut self, on_their_way: &mut VecDeque<Ticket>) -> Result<()> {
+        for ticket in on_their_way.drain(..) {
+            self.is_done(Some(ticket))?;
+        }
+        self.guest.driver.ok(&Command::ctx_destroy(1))?;
+        self.make_context(1)?;
+        self.settle_mode()
     }
 }

@@ -76,7 +76,7 @@ fn an_update_that_does_not_cover_the_page_gets_one_more_try_and_then_a_fault() {
         assert_eq!(verdict, UpdateVerdict::Staged);
         let answer = table.on_reply(at(1), true);
         if last_try {
-            assert_eq!(answer, resolved(miss(0x1000, Access::Read), &[7], Outcome::Refused));
+            assert_eq!(answer, resolved(miss(0x1000, Access::Read), &[7], Outcome::NotCovered));
         } else {
             assert_eq!(answer, Answer::AskedAgain);
             assert_eq!(table.next_to_send(), Some(miss(0x1000, Access::Read)));
@@ -91,7 +91,7 @@ fn success_without_an_update_or_with_one_that_claims_less_covers_nothing() {
     assert_eq!(table.on_reply(at(1), true), Answer::AskedAgain);
     assert_eq!(table.next_to_send(), Some(miss(0x1000, Access::Read)));
     let _ = table.on_update(range(0x1000, 0x1000), host(0x1000), Permissions::WRITE);
-    assert_eq!(table.on_reply(at(2), true), resolved(miss(0x1000, Access::Read), &[7], Outcome::Refused));
+    assert_eq!(table.on_reply(at(2), true), resolved(miss(0x1000, Access::Read), &[7], Outcome::NotCovered));
 }
 
 #[test]

@@ -161,7 +161,10 @@ fn the_ranges_are_listed_in_order_and_merged() {
     rig.map(1 << 60, PAGE, FRAME, Permissions::READ);
     rig.map(2 * MIB, 4 * MIB, FRAME, Permissions::READ);
     let mut listed = Vec::new();
-    rig.writer.mapped_ranges(|found| listed.push((found.range, found.host, found.permissions)));
+    let everything = ByteRange::everything();
+    rig.writer.mapped_ranges(SpaceId::DEVICE, everything, |found| {
+        listed.push((found.range, found.host, found.permissions))
+    });
     let expected = [
         (range(0x3000, 2 * PAGE), FRAME, Permissions::READ),
         (range(0x5000, PAGE), FRAME + 2 * PAGE, Permissions::WRITE),
@@ -203,4 +206,39 @@ fn a_large_leaf_is_one_piece_to_its_end() {
     let section = rig.reader.enter();
     let span = section.translate(SPACE, Iova::new(MIB + 5), Access::Read).unwrap();
     assert_eq!((span.address(), span.len()), (FRAME + MIB + 5, MIB - 5));
+}
+
+#[test]
+fn a_part_of_a_large_leaf_is_listed_as_that_part() {
+    let mut rig = rig();
+    rig.map(2 * MIB, 2 * MIB, FRAME, Permissions::READ);
+    let mut listed = Vec::new();
+    let part = range(2 * MIB + 3 * PAGE + 5, PAGE);
+    rig.writer.mapped_ranges(SpaceId::DEVICE, part, |found| listed.push((found.range, found.host)));
+    assert_eq!(listed, [(range(2 * MIB + 3 * PAGE, 2 * PAGE), FRAME + 3 * PAGE)]);
+}
+
+#[test]
+fn what_is_missing_ahead_of_a_miss_is_of_its_access_behind_it_and_of_few_pages() {
+    let mut rig = rig();
+    let wanted = |first, pages, access| PinRange {
+        space: SpaceId::DEVICE,
+        range: range(first * PAGE, pages * PAGE),
+        access,
+    };
+    let wanted = [
+        wanted(0x10, 4, Access::Read),
+        wanted(0x20, 8, Access::Write),
+        wanted(0x30, 2, Access::Read),
+        wanted(0x40, 1000, Access::Read),
+    ];
+    rig.map(0x12 * PAGE, PAGE, FRAME, Permissions::READ);
+    let missing = |first, pages| Missing {
+        space: SpaceId::DEVICE,
+        range: range(first * PAGE, pages * PAGE),
+        access: Access::Read,
+    };
+    let ahead = rig.reader.missing_ahead(&wanted, missing(0x11, 1));
+    assert_eq!(ahead, [missing(0x13, 1), missing(0x30, 2), missing(0x40, 59)]);
+    assert_eq!(rig.reader.missing_ahead(&wanted, missing(0x40 + 999, 1)), []);
 }

@@ -1,0 +1,218 @@
+//! The records of what went wrong: violations and faults, the newest of each. A violation is also printed, as a
+//! report for the author of the driver; a guest cannot make us print without bound. Knows nothing of verdicts, nor of
+//! who reads the records.
+//!
+//! LOCKING: one leaf mutex, held for one record or one copy of all.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use device_model::violation::{Fault, Verdict, Violation};
+
+/// Records that are kept of each kind.
+pub const KEPT: usize = 256;
+
+/// Reports that are printed at once, and how long it takes until one more is.
+const BURST: u32 = 8;
+const ONE_MORE: Duration = Duration::from_secs(10);
+
+/// The newest records of one kind.
+#[derive(Clone, Debug)]
+pub struct Newest<T> {
+    /// Oldest first.
+    pub records: VecDeque<T>,
+    /// Older ones that were forgotten.
+    pub dropped: u64,
+}
+
+impl<T> Default for Newest<T> {
+    fn default() -> Self {
+        Self { records: VecDeque::new(), dropped: 0 }
+    }
+}
+
+impl<T> Newest<T> {
+    fn push(&mut self, record: T) {
+        if self.records.len() >= KEPT {
+            self.records.pop_front();
+            self.dropped = self.dropped.saturating_add(1);
+        }
+        self.records.push_back(record);
+    }
+}
+
+/// A violation with what was known of its address when it happened.
+#[derive(Clone, Debug)]
+pub struct Reported {
+    /// The violation.
+    pub violation: Violation,
+    /// What its address was called.
+    pub names: Vec<String>,
+    /// Where its trace is, or how to get one.
+    pub trace: String,
+}
+
+/// How often something may be printed.
+#[derive(Debug)]
+struct Rate {
+    left: u32,
+    since: Duration,
+}
+
+impl Rate {
+    /// Whether it may be printed now.
+    fn take(&mut self, now: Duration) -> bool {
+        let earned = now.saturating_sub(self.since).as_secs() / ONE_MORE.as_secs();
+        if let Ok(earned) = u32::try_from(earned)
+            && earned > 0
+        {
+            self.left = self.left.saturating_add(earned).min(BURST);
+            self.since = now;
+        }
+        let may = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        may
+    }
+}
+
+#[derive(Debug)]
+struct Inner {
+    violations: Newest<Reported>,
+    faults: Newest<Fault>,
+    next_id: u64,
+    rate: Rate,
+    unprinted: u64,
+}
+
+/// What went wrong so far; shared by all threads.
+#[derive(Debug)]
+pub struct Reports(Mutex<Inner>);
+
+impl Default for Reports {
+    fn default() -> Self {
+        let rate = Rate { left: BURST, since: Duration::ZERO };
+        let (violations, faults) = (Newest::default(), Newest::default());
+        Self(Mutex::new(Inner { violations, faults, next_id: 1, rate, unprinted: 0 }))
+    }
+}
+
+/// What is to be printed about a violation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Print {
+    /// Its report, and how many before it were not printed.
+    Report {
+        /// So many.
+        unprinted: u64,
+    },
+    /// Nothing: too much was printed lately.
+    Nothing,
+}
+
+impl Reports {
+    /// Keeps a violation, gives it its number, and says whether it is to be printed. Benign ones are kept and not
+    /// printed.
+    pub fn violation(&self, mut reported: Reported) -> (Reported, Print) {
+        let mut inner = self.lock();
+        reported.violation.id = inner.next_id;
+        inner.next_id = inner.next_id.saturating_add(1);
+        inner.violations.push(reported.clone());
+        let print = match reported.violation.verdict {
+            Verdict::Benign => Print::Nothing,
+            Verdict::Moved | Verdict::Gone if inner.rate.take(reported.violation.at) => {
+                Print::Report { unprinted: std::mem::take(&mut inner.unprinted) }
+            }
+            Verdict::Moved | Verdict::Gone => {
+                inner.unprinted = inner.unprinted.saturating_add(1);
+                Print::Nothing
+            }
+        };
+        (reported, print)
+    }
+
+    /// Keeps a fault.
+    pub fn fault(&self, fault: Fault) {
+        self.lock().faults.push(fault);
+    }
+
+    /// The violations that are kept.
+    pub fn violations(&self) -> Newest<Reported> {
+        self.lock().violations.clone()
+    }
+
+    /// The faults that are kept.
+    pub fn faults(&self) -> Newest<Fault> {
+        self.lock().faults.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use device_model::addr::{Access, ByteRange, Iova};
+    use device_model::job::JobId;
+    use device_model::violation::{Confidence, InvalidationInfo};
+    use job_stream::Mode;
+
+    use super::*;
+
+    /// A violation at this second.
+    pub(crate) fn reported(second: u64, verdict: Verdict) -> Reported {
+        let range = ByteRange::new(Iova::new(0x1000), 0x1000).unwrap();
+        let at = Duration::from_secs(second);
+        let violation = Violation {
+            id: 0,
+            at,
+            verdict,
+            confidence: Confidence::Certain,
+            mode: Mode::Fence,
+            job: JobId::new(12),
+            context: Some(3),
+            packet: Some(2),
+            range,
+            access: Access::Read,
+            invalidation: InvalidationInfo { number: 1, range, begun: at, acked: Some(at) },
+        };
+        Reported { violation, names: Vec::new(), trace: String::new() }
+    }
+
+    #[test]
+    fn the_newest_records_are_kept_and_the_others_counted() {
+        let reports = Reports::default();
+        for second in 0..300 {
+            let (reported, _) = reports.violation(reported(second, Verdict::Gone));
+            assert_eq!(reported.violation.id, second + 1);
+        }
+        let kept = reports.violations();
+        assert_eq!((kept.records.len(), kept.dropped), (KEPT, 44));
+        assert_eq!(kept.records[0].violation.id, 45);
+        assert_eq!(kept.records[KEPT - 1].violation.id, 300);
+    }
+
+    #[test]
+    fn a_guest_cannot_make_us_print_without_bound() {
+        let reports = Reports::default();
+        let print = |second| reports.violation(reported(second, Verdict::Moved)).1;
+        for _ in 0..BURST {
+            assert_eq!(print(0), Print::Report { unprinted: 0 });
+        }
+        for _ in 0..3 {
+            assert_eq!(print(9), Print::Nothing);
+        }
+        assert_eq!(print(10), Print::Report { unprinted: 3 });
+        assert_eq!(print(10), Print::Nothing);
+        let printed = (0..1000).filter(|_| print(1_000_000) != Print::Nothing).count();
+        assert_eq!(printed, 8);
+    }
+
+    #[test]
+    fn a_benign_overlap_is_kept_and_not_printed() {
+        let reports = Reports::default();
+        assert_eq!(reports.violation(reported(0, Verdict::Benign)).1, Print::Nothing);
+        assert_eq!(reports.violations().records.len(), 1);
+        assert_eq!(reports.violation(reported(0, Verdict::Gone)).1, Print::Report { unprinted: 0 });
+    }
+}

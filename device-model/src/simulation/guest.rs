@@ -1,0 +1,213 @@
+//! The model's guest: its IOMMU page table over scattered frames, and its driver, which knows what it has built. Says
+//! which translations are good at any moment: those of the table, and those that were taken away by an INVALIDATE that
+//! is not acked yet. A frame that nobody may use any more is poisoned at once, and is the next to be used again.
+
+use super::memory::{FRAMES, Memory};
+use super::ops::Shape;
+use super::world::{DEVICES, PAGES, RESOURCES};
+use crate::addr::{Access, Address, ByteRange, Iova, PAGE_SIZE};
+use crate::mmu::Permissions;
+
+/// Pages below the gap: eight on each side of the edge of a large leaf.
+const LOW_PAGES: usize = PAGES - 4;
+const LOW: u64 = 0x401f_8000;
+/// The last pages of the address space.
+const HIGH: u64 = 0xffff_ffff_ffff_c000;
+
+/// The address of a page.
+pub(super) fn iova(page: usize) -> Iova {
+    let number = page as u64;
+    Iova::new(match number.checked_sub(LOW_PAGES as u64) {
+        None => LOW + number * PAGE_SIZE,
+        Some(high) => HIGH + high * PAGE_SIZE,
+    })
+}
+
+/// Which page an address lies in.
+pub(super) fn page_at(at: Iova) -> Option<usize> {
+    (0..PAGES).find(|&page| iova(page) == at.page())
+}
+
+/// What the page table has for a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mapping {
+    pub(super) frame: usize,
+    pub(super) permissions: Permissions,
+}
+
+/// A mapping that was taken away.
+#[derive(Clone, Copy, Debug)]
+struct Old {
+    page: usize,
+    mapping: Mapping,
+    /// The INVALIDATE that says so, once it is sent.
+    invalidation: Option<u64>,
+}
+
+/// A 2D resource, as the driver knows it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Resource {
+    pub(super) size: Option<(u32, u32)>,
+    pub(super) backing: Option<Vec<(u64, u32)>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Guest {
+    table: [Option<Mapping>; PAGES],
+    old: Vec<Old>,
+    free: Vec<usize>,
+    /// When what a page holds has changed last.
+    changed: [u64; PAGES],
+    /// When a page was last mapped, or something of it was taken away.
+    mapped: [u64; PAGES],
+    /// When the device last acked that something of a page was taken away.
+    told: [u64; PAGES],
+    next_version: u64,
+    next_invalidation: u64,
+    pub(super) resources: [[Resource; RESOURCES]; DEVICES],
+}
+
+impl Guest {
+    pub(super) fn new() -> Self {
+        Self {
+            table: [None; PAGES],
+            old: Vec::new(),
+            free: (0..FRAMES).rev().collect(),
+            changed: [0; PAGES],
+            mapped: [0; PAGES],
+            told: [0; PAGES],
+            next_version: 1,
+            next_invalidation: 0,
+            resources: Default::default(),
+        }
+    }
+
+    pub(super) fn mapping(&self, page: usize) -> Option<Mapping> {
+        self.table[page]
+    }
+
+    /// What a page holds, if that has not changed since, in whatever way the device may have seen it.
+    pub(super) fn unchanged_since(&self, page: usize, stamp: u64) -> Option<Mapping> {
+        let ambiguous = self.old.iter().any(|old| old.page == page);
+        self.table[page].filter(|_| !ambiguous && self.changed[page] < stamp)
+    }
+
+    /// Whether the device was allowed to read a page all the time since.
+    pub(super) fn readable_since(&self, page: usize, stamp: u64) -> bool {
+        self.mapped[page] < stamp && self.table[page].is_some_and(|mapping| mapping.permissions.read)
+    }
+
+    /// Whether what the page table has for a page has changed since, or had before and was not known to the device.
+    pub(super) fn remapped_since(&self, page: usize, stamp: u64) -> bool {
+        self.mapped[page].max(self.told[page]) >= stamp || self.old.iter().any(|old| old.page == page)
+    }
+
+    /// Maps a page that is not mapped; returns whether that was so.
+    pub(super) fn map(
+        &mut self,
+        page: usize,
+        permissions: Permissions,
+        stamp: u64,
+        memory: &mut Memory,
+    ) -> bool {
+        if self.table[page].is_some() {
+            return false;
+        }
+        let Some(frame) = self.free.pop() else { return false };
+        self.table[page] = Some(Mapping { frame, permissions });
+        self.mapped[page] = stamp;
+        self.write(page, stamp, memory);
+        true
+    }
+
+    pub(super) fn unmap(&mut self, page: usize, stamp: u64) -> Option<Mapping> {
+        let mapping = self.table[page].take()?;
+        self.changed[page] = stamp;
+        self.mapped[page] = stamp;
+        self.old.push(Old { page, mapping, invalidation: None });
+        Some(mapping)
+    }
+
+    /// Maps a page to another frame, and perhaps back to the one that it had.
+    pub(super) fn remap(&mut self, page: usize, back: bool, stamp: u64, memory: &mut Memory) -> bool {
+        let Some(first) = self.table[page].filter(|_| !self.free.is_empty()) else { return false };
+        self.unmap(page, stamp);
+        self.map(page, first.permissions, stamp, memory);
+        if back {
+            self.unmap(page, stamp);
+            self.table[page] = Some(first);
+        }
+        true
+    }
+
+    /// The device has written to a page.
+    pub(super) fn written_by_device(&mut self, page: usize, stamp: u64) {
+        self.changed[page] = stamp;
+    }
+
+    /// New contents.
+    pub(super) fn write(&mut self, page: usize, stamp: u64, memory: &mut Memory) {
+        if let Some(mapping) = self.table[page] {
+            memory.fill(mapping.frame, self.next_version);
+            self.next_version += 1;
+            self.changed[page] = stamp;
+        }
+    }
+
+    /// An INVALIDATE that is to be sent now: it is for all that was taken away from its range so far.
+    pub(super) fn invalidate(&mut self, page: usize, shape: Shape) -> Option<(u64, ByteRange<Iova>)> {
+        let range = range(page, shape)?;
+        let id = self.next_invalidation;
+        self.next_invalidation += 1;
+        let covered = range.page_aligned();
+        for old in self.old.iter_mut().filter(|old| old.invalidation.is_none()) {
+            if covered.contains(iova(old.page)) {
+                old.invalidation = Some(id);
+            }
+        }
+        Some((id, range))
+    }
+
+    /// An INVALIDATE is acked: nobody has what it took away any more.
+    pub(super) fn acked(&mut self, id: u64, stamp: u64, memory: &mut Memory) {
+        let (gone, kept) = self.old.iter().partition::<Vec<_>, _>(|old| old.invalidation == Some(id));
+        self.old = kept;
+        for old in gone {
+            let frame = old.mapping.frame;
+            self.changed[old.page] = stamp;
+            self.told[old.page] = stamp;
+            let used = self.table.iter().flatten().any(|mapping| mapping.frame == frame)
+                || self.old.iter().any(|old| old.mapping.frame == frame)
+                || self.free.contains(&frame);
+            if !used {
+                memory.poison(frame);
+                self.free.push(frame);
+            }
+        }
+    }
+
+    /// Whether the device may get at `frame` through `page` now, if at all with the permission for `access`.
+    pub(super) fn allows(&self, page: usize, frame: usize, access: Option<Access>) -> bool {
+        let good = |mapping: &Mapping| {
+            mapping.frame == frame && access.is_none_or(|access| mapping.permissions.allow(access))
+        };
+        self.table[page].as_ref().is_some_and(good)
+            || self.old.iter().any(|old| old.page == page && good(&old.mapping))
+    }
+}
+
+fn range(page: usize, shape: Shape) -> Option<ByteRange<Iova>> {
+    let at = iova(page);
+    let within = Iova::new(at.raw() + 0x234);
+    match shape {
+        Shape::Exact => ByteRange::new(at, PAGE_SIZE).ok(),
+        Shape::Rounded(order) => {
+            let mask = (PAGE_SIZE << order) - 1;
+            ByteRange::inclusive(Iova::new(at.raw() & !mask), Iova::new(at.raw() | mask))
+        }
+        Shape::Domain => Some(ByteRange::everything()),
+        Shape::ToTheEnd => ByteRange::inclusive(within, Address::new(u64::MAX)),
+        Shape::FromTheStart => ByteRange::inclusive(Address::new(0), within),
+        Shape::Later => None,
+    }
+}

@@ -1,0 +1,122 @@
+//! The deterministic simulation: the whole model on one thread, driven by a list of operations that follows from a
+//! seed. A model guest with an IOMMU over scattered frames gives commands, maps, unmaps and remaps; a model front-end
+//! answers misses, or refuses, loses or mangles the answers; engines make steps, with everything else happening in the
+//! middle of them; time is a number. An oracle looks at every access, ack and answer.
+//!
+//! What the model does here is what it does in the back-end: [`crate::schedule`], [`crate::engine`],
+//! [`crate::drain`], [`crate::mmu`], [`crate::device`]. `session`, `engines` and `queue` stand for the threads.
+//! What two threads do within one call of the mirror is not seen here: that is model-checked with loom.
+//!
+//! A seed gives the same events for ever. [`Bug`] seeds known bugs, to prove that each would be found.
+
+mod bug;
+mod driver;
+mod engines;
+mod front_end;
+mod guest;
+mod memory;
+mod ops;
+mod oracle;
+mod queue;
+mod random;
+mod session;
+mod shrink;
+mod trace;
+mod world;
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+pub use bug::Bug;
+pub use oracle::{Invariant, Violation};
+pub use trace::Counts;
+
+use ops::Op;
+use oracle::violation;
+use random::Random;
+use world::{Flavor, World};
+
+/// Bytes of a table, about: limits are given in tables.
+const TABLE: usize = 4224;
+
+/// A schedule: operations, and in what kind of world they are played.
+#[derive(Clone, Debug)]
+pub struct Schedule {
+    seed: u64,
+    flavor: Flavor,
+    ops: Vec<Op>,
+}
+
+/// What came of a schedule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// A hash of all events, in order.
+    pub hash: u64,
+    /// What was hit.
+    pub counts: Counts,
+    /// What was broken, if anything.
+    pub violation: Option<Violation>,
+}
+
+impl Schedule {
+    /// The schedule of a seed.
+    pub fn new(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let tables = random.weighted(&[(5, 256), (1, 24), (3, 10), (1, 5)]);
+        let faulty = random.one_in(4);
+        let flavor = Flavor {
+            table_limit: tables * TABLE,
+            pipelined: random.one_in(3),
+            overclaims: !faulty && random.one_in(2),
+            faulty,
+        };
+        let len = 40 + random.index(120);
+        Self { seed, flavor, ops: ops::generate(&mut random, len) }
+    }
+
+    /// Plays it, perhaps with a seeded bug.
+    pub fn play(&self, bug: Option<Bug>) -> Report {
+        self.run(&self.ops, bug, false)
+    }
+
+    /// Plays it, and prints all that happens.
+    pub fn watch(&self, bug: Option<Bug>) -> Report {
+        self.run(&self.ops, bug, true)
+    }
+
+    /// A schedule with fewer operations that breaks the same invariant.
+    pub fn shrunk(&self, bug: Option<Bug>) -> Self {
+        let broken = |ops: &[Op]| self.run(ops, bug, false).violation.map(|violation| violation.invariant);
+        let Some(wanted) = broken(&self.ops) else { return self.clone() };
+        let ops = shrink::shrink(&self.ops, |ops| broken(ops) == Some(wanted));
+        Self { ops, ..self.clone() }
+    }
+
+    /// How many operations it has.
+    pub fn len(&self) -> usize {
+        self.ops.len()
+    }
+
+    /// Whether it has no operations.
+    pub fn is_empty(&self) -> bool {
+        self.ops.is_empty()
+    }
+
+    fn run(&self, ops: &[Op], bug: Option<Bug>, watched: bool) -> Report {
+        let (mut world, readers) = World::new(self.flavor, bug, watched);
+        let played = catch_unwind(AssertUnwindSafe(|| world.play(&readers, ops)));
+        if let Err(panic) = played {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("?");
+            world.fail(violation(Invariant::I6, format!("Panic: {text}")));
+        }
+        Report { hash: world.trace.hash(), counts: world.counts.clone(), violation: world.violation.take() }
+    }
+}
+
+impl fmt::Display for Schedule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "Schedule of seed {:#x}, {} operations, {:?}", self.seed, self.ops.len(), self.flavor)?;
+        self.ops.iter().enumerate().try_for_each(|(number, op)| writeln!(f, "{number:>5}  {op:?}"))
+    }
+}

@@ -1,0 +1,227 @@
+//! The model's queue thread: takes commands off the guest's rings, has the devices carry them out, and writes the
+//! answers where the guest will see them: through the mirror, in a section, which may itself need a MISS.
+//!
+//! There are two devices, so that two jobs can run at a time; their jobs share engines and mirror.
+
+use std::collections::VecDeque;
+
+use super::bug::Bug;
+use super::guest::iova;
+use super::oracle::{Invariant, violation};
+use super::session::Waiter;
+use super::world::{DEVICES, ENGINES, PAGES, Readers, World};
+use crate::addr::{Access, Iova, SpaceId};
+use crate::device::{Device, DeviceConfig, Effect};
+use crate::job::JobId;
+use crate::mmu::{JobMemory, MemoryError};
+use crate::reply::Response;
+use crate::scanout::{DisplayAnswer, DisplayQuestion};
+use crate::schedule::FinishedJob;
+
+/// Commands that are taken in one turn.
+const COMMANDS_A_TURN: usize = 3;
+/// Bytes of an answer that are written: the header.
+const ANSWER: usize = 24;
+
+/// News for the queue thread.
+#[derive(Debug)]
+pub(super) enum Mail {
+    RingReady,
+    JobFinished(FinishedJob),
+    MissAnswered,
+    Reset,
+}
+
+/// A command of the guest, not yet taken.
+#[derive(Debug)]
+pub(super) struct Given {
+    pub(super) number: usize,
+    pub(super) bytes: Vec<u8>,
+    /// The resource that a transfer is of.
+    pub(super) resource: u32,
+}
+
+#[derive(Debug)]
+pub(super) struct Queue {
+    pub(super) devices: [Device<usize>; DEVICES],
+    pub(super) ring: VecDeque<Given>,
+    pub(super) mailbox: VecDeque<Mail>,
+    outbox: VecDeque<(usize, Response)>,
+    /// Answers to misses that it waits for.
+    waits_for: usize,
+}
+
+impl Queue {
+    pub(super) fn new() -> Self {
+        let mut devices =
+            [(); DEVICES].map(|()| Device::new(DeviceConfig { scanouts: 4, ..DeviceConfig::default() }));
+        for (device, number) in devices.iter_mut().zip(0_u64..) {
+            device.number_jobs_from(JobId(number << 32));
+        }
+        Self {
+            devices,
+            ring: VecDeque::new(),
+            mailbox: VecDeque::new(),
+            outbox: VecDeque::new(),
+            waits_for: 0,
+        }
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.ring.is_empty() && self.mailbox.is_empty() && self.outbox.is_empty()
+    }
+}
+
+/// The page in which a device's answers are written.
+pub(super) fn answers_page(device: usize) -> usize {
+    PAGES - 5 - device
+}
+
+fn answer_at(device: usize, number: usize) -> Iova {
+    Iova::new(iova(answers_page(device)).raw() + (number as u64 % 64) * 64)
+}
+
+impl World {
+    /// As the back-end's queue thread: mail, commands, answers.
+    pub(super) fn queue_turn(&mut self, readers: &Readers) {
+        while let Some(mail) = self.queue.mailbox.pop_front() {
+            self.mail(mail);
+        }
+        for _ in 0..COMMANDS_A_TURN {
+            if !self.session.running {
+                break;
+            }
+            let Some(given) = self.queue.ring.pop_front() else { break };
+            self.execute(&given);
+        }
+        self.publish(readers);
+    }
+
+    fn mail(&mut self, mail: Mail) {
+        match mail {
+            Mail::RingReady => self.queue.waits_for = 0,
+            Mail::MissAnswered => self.queue.waits_for = self.queue.waits_for.saturating_sub(1),
+            Mail::JobFinished(FinishedJob { job, outcome }) => {
+                let device = (job.id().raw() >> 32) as usize;
+                let mut effects = Vec::new();
+                self.queue.devices[device].job_finished(job, outcome, &mut effects);
+                self.carry_out(device, effects);
+            }
+            Mail::Reset => {
+                for device in &mut self.queue.devices {
+                    drop(device.reset());
+                }
+                if !self.is(Bug::KeepJobsOverReset) {
+                    self.session.schedule.discard();
+                }
+                self.queue.ring.clear();
+                if !self.is(Bug::AnswerAfterReset) {
+                    self.queue.outbox.clear();
+                }
+                self.queue.waits_for = 0;
+                self.oracle.reset();
+            }
+        }
+    }
+
+    fn execute(&mut self, given: &Given) {
+        let device = self.oracle.device_of(given.number);
+        self.event("executes", given.number as u64, device as u64);
+        let image = self.queue.devices[device].image(given.resource);
+        self.oracle.transfer_begins(given.number, image, self.stamp);
+        let mut effects = Vec::new();
+        self.queue.devices[device].control(&given.bytes, given.number, &mut effects);
+        let answered = |effect: &Effect<usize>| matches!(effect, Effect::Complete { pending, .. } if *pending == given.number);
+        if self.oracle.is_transfer(given.number) && !effects.iter().any(answered) {
+            self.oracle.accepted(given.number);
+        }
+        self.carry_out(device, effects);
+    }
+
+    fn carry_out(&mut self, device: usize, effects: Vec<Effect<usize>>) {
+        for effect in effects {
+            match effect {
+                Effect::Complete { pending, response } => self.answer(pending, response),
+                Effect::Run(job) => {
+                    if let Err(violation) = self.oracle.job_begins(device, job.id()) {
+                        self.fail(violation);
+                    }
+                    self.session.schedule.submit(job);
+                }
+                Effect::Display(_) => {}
+                Effect::Ask { ticket, question } => {
+                    let answer = match question {
+                        DisplayQuestion::Modes => DisplayAnswer::Modes(None),
+                        DisplayQuestion::Edid { .. } => DisplayAnswer::Edid(None),
+                    };
+                    let mut effects = Vec::new();
+                    self.queue.devices[device].display_answer(ticket, answer, &mut effects);
+                    self.carry_out(device, effects);
+                }
+            }
+        }
+    }
+
+    fn answer(&mut self, number: usize, response: Response) {
+        self.event("answers", number as u64, response.kind().into());
+        let checked = self.oracle.answered(number, &response, (&self.guest, &self.memory), &mut self.counts);
+        if let Err(violation) = checked {
+            self.fail(violation);
+        }
+        let again = self.is(Bug::CompleteTwice).then(|| response.clone());
+        if !self.is(Bug::LoseCompletion) {
+            self.queue.outbox.push_back((number, response));
+        }
+        self.queue.outbox.extend(again.map(|again| (number, again)));
+        let last = self.queue.outbox.len();
+        if self.is(Bug::ReorderFences) && last >= 2 {
+            let fenced = |index: usize| self.oracle.is_fenced(self.queue.outbox[index].0);
+            if fenced(last - 1) && fenced(last - 2) {
+                self.queue.outbox.swap(last - 1, last - 2);
+            }
+        }
+    }
+
+    /// Writes answers, as far as the guest's pages are known.
+    fn publish(&mut self, readers: &Readers) {
+        while self.session.running && self.queue.waits_for == 0 {
+            let Some((number, response)) = self.queue.outbox.front() else { return };
+            let (number, at) = (*number, answer_at(self.oracle.device_of(*number), *number));
+            let bytes = response.as_bytes()[..ANSWER].to_vec();
+            let section = readers.queue.enter();
+            self.check_access(&section, at, bytes.len(), Access::Write);
+            let written = section.write(SpaceId::DEVICE, at, &bytes);
+            drop(section);
+            match written {
+                Ok(()) => self.seen(number),
+                Err(MemoryError::Missing(missing)) => {
+                    self.counts.responses_missing += 1;
+                    self.queue.waits_for = missing.pages().count();
+                    self.session.port.push_back((Waiter::Ring, missing));
+                    return self.wake();
+                }
+                Err(error) => {
+                    return self
+                        .fail(violation(Invariant::I5, format!("An answer cannot be written: {error}")));
+                }
+            }
+        }
+    }
+
+    fn seen(&mut self, number: usize) {
+        self.queue.outbox.pop_front();
+        self.guest.written_by_device(answers_page(self.oracle.device_of(number)), self.stamp);
+        self.counts.responses += 1;
+        self.counts.fences += u64::from(self.oracle.is_fenced(number));
+        self.event("seen", number as u64, 0);
+        if let Err(violation) = self.oracle.seen(number) {
+            self.fail(violation);
+        }
+    }
+
+    /// Whether an engine or the queue thread has something to do that nobody has to bring.
+    pub(super) fn is_quiet(&self) -> bool {
+        let engines = self.engines.iter().take(ENGINES).all(super::engines::Engine::is_idle);
+        engines && self.queue.is_idle() && self.session.is_idle() && self.session.schedule.waiting() == 0
+    }
+}

@@ -1,0 +1,78 @@
+//! A driver's bugs, made on purpose, and what the back-end has to say about them: reports, counts of verdicts, a trace.
+//! Knows who has to be blamed for what; knows nothing of how the back-end finds out.
+
+use crate::rig::error::RigError;
+use crate::rig::instruments::{self, Trace, Verdicts, Violation};
+use crate::rig::run::Run;
+use crate::rig::vfio;
+use guest_agent::protocol::Bug;
+use job_stream::Mode;
+use std::path::Path;
+
+/// What is shown: in fence mode the unmap waits for the job until the device takes it off; in strict mode the job goes
+/// on, and meets other memory.
+const SHOWN: [(Mode, Bug); 2] = [(Mode::Fence, Bug::UnmapBeforeFence), (Mode::Strict, Bug::RemapBeforeFence)];
+
+/// What came of bugs.
+pub struct Blame {
+    /// What the guest saw of each, in a line.
+    pub told: Vec<String>,
+    /// The back-end's reports; nothing if it cannot make any.
+    pub violations: Option<Vec<Violation>>,
+    /// Its verdicts meanwhile.
+    pub verdicts: Verdicts,
+    /// The trace of its flight recorder; nothing if it has none.
+    pub trace: Option<Trace>,
+}
+
+/// Makes the bugs, and asks the back-end about them. The trace goes to `trace`.
+pub fn break_and_ask(run: &mut Run<'_>, trace: &Path) -> Result<Blame, RigError> {
+    let before = run.verdicts()?;
+    let known = instruments::violations(run)?.map_or(0, |known| known.len());
+    run.expect_faults();
+    vfio::take(run)?;
+    let mut told = Vec::new();
+    for (mode, bug) in SHOWN {
+        let broken = vfio::break_on_purpose(run, mode, bug)?;
+        told.push(vfio::told(mode, bug, &broken));
+    }
+    vfio::give_back(run)?;
+    let violations = instruments::violations(run)?.map(|all| all.into_iter().skip(known).collect::<Vec<_>>());
+    if violations.as_ref().is_some_and(|new| new.len() < SHOWN.len()) {
+        let count = violations.map_or(0, |new| new.len());
+        let text = format!(
+            "The back-end has reported {count} violations, where the driver had {} bugs",
+            SHOWN.len()
+        );
+        return Err(RigError::check(text));
+    }
+    let verdicts = instruments::verdicts_since(&run.verdicts()?, &before);
+    Ok(Blame { told, violations, verdicts, trace: instruments::record(run, trace)? })
+}
+
+impl Blame {
+    /// Prints all of it.
+    pub fn print(&self) {
+        println!("\nBroken on purpose, by a driver in user space that has the device through VFIO:");
+        self.told.iter().for_each(|line| println!("- {line}"));
+        match &self.violations {
+            Some(violations) => violations.iter().for_each(print_violation),
+            None => println!(
+                "This back-end does not know the command `violations`: it cannot say whose fault it was."
+            ),
+        }
+        match &self.trace {
+            Some(Trace { path, events }) => println!(
+                "\nThe flight recorder's last {events} events, for ui.perfetto.dev: {}",
+                path.display()
+            ),
+            None => println!("This back-end does not know the command `record`: there is no trace."),
+        }
+    }
+}
+
+fn print_violation(violation: &Violation) {
+    let Violation { id, verdict, confidence, mode, report } = violation;
+    println!("\nViolation {id}: {verdict}, {confidence}, mode {mode}");
+    report.lines().for_each(|line| println!("    {line}"));
+}

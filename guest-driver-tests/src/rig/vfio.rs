@@ -1,0 +1,208 @@
+//! Jobs through the agent's own driver, by way of VFIO: rightly, with an idle range that comes and goes beside them; and
+//! with a driver's bugs, made on purpose. Knows what both sides must have counted; knows nothing of VFIO itself.
+
+use crate::rig::error::RigError;
+use crate::rig::guest::unexpected;
+use crate::rig::jobs::{ModeRun, line, run_jobs};
+use crate::rig::report::{self, say};
+use crate::rig::run::Run;
+use crate::rig::scenario::{at_least, same, settled};
+use crate::rig::stats::Stats;
+use guest_agent::jobs::{CASES, long_time, overtaken_time};
+use guest_agent::protocol::{Broken, Bug, Command, Event};
+use job_stream::Mode;
+
+/// Jobs that are in flight while an idle range comes and goes, in each mode.
+const STORM: u32 = 12;
+/// The long job, and the cases once more after a buffer has moved.
+const JOBS: u64 = STORM as u64 + 1 + 2 * CASES.len() as u64;
+/// The device's answer to a job that came to its end.
+const OK: u32 = 0x1100;
+
+/// Jobs in each mode through the agent's own driver.
+pub(crate) fn vfio(run: &mut Run<'_>) -> Result<(), RigError> {
+    if !can_be_taken(run)? {
+        return Ok(());
+    }
+    take(run)?;
+    for mode in Mode::ALL {
+        say(&line(&jobs(run, *mode)?));
+    }
+    give_back(run)
+}
+
+/// The bugs in each mode: the device stays right, whatever the driver does.
+pub(crate) fn driver_bugs(run: &mut Run<'_>) -> Result<(), RigError> {
+    if !can_be_taken(run)? {
+        return Ok(());
+    }
+    // From here on the IOMMU has reason to complain.
+    run.expect_faults();
+    take(run)?;
+    for mode in Mode::ALL {
+        for bug in [Bug::UnmapBeforeFence, Bug::RemapBeforeFence] {
+            let before = settled(run)?.unwrap_or_default();
+            let broken = break_on_purpose(run, *mode, bug)?;
+            say(&told(*mode, bug, &broken));
+            judge(*mode, bug, &broken)?;
+            let backend = settled(run)?.unwrap_or_default().since(&before);
+            judge_backend(*mode, &broken, &backend)?;
+        }
+    }
+    give_back(run)
+}
+
+/// Whether the device can be taken from its driver and driven by another: there has to be an IOMMU.
+fn can_be_taken(run: &mut Run<'_>) -> Result<bool, RigError> {
+    let can = run.topology.has_iommu() && run.stats()?.is_some();
+    if !can {
+        say("Without an IOMMU, or without jobs, there is nothing to check");
+    }
+    Ok(can)
+}
+
+/// The agent's own driver takes the device.
+pub fn take(run: &mut Run<'_>) -> Result<(), RigError> {
+    match run.ask("The agent's word that it has the device", Command::TakeByVfio)? {
+        Event::Taken => Ok(()),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// The stock driver has the device again.
+pub fn give_back(run: &mut Run<'_>) -> Result<(), RigError> {
+    match run.ask("The driver's return", Command::GiveBack)? {
+        Event::Rebound => Ok(()),
+        other => Err(unexpected(&other)),
+    }
+}
+
+fn jobs(run: &mut Run<'_>, mode: Mode) -> Result<ModeRun, RigError> {
+    let shown = run_jobs(run, mode, Command::JobsByVfio { mode, storm: STORM })?;
+    compare(&shown)?;
+    Ok(shown)
+}
+
+fn compare(shown: &ModeRun) -> Result<(), RigError> {
+    shown.compare(JOBS)?;
+    let ModeRun { mode, guest, backend, .. } = shown;
+    // The buffers, one of them twice; the ranges; and the one beside the long job.
+    let unmaps = guest.buffers_churned + 4;
+    at_least(&format!("invalidations in mode {mode}"), backend.invalidations, unmaps)?;
+    let hits = backend.invalidations_with_work_in_flight;
+    same(&format!("invalidations of idle ranges that hit a job in mode {mode}"), "the back-end", hits, 0)?;
+    if guest.idle_unmap_ns < long_time() / 2 {
+        return Ok(());
+    }
+    let (took, job) = (report::duration(guest.idle_unmap_ns), report::duration(long_time()));
+    Err(RigError::check(format!(
+        "The unmap of an idle range took {took} in mode {mode}, beside a job of {job}"
+    )))
+}
+
+/// Makes the guest's driver do what it must not.
+pub fn break_on_purpose(run: &mut Run<'_>, mode: Mode, bug: Bug) -> Result<Broken, RigError> {
+    match run.ask("What came of the driver's bug", Command::Break { mode, bug })? {
+        Event::Broken(broken) => Ok(broken),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// What the guest saw of its own bug, in a line.
+pub fn told(mode: Mode, bug: Bug, broken: &Broken) -> String {
+    let what = match bug {
+        Bug::UnmapBeforeFence => "unmapped",
+        Bug::RemapBeforeFence => "given other memory",
+    };
+    let Broken { response, unmap_ns, late_bytes, .. } = *broken;
+    let took = report::duration(unmap_ns);
+    let end = if response == OK { "ended well".to_owned() } else { format!("failed with {response:#x}") };
+    format!(
+        "mode {mode}: a buffer was {what} under a job: the unmap took {took}, the job {end}, \
+         and {late_bytes} bytes of the old memory were written after the unmap"
+    )
+}
+
+/// No coherent mode touches memory after its unmap, and a job whose memory is gone does not end well.
+fn judge(mode: Mode, bug: Bug, broken: &Broken) -> Result<(), RigError> {
+    let late = |wanted| {
+        same(&format!("bytes written too late in mode {mode}"), "the guest", broken.late_bytes, wanted)
+    };
+    if mode == Mode::RegistrationCache {
+        return at_least(
+            "bytes written to memory that is gone, in the mode that does so",
+            broken.late_bytes,
+            1,
+        );
+    }
+    late(0)?;
+    if bug == Bug::UnmapBeforeFence && broken.response == OK {
+        return Err(RigError::check(format!("A job whose memory was gone ended well in mode {mode}")));
+    }
+    Ok(())
+}
+
+/// The back-end has seen the same as the guest, and acked before the job's own end.
+fn judge_backend(mode: Mode, broken: &Broken, backend: &Stats) -> Result<(), RigError> {
+    let (who, failed) = ("the back-end", u64::from(broken.response != OK));
+    same(&format!("failed jobs in mode {mode}"), who, backend.jobs_failed, failed)?;
+    same(&format!("jobs that were done in mode {mode}"), who, backend.jobs_done, 1 - failed)?;
+    let hits = backend.invalidations_with_work_in_flight;
+    at_least(&format!("invalidations that found work in flight in mode {mode}"), hits, 1)?;
+    if mode == Mode::RegistrationCache {
+        at_least("pins that an invalidation did not wait for", backend.incoherent_pins, 1)?;
+    }
+    if backend.frozen_ns < overtaken_time() {
+        return Ok(());
+    }
+    let (frozen, job) = (report::duration(backend.frozen_ns), report::duration(overtaken_time()));
+    Err(RigError::check(format!(
+        "The machine stood still for {frozen} in mode {mode}, beside a job of {job}"
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rig::instruments::Verdicts;
+    use guest_agent::protocol::JobCounts;
+
+    #[test]
+    fn a_late_byte_and_a_job_that_ended_well_without_memory_are_noticed() {
+        let (unmap, remap) = (Bug::UnmapBeforeFence, Bug::RemapBeforeFence);
+        let failed = Broken { response: 0x1200, ..Broken::default() };
+        let well = Broken { response: OK, ..Broken::default() };
+        assert!(judge(Mode::Fence, unmap, &failed).is_ok());
+        assert!(judge(Mode::Fence, unmap, &well).is_err());
+        assert!(judge(Mode::Fault, remap, &well).is_ok());
+        assert!(judge(Mode::Strict, unmap, &Broken { late_bytes: 1, ..failed }).is_err());
+        assert!(judge(Mode::RegistrationCache, unmap, &well).is_err());
+        assert!(judge(Mode::RegistrationCache, unmap, &Broken { late_bytes: 1, ..well }).is_ok());
+    }
+
+    #[test]
+    fn what_the_back_end_counts_of_a_bug_has_to_be_what_the_guest_saw() {
+        let failed = Broken { response: 0x1200, ..Broken::default() };
+        let backend = Stats { jobs_failed: 1, invalidations_with_work_in_flight: 1, ..Stats::default() };
+        let check = |mode, backend| judge_backend(mode, &failed, &backend);
+        assert!(check(Mode::Fence, backend).is_ok());
+        assert!(check(Mode::Fence, Stats { jobs_failed: 0, jobs_done: 1, ..backend }).is_err());
+        assert!(check(Mode::Fence, Stats { invalidations_with_work_in_flight: 0, ..backend }).is_err());
+        assert!(check(Mode::Fence, Stats { frozen_ns: overtaken_time(), ..backend }).is_err());
+        assert!(check(Mode::RegistrationCache, backend).is_err());
+        assert!(check(Mode::RegistrationCache, Stats { incoherent_pins: 1, ..backend }).is_ok());
+    }
+
+    #[test]
+    fn an_unmap_that_waits_for_a_job_that_it_does_not_concern_is_noticed() {
+        let guest = JobCounts { jobs: JOBS, buffers_churned: 1, ..JobCounts::default() };
+        let backend = Stats { jobs_submitted: JOBS, jobs_done: JOBS, invalidations: 5, ..Stats::default() };
+        let check = |guest, backend| {
+            compare(&ModeRun { mode: Mode::Fence, guest, backend, verdicts: Verdicts::new() })
+        };
+        assert!(check(guest, backend).is_ok());
+        assert!(check(JobCounts { idle_unmap_ns: long_time() / 2, ..guest }, backend).is_err());
+        assert!(check(guest, Stats { invalidations: 4, ..backend }).is_err());
+        assert!(check(guest, Stats { invalidations_with_work_in_flight: 1, ..backend }).is_err());
+    }
+}
