@@ -125,12 +125,15 @@ fn a_stream_that_is_refused_leaves_no_trace() {
     assert_eq!(h.status(&create_buffer(12, 64)), OK_NODATA);
     assert_eq!(h.status(&create_buffer(13, 64)), OK_NODATA);
     assert_eq!(h.status(&ctx_attach(1, 13)), OK_NODATA);
+    assert_eq!(h.status(&create_buffer(14, 64)), OK_NODATA);
+    assert_eq!(h.status(&attach_backing(14, &[(MEMORY, 64)])), OK_NODATA);
     let good = Stream::new().mode(Mode::Preempt).fill(some(10), 1);
     let bytes = |stream: &Stream| stream.clone().finish_bytes();
     for (stream, status) in [
         (bytes(&good.clone().fill(some(99), 1)), ERR_INVALID_RESOURCE_ID),
         (bytes(&good.clone().fill(some(12), 1)), ERR_INVALID_RESOURCE_ID),
         (bytes(&good.clone().fill(some(13), 1)), ERR_INVALID_RESOURCE_ID),
+        (bytes(&good.clone().fill(some(14), 1)), ERR_INVALID_RESOURCE_ID),
         (bytes(&good.clone().fill(place(10, 4064).range(64), 1)), ERR_INVALID_PARAMETER),
         (bytes(&good.clone().fill(place(10, 1).range(64), 1)), ERR_INVALID_PARAMETER),
         (bytes(&good)[..44].to_vec(), ERR_INVALID_PARAMETER),
