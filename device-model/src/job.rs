@@ -4,13 +4,16 @@
 use std::time::Duration;
 
 use job_stream::{Mode, Priority};
+use serde::Serialize;
 
 use crate::mmu::{JobMemory, MemoryError, Missing, PinRange, SeededBug};
+use crate::names::JobName;
 use crate::program::Execution;
 use crate::transfer::Transfer;
 
 /// Which job: never the same twice in the life of a device, resets included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
 pub struct JobId(pub(crate) u64);
 
 impl JobId {
@@ -178,6 +181,16 @@ impl Job {
             Work::Transfer(_) => None,
             Work::Program(program) => Some(program.packet()),
         }
+    }
+
+    /// The job, and what its packets name, for records.
+    pub fn name(&self) -> JobName {
+        let operands = match &self.work {
+            Work::Transfer(_) => Vec::new(),
+            Work::Program(program) => program.operand_names(),
+        };
+        let (context, mode, priority) = (self.context(), self.mode(), self.priority());
+        JobName { id: self.id, context, mode, priority, operands }
     }
 
     /// What it still has to touch: ranges in order, merged where no page lies between them. A pin of these covers

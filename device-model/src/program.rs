@@ -17,11 +17,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::Duration;
 
-use job_stream::{At, Atomic, Context, Crc32c, Packet, Range, Spin, SpinBehaviour, Wait};
+use job_stream::{At, Atomic, Context, Crc32c, Operand, Packet, Range, Spin, SpinBehaviour, Wait};
 
 use crate::addr::{Iova, PAGE_SIZE, SpaceId};
 use crate::job::{JobError, Step, StepContext};
 use crate::mmu::{AtomicOperation, JobMemory, MemoryError, PinRange, SeededBug, Width};
+use crate::names::{OPERANDS, OperandName};
 use crate::operands::Operands;
 
 /// What a packet costs of a step's budget at the least.
@@ -137,6 +138,18 @@ impl Execution {
     pub(crate) fn tells_by_memory(&self) -> bool {
         let tells = |packet: &Packet| matches!(packet, Packet::Signal(_) | Packet::Atomic(_));
         self.operands.fence().is_some() || self.operands.program().packets().iter().any(tells)
+    }
+
+    /// What its packets name: the first few.
+    pub(crate) fn operand_names(&self) -> Vec<OperandName> {
+        let program = self.operands.program();
+        let name = |(packet, operand): (usize, Operand)| {
+            let opcode = program.packets().get(packet)?.opcode().name();
+            let bytes = (operand.range.address, operand.range.last()?);
+            let (access, resource) = (operand.access, operand.range.space.raw());
+            Some(OperandName { packet, opcode, access, resource, bytes })
+        };
+        program.operands().filter_map(name).take(OPERANDS).collect()
     }
 
     /// The packet that it has come to needs no memory.

@@ -16,6 +16,7 @@ use std::time::Instant;
 use device_model::device::{Device, Effect};
 use device_model::job::JobOutcome;
 use device_model::mmu::{Missing, RingMemory};
+use device_model::record::Event;
 use device_model::reply::Response;
 use device_model::stats::Stats;
 use epoll::Events;
@@ -29,6 +30,7 @@ use self::ring::{Pending, Published, Ring, SharedRing, Taken};
 use crate::display::Display;
 use crate::engine::FinishedJob;
 use crate::inject::{Bug, Injection};
+use crate::instruments::Pen;
 use crate::miss_port::{MissAnswer, MissPort, RingWait, Waiter};
 use crate::scheduler::Scheduler;
 use crate::wake::Poller;
@@ -82,6 +84,8 @@ pub struct QueueThread {
     pub display: Display,
     /// What is counted.
     pub stats: Arc<Stats>,
+    /// Where each ring is recorded.
+    pub pens: [Pen; QUEUES],
     /// What misbehaves.
     pub injection: Arc<Injection>,
 }
@@ -191,6 +195,10 @@ impl Queues<'_, '_> {
                     self.thread.device.display_answer(ticket, answer, &mut self.effects);
                 }
                 Mail::MissAnswered { wait, side, answer } => self.miss_answered(wait, side, answer),
+                Mail::Describe(answer) => {
+                    // Whoever asked may have given up.
+                    let _ = answer.send(self.thread.device.contexts());
+                }
                 Mail::Features(features) => self.thread.device.set_features(features),
                 Mail::Reset => self.reset(),
                 Mail::Close => {
@@ -207,9 +215,14 @@ impl Queues<'_, '_> {
     fn job_finished(&mut self, finished: FinishedJob) {
         let FinishedJob { job, outcome } = finished;
         let id = job.id();
+        let failed = outcome != JobOutcome::Done;
         if !self.thread.device.job_finished(job, outcome, &mut self.effects) {
             return;
         }
+        let pen = self.pen(CONTROL_QUEUE);
+        pen.record(Event::Ended { job: id, failed });
+        let instruments = pen.instruments();
+        instruments.names().job_ended(instruments.clock().now(), id);
         self.jobs = self.jobs.saturating_sub(1);
         match outcome {
             JobOutcome::Done => self.thread.stats.jobs_done.add(1),
@@ -244,6 +257,8 @@ impl Queues<'_, '_> {
         // They are owed to a driver that no longer exists.
         drop(pending);
         self.effects.clear();
+        let instruments = self.pen(CONTROL_QUEUE).instruments();
+        instruments.names().reset(instruments.clock().now());
         self.held.clear();
         self.thread.stats.jobs_discarded.add(std::mem::take(&mut self.jobs));
         // A command that was taken just before the stop may have submitted a job after the session discarded them.
@@ -284,6 +299,7 @@ impl Queues<'_, '_> {
             // It came back between the two looks.
             Taken::Missing(missing) if missing.is_empty() => true,
             Taken::Missing(missing) => {
+                self.record_misses(queue, &missing);
                 self.thread.misses.request(Waiter::RingInput(self.rings[queue].wait()), missing);
                 false
             }
@@ -304,6 +320,22 @@ impl Queues<'_, '_> {
             stats.cursor_commands.add(1);
             device.cursor(request, pending, &mut self.effects);
         }
+        self.note_backings();
+    }
+
+    /// Tells the names of addresses what the command has changed.
+    fn note_backings(&mut self) {
+        let mut changes = self.thread.device.take_backing_changes().peekable();
+        if changes.peek().is_some() {
+            let instruments = self.pen(CONTROL_QUEUE).instruments();
+            let (now, mut names) = (instruments.clock().now(), instruments.names());
+            changes.for_each(|change| names.backing_changed(now, change));
+        }
+    }
+
+    fn pen(&self, queue: usize) -> &Pen {
+        // PANIC: queues are numbered from 0 to QUEUES - 1, and each has one.
+        &self.thread.pens[queue]
     }
 
     /// Does what the device asks for.
@@ -314,6 +346,8 @@ impl Queues<'_, '_> {
                     if response.is_error() {
                         self.count_error();
                     }
+                    let (fence, error) = (response.fence(), response.is_error());
+                    self.pen(pending.queue).record(Event::Answered { fence, error });
                     let mut answers = Vec::new();
                     self.held.pass(&self.thread.injection, (pending, response.into_bytes()), &mut answers);
                     self.answer(answers);
@@ -321,6 +355,9 @@ impl Queues<'_, '_> {
                 Effect::Run(job) => {
                     self.thread.stats.jobs_submitted.add(1);
                     self.jobs = self.jobs.saturating_add(1);
+                    let (job_id, context, mode) = (job.id(), job.context(), job.mode());
+                    self.pen(CONTROL_QUEUE).record(Event::Submitted { job: job_id, context, mode });
+                    self.pen(CONTROL_QUEUE).instruments().names().job_begun(job.name());
                     self.thread.scheduler.submit(job);
                 }
                 Effect::Display(command) => self.thread.display.send(command),
@@ -347,7 +384,14 @@ impl Queues<'_, '_> {
         }
     }
 
+    fn record_misses(&self, queue: usize, missing: &[Missing]) {
+        for Missing { range, access, .. } in missing {
+            self.pen(queue).record(Event::RingMiss { range: *range, access: *access });
+        }
+    }
+
     fn ask_for_output(&self, queue: usize, missing: Vec<Missing>) {
+        self.record_misses(queue, &missing);
         self.thread.misses.request(Waiter::RingOutput(self.rings[queue].wait()), missing);
     }
 

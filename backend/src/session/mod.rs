@@ -8,6 +8,7 @@
 
 pub mod drain;
 mod iommu;
+pub mod questions;
 mod requests;
 mod seeded;
 pub mod start;
@@ -18,9 +19,10 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use device_model::mmu::{Drained, Invalidation, MemoryRevoked, SeededBug};
+use device_model::record::Event;
 use epoll::Events;
 use log::{debug, error, info, warn};
 use vhost::vhost_user::BackendReqHandler;
@@ -28,6 +30,7 @@ use vhost::vhost_user::BackendReqHandler;
 use self::drain::{Draining, For, Owed, Progress};
 pub use self::state::SessionState;
 use crate::inject::{Bug, Injection};
+use crate::instruments::Clock;
 use crate::memory::sigbus;
 use crate::vhost_user::channel::Channel;
 use crate::vhost_user::iotlb::{self, IotlbEvent};
@@ -117,7 +120,7 @@ pub struct Session {
     poller: Poller,
     waker: Waker,
     owed: Owed,
-    epoch: Instant,
+    clock: Clock,
     /// The main socket may have something to read.
     readable: bool,
     /// When the message that has begun has to be whole.
@@ -146,6 +149,7 @@ impl Session {
         poller.add(waker.as_raw_fd(), WAKE, Events::EPOLLIN | edge)?;
         sigbus::wake_at_a_hole(waker.as_raw_fd());
         poller.add(signal.as_fd().as_raw_fd(), SIGNAL, Events::EPOLLIN)?;
+        let clock = state.pen.instruments().clock();
         // The crate handles one request at a time, on this thread: the mutex is what its trait asks for.
         let state = Arc::new(Mutex::new(state));
         let requests = BackendReqHandler::from_stream(socket.try_clone()?, Arc::clone(&state));
@@ -157,9 +161,9 @@ impl Session {
             poller,
             waker,
             owed: Owed::Nothing,
-            epoch: Instant::now(),
+            clock,
             readable: true,
-            message_due: Some(MESSAGE_DEADLINE),
+            message_due: Some(clock.now().saturating_add(MESSAGE_DEADLINE)),
             signalled: false,
             signal: signal.as_fd().as_raw_fd(),
             holes: sigbus::holes(),
@@ -178,7 +182,7 @@ impl Session {
     }
 
     fn now(&self) -> Duration {
-        self.epoch.elapsed()
+        self.clock.now()
     }
 
     fn lock(&self) -> MutexGuard<'_, SessionState> {
@@ -208,6 +212,7 @@ impl Session {
         let now = self.now();
         let mut state = self.lock();
         state.expire_misses(now);
+        state.answer_questions(now);
         state.send_misses(now);
         Ok(())
     }
@@ -264,7 +269,7 @@ impl Session {
                 let (then, since) = (draining.then, draining.since());
                 self.drained(draining.invalidation.skip_drain(SeededBug::ack_before_drain()), then, since)
             }
-            Owed::Drain(draining) => match draining.poll(self.now()) {
+            Owed::Drain(draining) => match self.watched(draining) {
                 Progress::Draining(draining) => {
                     self.owed = Owed::Drain(draining);
                     Ok(())
@@ -275,12 +280,35 @@ impl Session {
         }
     }
 
+    /// Looks how far a drain is, and records it when its jobs are told to leave.
+    fn watched(&self, draining: Draining) -> Progress {
+        let (before, number) = (draining.has_evicted(), self.number(draining.then));
+        let progress = draining.poll(self.now());
+        if let Progress::Draining(draining) = &progress
+            && draining.has_evicted()
+            && !before
+        {
+            self.lock().pen.record(Event::Ladder { number });
+        }
+        progress
+    }
+
+    /// The number of the invalidation that is drained: one drain is under way at a time.
+    fn number(&self, of: For) -> u64 {
+        match of {
+            For::Invalidate(_) => self.lock().stats.invalidations.get(),
+            For::Message(_) => 0,
+        }
+    }
+
     fn drained(&mut self, drained: Drained, then: For, since: Duration) -> Result<(), SessionEnd> {
         match then {
             For::Invalidate(header) => self.acknowledge_late(header, drained, since),
             For::Message(header) => {
                 let result = self.hand_over(header);
                 let mut state = self.lock();
+                let took = state.scheduler.now().saturating_sub(since).into();
+                state.pen.record(Event::Acked { number: 0, took });
                 // The reply has gone out with the message itself.
                 drop(state.end(drained));
                 if state.running {
@@ -324,6 +352,8 @@ impl Session {
             let ended = state.end(drained);
             state.acked();
             state.misses.resume(now);
+            let number = state.stats.invalidations.get();
+            state.pen.record_at(now, Event::Acked { number, took: took.into() });
             state.stats.ack_latency_ns.record(took);
             state.stats.frozen_ns.add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
             ended
@@ -420,8 +450,10 @@ impl Session {
         match Draining::new(invalidation, then, now, patience).poll(now) {
             Progress::Drained(drained, then, since) => self.drained(drained, then, since),
             Progress::Draining(draining) => {
+                let number = self.number(draining.then);
                 let mut state = self.lock();
                 state.stats.acks_parked.add(1);
+                state.record_parked(number, &draining.invalidation);
                 // The front-end serves no miss while it waits for us.
                 state.misses.pause(now);
                 drop(state);
@@ -509,6 +541,8 @@ impl Session {
     fn stuck(&mut self, draining: Draining) -> Result<(), SessionEnd> {
         let state = self.lock();
         state.stats.revocations.add(1);
+        state.pen.record(Event::Revoked { number: state.stats.invalidations.get() });
+        state.pen.instruments().incident("Memory was revoked");
         error!(
             "An engine does not reach the end of its step: revoking all guest memory. This is a bug of MirrorGPU"
         );

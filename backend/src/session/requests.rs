@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::iter::repeat;
 use std::os::fd::AsRawFd;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
@@ -315,12 +316,14 @@ impl VhostUserBackendReqHandlerMut for SessionState {
     }
 
     fn get_config(&mut self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
-        let (start, len) = (offset as usize, size as usize);
-        let end = start.saturating_add(len);
-        match self.config_space.get(start..end) {
-            Some(bytes) => Ok(bytes.to_vec()),
+        // The crate lets no size pass above 4 KiB.
+        let (start, size) = (offset as usize, size as usize);
+        match self.config_space.get(start..) {
+            // A front-end that is newer than we are asks for more: fields that we do not have read as 0. (QEMU 11 does,
+            // and takes a shorter answer for an error.)
+            Some(bytes @ [_, ..]) => Ok(bytes.iter().copied().chain(repeat(0)).take(size).collect()),
             // The crate tells the front-end with a payload of no bytes.
-            None => Err(Error::InvalidParam),
+            _ => Err(Error::InvalidParam),
         }
     }
 

@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 
 /// The kernel's module loader decompresses (linux/module.h: MODULE_INIT_COMPRESSED_FILE).
 const COMPRESSED: libc::c_int = 4;
+/// How the numbers of virtio-gpu stand in sysfs (virtio 1.3, 4.1.2.1).
+const VIRTIO: &str = "0x1af4";
+const VIRTIO_GPU: &str = "0x1050";
 const CARD_WAIT: Duration = Duration::from_secs(20);
 
 /// Mounts what the agent looks at.
@@ -99,9 +102,10 @@ pub(crate) fn rebind(driver: &Path, is_ours: impl Fn(&Path) -> bool) -> Result<(
     Ok(())
 }
 
-/// Whether a PCI function is a display controller (base class 3).
-pub(crate) fn is_display(device: &Path) -> bool {
-    fs::read_to_string(device.join("class")).is_ok_and(|class| class.starts_with("0x03"))
+/// Whether a PCI function is a virtio-gpu: its class does not say so on every machine.
+pub(crate) fn is_gpu(device: &Path) -> bool {
+    let is = |name: &str, id: &str| fs::read_to_string(device.join(name)).is_ok_and(|text| text.trim() == id);
+    is("vendor", VIRTIO) && is("device", VIRTIO_GPU)
 }
 
 /// How the machine ends.

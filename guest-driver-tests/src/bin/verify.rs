@@ -20,6 +20,8 @@ struct Arguments {
     options: Options,
 }
 
+const AFTER_FAILURE: &str = "they would come after this failure";
+
 #[derive(Default)]
 struct Tally {
     passed: usize,
@@ -55,15 +57,18 @@ fn verify(arguments: &Arguments) -> Result<Tally, RigError> {
 }
 
 fn verify_topology(rig: &Rig, topology: &Topology, tally: &mut Tally) {
-    let all = scenario::ALL.len();
+    let scenarios = scenario::of(topology);
+    if let Some(reason) = rig.cannot_run(topology) {
+        return tally.skip(topology, scenarios.len() + 2, &reason);
+    }
     let Some(mut run) = tally.note(topology, "boot", Run::boot(rig, topology)) else {
-        return tally.skip(topology, all + 1);
+        return tally.skip(topology, scenarios.len() + 1, AFTER_FAILURE);
     };
-    for (done, (name, scenario)) in (1..).zip(scenario::ALL) {
-        let result = scenario(&mut run).map_err(|error| run.explain(error));
-        if tally.note(topology, name, result).is_none() {
+    for (done, scenario) in (1..).zip(&scenarios) {
+        let result = (scenario.run)(&mut run).map_err(|error| run.explain(error));
+        if tally.note(topology, scenario.name, result).is_none() {
             // What state the guest is in is anybody's guess: what follows would say nothing.
-            return tally.skip(topology, all - done + 1);
+            return tally.skip(topology, scenarios.len() - done + 1, AFTER_FAILURE);
         }
     }
     tally.note(topology, "clean-logs", run.end());
@@ -85,8 +90,8 @@ impl Tally {
         }
     }
 
-    fn skip(&mut self, topology: &Topology, count: usize) {
+    fn skip(&mut self, topology: &Topology, count: usize, reason: &str) {
         self.skipped += count;
-        say(&format!("{}: {count} more checks skipped after this failure", topology.name));
+        say(&format!("{}: {count} checks skipped: {reason}", topology.name));
     }
 }

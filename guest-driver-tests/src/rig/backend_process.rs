@@ -77,7 +77,13 @@ impl Backend {
     pub fn control(&mut self, command: &str, arguments: Value) -> Result<Option<Value>, RigError> {
         self.control.send(&json!({ "execute": command, "arguments": arguments }))?;
         let what = format!("The back-end's answer to `{command}`");
-        let mut reply: Value = self.control.receive(&what, REPLY_LIMIT, || self.process.check_alive())?;
+        let mut reply = loop {
+            let line: Value = self.control.receive(&what, REPLY_LIMIT, || self.process.check_alive())?;
+            // What happened meanwhile is told between answers.
+            if line.get("event").is_none() {
+                break line;
+            }
+        };
         if let Some(answer) = reply.get_mut("return") {
             return Ok(Some(answer.take()));
         }

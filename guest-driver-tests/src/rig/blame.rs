@@ -1,17 +1,22 @@
-//! A driver's bugs, made on purpose, and what the back-end has to say about them: reports, counts of verdicts, a trace.
+//! A driver's bugs, made on purpose, and what the back-end has to say about them: reports, and a trace.
 //! Knows who has to be blamed for what; knows nothing of how the back-end finds out.
 
 use crate::rig::error::RigError;
-use crate::rig::instruments::{self, Trace, Verdicts, Violation};
+use crate::rig::instruments::{self, Trace, Violation};
+use crate::rig::process::wait_until;
 use crate::rig::run::Run;
 use crate::rig::vfio;
 use guest_agent::protocol::Bug;
 use job_stream::Mode;
 use std::path::Path;
+use std::time::Duration;
 
 /// What is shown: in fence mode the unmap waits for the job until the device takes it off; in strict mode the job goes
 /// on, and meets other memory.
 const SHOWN: [(Mode, Bug); 2] = [(Mode::Fence, Bug::UnmapBeforeFence), (Mode::Strict, Bug::RemapBeforeFence)];
+
+/// A report is written after the job has ended.
+const REPORT_LIMIT: Duration = Duration::from_secs(5);
 
 /// What came of bugs.
 pub struct Blame {
@@ -19,16 +24,14 @@ pub struct Blame {
     pub told: Vec<String>,
     /// The back-end's reports; nothing if it cannot make any.
     pub violations: Option<Vec<Violation>>,
-    /// Its verdicts meanwhile.
-    pub verdicts: Verdicts,
     /// The trace of its flight recorder; nothing if it has none.
     pub trace: Option<Trace>,
 }
 
 /// Makes the bugs, and asks the back-end about them. The trace goes to `trace`.
 pub fn break_and_ask(run: &mut Run<'_>, trace: &Path) -> Result<Blame, RigError> {
-    let before = run.verdicts()?;
-    let known = instruments::violations(run)?.map_or(0, |known| known.len());
+    let last =
+        instruments::violations(run)?.and_then(|known| known.iter().map(|violation| violation.id).max());
     run.expect_faults();
     vfio::take(run)?;
     let mut told = Vec::new();
@@ -37,17 +40,25 @@ pub fn break_and_ask(run: &mut Run<'_>, trace: &Path) -> Result<Blame, RigError>
         told.push(vfio::told(mode, bug, &broken));
     }
     vfio::give_back(run)?;
-    let violations = instruments::violations(run)?.map(|all| all.into_iter().skip(known).collect::<Vec<_>>());
-    if violations.as_ref().is_some_and(|new| new.len() < SHOWN.len()) {
-        let count = violations.map_or(0, |new| new.len());
-        let text = format!(
-            "The back-end has reported {count} violations, where the driver had {} bugs",
-            SHOWN.len()
-        );
-        return Err(RigError::check(text));
+    let violations = reports_of(run, last, SHOWN.len())?;
+    Ok(Blame { told, violations, trace: instruments::record(run, trace)? })
+}
+
+/// The violations after the one with the number `last`: `due` of them, as soon as they are there. Nothing if the back-end
+/// cannot say.
+fn reports_of(run: &mut Run<'_>, last: Option<u64>, due: usize) -> Result<Option<Vec<Violation>>, RigError> {
+    let mut found = None;
+    let waited = wait_until("The report of each bug", REPORT_LIMIT, || {
+        let is_new = |violation: &Violation| last.is_none_or(|last| violation.id > last);
+        found = instruments::violations(run)?.map(|all| all.into_iter().filter(is_new).collect::<Vec<_>>());
+        Ok(found.as_ref().is_none_or(|new| new.len() >= due))
+    });
+    match (waited, found.as_ref().map_or(0, Vec::len)) {
+        (Err(RigError::Late { .. }), count) => Err(RigError::check(format!(
+            "The back-end has reported {count} violations, where the driver had {due} bugs"
+        ))),
+        (waited, _) => waited.map(|()| found),
     }
-    let verdicts = instruments::verdicts_since(&run.verdicts()?, &before);
-    Ok(Blame { told, violations, verdicts, trace: instruments::record(run, trace)? })
 }
 
 impl Blame {

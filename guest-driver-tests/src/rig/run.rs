@@ -18,6 +18,7 @@ use crate::rig::screen::Screen;
 use crate::rig::stats::Stats;
 use crate::rig::topology::Topology;
 use guest_agent::protocol::{Command, Drawn, Event};
+use job_stream::Mode;
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -61,6 +62,16 @@ impl Rig {
         let (version, release) = (&tools.qemu.version, &tools.kernel.release);
         say(&format!("QEMU {version} ({}), guest kernel {release}", accel.name()));
         Ok(Self { tools, accel, agent, backend, timeout: options.timeout, keep: options.keep })
+    }
+
+    /// Why a topology cannot be run, if so.
+    pub fn cannot_run(&self, topology: &Topology) -> Option<String> {
+        let (found, needed) = (&self.tools.qemu.version, topology.qemu);
+        if self.tools.qemu.major() < needed {
+            return Some(format!("it needs QEMU {needed}, and this is {found}. Give --qemu {needed}"));
+        }
+        let stands_in = self.backend.is_some() || topology.has_display;
+        (!stands_in).then(|| "QEMU's own device cannot stand in for its test device".to_owned())
     }
 
     /// The agent as /init, with the modules that it loads and their order.
@@ -151,10 +162,10 @@ impl<'a> Run<'a> {
         self.backend.as_mut().map(Backend::stats).transpose()
     }
 
-    /// The back-end's verdicts so far; none with QEMU's own device, or with a back-end that gives none.
-    pub fn verdicts(&mut self) -> Result<Verdicts, RigError> {
+    /// The back-end's verdicts so far on jobs of `mode`; none with QEMU's own device, or with a back-end that gives none.
+    pub fn verdicts(&mut self, mode: Mode) -> Result<Verdicts, RigError> {
         let stats = self.backend.as_mut().map(Backend::raw_stats).transpose()?;
-        Ok(stats.as_ref().map(instruments::verdicts).unwrap_or_default())
+        Ok(stats.map(|stats| instruments::verdicts(&stats, mode)).unwrap_or_default())
     }
 
     /// Makes a request of the back-end's control socket; nothing if it does not know the command, or is not there.

@@ -7,7 +7,7 @@ use crate::rig::jobs;
 use crate::rig::process::wait_until;
 use crate::rig::run::Run;
 use crate::rig::stats::{self, Stats};
-use crate::rig::topology::Invalidations;
+use crate::rig::topology::{Invalidations, Topology};
 use crate::rig::vfio;
 use guest_agent::protocol::{Amount, Command, Drawn, Driver, Event};
 use std::time::{Duration, Instant};
@@ -23,21 +23,47 @@ const HIT_LIMIT: Duration = Duration::from_secs(30);
 const SETTLE_LIMIT: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_millis(50);
 
-/// A scenario: its name, and what it does.
-pub type Scenario = (&'static str, fn(&mut Run<'_>) -> Result<(), RigError>);
+/// What a scenario cannot do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Needs {
+    Nothing,
+    Screen,
+    /// A front-end that passes all feature bits of the device on.
+    AllFeatures,
+}
+
+/// A scenario.
+pub struct Scenario {
+    /// Its name.
+    pub name: &'static str,
+    needs: Needs,
+    /// What it does.
+    pub run: fn(&mut Run<'_>) -> Result<(), RigError>,
+}
 
 /// All scenarios of `verify`, in an order in which each leaves a guest that the next can use.
-pub const ALL: [Scenario; 9] = [
-    ("picture", |run| picture(run, AMOUNT).map(drop)),
-    ("jobs", jobs::jobs),
-    ("stop-cont", stop_and_cont),
-    ("rebind-idle", rebind_idle),
-    ("rebind-drawing", rebind_drawing),
-    ("reboot-drawing", reboot_drawing),
-    ("invalidations", invalidations),
-    ("vfio", vfio::vfio),
-    ("driver-bugs", vfio::driver_bugs),
+const ALL: [Scenario; 10] = [
+    Scenario { name: "picture", needs: Needs::Screen, run: |run| picture(run, AMOUNT).map(drop) },
+    Scenario { name: "jobs", needs: Needs::Nothing, run: jobs::jobs },
+    Scenario { name: "rings", needs: Needs::AllFeatures, run: jobs::rings },
+    Scenario { name: "stop-cont", needs: Needs::Screen, run: stop_and_cont },
+    Scenario { name: "rebind-idle", needs: Needs::Screen, run: rebind_idle },
+    Scenario { name: "rebind-drawing", needs: Needs::Screen, run: rebind_drawing },
+    Scenario { name: "reboot-drawing", needs: Needs::Screen, run: reboot_drawing },
+    Scenario { name: "invalidations", needs: Needs::Screen, run: invalidations },
+    Scenario { name: "vfio", needs: Needs::Nothing, run: vfio::vfio },
+    Scenario { name: "driver-bugs", needs: Needs::Nothing, run: vfio::driver_bugs },
 ];
+
+/// The scenarios for a topology.
+pub fn of(topology: &Topology) -> Vec<&'static Scenario> {
+    let has = |needs| match needs {
+        Needs::Nothing => true,
+        Needs::Screen => topology.has_display,
+        Needs::AllFeatures => topology.has_all_features(),
+    };
+    ALL.iter().filter(|scenario| has(scenario.needs)).collect()
+}
 
 /// The guest draws; the screen shows it, and both sides have counted the same.
 pub fn picture(run: &mut Run<'_>, amount: Amount) -> Result<Drawn, RigError> {

@@ -13,6 +13,11 @@ const MODULES_KEY: &str = "modules:";
 /// A comment that starts with this says what the invalidations of this topology are like.
 const MODE_KEY: &str = "invalidations:";
 
+/// A comment that starts with this says which QEMU this topology needs, by the first number of its version.
+const QEMU_KEY: &str = "qemu:";
+/// A comment that starts with this says whether there is a screen: `none`, or nothing at all.
+const DISPLAY_KEY: &str = "display:";
+
 /// When the guest tells its IOMMU that a mapping is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Invalidations {
@@ -37,6 +42,10 @@ pub struct Topology {
     pub modules: Vec<String>,
     /// What invalidations to expect.
     pub invalidations: Invalidations,
+    /// The oldest QEMU that has the devices.
+    pub qemu: u32,
+    /// Whether there is a screen.
+    pub has_display: bool,
 }
 
 impl Topology {
@@ -75,8 +84,10 @@ impl Topology {
             guest: String::new(),
             modules: Vec::new(),
             invalidations: Invalidations::None,
+            qemu: 0,
+            has_display: true,
         };
-        for (line, number) in config.lines().zip(1..) {
+        for (line, at) in config.lines().zip(1..) {
             let comment = line.strip_prefix('#').unwrap_or_default().trim();
             if let Some(words) = comment.strip_prefix(GUEST_KEY) {
                 words.trim().clone_into(&mut topology.guest);
@@ -87,7 +98,14 @@ impl Topology {
                     "none" => Invalidations::None,
                     "strict" => Invalidations::Strict,
                     "lazy" => Invalidations::Lazy,
-                    _ => return Err((number, line.to_owned())),
+                    _ => return Err((at, line.to_owned())),
+                };
+            } else if let Some(number) = comment.strip_prefix(QEMU_KEY) {
+                topology.qemu = number.trim().parse().map_err(|_| (at, line.to_owned()))?;
+            } else if let Some(word) = comment.strip_prefix(DISPLAY_KEY) {
+                topology.has_display = match word.trim() {
+                    "none" => false,
+                    _ => return Err((at, line.to_owned())),
                 };
             }
         }
@@ -98,6 +116,11 @@ impl Topology {
     /// Whether the guest has an IOMMU.
     pub fn has_iommu(&self) -> bool {
         self.invalidations != Invalidations::None
+    }
+
+    /// Whether all feature bits of the device reach the guest.
+    pub fn has_all_features(&self) -> bool {
+        self.config.contains("vhost-user-test-device-pci")
     }
 
     /// The same machine with QEMU's own device in the place of ours, to compare with.
@@ -126,9 +149,17 @@ mod tests {
     fn each_file_says_what_the_rig_has_to_know() {
         let all = Topology::all().unwrap();
         let names: Vec<_> = all.iter().map(|topology| topology.name.as_str()).collect();
-        let expected =
-            ["intel-iommu-ats", "intel-iommu-lazy", "intel-iommu-strict", "no-iommu", "virtio-iommu"];
+        let expected = [
+            "intel-iommu-ats",
+            "intel-iommu-lazy",
+            "intel-iommu-strict",
+            "no-iommu",
+            "test-device",
+            "virtio-iommu",
+        ];
         assert_eq!(names, expected);
+        let test_device = Topology::named("test-device").unwrap();
+        assert_eq!((test_device.qemu, test_device.has_display), (11, false));
         let strict = Topology::named("intel-iommu-strict").unwrap();
         assert_eq!(strict.invalidations, Invalidations::Strict);
         assert_eq!(strict.guest, "intel_iommu=on iommu.strict=1");
@@ -137,7 +168,7 @@ mod tests {
 
     #[test]
     fn the_reference_has_the_same_machine_without_our_socket() {
-        for topology in Topology::all().unwrap() {
+        for topology in Topology::all().unwrap().into_iter().filter(|topology| topology.has_display) {
             let config = topology.reference_config();
             assert!(config.contains(r#"driver = "virtio-gpu-pci""#), "{config}");
             assert!(!config.contains("vhost-user") && !config.contains("chardev"), "{config}");
@@ -145,8 +176,11 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_kind_of_invalidations_is_an_error() {
+    fn an_unknown_word_for_the_rig_is_an_error() {
         let error = Topology::parse("x".into(), "\n# invalidations: some\n".into()).unwrap_err();
         assert_eq!(error, (2, "# invalidations: some".to_owned()));
+        for line in ["# qemu: new", "# display: large"] {
+            assert_eq!(Topology::parse("x".into(), line.into()).unwrap_err(), (1, line.to_owned()));
+        }
     }
 }

@@ -17,10 +17,10 @@ pub(crate) struct Taken {
 }
 
 impl Taken {
-    /// Takes the display controller from its driver.
+    /// Takes the virtio-gpu from its driver.
     pub(crate) fn take() -> Result<Self, AgentError> {
         let entries = fs::read_dir(DEVICES).doing(format!("read {DEVICES}"))?;
-        let device = entries.flatten().map(|entry| entry.path()).find(|path| system::is_display(path));
+        let device = entries.flatten().map(|entry| entry.path()).find(|path| system::is_gpu(path));
         let device = device.ok_or_else(|| AgentError::NotBound(DEVICES.into()))?;
         let name = device.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let taken = Self { device, name };
