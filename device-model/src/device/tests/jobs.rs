@@ -95,7 +95,7 @@ fn each_misuse_of_contexts_and_buffers_gets_its_error() {
     assert_eq!(h.status(&create_buffer(0, 64)), ERR_INVALID_RESOURCE_ID);
     assert_eq!(h.status(&create_buffer(10, 64)), ERR_INVALID_RESOURCE_ID);
     assert_eq!(h.status(&create_buffer(12, 0)), ERR_INVALID_PARAMETER);
-    assert_eq!(h.status(&create_3d(12, 2, 64, 64)), ERR_INVALID_PARAMETER);
+    assert_eq!(h.status(&create_3d(12, 2, 64, 1)), ERR_INVALID_PARAMETER);
     assert_eq!(h.status(&create_3d(12, 0, 64, 2)), ERR_INVALID_PARAMETER);
     assert_eq!(h.status(&flush(10, rect(0, 0, 1, 1))), ERR_INVALID_RESOURCE_ID);
     assert_eq!(h.status(&set_scanout(0, 10, rect(0, 0, 32, 32))), ERR_INVALID_RESOURCE_ID);
