@@ -14,7 +14,7 @@ use device_model::schedule::Disposed;
 pub use device_model::schedule::FinishedJob;
 use device_model::stats::Stats;
 
-use crate::inject::{Bug, Injection};
+use crate::inject::{Bug, Injection, steps};
 use crate::instruments::Pen;
 use crate::miss_port::{MissPort, Waiter};
 use crate::scheduler::{Scheduler, Work};
@@ -43,6 +43,9 @@ struct Host<'a> {
     stats: &'a Stats,
     injection: &'a Injection,
     pen: &'a Pen,
+    /// The last step was one over memory. A job that spins comes to no end if it is taken off at each step: only time on
+    /// its engine counts.
+    has_moved: bool,
     /// The job spins: the engine has nothing to do until the next step.
     spins: bool,
 }
@@ -51,8 +54,11 @@ impl EngineHost for Host<'_> {
     fn step(&mut self, job: &mut Job, memory: &impl JobMemory) -> Step {
         self.stats.job_steps.add(1);
         let (before, packet, now) = (job.bytes_moved(), job.packet(), self.scheduler.now());
-        let step = job.step(memory, StepContext { now, budget: STEP_BYTES });
+        let context = StepContext { now, budget: STEP_BYTES };
+        let step =
+            steps::instead_of_step(self.injection, job, memory).unwrap_or_else(|| job.step(memory, context));
         self.spins = matches!(step, Step::Spinning { .. });
+        self.has_moved = !self.spins;
         let moved = job.bytes_moved().saturating_sub(before);
         self.stats.bytes_moved.add(moved);
         if let Some(delay) = self.injection.delay(Bug::StepDelay) {
@@ -66,7 +72,7 @@ impl EngineHost for Host<'_> {
     }
 
     fn must_leave(&self, work: &Work) -> bool {
-        self.scheduler.must_leave(work)
+        self.scheduler.must_leave(work) || self.has_moved && self.injection.strikes(Bug::ForcePreempt)
     }
 
     fn is_wanted(&self) -> bool {
@@ -91,7 +97,7 @@ impl Engine {
     fn run_until_it_leaves(&self, work: Work) -> Left {
         let (scheduler, stats) = (&*self.scheduler, &*self.stats);
         let (injection, pen) = (&*self.injection, &self.pen);
-        let mut host = Host { scheduler, stats, injection, pen, spins: false };
+        let mut host = Host { scheduler, stats, injection, pen, has_moved: false, spins: false };
         let (job, packet) = (work.job.id(), work.job.packet());
         pen.at_work(Some(&work.job));
         let mut running = Running::start(&self.reader, work);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use job_stream::{Mode, Priority};
 use serde::Serialize;
 
-use crate::mmu::{JobMemory, MemoryError, Missing, PinRange};
+use crate::mmu::{JobMemory, MemoryError, Missing, PinRange, SeededBug};
 use crate::names::JobName;
 use crate::program::Execution;
 use crate::transfer::Transfer;
@@ -220,12 +220,24 @@ impl Job {
         matches!(&self.work, Work::Program(program) if program.is_spinning())
     }
 
+    /// Whether it is to end at its next step.
+    pub fn is_cancelled(&self) -> bool {
+        matches!(&self.work, Work::Program(program) if program.is_cancelled())
+    }
+
     /// Goes on for about `budget` bytes: a step is bounded, never blocks and takes no lock that anybody waits under.
     pub fn step(&mut self, memory: &impl JobMemory, context: impl Into<StepContext>) -> Step {
         let context = context.into();
         match &mut self.work {
             Work::Transfer(transfer) => transfer.step(memory, context.budget),
             Work::Program(program) => program.step(memory, context),
+        }
+    }
+
+    /// Takes the seeded bug "signal before write" into effect: the values that tell of its progress are there before it.
+    pub fn signal_early(&self, memory: &impl JobMemory, why: SeededBug) {
+        if let Work::Program(program) = &self.work {
+            program.signal_early(memory, why);
         }
     }
 

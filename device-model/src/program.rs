@@ -21,7 +21,7 @@ use job_stream::{At, Atomic, Context, Crc32c, Operand, Packet, Range, Spin, Spin
 
 use crate::addr::{Iova, PAGE_SIZE, SpaceId};
 use crate::job::{JobError, Step, StepContext};
-use crate::mmu::{AtomicOperation, JobMemory, MemoryError, PinRange, Width};
+use crate::mmu::{AtomicOperation, JobMemory, MemoryError, PinRange, SeededBug, Width};
 use crate::names::{OPERANDS, OperandName};
 use crate::operands::Operands;
 
@@ -102,6 +102,12 @@ impl Execution {
         Arc::clone(&self.cancelled)
     }
 
+    /// Whether it is to fail at its next step.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        // ORDERING: a request, looked at again at every step.
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
     /// The packet that it has come to.
     pub(crate) fn packet(&self) -> usize {
         self.state.packet
@@ -170,11 +176,24 @@ impl Execution {
         }
     }
 
+    /// The seeded bug: what SIGNALs and the user fence say is true only later.
+    pub(crate) fn signal_early(&self, memory: &impl JobMemory, _why: SeededBug) {
+        let later = self.operands.program().packets().iter().skip(self.state.packet);
+        let signals = later.filter_map(|packet| match packet {
+            Packet::Signal(signal) => Some((signal.at, signal.wide, signal.value)),
+            _ => None,
+        });
+        let fence = self.operands.fence().and_then(|context| Some((context.fence?, true, context.done)));
+        for (at, wide, value) in signals.chain(fence) {
+            // What is missing is told in time.
+            let _ = store(&self.operands, memory, at, (wide, value));
+        }
+    }
+
     /// Goes on for about `context.budget` bytes.
     pub(crate) fn step(&mut self, memory: &impl JobMemory, context: StepContext) -> Step {
         let mut left = context.budget.max(1);
-        // ORDERING: a request, looked at again at every step.
-        if self.cancelled.load(Ordering::Relaxed)
+        if self.is_cancelled()
             && let Err(error) = self.fail_unless_failed(JobError::Killed)
         {
             return Step::Error(error);

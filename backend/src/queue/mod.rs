@@ -3,6 +3,7 @@
 //! for, and the ring goes on when the answer is in the mailbox. Knows nothing of sockets.
 
 pub mod chain;
+mod held;
 pub mod mailbox;
 pub mod ring;
 
@@ -10,6 +11,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use device_model::device::{Device, Effect};
 use device_model::job::JobOutcome;
@@ -22,10 +24,12 @@ use log::{debug, warn};
 use vhost_user_backend::VringT;
 
 use self::chain::RingError;
+use self::held::Held;
 use self::mailbox::{Mail, Mailbox, Side};
 use self::ring::{Pending, Published, Ring, SharedRing, Taken};
 use crate::display::Display;
 use crate::engine::FinishedJob;
+use crate::inject::{Bug, Injection};
 use crate::instruments::Pen;
 use crate::miss_port::{MissAnswer, MissPort, RingWait, Waiter};
 use crate::scheduler::Scheduler;
@@ -82,6 +86,8 @@ pub struct QueueThread {
     pub stats: Arc<Stats>,
     /// Where each ring is recorded.
     pub pens: [Pen; QUEUES],
+    /// What misbehaves.
+    pub injection: Arc<Injection>,
 }
 
 impl QueueThread {
@@ -96,21 +102,28 @@ impl QueueThread {
 
     fn run(self, poller: &Poller) {
         let shared = Arc::clone(&self.rings);
-        let max_request = self.device.max_request_bytes();
+        let (max_request, injection) = (self.device.max_request_bytes(), Arc::clone(&self.injection));
         let mut rings = shared.each_ref().map(|shared| {
             let index = shared_index(&self.rings, shared);
-            Ring::new(index, shared, self.memory.clone(), max_request)
+            Ring::new((index, shared), self.memory.clone(), max_request, &injection)
         });
-        let mut queues =
-            Queues { thread: self, rings: &mut rings, effects: Vec::new(), ready: [false; QUEUES], jobs: 0 };
+        let mut queues = Queues {
+            thread: self,
+            rings: &mut rings,
+            effects: Vec::new(),
+            held: Held::default(),
+            ready: [false; QUEUES],
+            jobs: 0,
+        };
         let mut tokens = Vec::new();
         loop {
-            let timeout = if queues.ready.contains(&true) { 0 } else { -1 };
+            let timeout = queues.timeout();
             if let Err(e) = poller.wait(timeout, &mut tokens) {
                 warn!("The queue thread cannot wait for events and ends: {e}");
                 return;
             }
             queues.note_kicks(&tokens);
+            queues.release_held();
             if queues.empty_mailbox().is_break() {
                 return;
             }
@@ -128,6 +141,7 @@ struct Queues<'r, 'a> {
     thread: QueueThread,
     rings: &'r mut [Ring<'a>; QUEUES],
     effects: Vec<Effect<Pending>>,
+    held: Held,
     /// Rings that may have commands.
     ready: [bool; QUEUES],
     /// Jobs that the device has not got back.
@@ -135,6 +149,29 @@ struct Queues<'r, 'a> {
 }
 
 impl Queues<'_, '_> {
+    /// Milliseconds until there is something to do without being told, rounded up; -1: never.
+    fn timeout(&self) -> i32 {
+        if self.ready.contains(&true) {
+            return 0;
+        }
+        let Some(due) = self.held.next_due() else { return -1 };
+        let left = due.saturating_duration_since(Instant::now());
+        i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
+    }
+
+    /// Answers what was held back until now.
+    fn release_held(&mut self) {
+        let mut answers = Vec::new();
+        self.held.release(&mut answers);
+        self.answer(answers);
+    }
+
+    fn answer(&mut self, answers: Vec<(Pending, Vec<u8>)>) {
+        for (pending, response) in answers {
+            self.rings[pending.queue].complete(pending, response);
+        }
+    }
+
     fn note_kicks(&mut self, tokens: &[u64]) {
         for token in tokens {
             let Some(ready) = usize::try_from(*token).ok().and_then(|index| self.ready.get_mut(index)) else {
@@ -222,6 +259,7 @@ impl Queues<'_, '_> {
         self.effects.clear();
         let instruments = self.pen(CONTROL_QUEUE).instruments();
         instruments.names().reset(instruments.clock().now());
+        self.held.clear();
         self.thread.stats.jobs_discarded.add(std::mem::take(&mut self.jobs));
         // A command that was taken just before the stop may have submitted a job after the session discarded them.
         self.thread.scheduler.discard();
@@ -310,7 +348,9 @@ impl Queues<'_, '_> {
                     }
                     let (fence, error) = (response.fence(), response.is_error());
                     self.pen(pending.queue).record(Event::Answered { fence, error });
-                    self.rings[pending.queue].complete(pending, response.into_bytes());
+                    let mut answers = Vec::new();
+                    self.held.pass(&self.thread.injection, (pending, response.into_bytes()), &mut answers);
+                    self.answer(answers);
                 }
                 Effect::Run(job) => {
                     self.thread.stats.jobs_submitted.add(1);
@@ -333,7 +373,11 @@ impl Queues<'_, '_> {
     fn publish(&mut self) {
         for queue in 0..QUEUES {
             match self.rings[queue].publish() {
-                Published::Nothing => {}
+                Published::Nothing => {
+                    if self.thread.injection.strikes(Bug::SpuriousInterrupt) {
+                        self.rings[queue].interrupt_for_nothing();
+                    }
+                }
                 Published::Missing(missing) => self.ask_for_output(queue, missing),
                 Published::Broke(error) => self.broke(queue, &error),
             }

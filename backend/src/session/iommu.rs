@@ -14,6 +14,7 @@ use device_model::violation::Fault;
 use log::{debug, warn};
 
 use super::state::{SessionState, map_region};
+use crate::inject::Bug;
 use crate::memory::Region;
 use crate::miss_port::{MissAnswer, Waiter};
 use crate::queue::mailbox::{Mail, Side};
@@ -51,6 +52,7 @@ impl SessionState {
         // only after everything in the mirror was invalidated and drained.
         let host = unsafe { HostRange::new(target.host, target.len) };
         let claimed = Permissions { read: update.read, write: update.write };
+        self.seeded.claims(claimed);
         let used = match self.misses.on_update(update.range, host, claimed) {
             UpdateVerdict::Staged => UpdateUse::Staged,
             UpdateVerdict::Stale => UpdateUse::Stale,
@@ -70,6 +72,7 @@ impl SessionState {
             audit.invalidated(range);
         }
         self.misses.invalidate(SpaceId::DEVICE, range);
+        self.seeded.note(&self.mirror, range);
         // Before the zap: what is mapped now is what is taken away.
         self.suspect(range);
         self.pen.record(Event::Invalidation { number: self.taken.number(), range });
@@ -132,7 +135,10 @@ impl SessionState {
                     return;
                 }
             }
-            let Some(request) = self.miss_port.take() else { return };
+            while let Some(request) = self.miss_port.take() {
+                self.seeded.hold_back(now, request);
+            }
+            let Some(request) = self.seeded.due(now) else { return };
             // The front-end refuses misses while the device is stopped; whoever waits asks again later.
             if self.running {
                 self.backlog.extend(request.missing.pages().map(|page| {
@@ -148,7 +154,10 @@ impl SessionState {
     }
 
     fn request(&mut self, now: Duration, page: MissRequest, waiter: Waiter) -> Requested {
-        if !self.has_iommu() {
+        let of_job = matches!(waiter, Waiter::Job(_));
+        if of_job && self.seeded.injection.strikes(Bug::RefuseMiss) {
+            self.answer(waiter, page, MissAnswer::Refused);
+        } else if !self.has_iommu() {
             let Some(answer) = self.physical_answer(page) else { return Requested::Full };
             self.answer(waiter, page, answer);
         } else if self.channel.is_none() {
@@ -189,8 +198,12 @@ impl SessionState {
         }
         let answer = match resolution.outcome {
             Outcome::Mapped { range, host, permissions } => {
+                let permissions = self.seeded.permissions(permissions);
                 match self.mirror.map(page.space, range, host, permissions) {
-                    Ok(_) => MissAnswer::Mapped,
+                    Ok(_) => {
+                        self.seeded.use_stale(&mut self.mirror, page.iova, permissions);
+                        MissAnswer::Mapped
+                    }
                     Err(e) if e.is_momentary() => {
                         debug!("A translation of {range} cannot be kept now: {e}");
                         // Whoever waits looks, finds nothing and asks again.

@@ -10,6 +10,7 @@ pub mod drain;
 mod iommu;
 pub mod questions;
 mod requests;
+mod seeded;
 pub mod start;
 mod state;
 mod verdicts;
@@ -243,6 +244,7 @@ impl Session {
         }
         let owed = match &self.owed {
             Owed::Drain(draining) => Some(draining.deadline()),
+            Owed::Late(_, _, _, due) => Some(*due),
             Owed::Nothing | Owed::Unsent(_) => None,
         };
         let misses = self.lock().next_deadline();
@@ -256,6 +258,17 @@ impl Session {
         match std::mem::take(&mut self.owed) {
             Owed::Nothing => Ok(()),
             Owed::Unsent(ack) => self.send(ack),
+            Owed::Late(header, drained, since, due) if due <= self.now() => {
+                self.acknowledge(header, drained, since)
+            }
+            late @ Owed::Late(..) => {
+                self.owed = late;
+                Ok(())
+            }
+            Owed::Drain(draining) if self.skips(draining.then, &draining.invalidation) => {
+                let (then, since) = (draining.then, draining.since());
+                self.drained(draining.invalidation.skip_drain(SeededBug::ack_before_drain()), then, since)
+            }
             Owed::Drain(draining) => match self.watched(draining) {
                 Progress::Draining(draining) => {
                     self.owed = Owed::Drain(draining);
@@ -290,7 +303,7 @@ impl Session {
 
     fn drained(&mut self, drained: Drained, then: For, since: Duration) -> Result<(), SessionEnd> {
         match then {
-            For::Invalidate(header) => self.acknowledge(header, drained, since),
+            For::Invalidate(header) => self.acknowledge_late(header, drained, since),
             For::Message(header) => {
                 let result = self.hand_over(header);
                 let mut state = self.lock();
@@ -307,6 +320,27 @@ impl Session {
                 result
             }
         }
+    }
+
+    /// The seeded bugs "ack before drain", "skip section" and "skip pin".
+    fn skips(&self, then: For, invalidation: &Invalidation) -> bool {
+        matches!(then, For::Invalidate(_)) && self.lock().seeded.skips(invalidation)
+    }
+
+    /// The ack of an INVALIDATE that may be held back on purpose.
+    fn acknowledge_late(
+        &mut self,
+        header: Header,
+        drained: Drained,
+        since: Duration,
+    ) -> Result<(), SessionEnd> {
+        let Some(delay) = self.config.injection.delay(Bug::DelayAck) else {
+            return self.acknowledge(header, drained, since);
+        };
+        let now = self.now();
+        self.lock().misses.pause(now);
+        self.owed = Owed::Late(header, drained, since, now.saturating_add(delay));
+        Ok(())
     }
 
     /// The ack of an INVALIDATE: only a drained invalidation can be acked.
@@ -409,7 +443,7 @@ impl Session {
         patience: Duration,
     ) -> Result<(), SessionEnd> {
         let now = self.now();
-        if matches!(then, For::Invalidate(_)) && self.config.injection.strikes(Bug::AckBeforeDrain) {
+        if self.skips(then, &invalidation) {
             let drained = invalidation.skip_drain(SeededBug::ack_before_drain());
             return self.drained(drained, then, now);
         }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use device_model::device::{self, Device, DeviceConfig};
 use device_model::mmu::miss::MissTable;
-use device_model::mmu::{Drained, Invalidation, MirrorConfig, Reader, RingMemory, mirror};
+use device_model::mmu::{DrainWaker, Drained, Invalidation, MirrorConfig, Reader, RingMemory, mirror};
 use device_model::record::Event;
 use device_model::stats::Stats;
 use log::error;
@@ -18,11 +18,12 @@ use vhost_user_backend::{VringMutex, VringT};
 
 use super::drain::STEP_END;
 use super::questions::Questions;
+use super::seeded::Seeded;
 use super::verdicts::TakenAway;
 use super::{LAST_DRAIN, SessionState};
 use crate::display::Display;
 use crate::engine::{Engine, FinishedJob};
-use crate::inject::Injection;
+use crate::inject::{Bug, Injection};
 use crate::instruments::desk::Connection;
 use crate::instruments::{Instruments, Producer};
 use crate::miss_port::MissPort;
@@ -56,7 +57,8 @@ pub fn start(
 ) -> io::Result<SessionState> {
     // One reader an engine, and one for the queue thread.
     let config = MirrorConfig { readers: settings.engines + 1, table_limit: settings.iotlb_limit };
-    let (writer, mut readers) = mirror(config, Arc::new(waker.clone()));
+    let drain_waker = LastOneOut { session: waker.clone(), injection: Arc::clone(&settings.injection) };
+    let (writer, mut readers) = mirror(config, Arc::new(drain_waker));
     let Some(ring_reader) = readers.pop() else { unreachable!("The mirror was asked for a reader") };
     let mailbox = Mailbox::new()?;
     let scheduler = Arc::new(Scheduler::new(instruments.clock()));
@@ -78,6 +80,7 @@ pub fn start(
         display: display.clone(),
         stats: Arc::clone(stats),
         pens: std::array::from_fn(|queue| instruments.pen(Producer::Ring(queue))),
+        injection: Arc::clone(&settings.injection),
     };
     let common =
         Common { settings, scheduler: &scheduler, misses: &miss_port, mailbox: &mailbox, stats, instruments };
@@ -102,6 +105,7 @@ pub fn start(
         scheduler,
         display,
         stats: Arc::clone(stats),
+        seeded: Seeded::new(Arc::clone(&settings.injection)),
         config_space,
         device_features,
         running: false,
@@ -111,6 +115,20 @@ pub fn start(
         pen: instruments.pen(Producer::Session),
         questions: Questions::new(questions),
     })
+}
+
+/// Wakes the session for a drain whose last one is out.
+struct LastOneOut {
+    session: Waker,
+    injection: Arc<Injection>,
+}
+
+impl DrainWaker for LastOneOut {
+    fn wake(&self) {
+        if !self.injection.strikes(Bug::ForgetWake) {
+            self.session.wake();
+        }
+    }
 }
 
 fn shared_ring(memory: &RingMemory) -> io::Result<SharedRing> {

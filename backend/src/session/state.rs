@@ -17,8 +17,10 @@ use vhost_user_backend::VringT;
 use virtio_queue::QueueT;
 
 use super::questions::Questions;
+use super::seeded::Seeded;
 use super::verdicts::TakenAway;
 use crate::display::Display;
+use crate::inject::Bug;
 use crate::instruments::{Instruments, Pen};
 use crate::memory::{MemoryTable, Region};
 use crate::miss_port::{MissPort, Waiter};
@@ -58,6 +60,8 @@ pub struct SessionState {
     pub display: Display,
     /// What is counted.
     pub stats: Arc<Stats>,
+    /// What misbehaves.
+    pub seeded: Seeded,
     /// Content of the device's configuration space.
     pub config_space: Vec<u8>,
     /// Features that the device offers.
@@ -96,6 +100,7 @@ impl SessionState {
         if let Some(audit) = self.questions.audit() {
             audit.invalidated(everything);
         }
+        self.seeded.forget();
         // No mode goes on with memory that goes away.
         self.mirror.begin_for_good(SpaceId::DEVICE, everything)
     }
@@ -103,6 +108,7 @@ impl SessionState {
     /// Ends an invalidation: whoever waited for that may go on.
     pub fn end(&mut self, drained: Drained) -> Ended {
         let ended = self.mirror.end(drained);
+        self.seeded.undo_zap(&mut self.mirror);
         self.scheduler.invalidation_ended();
         ended
     }
@@ -154,6 +160,10 @@ impl SessionState {
         } else {
             // Nothing is asked for and nothing is waited for: the front-end refuses misses from here on.
             self.scheduler.pause();
+            if self.seeded.injection.strikes(Bug::LoseJobOverStop) {
+                self.scheduler.discard();
+            }
+            self.seeded.forget_misses();
             self.miss_port.clear();
             self.backlog.clear();
             self.misses.clear();
@@ -220,10 +230,11 @@ impl SessionState {
         }
     }
 
-    /// The next moment at which a miss is overdue, or something is to be done for whoever watches.
+    /// The next moment at which a miss is overdue, one that was held back is due, or something is to be done for whoever
+    /// watches.
     pub fn next_deadline(&mut self) -> Option<Duration> {
         let questions = self.questions.deadline(self.scheduler.now());
-        [self.misses.next_deadline(), questions].into_iter().flatten().min()
+        [self.misses.next_deadline(), self.seeded.next_due(), questions].into_iter().flatten().min()
     }
 }
 

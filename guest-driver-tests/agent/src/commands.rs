@@ -1,12 +1,12 @@
 //! What the rig can ask for, one function a command. Knows neither the port's lines nor any ioctl.
 
-use crate::drm_jobs;
 use crate::error::AgentError;
 use crate::port::Port;
 use crate::screen::Screen;
 use crate::system::{self, End};
 use crate::vfio::Gpu;
 use crate::vfio_jobs;
+use crate::{drm_jobs, drm_rings};
 use guest_agent::protocol::{Amount, Command, Driver, Event};
 use std::path::Path;
 
@@ -46,6 +46,7 @@ impl Agent {
             }
             Command::Rebind { driver } => self.rebind(driver),
             Command::Jobs { mode, storm } => drm_jobs::run(mode, storm).map(Event::Ran),
+            Command::Rings => drm_rings::run().map(Event::Rings),
             Command::TakeByVfio => self.take_by_vfio(),
             Command::JobsByVfio { mode, storm } => vfio_jobs::run(self.gpu()?, mode, storm).map(Event::Ran),
             Command::Break { mode, bug } => {

@@ -30,6 +30,8 @@ pub enum Command {
         /// Jobs of the storm: they are in flight while buffers come and go beside them.
         storm: u32,
     },
+    /// Have a job wait on a ring of a context, and others beside it, through the stock driver; answered by `Rings`.
+    Rings,
     /// Take the device from its driver, by way of VFIO, and bring it up with a driver in the agent; answered by `Taken`.
     TakeByVfio,
     /// Run the test jobs through the agent's own driver, as `Jobs`; an idle range comes and goes beside them.
@@ -106,6 +108,8 @@ pub enum Event {
     Rebound,
     /// All jobs have ended, and every byte of every buffer was right.
     Ran(JobCounts),
+    /// Which jobs got past one that waits.
+    Rings(RingCounts),
     /// The agent's own driver has the device.
     Taken,
     /// The bug was made, and the job has ended.
@@ -153,6 +157,19 @@ pub struct JobCounts {
     pub buffers_churned: u64,
     /// Nanoseconds that the unmap of an idle range took while a long job was in flight. 0 with the stock driver.
     pub idle_unmap_ns: u64,
+}
+
+/// Who got past a job that waits on a ring of a context.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingCounts {
+    /// The driver has blobs.
+    pub blob: bool,
+    /// The driver has contexts with rings.
+    pub context_init: bool,
+    /// Jobs that ended meanwhile, of three: on another ring of the context, and on two rings of another.
+    pub overtook: u32,
+    /// What came behind it on its own ring waited for it, and ended after it.
+    pub in_order: bool,
 }
 
 /// What the guest saw of its own bug.

@@ -19,12 +19,21 @@ const GETPARAM: u8 = 0x43;
 const RESOURCE_CREATE: u8 = 0x44;
 const WAIT: u8 = 0x48;
 const GET_CAPS: u8 = 0x49;
+const RESOURCE_CREATE_BLOB: u8 = 0x4a;
+const CONTEXT_INIT: u8 = 0x4b;
 const IOCTL_WRITE: u32 = 1;
 const IOCTL_READ: u32 = 2;
 const IOCTL_KIND: u32 = b'd' as u32;
 
 const FENCE_FD_OUT: u32 = 2;
+const ON_RING: u32 = 4;
 const PARAM_3D: u64 = 1;
+const PARAM_BLOB: u64 = 3;
+const PARAM_CONTEXT_INIT: u64 = 6;
+/// How many rings a context has.
+const CONTEXT_RINGS: u64 = 2;
+/// A blob of guest memory, that can be mapped.
+const BLOB: [u32; 2] = [1, 1];
 /// What Gallium calls a buffer of bytes: target, format R8_UNORM, bound as a vertex buffer.
 const BUFFER: [u32; 3] = [0, 64, 16];
 
@@ -95,6 +104,27 @@ struct GetCaps {
     pad: u32,
 }
 
+#[repr(C)]
+#[derive(Default)]
+struct CreateBlob {
+    memory_and_flags: [u32; 2],
+    bo_handle: u32,
+    res_handle: u32,
+    size: u64,
+    pad: u32,
+    command_size: u32,
+    command: u64,
+    id: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ContextInit {
+    count: u32,
+    pad: u32,
+    parameters: u64,
+}
+
 /// The driver's node for those who only compute. Each opened one is a context of the device.
 pub(crate) struct RenderNode(File);
 
@@ -111,6 +141,26 @@ impl RenderNode {
             0 => Err(AgentError::NoRenderNode),
             _ => Ok(node),
         }
+    }
+
+    /// The same; its context has so many rings with fences of their own. It names no capability set: Linux (6.12) keeps
+    /// the set of those as `1 << id` of 32 bits, and refuses ids above 31.
+    pub(crate) fn open_with_rings(rings: u32) -> Result<Self, AgentError> {
+        let node = Self::open()?;
+        let parameter = [CONTEXT_RINGS, rings.into()];
+        let mut request = ContextInit { count: 1, pad: 0, parameters: parameter.as_ptr() as u64 };
+        node.ioctl(CONTEXT_INIT, &mut request).doing(format!("make a context with {rings} rings"))?;
+        Ok(node)
+    }
+
+    /// Whether the device has blobs.
+    pub(crate) fn has_blobs(&self) -> Result<bool, AgentError> {
+        Ok(self.param(PARAM_BLOB)? != 0)
+    }
+
+    /// Whether contexts can have rings.
+    pub(crate) fn has_rings(&self) -> Result<bool, AgentError> {
+        Ok(self.param(PARAM_CONTEXT_INIT)? != 0)
     }
 
     fn param(&self, param: u64) -> Result<i32, AgentError> {
@@ -140,7 +190,17 @@ impl RenderNode {
             ..ResourceCreate::default()
         };
         self.ioctl(RESOURCE_CREATE, &mut request).doing(format!("create a buffer of {len} bytes"))?;
-        let (handle, resource) = (request.bo_handle, request.res_handle);
+        self.map(request.bo_handle, request.res_handle, len)
+    }
+
+    /// Makes a blob of guest memory of `len` bytes and maps it.
+    pub(crate) fn create_blob(&self, len: usize) -> Result<Buffer<'_>, AgentError> {
+        let mut request = CreateBlob { memory_and_flags: BLOB, size: len as u64, ..CreateBlob::default() };
+        self.ioctl(RESOURCE_CREATE_BLOB, &mut request).doing(format!("create a blob of {len} bytes"))?;
+        self.map(request.bo_handle, request.res_handle, len)
+    }
+
+    fn map(&self, handle: u32, resource: u32, len: usize) -> Result<Buffer<'_>, AgentError> {
         let mut buffer = Buffer { node: self, handle, resource, memory: None };
         let mut request = MapBuffer { handle, ..MapBuffer::default() };
         self.ioctl(MAP, &mut request).doing("ask where a buffer is to be mapped")?;
@@ -150,10 +210,21 @@ impl RenderNode {
 
     /// Submits a job that uses these buffers.
     pub(crate) fn submit(&self, words: &[u32], buffers: &[Buffer<'_>]) -> Result<SyncFile, AgentError> {
+        self.submit_on(None, words, buffers)
+    }
+
+    /// The same on a ring of the context's own.
+    pub(crate) fn submit_on(
+        &self,
+        ring: Option<u32>,
+        words: &[u32],
+        buffers: &[Buffer<'_>],
+    ) -> Result<SyncFile, AgentError> {
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         let handles: Vec<u32> = buffers.iter().map(|buffer| buffer.handle).collect();
         let mut request = ExecBuffer {
-            flags: FENCE_FD_OUT,
+            flags: FENCE_FD_OUT | ring.map_or(0, |_| ON_RING),
+            ring_idx: ring.unwrap_or(0),
             size: bytes.len() as u32,
             command: bytes.as_ptr() as u64,
             bo_handles: handles.as_ptr() as u64,
@@ -201,6 +272,15 @@ impl Buffer<'_> {
     /// Its bytes, as they are now.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         self.memory.as_ref().map_or_else(Vec::new, Mapping::bytes)
+    }
+
+    /// A word of it, as it is now.
+    pub(crate) fn word(&self, at: u64) -> u32 {
+        let mut bytes = [0; 4];
+        if let Some(memory) = &self.memory {
+            memory.read(at as usize, &mut bytes);
+        }
+        u32::from_le_bytes(bytes)
     }
 
     /// Writes from its start on.

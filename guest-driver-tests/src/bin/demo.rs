@@ -128,12 +128,13 @@ fn draw(run: &mut Run<'_>, mode: &'static str) -> Result<Shown, RigError> {
 }
 
 fn conclude(shown: &[Shown]) -> Result<(), RigError> {
-    let with_stats: Vec<_> = shown.iter().filter_map(|shown| Some((shown.mode, shown.stats?))).collect();
+    let with_stats: Vec<_> =
+        shown.iter().filter_map(|shown| Some((shown.mode.to_owned(), shown.stats?))).collect();
     if with_stats.is_empty() {
         println!("\nQEMU's own device has no counts to show.");
         return Ok(());
     }
-    println!("\n{}\n", report::table(&rows(&with_stats)));
+    println!("\n{}\n", table(&with_stats, &OF_ALL));
     for Shown { mode, picture, .. } in shown {
         println!("The screen in {mode} mode: {}", picture.display());
     }
@@ -153,57 +154,49 @@ fn conclude(shown: &[Shown]) -> Result<(), RigError> {
     for shown in shown {
         if !shown.jobs.is_empty() {
             println!("\nJobs in {} mode of the guest's IOMMU, mode by mode of the device:\n", shown.mode);
-            println!("{}", report::table(&job_rows(&shown.jobs)));
+            let columns: Vec<_> = shown.jobs.iter().map(|run| (run.mode.to_string(), *run)).collect();
+            println!("{}", table(&columns, &OF_JOBS));
         }
     }
     shown.iter().filter_map(|shown| shown.blame.as_ref()).for_each(Blame::print);
     Ok(())
 }
 
-type Figure = fn(&Stats) -> String;
+type Figure<T> = (&'static str, fn(&T) -> String);
 
-fn rows(columns: &[(&str, Stats)]) -> Vec<Vec<String>> {
-    let figures: [(&str, Figure); 9] = [
-        ("misses", |stats| stats.misses.to_string()),
-        ("updates", |stats| stats.updates.to_string()),
-        ("invalidations", |stats| stats.invalidations.to_string()),
-        ("  that found work in flight", |stats| stats.invalidations_with_work_in_flight.to_string()),
-        ("  ack latency, p50", |stats| report::duration(stats.ack_latency_ns.p50)),
-        ("  ack latency, p99", |stats| report::duration(stats.ack_latency_ns.p99)),
-        ("  ack latency, maximum", |stats| report::duration(stats.ack_latency_ns.max)),
-        ("bytes moved", |stats| report::bytes(stats.bytes_moved)),
-        ("guest frozen, in all", |stats| report::duration(stats.frozen_ns)),
-    ];
-    let titles = std::iter::once(String::new()).chain(columns.iter().map(|(mode, _)| (*mode).to_owned()));
-    let mut rows = vec![titles.collect()];
-    rows.extend(figures.map(|(name, figure)| {
-        std::iter::once(name.to_owned()).chain(columns.iter().map(|(_, stats)| figure(stats))).collect()
-    }));
-    rows
-}
+const OF_ALL: [Figure<Stats>; 9] = [
+    ("misses", |stats| stats.misses.to_string()),
+    ("updates", |stats| stats.updates.to_string()),
+    ("invalidations", |stats| stats.invalidations.to_string()),
+    ("  that found work in flight", |stats| stats.invalidations_with_work_in_flight.to_string()),
+    ("  ack latency, p50", |stats| report::duration(stats.ack_latency_ns.p50)),
+    ("  ack latency, p99", |stats| report::duration(stats.ack_latency_ns.p99)),
+    ("  ack latency, maximum", |stats| report::duration(stats.ack_latency_ns.max)),
+    ("bytes moved", |stats| report::bytes(stats.bytes_moved)),
+    ("guest frozen, in all", |stats| report::duration(stats.frozen_ns)),
+];
 
-type JobFigure = fn(&ModeRun) -> String;
+const OF_JOBS: [Figure<ModeRun>; 12] = [
+    ("jobs", |run| run.guest.jobs.to_string()),
+    ("buffers that came and went", |run| run.guest.buffers_churned.to_string()),
+    ("invalidations", |run| run.backend.invalidations.to_string()),
+    ("  that found work in flight", |run| run.backend.invalidations_with_work_in_flight.to_string()),
+    ("  acks parked", |run| run.backend.acks_parked.to_string()),
+    ("  jobs taken off their engine", |run| run.backend.ladder_evictions.to_string()),
+    ("  pins not waited for", |run| run.backend.incoherent_pins.to_string()),
+    ("guest frozen", |run| report::duration(run.backend.frozen_ns)),
+    ("verdicts: benign", |run| run.verdicts.benign.to_string()),
+    ("  moved", |run| run.verdicts.moved.to_string()),
+    ("  gone", |run| run.verdicts.gone.to_string()),
+    ("  cannot tell", |run| run.verdicts.untold.to_string()),
+];
 
-fn job_rows(columns: &[ModeRun]) -> Vec<Vec<String>> {
-    let figures: [(&str, JobFigure); 8] = [
-        ("jobs", |run| run.guest.jobs.to_string()),
-        ("buffers that came and went", |run| run.guest.buffers_churned.to_string()),
-        ("invalidations", |run| run.backend.invalidations.to_string()),
-        ("  with work in flight", |run| run.backend.invalidations_with_work_in_flight.to_string()),
-        ("  acks parked", |run| run.backend.acks_parked.to_string()),
-        ("  jobs taken off at the timeout", |run| run.backend.ladder_evictions.to_string()),
-        ("  pins not waited for", |run| run.backend.incoherent_pins.to_string()),
-        ("guest frozen", |run| report::duration(run.backend.frozen_ns)),
-    ];
-    let row = |name: String, figure: &dyn Fn(&ModeRun) -> String| {
-        std::iter::once(name).chain(columns.iter().map(figure)).collect::<Vec<_>>()
+/// A column for each of `columns`, a row for each of `figures`.
+fn table<T>(columns: &[(String, T)], figures: &[Figure<T>]) -> String {
+    let row = |name: &str, cell: &dyn Fn(&(String, T)) -> String| {
+        std::iter::once(name.to_owned()).chain(columns.iter().map(cell)).collect::<Vec<_>>()
     };
-    let mut rows = vec![row(String::new(), &|run| run.mode.to_string())];
-    rows.extend(figures.map(|(name, figure)| row(name.to_owned(), &figure)));
-    let kinds = columns.first().map(|run| run.verdicts.keys().cloned().collect::<Vec<_>>());
-    for kind in kinds.unwrap_or_default() {
-        let count = |run: &ModeRun| run.verdicts.get(&kind).copied().unwrap_or(0).to_string();
-        rows.push(row(format!("verdicts: {kind}"), &count));
-    }
-    rows
+    let mut rows = vec![row("", &|(title, _)| title.clone())];
+    rows.extend(figures.iter().map(|(name, figure)| row(name, &|(_, column)| figure(column))));
+    report::table(&rows)
 }

@@ -1,8 +1,8 @@
-//! A driver's bugs, made on purpose, and what the back-end has to say about them: reports, counts of verdicts, a trace.
+//! A driver's bugs, made on purpose, and what the back-end has to say about them: reports, and a trace.
 //! Knows who has to be blamed for what; knows nothing of how the back-end finds out.
 
 use crate::rig::error::RigError;
-use crate::rig::instruments::{self, Trace, Verdicts, Violation};
+use crate::rig::instruments::{self, Trace, Violation};
 use crate::rig::process::wait_until;
 use crate::rig::run::Run;
 use crate::rig::vfio;
@@ -24,15 +24,12 @@ pub struct Blame {
     pub told: Vec<String>,
     /// The back-end's reports; nothing if it cannot make any.
     pub violations: Option<Vec<Violation>>,
-    /// Its verdicts meanwhile.
-    pub verdicts: Verdicts,
     /// The trace of its flight recorder; nothing if it has none.
     pub trace: Option<Trace>,
 }
 
 /// Makes the bugs, and asks the back-end about them. The trace goes to `trace`.
 pub fn break_and_ask(run: &mut Run<'_>, trace: &Path) -> Result<Blame, RigError> {
-    let before = run.verdicts()?;
     let last =
         instruments::violations(run)?.and_then(|known| known.iter().map(|violation| violation.id).max());
     run.expect_faults();
@@ -44,8 +41,7 @@ pub fn break_and_ask(run: &mut Run<'_>, trace: &Path) -> Result<Blame, RigError>
     }
     vfio::give_back(run)?;
     let violations = reports_of(run, last, SHOWN.len())?;
-    let verdicts = instruments::verdicts_since(&run.verdicts()?, &before);
-    Ok(Blame { told, violations, verdicts, trace: instruments::record(run, trace)? })
+    Ok(Blame { told, violations, trace: instruments::record(run, trace)? })
 }
 
 /// The violations after the one with the number `last`: `due` of them, as soon as they are there. Nothing if the back-end

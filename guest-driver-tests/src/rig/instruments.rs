@@ -4,17 +4,42 @@
 
 use crate::rig::error::RigError;
 use crate::rig::run::Run;
+use job_stream::{Choice, Mode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Counts that begin like this are of verdicts.
-const VERDICTS: &str = "verdicts_";
+/// The verdicts of one mode, by what was found where memory had been taken from a job.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Verdicts {
+    /// The same memory.
+    pub benign: u64,
+    /// Other memory.
+    pub moved: u64,
+    /// None.
+    pub gone: u64,
+    /// Other memory or none, but the job may have been done with it.
+    pub untold: u64,
+}
 
-/// How many verdicts of each kind, by the kind's name.
-pub type Verdicts = BTreeMap<String, u64>;
+impl Verdicts {
+    /// What was counted since the look `before`.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        Self {
+            benign: self.benign.saturating_sub(before.benign),
+            moved: self.moved.saturating_sub(before.moved),
+            gone: self.gone.saturating_sub(before.gone),
+            untold: self.untold.saturating_sub(before.untold),
+        }
+    }
+
+    /// Verdicts that accuse the driver, or nearly.
+    pub fn accusations(&self) -> u64 {
+        self.moved + self.gone + self.untold
+    }
+}
 
 /// A job whose memory was taken from under it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -45,21 +70,10 @@ pub struct Trace {
     pub events: u64,
 }
 
-/// The counts of verdicts among all counts of the back-end.
-pub fn verdicts(stats: &Value) -> Verdicts {
-    let counts = stats.as_object().into_iter().flatten();
-    let of = |(name, count): (&String, &Value)| {
-        Some((name.strip_prefix(VERDICTS)?.replace('_', " "), count.as_u64()?))
-    };
-    counts.filter_map(of).collect()
-}
-
-/// What was counted between two looks.
-pub fn verdicts_since(after: &Verdicts, before: &Verdicts) -> Verdicts {
-    let rise = |(kind, count): (&String, &u64)| {
-        (kind.clone(), count.saturating_sub(before.get(kind).copied().unwrap_or(0)))
-    };
-    after.iter().map(rise).collect()
+/// The verdicts of one mode among all counts of the back-end.
+pub fn verdicts(stats: &Value, mode: Mode) -> Verdicts {
+    let counts = stats.get("verdicts").and_then(|modes| modes.get(mode.name())).cloned();
+    counts.and_then(|counts| serde_json::from_value(counts).ok()).unwrap_or_default()
 }
 
 /// The violations that the back-end has reported so far; nothing if it cannot say.
@@ -93,13 +107,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_verdicts_are_taken_from_the_counts_and_only_what_is_new() {
-        let before = verdicts(&json!({ "verdicts_gone": 1, "misses": 7 }));
-        let after = verdicts(&json!({ "verdicts_gone": 3, "verdicts_cannot_tell": 1, "misses": 9 }));
-        assert_eq!(before, Verdicts::from([("gone".to_owned(), 1)]));
-        let rise = Verdicts::from([("gone".to_owned(), 2), ("cannot tell".to_owned(), 1)]);
-        assert_eq!(verdicts_since(&after, &before), rise);
-        assert_eq!(verdicts(&Value::Null), Verdicts::new());
+    fn verdicts_are_those_of_the_mode_and_only_what_is_new() {
+        let stats = |gone| {
+            let fence = json!({ "benign": 4, "moved": 0, "gone": gone, "untold": 1 });
+            json!({ "misses": 7, "verdicts": { "fence": fence } })
+        };
+        let [before, after] = [1, 3].map(|gone| verdicts(&stats(gone), Mode::Fence));
+        assert_eq!(before, Verdicts { benign: 4, moved: 0, gone: 1, untold: 1 });
+        assert_eq!(after.since(&before), Verdicts { gone: 2, ..Verdicts::default() });
+        assert_eq!((after.accusations(), after.since(&before).accusations()), (4, 2));
+        assert_eq!(verdicts(&stats(1), Mode::Fault), Verdicts::default());
+        assert_eq!(verdicts(&Value::Null, Mode::Fence), Verdicts::default());
     }
 
     #[test]

@@ -3,21 +3,24 @@
 
 use crate::rig::error::RigError;
 use crate::rig::guest::unexpected;
-use crate::rig::instruments::{self, Verdicts};
+use crate::rig::instruments::Verdicts;
 use crate::rig::report::{self, say};
 use crate::rig::run::Run;
 use crate::rig::scenario::{at_least, no_troubles, same, settled};
 use crate::rig::stats::Stats;
 use crate::rig::topology::Invalidations;
 use guest_agent::jobs::CASES;
-use guest_agent::protocol::{Command, Event, JobCounts};
+use guest_agent::protocol::{Command, Event, JobCounts, RingCounts};
 use job_stream::Mode;
 
 /// Jobs that are in flight while buffers come and go, in each mode.
 const STORM: u32 = 40;
 
+/// The job that waits, the one behind it, and those that get past.
+const JOBS_ON_RINGS: u64 = 5;
+
 /// What one mode has shown.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct ModeRun {
     /// The mode of the context.
     pub mode: Mode,
@@ -32,13 +35,14 @@ pub struct ModeRun {
 impl ModeRun {
     /// What the guest did and what the back-end did for it: both have counted the same.
     pub(super) fn compare(&self, due: u64) -> Result<(), RigError> {
-        let Self { mode, guest, backend, .. } = self;
+        let Self { mode, guest, backend, verdicts } = self;
         let who = "the back-end";
         same(&format!("jobs in mode {mode}"), "the guest", guest.jobs, due)?;
         same(&format!("jobs that were submitted in mode {mode}"), who, backend.jobs_submitted, guest.jobs)?;
         same(&format!("jobs that were done in mode {mode}"), who, backend.jobs_done, guest.jobs)?;
         same(&format!("bytes moved in mode {mode}"), who, backend.bytes_moved, guest.bytes_moved)?;
-        at_least(&format!("buffers beside jobs in mode {mode}"), guest.buffers_churned, 1)
+        at_least(&format!("buffers beside jobs in mode {mode}"), guest.buffers_churned, 1)?;
+        same(&format!("verdicts against a good driver in mode {mode}"), who, verdicts.accusations(), 0)
     }
 }
 
@@ -56,15 +60,34 @@ pub(crate) fn jobs(run: &mut Run<'_>) -> Result<(), RigError> {
     Ok(())
 }
 
+/// Rings of contexts have timelines of their own: a job that waits holds back its own ring, and nothing else.
+pub(crate) fn rings(run: &mut Run<'_>) -> Result<(), RigError> {
+    let before = settled(run)?.unwrap_or_default();
+    let counts = match run.ask("What the guest saw of rings", Command::Rings)? {
+        Event::Rings(counts) => counts,
+        other => return Err(unexpected(&other)),
+    };
+    let after = settled(run)?.unwrap_or_default();
+    no_troubles(&before, &after)?;
+    same("jobs on rings that were done", "the back-end", after.since(&before).jobs_done, JOBS_ON_RINGS)?;
+    let wanted = RingCounts { blob: true, context_init: true, overtook: 3, in_order: true };
+    if counts == wanted {
+        return Ok(());
+    }
+    Err(RigError::check(format!("Beside a job that waits, the guest saw {counts:?}, not {wanted:?}")))
+}
+
 /// What one mode has shown, in a line.
 pub fn line(shown: &ModeRun) -> String {
-    let ModeRun { mode, guest, backend, .. } = shown;
+    let ModeRun { mode, guest, backend, verdicts } = shown;
     format!(
-        "{} jobs in mode {mode}, {} of buffers compared; {} invalidations, {} with work in flight; frozen {}",
+        "{} jobs in mode {mode}, {} of buffers compared; {} invalidations, {} with work in flight, {} found benign; \
+         frozen {}",
         guest.jobs,
         report::bytes(guest.bytes_compared),
         backend.invalidations,
         backend.invalidations_with_work_in_flight,
+        verdicts.benign,
         report::duration(backend.frozen_ns)
     )
 }
@@ -85,20 +108,20 @@ fn in_mode(run: &mut Run<'_>, mode: Mode) -> Result<ModeRun, RigError> {
 
 /// Has the guest run jobs, and looks at what both sides count meanwhile.
 pub(super) fn run_jobs(run: &mut Run<'_>, mode: Mode, command: Command) -> Result<ModeRun, RigError> {
-    let (before, verdicts) = (settled(run)?.unwrap_or_default(), run.verdicts()?);
+    let (before, verdicts) = (settled(run)?.unwrap_or_default(), run.verdicts(mode)?);
     let guest = match run.ask("The end of the guest's jobs", command)? {
         Event::Ran(counts) => counts,
         other => return Err(unexpected(&other)),
     };
     let after = settled(run)?.unwrap_or_default();
     no_troubles(&before, &after)?;
-    let verdicts = instruments::verdicts_since(&run.verdicts()?, &verdicts);
+    let verdicts = run.verdicts(mode)?.since(&verdicts);
     Ok(ModeRun { mode, guest, backend: after.since(&before), verdicts })
 }
 
 /// Where the guest flushes its whole domain, jobs were hit; where it unmaps page by page, none.
 fn met_invalidations(expected: Invalidations, shown: &ModeRun) -> Result<(), RigError> {
-    let ModeRun { mode, backend, .. } = shown;
+    let ModeRun { mode, backend, verdicts, .. } = shown;
     let hits = backend.invalidations_with_work_in_flight;
     let what = format!("invalidations that found work in flight in mode {mode}");
     match expected {
@@ -109,6 +132,9 @@ fn met_invalidations(expected: Invalidations, shown: &ModeRun) -> Result<(), Rig
         }
         Invalidations::Lazy => {
             at_least(&what, hits, 1)?;
+            if *mode != Mode::RegistrationCache {
+                at_least(&format!("benign verdicts in mode {mode}"), verdicts.benign, 1)?;
+            }
             let cached = u64::from(*mode == Mode::RegistrationCache && backend.incoherent_pins > 0);
             let due = u64::from(*mode == Mode::RegistrationCache);
             same(&format!("modes that kept a pin without coherence, of {mode}"), "the back-end", cached, due)
@@ -125,7 +151,7 @@ mod tests {
         let guest = JobCounts { jobs: 3, bytes_moved: 9, buffers_churned: 1, ..JobCounts::default() };
         let backend = Stats { jobs_submitted: 3, jobs_done: 3, bytes_moved: 9, ..Stats::default() };
         let check = |guest, backend, due| {
-            let verdicts = Verdicts::new();
+            let verdicts = Verdicts { benign: 1, ..Verdicts::default() };
             ModeRun { mode: Mode::Fence, guest, backend, verdicts }
                 .compare(due)
                 .map_err(|error| error.to_string())
@@ -143,6 +169,8 @@ mod tests {
         assert_eq!(check(guest, short, 3), text("8", "bytes moved", "the back-end", "9"));
         let calm = JobCounts { buffers_churned: 0, ..guest };
         assert!(check(calm, backend, 3).is_err());
+        let blamed = Verdicts { untold: 1, ..Verdicts::default() };
+        assert!(ModeRun { mode: Mode::Fence, guest, backend, verdicts: blamed }.compare(3).is_err());
     }
 
     #[test]
@@ -151,7 +179,7 @@ mod tests {
             mode: Mode::Fence,
             guest: JobCounts::default(),
             backend: Stats { invalidations: 5, invalidations_with_work_in_flight: hits, ..Stats::default() },
-            verdicts: Verdicts::new(),
+            verdicts: Verdicts { benign: hits, ..Verdicts::default() },
         };
         assert!(met_invalidations(Invalidations::Strict, &shown(0)).is_ok());
         assert!(met_invalidations(Invalidations::Strict, &shown(1)).is_err());

@@ -18,6 +18,7 @@ use crate::rig::screen::Screen;
 use crate::rig::stats::Stats;
 use crate::rig::topology::Topology;
 use guest_agent::protocol::{Command, Drawn, Event};
+use job_stream::Mode;
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -161,10 +162,10 @@ impl<'a> Run<'a> {
         self.backend.as_mut().map(Backend::stats).transpose()
     }
 
-    /// The back-end's verdicts so far; none with QEMU's own device, or with a back-end that gives none.
-    pub fn verdicts(&mut self) -> Result<Verdicts, RigError> {
+    /// The back-end's verdicts so far on jobs of `mode`; none with QEMU's own device, or with a back-end that gives none.
+    pub fn verdicts(&mut self, mode: Mode) -> Result<Verdicts, RigError> {
         let stats = self.backend.as_mut().map(Backend::raw_stats).transpose()?;
-        Ok(stats.as_ref().map(instruments::verdicts).unwrap_or_default())
+        Ok(stats.map(|stats| instruments::verdicts(&stats, mode)).unwrap_or_default())
     }
 
     /// Makes a request of the back-end's control socket; nothing if it does not know the command, or is not there.

@@ -28,6 +28,8 @@ const SILENCE: Duration = Duration::from_millis(50);
 enum Needs {
     Nothing,
     Screen,
+    /// A front-end that passes all feature bits of the device on.
+    AllFeatures,
 }
 
 /// A scenario.
@@ -40,9 +42,10 @@ pub struct Scenario {
 }
 
 /// All scenarios of `verify`, in an order in which each leaves a guest that the next can use.
-const ALL: [Scenario; 9] = [
+const ALL: [Scenario; 10] = [
     Scenario { name: "picture", needs: Needs::Screen, run: |run| picture(run, AMOUNT).map(drop) },
     Scenario { name: "jobs", needs: Needs::Nothing, run: jobs::jobs },
+    Scenario { name: "rings", needs: Needs::AllFeatures, run: jobs::rings },
     Scenario { name: "stop-cont", needs: Needs::Screen, run: stop_and_cont },
     Scenario { name: "rebind-idle", needs: Needs::Screen, run: rebind_idle },
     Scenario { name: "rebind-drawing", needs: Needs::Screen, run: rebind_drawing },
@@ -54,7 +57,12 @@ const ALL: [Scenario; 9] = [
 
 /// The scenarios for a topology.
 pub fn of(topology: &Topology) -> Vec<&'static Scenario> {
-    ALL.iter().filter(|scenario| scenario.needs == Needs::Nothing || topology.has_display).collect()
+    let has = |needs| match needs {
+        Needs::Nothing => true,
+        Needs::Screen => topology.has_display,
+        Needs::AllFeatures => topology.has_all_features(),
+    };
+    ALL.iter().filter(|scenario| has(scenario.needs)).collect()
 }
 
 /// The guest draws; the screen shows it, and both sides have counted the same.

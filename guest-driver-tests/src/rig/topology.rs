@@ -118,6 +118,11 @@ impl Topology {
         self.invalidations != Invalidations::None
     }
 
+    /// Whether all feature bits of the device reach the guest.
+    pub fn has_all_features(&self) -> bool {
+        self.config.contains("vhost-user-test-device-pci")
+    }
+
     /// The same machine with QEMU's own device in the place of ours, to compare with.
     pub fn reference_config(&self) -> String {
         let mut config = String::new();
