@@ -85,7 +85,16 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     pub control_socket: Option<PathBuf>,
 
+    /// Existing folder into which a trace is written at each violation and at each hang.
+    ///
+    /// Chrome and Perfetto JSON, at most 32 files a process. Without it, none are written by themselves; the control
+    /// command `record` writes one at any time.
+    #[arg(long, value_name = "DIR")]
+    pub record_dir: Option<PathBuf>,
+
     /// Print all counters as one line of JSON on standard output at exit.
+    ///
+    /// They are logged at exit in any case, at level info.
     #[arg(long)]
     pub stats_at_exit: bool,
 

@@ -7,13 +7,15 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use device_model::engine::{EngineHost, Leaves, Left, Running, SPIN_STEP, STEP_BYTES};
-use device_model::job::{Job, Step, StepContext};
+use device_model::job::{Job, JobOutcome, Step, StepContext};
 use device_model::mmu::{JobMemory, Reader};
+use device_model::record::{Event, LeftFor, StepEnd};
 use device_model::schedule::Disposed;
 pub use device_model::schedule::FinishedJob;
 use device_model::stats::Stats;
 
-use crate::inject::{Bug, Injection};
+use crate::inject::{Bug, Injection, steps};
+use crate::instruments::Pen;
 use crate::miss_port::{MissPort, Waiter};
 use crate::scheduler::{Scheduler, Work};
 
@@ -31,6 +33,8 @@ pub struct Engine {
     pub stats: Arc<Stats>,
     /// What misbehaves.
     pub injection: Arc<Injection>,
+    /// Where its steps are recorded.
+    pub pen: Pen,
 }
 
 /// What carries out an engine's steps.
@@ -38,6 +42,10 @@ struct Host<'a> {
     scheduler: &'a Scheduler,
     stats: &'a Stats,
     injection: &'a Injection,
+    pen: &'a Pen,
+    /// The last step was one over memory. A job that spins comes to no end if it is taken off at each step: only time on
+    /// its engine counts.
+    has_moved: bool,
     /// The job spins: the engine has nothing to do until the next step.
     spins: bool,
 }
@@ -45,19 +53,26 @@ struct Host<'a> {
 impl EngineHost for Host<'_> {
     fn step(&mut self, job: &mut Job, memory: &impl JobMemory) -> Step {
         self.stats.job_steps.add(1);
-        let before = job.bytes_moved();
-        let step = job.step(memory, StepContext { now: self.scheduler.now(), budget: STEP_BYTES });
+        let (before, packet, now) = (job.bytes_moved(), job.packet(), self.scheduler.now());
+        let context = StepContext { now, budget: STEP_BYTES };
+        let step =
+            steps::instead_of_step(self.injection, job, memory).unwrap_or_else(|| job.step(memory, context));
         self.spins = matches!(step, Step::Spinning { .. });
+        self.has_moved = !self.spins;
         let moved = job.bytes_moved().saturating_sub(before);
         self.stats.bytes_moved.add(moved);
         if let Some(delay) = self.injection.delay(Bug::StepDelay) {
             thread::sleep(delay);
         }
+        let took = self.scheduler.now().saturating_sub(now).into();
+        let bytes = u32::try_from(moved).unwrap_or(u32::MAX);
+        self.pen.record_at(now, Event::Step { job: job.id(), packet, bytes, took, end: end_of(&step) });
+        self.pen.at_work(Some(job));
         step
     }
 
     fn must_leave(&self, work: &Work) -> bool {
-        self.scheduler.must_leave(work)
+        self.scheduler.must_leave(work) || self.has_moved && self.injection.strikes(Bug::ForcePreempt)
     }
 
     fn is_wanted(&self) -> bool {
@@ -81,8 +96,14 @@ impl Engine {
     /// Steps the job to its end, or until something takes it off.
     fn run_until_it_leaves(&self, work: Work) -> Left {
         let (scheduler, stats) = (&*self.scheduler, &*self.stats);
-        let mut host = Host { scheduler, stats, injection: &self.injection, spins: false };
+        let (injection, pen) = (&*self.injection, &self.pen);
+        let mut host = Host { scheduler, stats, injection, pen, has_moved: false, spins: false };
+        let (job, packet) = (work.job.id(), work.job.packet());
+        pen.at_work(Some(&work.job));
         let mut running = Running::start(&self.reader, work);
+        if let ControlFlow::Continue(running) = &running {
+            pen.record(Event::Taken { job, packet, pinned: running.is_pinned() });
+        }
         loop {
             match running {
                 ControlFlow::Continue(job) => {
@@ -98,6 +119,8 @@ impl Engine {
     }
 
     fn dispose(&self, left: Left) {
+        self.pen.record(Event::Left { job: left.work.job.id(), why: reason_of(&left.leaves) });
+        self.pen.at_work(None);
         match left.leaves {
             Leaves::Evicted => self.stats.ladder_evictions.add(1),
             Leaves::Missing(_) | Leaves::Faulted { .. } => self.stats.job_parks.add(1),
@@ -115,5 +138,29 @@ impl Engine {
             }
             Disposed::Waits | Disposed::Stale => {}
         }
+    }
+}
+
+fn end_of(step: &Step) -> StepEnd {
+    match step {
+        Step::Done => StepEnd::Done,
+        Step::Yield => StepEnd::More,
+        Step::Spinning { .. } => StepEnd::Spins,
+        Step::Waiting { .. } => StepEnd::Waits,
+        Step::Missing(_) => StepEnd::Misses,
+        Step::Error(_) => StepEnd::Fails,
+    }
+}
+
+fn reason_of(leaves: &Leaves) -> LeftFor {
+    match leaves {
+        Leaves::Finished(JobOutcome::Done) => LeftFor::Done,
+        Leaves::Finished(JobOutcome::Failed(_)) => LeftFor::Failed,
+        Leaves::TakenOff => LeftFor::Stop,
+        Leaves::SliceOver => LeftFor::Others,
+        Leaves::Waiting { .. } => LeftFor::Wait,
+        Leaves::Evicted => LeftFor::Eviction,
+        Leaves::Missing(_) | Leaves::Faulted { .. } => LeftFor::Miss,
+        Leaves::Invalidating => LeftFor::Invalidation,
     }
 }

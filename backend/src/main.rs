@@ -10,6 +10,7 @@ use mirrorgpu::args::{Args, Endpoint};
 use mirrorgpu::capabilities::CAPABILITIES;
 use mirrorgpu::control::{ControlServer, Hooks};
 use mirrorgpu::inject::Injection;
+use mirrorgpu::instruments::Instruments;
 use mirrorgpu::limits;
 use mirrorgpu::listener::{Inherited, PathListener};
 use mirrorgpu::memory::sigbus;
@@ -47,29 +48,35 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     sigbus::install()?;
     let stats = Arc::new(Stats::default());
     let injection = Arc::new(Injection::new(&args.inject));
-    let control = start_control(args, &stats)?;
+    let instruments = Instruments::start(args.engines(), args.record_dir.clone(), Arc::clone(&stats))?;
+    let hooks = Hooks {
+        stats: Arc::clone(&stats),
+        instruments: Arc::clone(&instruments),
+        injection: Arc::clone(&injection),
+        stop: Box::new(StopSignals::request_stop),
+    };
+    let control = start_control(args, hooks)?;
     let server = Server {
         device: device_settings(args, &injection),
         session: SessionConfig { drain_timeout: args.drain_timeout, injection: Arc::clone(&injection) },
         stats: Arc::clone(&stats),
-        reports: Arc::default(),
+        instruments: Arc::clone(&instruments),
         signals,
         once: args.once,
     };
     let result = server.run(source);
+    instruments.flush();
     drop(control);
+    let counted = serde_json::to_string(&stats.snapshot())?;
+    log::info!("Counted: {counted}");
     if args.stats_at_exit {
-        println!("{}", serde_json::to_string(&stats.snapshot())?);
+        println!("{counted}");
     }
     Ok(result?)
 }
 
-fn start_control(
-    args: &Args,
-    stats: &Arc<Stats>,
-) -> Result<Option<ControlServer>, Box<dyn std::error::Error>> {
+fn start_control(args: &Args, hooks: Hooks) -> Result<Option<ControlServer>, Box<dyn std::error::Error>> {
     let Some(path) = &args.control_socket else { return Ok(None) };
-    let hooks = Hooks { stats: Arc::clone(stats), stop: Box::new(StopSignals::request_stop) };
     Ok(Some(ControlServer::start(PathListener::bind(path)?, hooks)?))
 }
 

@@ -21,6 +21,8 @@ pub enum Waiter {
     Job(JobId),
     /// Nobody; but this job comes to the page soon.
     Ahead(JobId),
+    /// An audit, with the number of its question.
+    Audit(u32),
 }
 
 impl Waiter {
@@ -28,7 +30,7 @@ impl Waiter {
     pub fn job(self) -> Option<JobId> {
         match self {
             Self::Job(id) | Self::Ahead(id) => Some(id),
-            Self::RingInput(_) | Self::RingOutput(_) => None,
+            Self::RingInput(_) | Self::RingOutput(_) | Self::Audit(_) => None,
         }
     }
 }

@@ -1,6 +1,6 @@
-//! The records of what went wrong: violations and faults, the newest of each. A violation is also printed, as a
-//! report for the author of the driver; a guest cannot make us print without bound. Knows nothing of verdicts, nor of
-//! who reads the records.
+//! The records of what went wrong: violations and faults, the newest of each, and their form as JSON. A violation is
+//! also to be printed, as a report for the author of the driver; a guest cannot make us print without bound. Knows
+//! nothing of verdicts, nor of who reads or prints the records.
 //!
 //! LOCKING: one leaf mutex, held for one record or one copy of all.
 
@@ -9,6 +9,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use device_model::violation::{Fault, Verdict, Violation};
+use job_stream::Choice;
+use serde_json::{Value, json};
 
 /// Records that are kept of each kind.
 pub const KEPT: usize = 256;
@@ -42,13 +44,13 @@ impl<T> Newest<T> {
     }
 }
 
-/// A violation with what was known of its address when it happened.
-#[derive(Clone, Debug)]
+/// A violation, and what was found out about it afterwards.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reported {
     /// The violation.
     pub violation: Violation,
-    /// What its address was called.
-    pub names: Vec<String>,
+    /// What its address is called; `None`: nobody has looked yet.
+    pub names: Option<Vec<String>>,
     /// Where its trace is, or how to get one.
     pub trace: String,
 }
@@ -112,14 +114,16 @@ pub enum Print {
 impl Reports {
     /// Keeps a violation, gives it its number, and says whether it is to be printed. Benign ones are kept and not
     /// printed.
-    pub fn violation(&self, mut reported: Reported) -> (Reported, Print) {
+    pub fn violation(&self, mut violation: Violation) -> (u64, Print) {
         let mut inner = self.lock();
-        reported.violation.id = inner.next_id;
-        inner.next_id = inner.next_id.saturating_add(1);
-        inner.violations.push(reported.clone());
-        let print = match reported.violation.verdict {
+        let id = inner.next_id;
+        violation.id = id;
+        inner.next_id = id.saturating_add(1);
+        let (verdict, at) = (violation.verdict, violation.at);
+        inner.violations.push(Reported { violation, names: None, trace: String::new() });
+        let print = match verdict {
             Verdict::Benign => Print::Nothing,
-            Verdict::Moved | Verdict::Gone if inner.rate.take(reported.violation.at) => {
+            Verdict::Moved | Verdict::Gone if inner.rate.take(at) => {
                 Print::Report { unprinted: std::mem::take(&mut inner.unprinted) }
             }
             Verdict::Moved | Verdict::Gone => {
@@ -127,7 +131,20 @@ impl Reports {
                 Print::Nothing
             }
         };
-        (reported, print)
+        (id, print)
+    }
+
+    /// The violation with this number, while it is kept.
+    pub fn get(&self, id: u64) -> Option<Reported> {
+        self.lock().violations.records.iter().find(|reported| reported.violation.id == id).cloned()
+    }
+
+    /// What was found out about a violation.
+    pub fn named(&self, id: u64, names: Vec<String>, trace: String) {
+        let mut inner = self.lock();
+        if let Some(reported) = inner.violations.records.iter_mut().find(|one| one.violation.id == id) {
+            (reported.names, reported.trace) = (Some(names), trace);
+        }
     }
 
     /// Keeps a fault.
@@ -150,8 +167,42 @@ impl Reports {
     }
 }
 
+/// A violation for tools; without its report.
+pub fn violation_json(violation: &Violation) -> Value {
+    json!({
+        "id": violation.id,
+        "verdict": violation.verdict,
+        "confidence": violation.confidence,
+        "mode": violation.mode.name(),
+        "job": violation.job,
+        "context": violation.context,
+        "packet": violation.packet,
+        "range": violation.range,
+        "access": violation.access,
+        "invalidation": violation.invalidation.number,
+        "at_ns": nanoseconds(violation.at),
+    })
+}
+
+/// A fault for tools.
+pub fn fault_json(fault: &Fault) -> Value {
+    json!({
+        "mode": fault.mode.name(),
+        "job": fault.job,
+        "context": fault.context,
+        "packet": fault.packet,
+        "range": fault.range,
+        "access": fault.access,
+        "at_ns": nanoseconds(fault.at),
+    })
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use device_model::addr::{Access, ByteRange, Iova};
     use device_model::job::JobId;
     use device_model::violation::{Confidence, InvalidationInfo};
@@ -160,10 +211,10 @@ pub(crate) mod tests {
     use super::*;
 
     /// A violation at this second.
-    pub(crate) fn reported(second: u64, verdict: Verdict) -> Reported {
+    fn violation(second: u64, verdict: Verdict) -> Violation {
         let range = ByteRange::new(Iova::new(0x1000), 0x1000).unwrap();
         let at = Duration::from_secs(second);
-        let violation = Violation {
+        Violation {
             id: 0,
             at,
             verdict,
@@ -171,31 +222,32 @@ pub(crate) mod tests {
             mode: Mode::Fence,
             job: JobId::new(12),
             context: Some(3),
-            packet: Some(2),
+            packet: None,
             range,
             access: Access::Read,
-            invalidation: InvalidationInfo { number: 1, range, begun: at, acked: Some(at) },
-        };
-        Reported { violation, names: Vec::new(), trace: String::new() }
+            invalidation: InvalidationInfo { number: 41, range, begun: at, acked: Some(at) },
+        }
     }
 
     #[test]
     fn the_newest_records_are_kept_and_the_others_counted() {
         let reports = Reports::default();
         for second in 0..300 {
-            let (reported, _) = reports.violation(reported(second, Verdict::Gone));
-            assert_eq!(reported.violation.id, second + 1);
+            assert_eq!(reports.violation(violation(second, Verdict::Gone)).0, second + 1);
         }
         let kept = reports.violations();
         assert_eq!((kept.records.len(), kept.dropped), (KEPT, 44));
         assert_eq!(kept.records[0].violation.id, 45);
         assert_eq!(kept.records[KEPT - 1].violation.id, 300);
+        reports.named(45, vec!["a".to_owned()], "t".to_owned());
+        assert_eq!(reports.get(45).unwrap().names, Some(vec!["a".to_owned()]));
+        assert_eq!(reports.get(44), None);
     }
 
     #[test]
     fn a_guest_cannot_make_us_print_without_bound() {
         let reports = Reports::default();
-        let print = |second| reports.violation(reported(second, Verdict::Moved)).1;
+        let print = |second| reports.violation(violation(second, Verdict::Moved)).1;
         for _ in 0..BURST {
             assert_eq!(print(0), Print::Report { unprinted: 0 });
         }
@@ -211,8 +263,17 @@ pub(crate) mod tests {
     #[test]
     fn a_benign_overlap_is_kept_and_not_printed() {
         let reports = Reports::default();
-        assert_eq!(reports.violation(reported(0, Verdict::Benign)).1, Print::Nothing);
+        assert_eq!(reports.violation(violation(0, Verdict::Benign)).1, Print::Nothing);
         assert_eq!(reports.violations().records.len(), 1);
-        assert_eq!(reports.violation(reported(0, Verdict::Gone)).1, Print::Report { unprinted: 0 });
+        assert_eq!(reports.violation(violation(0, Verdict::Gone)).1, Print::Report { unprinted: 0 });
+    }
+
+    #[test]
+    fn tools_get_the_names_that_they_know() {
+        let expected = json!({
+            "id": 0, "verdict": "gone", "confidence": "certain", "mode": "fence", "job": 12, "context": 3,
+            "packet": null, "range": "0x1000+0x1000", "access": "read", "invalidation": 41, "at_ns": 1_000_000_000_u64,
+        });
+        assert_eq!(violation_json(&violation(1, Verdict::Gone)), expected);
     }
 }

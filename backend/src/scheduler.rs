@@ -6,15 +6,17 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use device_model::addr::{ByteRange, Iova, SpaceId};
 use device_model::engine::Left;
 use device_model::job::{Job, JobError, JobId};
 use device_model::mmu::MappedRange;
 pub use device_model::schedule::Work;
-use device_model::schedule::{Disposed, Judgement, Revealed, Schedule, Turn};
+use device_model::schedule::{AtRest, Disposed, JobStatus, Judgement, Revealed, Schedule, Turn};
 use device_model::violation::InvalidationInfo;
+
+use crate::instruments::Clock;
 
 /// The queue of work before the engines.
 pub struct Scheduler {
@@ -26,17 +28,17 @@ pub struct Scheduler {
     life: AtomicU64,
     /// Mirrors [`Schedule::has_ready`] in the same way.
     wanted: AtomicBool,
-    /// When the device's time began.
-    epoch: Instant,
+    /// The device's time.
+    clock: Clock,
 }
 
 impl Scheduler {
     /// A scheduler without work, paused until the device starts.
-    pub fn new() -> Self {
+    pub fn new(clock: Clock) -> Self {
         let schedule = Mutex::new(Schedule::new());
         let (stopped, wanted) = (AtomicBool::new(true), AtomicBool::new(false));
         let life = AtomicU64::new(0);
-        Self { schedule, ready: Condvar::new(), stopped, life, wanted, epoch: Instant::now() }
+        Self { schedule, ready: Condvar::new(), stopped, life, wanted, clock }
     }
 
     /// Takes a new job.
@@ -46,7 +48,7 @@ impl Scheduler {
 
     /// The device's time: the same for all engines, and it goes on while the device is stopped.
     pub fn now(&self) -> Duration {
-        self.epoch.elapsed()
+        self.clock.now()
     }
 
     /// Work for an engine; waits for it. `None`: the device closes.
@@ -121,6 +123,21 @@ impl Scheduler {
         self.lock().forget_suspects();
     }
 
+    /// The first job that has begun and touches any of the range.
+    pub fn first_in(&self, space: SpaceId, range: ByteRange<Iova>) -> Option<JobId> {
+        self.lock().first_in(space, range)
+    }
+
+    /// What there is to know of a job that is parked.
+    pub fn parked_job(&self, id: JobId) -> Option<AtRest> {
+        self.lock().parked_job(id)
+    }
+
+    /// All jobs, in the order of their numbers.
+    pub fn jobs(&self) -> Vec<JobStatus> {
+        self.lock().jobs()
+    }
+
     /// One page that a parked job waits for is answered.
     pub fn miss_answered(&self, id: JobId, answer: Result<(), JobError>) {
         self.change(|schedule| schedule.miss_answered(id, answer));
@@ -172,11 +189,5 @@ impl Scheduler {
 
     fn lock(&self) -> MutexGuard<'_, Schedule> {
         self.schedule.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Default for Scheduler {
-    fn default() -> Self {
-        Self::new()
     }
 }

@@ -11,8 +11,8 @@ use device_model::stats::Stats;
 use epoll::Events;
 use log::{info, warn};
 
+use crate::instruments::Instruments;
 use crate::listener::{Inherited, ListenError, PathListener};
-use crate::reports::Reports;
 use crate::session::start::{DeviceSettings, start};
 use crate::session::{Session, SessionConfig, SessionEnd};
 use crate::signals::StopSignals;
@@ -74,8 +74,8 @@ pub struct Server {
     pub session: SessionConfig,
     /// What is counted, over all connections.
     pub stats: Arc<Stats>,
-    /// Where violations and faults are recorded, over all connections.
-    pub reports: Arc<Reports>,
+    /// What watches the device, over all connections.
+    pub instruments: Arc<Instruments>,
     /// Signals that end the process.
     pub signals: StopSignals,
     /// Ends after the first front-end.
@@ -146,7 +146,7 @@ impl Server {
     fn serve(&self, stream: UnixStream) -> io::Result<SessionEnd> {
         self.stats.connections.add(1);
         let waker = Waker::new()?;
-        let state = start(&self.device, (&self.stats, &self.reports), &waker)?;
+        let state = start(&self.device, &self.stats, &self.instruments, &waker)?;
         let session = Session::new(stream, state, self.session.clone(), waker, &self.signals)?;
         info!("A front-end has connected");
         let end = session.run();

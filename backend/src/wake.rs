@@ -4,7 +4,6 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
-use device_model::mmu::DrainWaker;
 use epoll::{ControlOptions, Event, Events};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -33,12 +32,6 @@ impl Waker {
 impl AsRawFd for Waker {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
-    }
-}
-
-impl DrainWaker for Waker {
-    fn wake(&self) {
-        Waker::wake(self);
     }
 }
 

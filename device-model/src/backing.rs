@@ -61,6 +61,11 @@ impl Backing {
         self.entries.len()
     }
 
+    /// The stretches of memory, in order.
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = ByteRange<Iova>> + '_ {
+        self.entries.iter().map(|entry| entry.range)
+    }
+
     /// Whether anybody else, a job, shares the entries.
     pub(crate) fn is_shared(&self) -> bool {
         Arc::strong_count(&self.entries) > 1

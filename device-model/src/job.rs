@@ -4,13 +4,16 @@
 use std::time::Duration;
 
 use job_stream::{Mode, Priority};
+use serde::Serialize;
 
-use crate::mmu::{JobMemory, MemoryError, Missing, PinRange};
+use crate::mmu::{JobMemory, MemoryError, Missing, PinRange, SeededBug};
+use crate::names::JobName;
 use crate::program::Execution;
 use crate::transfer::Transfer;
 
 /// Which job: never the same twice in the life of a device, resets included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
 pub struct JobId(pub(crate) u64);
 
 impl JobId {
@@ -180,6 +183,16 @@ impl Job {
         }
     }
 
+    /// The job, and what its packets name, for records.
+    pub fn name(&self) -> JobName {
+        let operands = match &self.work {
+            Work::Transfer(_) => Vec::new(),
+            Work::Program(program) => program.operand_names(),
+        };
+        let (context, mode, priority) = (self.context(), self.mode(), self.priority());
+        JobName { id: self.id, context, mode, priority, operands }
+    }
+
     /// What it still has to touch: ranges in order, merged where no page lies between them. A pin of these covers
     /// every step to come.
     pub fn working_set(&self) -> Vec<PinRange> {
@@ -207,12 +220,24 @@ impl Job {
         matches!(&self.work, Work::Program(program) if program.is_spinning())
     }
 
+    /// Whether it is to end at its next step.
+    pub fn is_cancelled(&self) -> bool {
+        matches!(&self.work, Work::Program(program) if program.is_cancelled())
+    }
+
     /// Goes on for about `budget` bytes: a step is bounded, never blocks and takes no lock that anybody waits under.
     pub fn step(&mut self, memory: &impl JobMemory, context: impl Into<StepContext>) -> Step {
         let context = context.into();
         match &mut self.work {
             Work::Transfer(transfer) => transfer.step(memory, context.budget),
             Work::Program(program) => program.step(memory, context),
+        }
+    }
+
+    /// Takes the seeded bug "signal before write" into effect: the values that tell of its progress are there before it.
+    pub fn signal_early(&self, memory: &impl JobMemory, why: SeededBug) {
+        if let Work::Program(program) = &self.work {
+            program.signal_early(memory, why);
         }
     }
 

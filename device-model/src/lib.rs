@@ -16,8 +16,9 @@
 //! The locking order stands in [`mmu`].
 
 pub mod addr;
+pub mod audit;
 mod backing;
-mod context;
+pub mod context;
 mod decode;
 pub mod device;
 pub mod drain;
@@ -27,9 +28,11 @@ pub mod error;
 mod fence;
 pub mod job;
 pub mod mmu;
+pub mod names;
 mod operands;
 mod program;
 pub mod quota;
+pub mod record;
 mod rect;
 pub mod reply;
 mod request;

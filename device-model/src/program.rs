@@ -17,11 +17,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::Duration;
 
-use job_stream::{At, Atomic, Context, Crc32c, Packet, Range, Spin, SpinBehaviour, Wait};
+use job_stream::{At, Atomic, Context, Crc32c, Operand, Packet, Range, Spin, SpinBehaviour, Wait};
 
 use crate::addr::{Iova, PAGE_SIZE, SpaceId};
 use crate::job::{JobError, Step, StepContext};
-use crate::mmu::{AtomicOperation, JobMemory, MemoryError, PinRange, Width};
+use crate::mmu::{AtomicOperation, JobMemory, MemoryError, PinRange, SeededBug, Width};
+use crate::names::{OPERANDS, OperandName};
 use crate::operands::Operands;
 
 /// What a packet costs of a step's budget at the least.
@@ -101,6 +102,12 @@ impl Execution {
         Arc::clone(&self.cancelled)
     }
 
+    /// Whether it is to fail at its next step.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        // ORDERING: a request, looked at again at every step.
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
     /// The packet that it has come to.
     pub(crate) fn packet(&self) -> usize {
         self.state.packet
@@ -133,6 +140,18 @@ impl Execution {
         self.operands.fence().is_some() || self.operands.program().packets().iter().any(tells)
     }
 
+    /// What its packets name: the first few.
+    pub(crate) fn operand_names(&self) -> Vec<OperandName> {
+        let program = self.operands.program();
+        let name = |(packet, operand): (usize, Operand)| {
+            let opcode = program.packets().get(packet)?.opcode().name();
+            let bytes = (operand.range.address, operand.range.last()?);
+            let (access, resource) = (operand.access, operand.range.space.raw());
+            Some(OperandName { packet, opcode, access, resource, bytes })
+        };
+        program.operands().filter_map(name).take(OPERANDS).collect()
+    }
+
     /// The packet that it has come to needs no memory.
     pub(crate) fn is_spinning(&self) -> bool {
         self.state.failed.is_none()
@@ -157,11 +176,24 @@ impl Execution {
         }
     }
 
+    /// The seeded bug: what SIGNALs and the user fence say is true only later.
+    pub(crate) fn signal_early(&self, memory: &impl JobMemory, _why: SeededBug) {
+        let later = self.operands.program().packets().iter().skip(self.state.packet);
+        let signals = later.filter_map(|packet| match packet {
+            Packet::Signal(signal) => Some((signal.at, signal.wide, signal.value)),
+            _ => None,
+        });
+        let fence = self.operands.fence().and_then(|context| Some((context.fence?, true, context.done)));
+        for (at, wide, value) in signals.chain(fence) {
+            // What is missing is told in time.
+            let _ = store(&self.operands, memory, at, (wide, value));
+        }
+    }
+
     /// Goes on for about `context.budget` bytes.
     pub(crate) fn step(&mut self, memory: &impl JobMemory, context: StepContext) -> Step {
         let mut left = context.budget.max(1);
-        // ORDERING: a request, looked at again at every step.
-        if self.cancelled.load(Ordering::Relaxed)
+        if self.is_cancelled()
             && let Err(error) = self.fail_unless_failed(JobError::Killed)
         {
             return Step::Error(error);

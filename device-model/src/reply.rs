@@ -27,6 +27,8 @@ pub(crate) enum Reply {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Response {
     kind: u32,
+    /// The fence that it completes.
+    fence: Option<u64>,
     bytes: Vec<u8>,
 }
 
@@ -52,13 +54,13 @@ impl Response {
             Ok(Reply::Capset(capset)) => bytes.extend_from_slice(capset),
             Ok(Reply::NoData) | Err(_) => {}
         }
-        Self { kind, bytes }
+        Self { kind, fence: fence.map(|fence| fence.id), bytes }
     }
 
     /// The answer to a request that cannot be read at all, so that neither its command nor its fence is known.
     pub fn unreadable() -> Self {
         let kind = response::ERR_UNSPEC;
-        Self { kind, bytes: payload::response_header(kind, None).as_bytes().to_vec() }
+        Self { kind, fence: None, bytes: payload::response_header(kind, None).as_bytes().to_vec() }
     }
 
     /// The bytes, header and all.
@@ -74,6 +76,11 @@ impl Response {
     /// The type of the response (virtio 1.3, 5.7.6.7): VIRTIO_GPU_RESP_…
     pub fn kind(&self) -> u32 {
         self.kind
+    }
+
+    /// The fence that it completes, if there is one.
+    pub fn fence(&self) -> Option<u64> {
+        self.fence
     }
 
     /// Whether it tells of an error.

@@ -10,11 +10,12 @@
     )
 )]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use crate::backing::Backing;
 use crate::error::CommandError;
+use crate::names::BackingChange;
 use crate::quota::{Budget, Quota, Quotas};
 use crate::request::{CreateBlob, CreateBuffer, CreateResource, RawEntry};
 use crate::scanout::{ChannelOrder, Image, Rect};
@@ -22,6 +23,9 @@ use crate::wire::gpu::{BLOB_MEM_GUEST, format};
 
 /// Gallium's number of a linear buffer (PIPE_BUFFER), the one target that RESOURCE_CREATE_3D makes here.
 const BUFFER: u32 = 0;
+
+/// Changes of backings that are kept for whoever wants to know; of more, the newest.
+const CHANGES: usize = 1024;
 
 /// Bytes of a pixel, in every format.
 pub(crate) const BYTES_PER_PIXEL: u64 = 4;
@@ -107,6 +111,8 @@ pub(crate) struct Resources {
     count: Budget,
     bytes: Budget,
     entries: Budget,
+    /// What became of backings, until somebody asks.
+    changes: VecDeque<BackingChange>,
 }
 
 impl Resources {
@@ -116,7 +122,20 @@ impl Resources {
             count: Budget::new(Quota::Resources, quotas.resources),
             bytes: Budget::new(Quota::ResourceBytes, quotas.resource_bytes),
             entries: Budget::new(Quota::BackingEntries, quotas.backing_entries),
+            changes: VecDeque::new(),
         }
+    }
+
+    fn changed(&mut self, change: BackingChange) {
+        if self.changes.len() >= CHANGES {
+            self.changes.pop_front();
+        }
+        self.changes.push_back(change);
+    }
+
+    /// What became of backings since the last call.
+    pub(crate) fn take_changes(&mut self) -> VecDeque<BackingChange> {
+        std::mem::take(&mut self.changes)
     }
 
     /// Makes a resource with a black image. Everything is checked before anything is allocated.
@@ -180,7 +199,9 @@ impl Resources {
         });
         match backing {
             Ok(backing) => {
+                let entries = backing.ranges().collect();
                 self.by_id.insert(id, Resource { id, image: None, backing: Some(backing), bytes: size });
+                self.changed(BackingChange::Attached { resource: id, entries });
                 Ok(())
             }
             Err(error) => {
@@ -221,7 +242,11 @@ impl Resources {
 
     /// Takes a resource out of the table: its id is free at once, its cost when it is retired.
     pub(crate) fn remove(&mut self, id: u32) -> Result<Resource, CommandError> {
-        self.by_id.remove(&id).ok_or(CommandError::NoSuchResource { id })
+        let removed = self.by_id.remove(&id).ok_or(CommandError::NoSuchResource { id })?;
+        if removed.backing.is_some() {
+            self.changed(BackingChange::Detached { resource: id });
+        }
+        Ok(removed)
     }
 
     /// Gives the resource a backing of `count` entries.
@@ -238,13 +263,17 @@ impl Resources {
             return Err(CommandError::NoEntries { id });
         }
         let backing = self.backing(count, entries)?;
+        let entries = backing.ranges().collect();
         self.get_mut(id)?.backing = Some(backing);
+        self.changed(BackingChange::Attached { resource: id, entries });
         Ok(())
     }
 
     /// Takes the backing away: another may be attached at once, its cost is free when it is retired.
     pub(crate) fn detach(&mut self, id: u32) -> Result<Backing, CommandError> {
-        self.get_mut(id)?.backing.take().ok_or(CommandError::NoBacking { id })
+        let backing = self.get_mut(id)?.backing.take().ok_or(CommandError::NoBacking { id })?;
+        self.changed(BackingChange::Detached { resource: id });
+        Ok(backing)
     }
 
     /// No job uses what was removed or detached any more: its cost is free.

@@ -41,8 +41,8 @@ pub struct Work {
     looks: u32,
     /// It has done something.
     pub(crate) stepped: bool,
-    /// It is at its end like this, and was parked once more to see whether its memory was still its own.
-    pub(crate) checked: Option<JobOutcome>,
+    /// It is done, and was parked once more to see whether its memory was still its own.
+    pub(crate) checked: bool,
 }
 
 impl Work {
@@ -57,7 +57,7 @@ impl Work {
             life: 0,
             looks: 0,
             stepped: false,
-            checked: None,
+            checked: false,
         }
     }
 
@@ -219,7 +219,7 @@ impl Schedule {
                 None => None,
             };
             let stands = match &work {
-                Some(work) if work.checked.is_some() => Stands::Checks,
+                Some(work) if work.checked => Stands::Checks,
                 _ if asked.contains(&id) => Stands::Needs,
                 _ => Stands::Apart,
             };
@@ -277,7 +277,7 @@ impl Schedule {
         match leaves {
             Leaves::Finished(JobOutcome::Done) if self.has_to_check(&work) => {
                 let missing = self.begun.get(&work.job.id()).map(Begun::to_check).unwrap_or_default();
-                let work = Work { checked: Some(JobOutcome::Done), ..work };
+                let work = Work { checked: true, ..work };
                 return self.park_for_misses(work, missing, Vec::new());
             }
             Leaves::Finished(outcome) => {
@@ -304,7 +304,7 @@ impl Schedule {
     /// for that, so that a driver that unmaps after the fence is never taken for one that unmaps before it.
     fn has_to_check(&self, work: &Work) -> bool {
         let begun = self.begun.get(&work.job.id());
-        work.checked.is_none() && !self.paused && begun.is_some_and(|begun| !begun.to_check().is_empty())
+        !work.checked && !self.paused && begun.is_some_and(|begun| !begun.to_check().is_empty())
     }
 
     /// Puts a job back that was taken off its engine: it is the next to go on.
@@ -411,6 +411,10 @@ pub fn pages_of(missing: &[Missing]) -> usize {
         missing.iter().flat_map(|missing| missing.pages().map(|page| (missing.space, missing.access, page)));
     pages.collect::<BTreeSet<_>>().len()
 }
+
+mod status;
+
+pub use status::{AtRest, JobState, JobStatus};
 
 #[cfg(test)]
 mod turns;

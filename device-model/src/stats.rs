@@ -236,6 +236,8 @@ stats! {
         cursor_moves,
         /// Times that a ring was marked broken.
         ring_errors,
+        /// Events that a client of the control socket did not get, because it did not read.
+        events_dropped,
         /// Bytes of the mirror's page tables now.
         mapped_bytes,
     }
@@ -333,6 +335,7 @@ mod tests {
             "cursor_updates",
             "cursor_moves",
             "ring_errors",
+            "events_dropped",
             "mapped_bytes",
             "verdicts",
         ];

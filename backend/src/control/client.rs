@@ -8,6 +8,8 @@ use super::commands;
 
 /// Longest line, without its end.
 const MAX_LINE: usize = 64 << 10;
+/// Most bytes that are unsent when an event joins them.
+const MAX_UNASKED: usize = 256 << 10;
 /// Most bytes that are read at once.
 const READ: usize = 4 << 10;
 
@@ -60,6 +62,15 @@ impl Client {
     pub(super) fn say(&mut self, line: &str) {
         self.output.extend_from_slice(line.as_bytes());
         self.output.push(b'\n');
+    }
+
+    /// Queues a line that the client did not ask for, unless too much is unsent. `false`: it misses it.
+    pub(super) fn offer(&mut self, line: &str) -> bool {
+        let room = self.output.len().saturating_add(line.len()) <= MAX_UNASKED;
+        if room {
+            self.say(line);
+        }
+        room
     }
 
     /// The socket has failed.

@@ -1,21 +1,60 @@
-//! What can be asked on the control socket. A command is one row of [`COMMANDS`] and one handler. Knows JSON text;
-//! knows nothing of sockets.
+//! What can be asked on the control socket. A command is one row of [`COMMANDS`] and one handler, with the type of its
+//! arguments. Knows JSON text; knows nothing of sockets.
 
+use std::io;
+use std::path::PathBuf;
+
+use log::warn;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use super::Hooks;
+use super::{Hooks, views};
+use crate::instruments::desk::NoAnswer;
 
 /// A command.
 struct Command {
     name: &'static str,
-    run: fn(&Hooks) -> Value,
+    run: fn(&Hooks, Arguments) -> Result<Value, Refusal>,
 }
 
+/// The arguments of a command, as they came.
+struct Arguments {
+    command: &'static str,
+    map: Map<String, Value>,
+}
+
+impl Arguments {
+    /// Runs a handler with arguments of its type.
+    fn of<A: DeserializeOwned>(
+        self,
+        hooks: &Hooks,
+        handler: fn(&Hooks, A) -> Result<Value, Failure>,
+    ) -> Result<Value, Refusal> {
+        let command = self.command;
+        let arguments = serde_json::from_value(Value::Object(self.map))
+            .map_err(|source| Refusal::Arguments { command, source })?;
+        handler(hooks, arguments).map_err(Refusal::Failed)
+    }
+}
+
+/// A command that takes none.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NoArguments {}
+
 const COMMANDS: &[Command] = &[
-    Command { name: "query-commands", run: query_commands },
-    Command { name: "quit", run: quit },
-    Command { name: "stats", run: stats },
+    Command { name: "audit", run: |hooks, arguments| arguments.of(hooks, views::audit) },
+    Command { name: "contexts", run: |hooks, arguments| arguments.of(hooks, views::contexts) },
+    Command { name: "faults", run: |hooks, arguments| arguments.of(hooks, views::faults) },
+    Command { name: "inject", run: |hooks, arguments| arguments.of(hooks, inject) },
+    Command { name: "iotlb", run: |hooks, arguments| arguments.of(hooks, views::iotlb) },
+    Command { name: "jobs", run: |hooks, arguments| arguments.of(hooks, views::jobs) },
+    Command { name: "query-commands", run: |hooks, arguments| arguments.of(hooks, query_commands) },
+    Command { name: "quit", run: |hooks, arguments| arguments.of(hooks, quit) },
+    Command { name: "record", run: |hooks, arguments| arguments.of(hooks, views::record) },
+    Command { name: "stats", run: |hooks, arguments| arguments.of(hooks, stats) },
+    Command { name: "violations", run: |hooks, arguments| arguments.of(hooks, views::violations) },
 ];
 
 /// One line of a client, apart from its `id`.
@@ -36,8 +75,21 @@ enum Refusal {
     NotARequest(#[source] serde_json::Error),
     #[error("There is no command {0}; query-commands lists them")]
     UnknownCommand(String),
-    #[error("Command {command} knows no argument {argument}")]
-    UnknownArgument { command: String, argument: String },
+    #[error("The arguments of command {command} are wrong")]
+    Arguments { command: &'static str, source: serde_json::Error },
+    #[error(transparent)]
+    Failed(Failure),
+}
+
+/// Why a command could not be carried out.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    #[error(transparent)]
+    NoAnswer(#[from] NoAnswer),
+    #[error("The trace cannot be written to {}", path.display())]
+    Trace { path: PathBuf, source: io::Error },
+    #[error("Injection {name} cannot be changed: {why}")]
+    Injection { name: String, why: String },
 }
 
 /// The first line that a client sees.
@@ -74,10 +126,7 @@ fn execute(hooks: &Hooks, value: Value) -> Result<Value, Refusal> {
     let Some(command) = COMMANDS.iter().find(|command| command.name == request.execute) else {
         return Err(Refusal::UnknownCommand(request.execute));
     };
-    match request.arguments.into_iter().next() {
-        Some((argument, _)) => Err(Refusal::UnknownArgument { command: request.execute, argument }),
-        None => Ok((command.run)(hooks)),
-    }
+    (command.run)(hooks, Arguments { command: command.name, map: request.arguments })
 }
 
 impl Refusal {
@@ -91,15 +140,50 @@ impl Refusal {
     }
 }
 
-fn query_commands(_: &Hooks) -> Value {
-    COMMANDS.iter().map(|command| json!({"name": command.name})).collect()
+fn query_commands(_: &Hooks, _: NoArguments) -> Result<Value, Failure> {
+    Ok(COMMANDS.iter().map(|command| json!({"name": command.name})).collect())
 }
 
-fn quit(hooks: &Hooks) -> Value {
+fn quit(hooks: &Hooks, _: NoArguments) -> Result<Value, Failure> {
     (hooks.stop)();
-    json!({})
+    Ok(json!({}))
 }
 
-fn stats(hooks: &Hooks) -> Value {
-    json!(hooks.stats.snapshot())
+fn stats(hooks: &Hooks, _: NoArguments) -> Result<Value, Failure> {
+    Ok(json!(hooks.stats.snapshot()))
+}
+
+/// What is to be turned on or off.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct InjectArguments {
+    on: Option<String>,
+    /// What would stand behind the `=` of `--inject`.
+    argument: Option<String>,
+    off: Option<String>,
+}
+
+/// Turns seeded misbehaviour on and off, and lists what there is.
+fn inject(hooks: &Hooks, arguments: InjectArguments) -> Result<Value, Failure> {
+    let InjectArguments { on, argument, off } = arguments;
+    if let Some(name) = off {
+        hooks.injection.clear(&name).map_err(|why| Failure::Injection { name, why })?;
+    }
+    if let Some(name) = on {
+        match hooks.injection.set(&name, argument.as_deref()) {
+            Ok(()) => warn!("Injection {name} was turned on: this device misbehaves on purpose now"),
+            Err(why) => return Err(Failure::Injection { name, why }),
+        }
+    }
+    let rows = hooks.injection.list().into_iter().map(|row| {
+        json!({
+            "name": row.name,
+            "usage": row.usage,
+            "kind": row.kind.name(),
+            "help": row.help,
+            "on": row.on,
+            "hits": row.hits,
+        })
+    });
+    Ok(json!({ "injections": rows.collect::<Vec<_>>() }))
 }

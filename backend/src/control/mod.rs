@@ -8,6 +8,7 @@ mod client;
 mod commands;
 #[cfg(test)]
 mod tests;
+mod views;
 
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
@@ -19,6 +20,8 @@ use device_model::stats::Stats;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::inject::Injection;
+use crate::instruments::Instruments;
 use crate::listener::PathListener;
 use client::{Client, Interest};
 
@@ -29,13 +32,18 @@ const ACCEPT_PAUSE_MS: i32 = 1000;
 
 const WAKE: u64 = 0;
 const LISTENER: u64 = 1;
+const OUTBOX: u64 = 2;
 /// Tokens from here on are indices of clients.
-const CLIENTS: u64 = 2;
+const CLIENTS: u64 = 3;
 
 /// What commands may do to the process.
 pub struct Hooks {
     /// What is counted.
     pub stats: Arc<Stats>,
+    /// What watches the device.
+    pub instruments: Arc<Instruments>,
+    /// What misbehaves.
+    pub injection: Arc<Injection>,
     /// Asks the process to end, and returns at once.
     pub stop: Box<dyn Fn() + Send>,
 }
@@ -88,9 +96,16 @@ impl Server {
     fn new(listener: PathListener, hooks: Hooks, wake: EventFd) -> io::Result<Self> {
         listener.listener().set_nonblocking(true)?;
         let epoll = Epoll::new()?;
+        hooks.instruments.outbox.open();
         let server = Self { epoll, listener, wake, hooks, clients: Default::default(), accepting: true };
         server.watch(ControlOperation::Add, server.wake.as_raw_fd(), EventSet::IN, WAKE)?;
         server.watch(ControlOperation::Add, server.listener.as_raw_fd(), EventSet::IN, LISTENER)?;
+        server.watch(
+            ControlOperation::Add,
+            server.hooks.instruments.outbox.as_raw_fd(),
+            EventSet::IN,
+            OUTBOX,
+        )?;
         Ok(server)
     }
 
@@ -100,7 +115,7 @@ impl Server {
 
     /// Serves until it is woken by its handle.
     fn run(&mut self) -> io::Result<()> {
-        let mut events = [EpollEvent::default(); MAX_CLIENTS + 2];
+        let mut events = [EpollEvent::default(); MAX_CLIENTS + 3];
         loop {
             let timeout = if self.accepting { -1 } else { ACCEPT_PAUSE_MS };
             let count = match self.epoll.wait(timeout, &mut events) {
@@ -114,6 +129,7 @@ impl Server {
                 match event.data() {
                     WAKE => return Ok(()),
                     LISTENER => self.accept()?,
+                    OUTBOX => self.publish()?,
                     client => self.serve(client.saturating_sub(CLIENTS) as usize, event.event_set())?,
                 }
             }
@@ -160,6 +176,21 @@ impl Server {
             *slot = Some(client);
         }
         self.settle(index)
+    }
+
+    /// Gives what has happened to all clients. One that does not read misses it.
+    fn publish(&mut self) -> io::Result<()> {
+        let events = self.hooks.instruments.outbox.take();
+        let mut missed = 0;
+        for index in 0..MAX_CLIENTS {
+            let Some(client) = self.clients.get_mut(index).and_then(Option::as_mut) else { continue };
+            missed += events.iter().filter(|event| !client.offer(event)).count();
+            self.settle(index)?;
+        }
+        if missed > 0 {
+            self.hooks.instruments.outbox.dropped(missed as u64);
+        }
+        Ok(())
     }
 
     fn serve(&mut self, index: usize, events: EventSet) -> io::Result<()> {

@@ -15,6 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 struct Fixture {
     directory: tempfile::TempDir,
     stats: Arc<Stats>,
+    instruments: Arc<Instruments>,
     stopped: Receiver<()>,
     _server: ControlServer,
 }
@@ -24,8 +25,20 @@ fn start() -> Fixture {
     let listener = PathListener::bind(&directory.path().join("control")).unwrap();
     let stats = Arc::new(Stats::default());
     let (sender, stopped) = mpsc::channel();
-    let hooks = Hooks { stats: stats.clone(), stop: Box::new(move || sender.send(()).unwrap()) };
-    Fixture { directory, stats, stopped, _server: ControlServer::start(listener, hooks).unwrap() }
+    let instruments = Instruments::start(1, None, stats.clone()).unwrap();
+    let hooks = Hooks {
+        stats: stats.clone(),
+        instruments: instruments.clone(),
+        injection: Arc::default(),
+        stop: Box::new(move || sender.send(()).unwrap()),
+    };
+    Fixture {
+        directory,
+        stats,
+        instruments,
+        stopped,
+        _server: ControlServer::start(listener, hooks).unwrap(),
+    }
 }
 
 struct Tool(BufReader<UnixStream>);
@@ -83,7 +96,20 @@ fn an_id_comes_back_with_answers_and_errors() {
     let fixture = start();
     let mut tool = fixture.greeted();
     let reply = tool.ask(r#"{"execute": "query-commands", "id": {"any": [1]}}"#);
-    let names = [json!({"name": "query-commands"}), json!({"name": "quit"}), json!({"name": "stats"})];
+    let names = [
+        "audit",
+        "contexts",
+        "faults",
+        "inject",
+        "iotlb",
+        "jobs",
+        "query-commands",
+        "quit",
+        "record",
+        "stats",
+        "violations",
+    ];
+    let names = names.map(|name| json!({"name": name}));
     assert_eq!(reply, json!({"return": names, "id": {"any": [1]}}));
     let reply = tool.ask(r#"{"execute": "fly", "id": null}"#);
     let desc = "There is no command fly; query-commands lists them";
@@ -112,7 +138,24 @@ fn bad_input_gets_an_error_object_and_the_connection_lives_on() {
         (r#"{"execute": 5}"#, "The line is not a request"),
         (r#"{"execute": "stats", "surprise": 1}"#, "The line is not a request"),
         (r#"{"execute": "stats", "arguments": 1}"#, "The line is not a request"),
-        (r#"{"execute": "stats", "arguments": {"a": 1}}"#, "Command stats knows no argument a"),
+        (
+            r#"{"execute": "stats", "arguments": {"a": 1}}"#,
+            "The arguments of command stats are wrong: unknown field `a`",
+        ),
+        (r#"{"execute": "iotlb", "arguments": {"limit": -1}}"#, "The arguments of command iotlb are wrong"),
+        (r#"{"execute": "record"}"#, "The arguments of command record are wrong: missing field `path`"),
+        (
+            r#"{"execute": "record", "arguments": {"path": "/none/t.json"}}"#,
+            "The trace cannot be written to /none",
+        ),
+        (
+            r#"{"execute": "inject", "arguments": {"on": "x"}}"#,
+            "Injection x cannot be changed: there is no bug",
+        ),
+        (r#"{"execute": "contexts"}"#, "No front-end is connected"),
+        (r#"{"execute": "jobs"}"#, "No front-end is connected"),
+        (r#"{"execute": "iotlb"}"#, "No front-end is connected"),
+        (r#"{"execute": "audit"}"#, "No front-end is connected"),
     ] {
         let reply = tool.ask(line);
         assert_eq!(reply["error"]["class"], "GenericError", "{reply}");
@@ -186,6 +229,64 @@ fn a_client_that_does_not_read_delays_nobody() {
     for _ in 0..asked {
         assert!(lazy.hear()["return"].is_object());
     }
+}
+
+#[test]
+fn injections_are_listed_turned_on_and_off() {
+    let fixture = start();
+    let mut tool = fixture.greeted();
+    let on = |reply: &Value| {
+        let rows = reply["return"]["injections"].as_array().unwrap();
+        rows.iter().filter(|row| !row["on"].is_null()).map(|row| row["usage"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(on(&tool.ask(r#"{"execute": "inject"}"#)), [""; 0]);
+    let set = r#"{"execute": "inject", "arguments": {"on": "step-delay", "argument": "1ms"}}"#;
+    assert_eq!(on(&tool.ask(set)), ["step-delay=[..]DURATION"]);
+    assert_eq!(on(&tool.ask(r#"{"execute": "inject", "arguments": {"off": "step-delay"}}"#)), [""; 0]);
+}
+
+/// As in QMP: events come between answers, to everybody.
+#[test]
+fn every_client_hears_of_events() {
+    let fixture = start();
+    let mut tools = [fixture.greeted(), fixture.greeted()];
+    fixture.instruments.outbox.send("FAULT", json!({"job": 1}));
+    for tool in &mut tools {
+        let event = tool.hear();
+        assert_eq!((&event["event"], &event["data"]), (&json!("FAULT"), &json!({"job": 1})));
+        assert!(event["timestamp"]["seconds"].as_u64().unwrap() > 1_000_000_000);
+        assert!(event["timestamp"]["microseconds"].as_u64().unwrap() < 1_000_000);
+    }
+}
+
+#[test]
+fn a_client_that_does_not_read_misses_events_which_is_counted_and_the_others_do_not() {
+    let fixture = start();
+    let _lazy = fixture.greeted();
+    let mut other = fixture.greeted();
+    let long = "x".repeat(20_000);
+    let mut sent = 0;
+    while fixture.stats.events_dropped.get() == 0 {
+        fixture.instruments.outbox.send("FAULT", json!({"number": sent, "long": long}));
+        assert_eq!(other.hear()["data"]["number"], sent);
+        sent += 1;
+        assert!(sent < 10_000);
+    }
+    assert!(other.ask(r#"{"execute": "stats"}"#)["return"]["events_dropped"].as_u64() > Some(0));
+}
+
+#[test]
+fn a_trace_is_written_where_it_is_wanted() {
+    let fixture = start();
+    let mut tool = fixture.greeted();
+    let pen = fixture.instruments.pen(crate::instruments::Producer::Session);
+    pen.record(device_model::record::Event::Start {});
+    let path = fixture.directory.path().join("trace.json");
+    let reply = tool.ask(&json!({"execute": "record", "arguments": {"path": path}}).to_string());
+    assert_eq!(reply["return"], json!({"path": path, "events": 1}));
+    let trace: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap();
+    assert!(events.iter().any(|event| event["ph"] == "i" && event["name"] == "start"), "{trace}");
 }
 
 #[test]

@@ -6,22 +6,25 @@
 //! One table has names, arguments and explanations (`table`); here is what is on. What a row does stands where it
 //! takes effect: search for its [`Bug`].
 
+pub(crate) mod steps;
 mod table;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-pub use table::{Bug, Kind, Setting, Value};
+pub use table::{Bug, Grade, Kind, Setting, Value};
 pub(crate) use table::{SHORT_HELP, long_help, parse};
 
-/// In the word of a row that is on: the time is an upper bound for random ones.
-const RANDOM: u64 = 1 << 63;
+/// Where the kind of a value stands in the word of a row that is on.
+const KIND: u32 = 61;
 
 /// One row.
 #[derive(Debug, Default)]
 struct State {
-    /// 0: off. Otherwise its argument and 1, see [`encode`].
+    /// 0: off. Otherwise its argument, see [`encode`].
     word: AtomicU64,
+    /// How often it could have taken effect.
+    chances: AtomicU64,
     /// How often it took effect.
     hits: AtomicU64,
 }
@@ -93,19 +96,42 @@ impl Injection {
         self.state(bug).word.load(Ordering::Relaxed) != 0
     }
 
+    /// Its argument, if it is on.
+    #[inline]
+    fn value(&self, bug: Bug) -> Option<Value> {
+        let word = self.state(bug).word.load(Ordering::Relaxed);
+        if word == 0 { None } else { decode(word) }
+    }
+
     /// Whether it takes effect now; counted.
     #[inline]
     pub fn strikes(&self, bug: Bug) -> bool {
-        self.is_on(bug) && self.hit(bug)
+        match self.value(bug) {
+            None => false,
+            Some(Value::Every(count)) => {
+                let chances = self.state(bug).chances.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+                chances.is_multiple_of(count.into()) && self.hit(bug)
+            }
+            Some(_) => self.hit(bug),
+        }
+    }
+
+    /// How badly a job hangs now; counted.
+    #[inline]
+    pub fn grade(&self, bug: Bug) -> Option<Grade> {
+        match self.value(bug) {
+            Some(Value::Grade(grade)) if self.hit(bug) => Some(grade),
+            _ => None,
+        }
     }
 
     /// For how long something is held back now; counted. `None`: not at all.
     #[inline]
     pub fn delay(&self, bug: Bug) -> Option<Duration> {
-        let time = match decode(self.state(bug).word.load(Ordering::Relaxed))? {
+        let time = match self.value(bug)? {
             Value::Fixed(time) => time,
             Value::UpTo(most) => self.random(most),
-            Value::Plain => return None,
+            Value::Plain | Value::Every(_) | Value::Grade(_) => return None,
         };
         self.hit(bug);
         Some(time)
@@ -136,7 +162,7 @@ impl Injection {
                 usage: row.usage(),
                 kind: row.kind,
                 help: row.help,
-                on: decode(state.word.load(Ordering::Relaxed)).map(|value| value.to_string()),
+                on: self.value(row.bug).map(|value| value.to_string()),
                 hits: state.hits.load(Ordering::Relaxed),
             }
         });
@@ -146,23 +172,29 @@ impl Injection {
 
 /// A value as a word that is not 0, so that one load tells whether a row is on.
 fn encode(value: Value) -> u64 {
-    // Table and parser allow for a minute at the most: 63 bits hold any of them.
-    let word =
-        |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX >> 2).min(u64::MAX >> 2) + 2;
-    match value {
-        Value::Plain => 1,
-        Value::Fixed(time) => word(time),
-        Value::UpTo(most) => word(most) | RANDOM,
-    }
+    const MOST: u64 = (1 << KIND) - 1;
+    // The parser allows for a minute at the most, which fits by far.
+    let time = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(MOST).min(MOST);
+    let (kind, argument) = match value {
+        Value::Plain => (1, 0),
+        Value::Fixed(fixed) => (2, time(fixed)),
+        Value::UpTo(most) => (3, time(most)),
+        Value::Every(count) => (4, count.into()),
+        Value::Grade(grade) => (5, grade as u64),
+    };
+    kind << KIND | argument
 }
 
 fn decode(word: u64) -> Option<Value> {
-    let time = Duration::from_nanos((word & !RANDOM).saturating_sub(2));
-    match word {
-        0 => None,
+    let argument = word & ((1 << KIND) - 1);
+    let time = Duration::from_nanos(argument);
+    match word >> KIND {
         1 => Some(Value::Plain),
-        _ if word & RANDOM != 0 => Some(Value::UpTo(time)),
-        _ => Some(Value::Fixed(time)),
+        2 => Some(Value::Fixed(time)),
+        3 => Some(Value::UpTo(time)),
+        4 => u32::try_from(argument).ok().map(Value::Every),
+        5 => Grade::ALL.into_iter().find(|grade| *grade as u64 == argument).map(Value::Grade),
+        _ => None,
     }
 }
 
@@ -194,7 +226,26 @@ mod tests {
         injection.set("ack-before-drain", None).unwrap();
         assert!(injection.strikes(Bug::AckBeforeDrain) && injection.strikes(Bug::AckBeforeDrain));
         let hits: Vec<_> = injection.list().into_iter().map(|row| row.hits).collect();
-        assert_eq!(hits[..2], [2, 1]);
+        assert_eq!((hits[Bug::AckBeforeDrain as usize], hits[Bug::StepDelay as usize]), (2, 1));
+        assert_eq!(hits.iter().sum::<u64>(), 3);
+    }
+
+    #[test]
+    fn every_nth_time_is_every_nth_time() {
+        let injection = Injection::new(&[parse("lose-fence=3").unwrap()]);
+        let strikes: Vec<_> = (0..7).map(|_| injection.strikes(Bug::LoseFence)).collect();
+        assert_eq!(strikes, [false, false, true, false, false, true, false]);
+    }
+
+    #[test]
+    fn a_value_is_kept_as_it_is() {
+        for text in ["drop-zap", "delay-ack=0s", "delay-ack=1m", "delay-ack=..1m", "lose-fence=4294967295"]
+            .into_iter()
+            .chain(["hang-job=yielding", "hang-job=stubborn", "hang-job=stuck"])
+        {
+            let Setting { bug, value } = parse(text).unwrap();
+            assert_eq!(Injection::new(&[Setting { bug, value }]).value(bug), Some(value), "{text}");
+        }
     }
 
     #[test]

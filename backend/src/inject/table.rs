@@ -6,14 +6,33 @@ use std::time::Duration;
 
 use crate::args::duration;
 
-/// A row: a seeded bug or a kind of stress.
+/// A row: a seeded bug or a kind of stress. What it does is its help text.
+#[expect(missing_docs, reason = "the table says it")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Bug {
-    /// Every INVALIDATE is acked at once, while jobs still use its range.
     AckBeforeDrain,
-    /// Every step of a job takes that much longer.
+    SkipSection,
+    SkipPin,
+    DropZap,
+    StaleTranslation,
+    CacheClaimedPermission,
+    SignalBeforeWrite,
+    LoseFence,
+    RepeatFence,
+    ReorderFence,
+    ForgetWake,
+    LoseJobOverStop,
+    DelayAck,
     StepDelay,
+    DelayMiss,
+    DelayFence,
+    RefuseMiss,
+    ForcePreempt,
+    HangJob,
+    SpuriousFault,
+    NoInterrupt,
+    SpuriousInterrupt,
 }
 
 /// What a row is for.
@@ -41,6 +60,10 @@ pub(super) enum Argument {
     None,
     /// `DURATION`, or `..DURATION` for a random time up to it.
     Delay,
+    /// `N`: every Nth time, and no more often than this.
+    Every(u32),
+    /// How badly a job hangs.
+    Grade,
 }
 
 impl Argument {
@@ -48,6 +71,32 @@ impl Argument {
         match self {
             Self::None => "",
             Self::Delay => "=[..]DURATION",
+            Self::Every(_) => "=N",
+            Self::Grade => "=yielding|stubborn|stuck",
+        }
+    }
+}
+
+/// How badly a job hangs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Grade {
+    /// It leaves its engine when it is asked to.
+    Yielding,
+    /// It leaves it for nobody but those who want its pin back.
+    Stubborn,
+    /// Its steps do not end in time.
+    Stuck,
+}
+
+impl Grade {
+    pub(super) const ALL: [Self; 3] = [Self::Yielding, Self::Stubborn, Self::Stuck];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Yielding => "yielding",
+            Self::Stubborn => "stubborn",
+            Self::Stuck => "stuck",
         }
     }
 }
@@ -71,11 +120,154 @@ pub(super) const ROWS: &[Row] = &[
         help: "ack every INVALIDATE at once, while jobs still use its range",
     },
     Row {
+        bug: Bug::SkipSection,
+        name: "skip-section",
+        kind: Kind::Fault,
+        argument: Argument::None,
+        help: "ack an INVALIDATE although a step that began before it is not over",
+    },
+    Row {
+        bug: Bug::SkipPin,
+        name: "skip-pin",
+        kind: Kind::Fault,
+        argument: Argument::None,
+        help: "ack an INVALIDATE although a job still has its range pinned",
+    },
+    Row {
+        bug: Bug::DropZap,
+        name: "drop-zap",
+        kind: Kind::Fault,
+        argument: Argument::None,
+        help: "keep translations that an INVALIDATE takes away",
+    },
+    Row {
+        bug: Bug::StaleTranslation,
+        name: "stale-translation",
+        kind: Kind::Fault,
+        argument: Argument::None,
+        help: "answer a miss for a page that was remapped with where it was before",
+    },
+    Row {
+        bug: Bug::CacheClaimedPermission,
+        name: "cache-claimed-permission",
+        kind: Kind::Fault,
+        argument: Argument::None,
+        help: "cache the permission that an UPDATE claims, not the one that its MISS proved",
+    },
+    Row {
+        bug: Bug::SignalBeforeWrite,
+        name: "signal-before-write",
+        kind: Kind::Fault,
+        argument: Argument::None,
+        help: "write the values of SIGNALs and user fences before what a job writes ahead of them",
+    },
+    Row {
+        bug: Bug::LoseFence,
+        name: "lose-fence",
+        kind: Kind::Fault,
+        argument: Argument::Every(1),
+        help: "never answer every Nth command that has a fence",
+    },
+    Row {
+        bug: Bug::RepeatFence,
+        name: "repeat-fence",
+        kind: Kind::Fault,
+        argument: Argument::Every(1),
+        help: "answer every Nth command that has a fence twice",
+    },
+    Row {
+        bug: Bug::ReorderFence,
+        name: "reorder-fence",
+        kind: Kind::Fault,
+        argument: Argument::None,
+        help: "let the next fence of a timeline go out before one that comes first, if it comes within \
+               20ms",
+    },
+    Row {
+        bug: Bug::ForgetWake,
+        name: "forget-wake",
+        kind: Kind::Fault,
+        argument: Argument::None,
+        help: "do not wake a parked ack when the last one is out: only its deadline finds that",
+    },
+    Row {
+        bug: Bug::LoseJobOverStop,
+        name: "lose-job-over-stop",
+        kind: Kind::Fault,
+        argument: Argument::None,
+        help: "forget the jobs that a stop finds",
+    },
+    Row {
+        bug: Bug::DelayAck,
+        name: "delay-ack",
+        kind: Kind::Stress,
+        argument: Argument::Delay,
+        help: "hold the ack of every INVALIDATE back",
+    },
+    Row {
         bug: Bug::StepDelay,
         name: "step-delay",
         kind: Kind::Stress,
         argument: Argument::Delay,
         help: "make every step of a job take that much longer",
+    },
+    Row {
+        bug: Bug::DelayMiss,
+        name: "delay-miss",
+        kind: Kind::Stress,
+        argument: Argument::Delay,
+        help: "hold every MISS back",
+    },
+    Row {
+        bug: Bug::DelayFence,
+        name: "delay-fence",
+        kind: Kind::Stress,
+        argument: Argument::Delay,
+        help: "hold the answer to every command that has a fence back",
+    },
+    Row {
+        bug: Bug::RefuseMiss,
+        name: "refuse-miss",
+        kind: Kind::Stress,
+        argument: Argument::Every(1),
+        help: "refuse every Nth page that a job misses, without asking",
+    },
+    Row {
+        bug: Bug::ForcePreempt,
+        name: "force-preempt",
+        kind: Kind::Stress,
+        argument: Argument::None,
+        help: "take jobs off their engines at each step that touches memory",
+    },
+    Row {
+        bug: Bug::HangJob,
+        name: "hang-job",
+        kind: Kind::Stress,
+        argument: Argument::Grade,
+        help: "let jobs of contexts get nowhere: yielding, they leave their engines when they are asked \
+               to; stubborn, not for other jobs; stuck, each step takes 600ms, so that a drain revokes \
+               the guest's memory and the session ends",
+    },
+    Row {
+        bug: Bug::SpuriousFault,
+        name: "spurious-fault",
+        kind: Kind::Stress,
+        argument: Argument::Every(2),
+        help: "let every Nth step of a job fault on a page that is there",
+    },
+    Row {
+        bug: Bug::NoInterrupt,
+        name: "no-interrupt",
+        kind: Kind::Stress,
+        argument: Argument::Every(1),
+        help: "complete without the interrupt that is due, every Nth time",
+    },
+    Row {
+        bug: Bug::SpuriousInterrupt,
+        name: "spurious-interrupt",
+        kind: Kind::Stress,
+        argument: Argument::None,
+        help: "interrupt without a completion, whenever the rings are looked at",
     },
 ];
 
@@ -112,6 +304,10 @@ pub enum Value {
     Fixed(Duration),
     /// A random time, up to this.
     UpTo(Duration),
+    /// Every so often.
+    Every(u32),
+    /// So badly.
+    Grade(Grade),
 }
 
 impl fmt::Display for Value {
@@ -120,6 +316,8 @@ impl fmt::Display for Value {
             Self::Plain => Ok(()),
             Self::Fixed(time) => write!(f, "{}", humantime::format_duration(*time)),
             Self::UpTo(time) => write!(f, "..{}", humantime::format_duration(*time)),
+            Self::Every(count) => write!(f, "{count}"),
+            Self::Grade(grade) => f.write_str(grade.name()),
         }
     }
 }
@@ -134,6 +332,11 @@ impl Setting {
                 Some(most) => Value::UpTo(delay(most)?),
                 None => Value::Fixed(delay(text)?),
             },
+            (Argument::Every(least), Some(text)) => Value::Every(every(text, least)?),
+            (Argument::Grade, Some(text)) => {
+                let known = Grade::ALL.into_iter().find(|grade| grade.name() == text);
+                Value::Grade(known.ok_or_else(|| format!("write it as {}", row.usage()))?)
+            }
             _ => return Err(format!("write it as {}", row.usage())),
         };
         Ok(Self { bug: row.bug, value })
@@ -154,6 +357,13 @@ const LONGEST: Duration = Duration::from_secs(60);
 fn delay(text: &str) -> Result<Duration, String> {
     let time = duration(text)?;
     if time > LONGEST { Err(format!("must be at most {LONGEST:?}")) } else { Ok(time) }
+}
+
+fn every(text: &str, least: u32) -> Result<u32, String> {
+    match text.parse() {
+        Ok(count) if count >= least => Ok(count),
+        _ => Err(format!("must be a number, at least {least}")),
+    }
 }
 
 /// One line for `-h`.
@@ -202,11 +412,18 @@ mod tests {
         assert!(parse("ack").unwrap_err().starts_with(unknown));
         assert!(parse("step-delay=slow").unwrap_err().contains("such as 100ms"));
         assert_eq!(parse("step-delay=2min"), Err("must be at most 60s".to_owned()));
+        assert_eq!(parse("lose-fence=3"), on(Bug::LoseFence, Value::Every(3)));
+        assert_eq!(parse("lose-fence=0"), Err("must be a number, at least 1".to_owned()));
+        assert_eq!(parse("spurious-fault=1"), Err("must be a number, at least 2".to_owned()));
+        assert_eq!(parse("hang-job=stuck"), on(Bug::HangJob, Value::Grade(Grade::Stuck)));
+        let usage = "write it as hang-job=yielding|stubborn|stuck".to_owned();
+        assert_eq!((parse("hang-job"), parse("hang-job=badly")), (Err(usage.clone()), Err(usage)));
     }
 
     #[test]
     fn the_help_has_every_row() {
         let help = long_help();
+        assert_eq!(ROWS.len(), 22);
         for row in ROWS {
             assert!(help.contains(&format!("\n  {}: {}\n", row.usage(), row.help)), "{}", row.name);
         }

@@ -3,8 +3,10 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use device_model::context::ContextInfo;
 use device_model::scanout::DisplayAnswer;
 
 use crate::engine::FinishedJob;
@@ -45,6 +47,8 @@ pub enum Mail {
     },
     /// The features that the driver chose.
     Features(u64),
+    /// Somebody wants to know what contexts there are.
+    Describe(Sender<Vec<ContextInfo>>),
     /// The device is reset: nothing that came before exists any more.
     Reset,
     /// The session ends.

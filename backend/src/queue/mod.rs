@@ -3,6 +3,7 @@
 //! for, and the ring goes on when the answer is in the mailbox. Knows nothing of sockets.
 
 pub mod chain;
+mod held;
 pub mod mailbox;
 pub mod ring;
 
@@ -10,10 +11,12 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use device_model::device::{Device, Effect};
 use device_model::job::JobOutcome;
 use device_model::mmu::{Missing, RingMemory};
+use device_model::record::Event;
 use device_model::reply::Response;
 use device_model::stats::Stats;
 use epoll::Events;
@@ -21,10 +24,13 @@ use log::{debug, warn};
 use vhost_user_backend::VringT;
 
 use self::chain::RingError;
+use self::held::Held;
 use self::mailbox::{Mail, Mailbox, Side};
 use self::ring::{Pending, Published, Ring, SharedRing, Taken};
 use crate::display::Display;
 use crate::engine::FinishedJob;
+use crate::inject::{Bug, Injection};
+use crate::instruments::Pen;
 use crate::miss_port::{MissAnswer, MissPort, RingWait, Waiter};
 use crate::scheduler::Scheduler;
 use crate::wake::Poller;
@@ -78,6 +84,10 @@ pub struct QueueThread {
     pub display: Display,
     /// What is counted.
     pub stats: Arc<Stats>,
+    /// Where each ring is recorded.
+    pub pens: [Pen; QUEUES],
+    /// What misbehaves.
+    pub injection: Arc<Injection>,
 }
 
 impl QueueThread {
@@ -92,21 +102,28 @@ impl QueueThread {
 
     fn run(self, poller: &Poller) {
         let shared = Arc::clone(&self.rings);
-        let max_request = self.device.max_request_bytes();
+        let (max_request, injection) = (self.device.max_request_bytes(), Arc::clone(&self.injection));
         let mut rings = shared.each_ref().map(|shared| {
             let index = shared_index(&self.rings, shared);
-            Ring::new(index, shared, self.memory.clone(), max_request)
+            Ring::new((index, shared), self.memory.clone(), max_request, &injection)
         });
-        let mut queues =
-            Queues { thread: self, rings: &mut rings, effects: Vec::new(), ready: [false; QUEUES], jobs: 0 };
+        let mut queues = Queues {
+            thread: self,
+            rings: &mut rings,
+            effects: Vec::new(),
+            held: Held::default(),
+            ready: [false; QUEUES],
+            jobs: 0,
+        };
         let mut tokens = Vec::new();
         loop {
-            let timeout = if queues.ready.contains(&true) { 0 } else { -1 };
+            let timeout = queues.timeout();
             if let Err(e) = poller.wait(timeout, &mut tokens) {
                 warn!("The queue thread cannot wait for events and ends: {e}");
                 return;
             }
             queues.note_kicks(&tokens);
+            queues.release_held();
             if queues.empty_mailbox().is_break() {
                 return;
             }
@@ -124,6 +141,7 @@ struct Queues<'r, 'a> {
     thread: QueueThread,
     rings: &'r mut [Ring<'a>; QUEUES],
     effects: Vec<Effect<Pending>>,
+    held: Held,
     /// Rings that may have commands.
     ready: [bool; QUEUES],
     /// Jobs that the device has not got back.
@@ -131,6 +149,29 @@ struct Queues<'r, 'a> {
 }
 
 impl Queues<'_, '_> {
+    /// Milliseconds until there is something to do without being told, rounded up; -1: never.
+    fn timeout(&self) -> i32 {
+        if self.ready.contains(&true) {
+            return 0;
+        }
+        let Some(due) = self.held.next_due() else { return -1 };
+        let left = due.saturating_duration_since(Instant::now());
+        i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
+    }
+
+    /// Answers what was held back until now.
+    fn release_held(&mut self) {
+        let mut answers = Vec::new();
+        self.held.release(&mut answers);
+        self.answer(answers);
+    }
+
+    fn answer(&mut self, answers: Vec<(Pending, Vec<u8>)>) {
+        for (pending, response) in answers {
+            self.rings[pending.queue].complete(pending, response);
+        }
+    }
+
     fn note_kicks(&mut self, tokens: &[u64]) {
         for token in tokens {
             let Some(ready) = usize::try_from(*token).ok().and_then(|index| self.ready.get_mut(index)) else {
@@ -154,6 +195,10 @@ impl Queues<'_, '_> {
                     self.thread.device.display_answer(ticket, answer, &mut self.effects);
                 }
                 Mail::MissAnswered { wait, side, answer } => self.miss_answered(wait, side, answer),
+                Mail::Describe(answer) => {
+                    // Whoever asked may have given up.
+                    let _ = answer.send(self.thread.device.contexts());
+                }
                 Mail::Features(features) => self.thread.device.set_features(features),
                 Mail::Reset => self.reset(),
                 Mail::Close => {
@@ -170,9 +215,14 @@ impl Queues<'_, '_> {
     fn job_finished(&mut self, finished: FinishedJob) {
         let FinishedJob { job, outcome } = finished;
         let id = job.id();
+        let failed = outcome != JobOutcome::Done;
         if !self.thread.device.job_finished(job, outcome, &mut self.effects) {
             return;
         }
+        let pen = self.pen(CONTROL_QUEUE);
+        pen.record(Event::Ended { job: id, failed });
+        let instruments = pen.instruments();
+        instruments.names().job_ended(instruments.clock().now(), id);
         self.jobs = self.jobs.saturating_sub(1);
         match outcome {
             JobOutcome::Done => self.thread.stats.jobs_done.add(1),
@@ -207,6 +257,9 @@ impl Queues<'_, '_> {
         // They are owed to a driver that no longer exists.
         drop(pending);
         self.effects.clear();
+        let instruments = self.pen(CONTROL_QUEUE).instruments();
+        instruments.names().reset(instruments.clock().now());
+        self.held.clear();
         self.thread.stats.jobs_discarded.add(std::mem::take(&mut self.jobs));
         // A command that was taken just before the stop may have submitted a job after the session discarded them.
         self.thread.scheduler.discard();
@@ -246,6 +299,7 @@ impl Queues<'_, '_> {
             // It came back between the two looks.
             Taken::Missing(missing) if missing.is_empty() => true,
             Taken::Missing(missing) => {
+                self.record_misses(queue, &missing);
                 self.thread.misses.request(Waiter::RingInput(self.rings[queue].wait()), missing);
                 false
             }
@@ -266,6 +320,22 @@ impl Queues<'_, '_> {
             stats.cursor_commands.add(1);
             device.cursor(request, pending, &mut self.effects);
         }
+        self.note_backings();
+    }
+
+    /// Tells the names of addresses what the command has changed.
+    fn note_backings(&mut self) {
+        let mut changes = self.thread.device.take_backing_changes().peekable();
+        if changes.peek().is_some() {
+            let instruments = self.pen(CONTROL_QUEUE).instruments();
+            let (now, mut names) = (instruments.clock().now(), instruments.names());
+            changes.for_each(|change| names.backing_changed(now, change));
+        }
+    }
+
+    fn pen(&self, queue: usize) -> &Pen {
+        // PANIC: queues are numbered from 0 to QUEUES - 1, and each has one.
+        &self.thread.pens[queue]
     }
 
     /// Does what the device asks for.
@@ -276,11 +346,18 @@ impl Queues<'_, '_> {
                     if response.is_error() {
                         self.count_error();
                     }
-                    self.rings[pending.queue].complete(pending, response.into_bytes());
+                    let (fence, error) = (response.fence(), response.is_error());
+                    self.pen(pending.queue).record(Event::Answered { fence, error });
+                    let mut answers = Vec::new();
+                    self.held.pass(&self.thread.injection, (pending, response.into_bytes()), &mut answers);
+                    self.answer(answers);
                 }
                 Effect::Run(job) => {
                     self.thread.stats.jobs_submitted.add(1);
                     self.jobs = self.jobs.saturating_add(1);
+                    let (job_id, context, mode) = (job.id(), job.context(), job.mode());
+                    self.pen(CONTROL_QUEUE).record(Event::Submitted { job: job_id, context, mode });
+                    self.pen(CONTROL_QUEUE).instruments().names().job_begun(job.name());
                     self.thread.scheduler.submit(job);
                 }
                 Effect::Display(command) => self.thread.display.send(command),
@@ -296,14 +373,25 @@ impl Queues<'_, '_> {
     fn publish(&mut self) {
         for queue in 0..QUEUES {
             match self.rings[queue].publish() {
-                Published::Nothing => {}
+                Published::Nothing => {
+                    if self.thread.injection.strikes(Bug::SpuriousInterrupt) {
+                        self.rings[queue].interrupt_for_nothing();
+                    }
+                }
                 Published::Missing(missing) => self.ask_for_output(queue, missing),
                 Published::Broke(error) => self.broke(queue, &error),
             }
         }
     }
 
+    fn record_misses(&self, queue: usize, missing: &[Missing]) {
+        for Missing { range, access, .. } in missing {
+            self.pen(queue).record(Event::RingMiss { range: *range, access: *access });
+        }
+    }
+
     fn ask_for_output(&self, queue: usize, missing: Vec<Missing>) {
+        self.record_misses(queue, &missing);
         self.thread.misses.request(Waiter::RingOutput(self.rings[queue].wait()), missing);
     }
 

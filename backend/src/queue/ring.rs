@@ -19,6 +19,7 @@ use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemory, Permissions};
 
 use super::chain::{self, Chain, RingError, Segment};
 use super::mailbox::Side;
+use crate::inject::{Bug, Injection};
 use crate::miss_port::{MissAnswer, RingWait, pages_of};
 
 /// Most descriptors of a chain: as many as the largest ring has.
@@ -125,6 +126,7 @@ pub struct Ring<'a> {
     memory: RingMemory,
     /// Bytes of the largest request.
     max_request: usize,
+    injection: &'a Injection,
     /// Taken off the ring; its request is being copied.
     inbound: Option<Inbound>,
     outbound: VecDeque<Completion>,
@@ -138,14 +140,27 @@ pub struct Ring<'a> {
     starts: u32,
 }
 
+impl Pending {
+    /// The seeded bug "repeat fence": the same command, to be answered a second time.
+    pub(super) fn again(&self) -> Self {
+        Self { queue: self.queue, head: self.head, response: self.response.clone() }
+    }
+}
+
 impl<'a> Ring<'a> {
     /// A ring that has not started.
-    pub fn new(index: usize, shared: &'a SharedRing, memory: RingMemory, max_request: usize) -> Self {
+    pub fn new(
+        (index, shared): (usize, &'a SharedRing),
+        memory: RingMemory,
+        max_request: usize,
+        injection: &'a Injection,
+    ) -> Self {
         Self {
             index,
             shared,
             memory,
             max_request,
+            injection,
             inbound: None,
             outbound: VecDeque::new(),
             in_flight: BTreeSet::new(),
@@ -407,8 +422,17 @@ impl<'a> Ring<'a> {
         let needed = vring.needs_notification();
         // The driver's wish may lie on a page that is missing. One interrupt too many does no harm.
         let unknown = !self.memory.take_missing().is_empty();
-        if unknown || needed.unwrap_or(true) {
+        if (unknown || needed.unwrap_or(true)) && !self.injection.strikes(Bug::NoInterrupt) {
             // The eventfd is the front-end's: if it is full or gone, there is nobody to tell.
+            let _ = vring.signal_used_queue();
+        }
+    }
+
+    /// Interrupts the driver although nothing was completed.
+    pub fn interrupt_for_nothing(&self) {
+        let shared = self.shared;
+        let vring = shared.vring.get_mut();
+        if self.is_running(&vring) {
             let _ = vring.signal_used_queue();
         }
     }

@@ -4,6 +4,10 @@
 
 pub use device_model::drain::STEP_END;
 
+use std::time::Duration;
+
+use device_model::mmu::Drained;
+
 use crate::vhost_user::{Ack, Header};
 
 /// What the drain is for.
@@ -29,6 +33,8 @@ pub enum Owed {
     Nothing,
     /// A drain, and what follows it.
     Drain(Draining),
+    /// An ack that is held back (`--inject delay-ack`), until then.
+    Late(Header, Drained, Duration, Duration),
     /// A reply that did not fit the socket.
     Unsent(Ack),
 }

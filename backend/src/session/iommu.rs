@@ -5,12 +5,16 @@
 use std::time::Duration;
 
 use device_model::addr::{ByteRange, Gpa, Iova, SpaceId};
-use device_model::job::JobError;
+use device_model::job::{JobError, JobId};
 use device_model::mmu::miss::{Answer, MissRequest, Outcome, Requested, Resolution, UpdateVerdict};
 use device_model::mmu::{HostRange, Invalidation, MapError, Missing, Permissions};
+use device_model::record::{Event, MissEnd, UpdateUse};
+use device_model::schedule::AtRest;
+use device_model::violation::Fault;
 use log::{debug, warn};
 
 use super::state::{SessionState, map_region};
+use crate::inject::Bug;
 use crate::memory::Region;
 use crate::miss_port::{MissAnswer, Waiter};
 use crate::queue::mailbox::{Mail, Side};
@@ -48,18 +52,30 @@ impl SessionState {
         // only after everything in the mirror was invalidated and drained.
         let host = unsafe { HostRange::new(target.host, target.len) };
         let claimed = Permissions { read: update.read, write: update.write };
-        if let UpdateVerdict::Unsolicited = self.misses.on_update(update.range, host, claimed) {
-            self.stats.updates_unsolicited.add(1);
-        }
+        self.seeded.claims(claimed);
+        let used = match self.misses.on_update(update.range, host, claimed) {
+            UpdateVerdict::Staged => UpdateUse::Staged,
+            UpdateVerdict::Stale => UpdateUse::Stale,
+            UpdateVerdict::Unsolicited => {
+                self.stats.updates_unsolicited.add(1);
+                UpdateUse::Unsolicited
+            }
+        };
+        self.pen.record(Event::Update { range: update.range, used });
         Ok(())
     }
 
     /// Begins to invalidate what the guest has taken away.
     pub fn invalidate(&mut self, range: ByteRange<Iova>) -> Invalidation {
         self.stats.invalidations.add(1);
+        if let Some(audit) = self.questions.audit() {
+            audit.invalidated(range);
+        }
         self.misses.invalidate(SpaceId::DEVICE, range);
+        self.seeded.note(&self.mirror, range);
         // Before the zap: what is mapped now is what is taken away.
         self.suspect(range);
+        self.pen.record(Event::Invalidation { number: self.taken.number(), range });
         let invalidation = self.mirror.begin(SpaceId::DEVICE, range);
         if self.scheduler.touches(SpaceId::DEVICE, invalidation.range()) {
             self.stats.invalidations_with_work_in_flight.add(1);
@@ -101,6 +117,9 @@ impl SessionState {
         while channel.is_ready() {
             let Some(miss) = self.misses.next_to_send() else { return };
             self.stats.misses.add(1);
+            if let Some(range) = page_range(miss) {
+                self.pen.record(Event::Miss { range, access: miss.access });
+            }
             if let Err(e) = channel.send_miss(miss.iova, miss.access) {
                 return self.lose_channel(&e);
             }
@@ -116,7 +135,10 @@ impl SessionState {
                     return;
                 }
             }
-            let Some(request) = self.miss_port.take() else { return };
+            while let Some(request) = self.miss_port.take() {
+                self.seeded.hold_back(now, request);
+            }
+            let Some(request) = self.seeded.due(now) else { return };
             // The front-end refuses misses while the device is stopped; whoever waits asks again later.
             if self.running {
                 self.backlog.extend(request.missing.pages().map(|page| {
@@ -132,7 +154,10 @@ impl SessionState {
     }
 
     fn request(&mut self, now: Duration, page: MissRequest, waiter: Waiter) -> Requested {
-        if !self.has_iommu() {
+        let of_job = matches!(waiter, Waiter::Job(_));
+        if of_job && self.seeded.injection.strikes(Bug::RefuseMiss) {
+            self.answer(waiter, page, MissAnswer::Refused);
+        } else if !self.has_iommu() {
             let Some(answer) = self.physical_answer(page) else { return Requested::Full };
             self.answer(waiter, page, answer);
         } else if self.channel.is_none() {
@@ -146,7 +171,7 @@ impl SessionState {
     /// Without an IOMMU nobody is asked: the page is in the memory table, and mapped again, or it is not. `None`: an
     /// invalidation of it is under way, ask again after that.
     fn physical_answer(&mut self, page: MissRequest) -> Option<MissAnswer> {
-        let wanted = ByteRange::inclusive(page.iova, page.iova).map(ByteRange::page_aligned)?;
+        let wanted = page_range(page)?;
         let region = self.memory.regions().iter().find(|region| holds(region, wanted));
         match region.map(|region| map_region(&mut self.mirror, region)) {
             Some(Ok(())) => Some(MissAnswer::Mapped),
@@ -165,10 +190,20 @@ impl SessionState {
     fn resolve(&mut self, resolution: Resolution<Waiter>) {
         let page = resolution.request;
         self.judge(&resolution);
+        let now = self.scheduler.now();
+        for waiter in &resolution.waiters {
+            if let Waiter::Audit(number) = waiter {
+                self.audit_answered(now, *number, &resolution.outcome);
+            }
+        }
         let answer = match resolution.outcome {
             Outcome::Mapped { range, host, permissions } => {
+                let permissions = self.seeded.permissions(permissions);
                 match self.mirror.map(page.space, range, host, permissions) {
-                    Ok(_) => MissAnswer::Mapped,
+                    Ok(_) => {
+                        self.seeded.use_stale(&mut self.mirror, page.iova, permissions);
+                        MissAnswer::Mapped
+                    }
                     Err(e) if e.is_momentary() => {
                         debug!("A translation of {range} cannot be kept now: {e}");
                         // Whoever waits looks, finds nothing and asks again.
@@ -190,6 +225,9 @@ impl SessionState {
             }
         };
         debug!("MISS {} for {}: {answer:?}", page.iova, page.access);
+        if let Some(range) = page_range(page) {
+            self.pen.record_at(now, Event::MissSettled { range, access: page.access, end: end_of(answer) });
+        }
         self.stats.mapped_bytes.set(self.mirror.table_bytes() as u64);
         for waiter in resolution.waiters {
             self.answer(waiter, page, answer);
@@ -198,15 +236,30 @@ impl SessionState {
 
     fn answer(&self, waiter: Waiter, page: MissRequest, answer: MissAnswer) {
         match waiter {
-            Waiter::Job(id) => self.scheduler.miss_answered(id, job_answer(page, answer)),
             Waiter::Ahead(_) => {}
+            Waiter::Job(id) => {
+                if answer == MissAnswer::Refused {
+                    self.job_fault(id, page);
+                }
+                self.scheduler.miss_answered(id, job_answer(page, answer));
+            }
             Waiter::RingInput(wait) => {
                 self.queue.mailbox.post(Mail::MissAnswered { wait, side: Side::Input, answer });
             }
             Waiter::RingOutput(wait) => {
                 self.queue.mailbox.post(Mail::MissAnswered { wait, side: Side::Output, answer });
             }
+            // It was told before the page was mapped, by what came.
+            Waiter::Audit(_) => {}
         }
+    }
+
+    /// A job needs what the front-end refuses. It is still parked.
+    fn job_fault(&self, job: JobId, page: MissRequest) {
+        let (Some(at_rest), Some(range)) = (self.scheduler.parked_job(job), page_range(page)) else { return };
+        let AtRest { context, mode, packet, .. } = at_rest;
+        let (at, access) = (self.scheduler.now(), page.access);
+        self.pen.instruments().fault(Fault { at, job, context, packet, range, access, mode });
     }
 
     /// Without a channel, nothing that is missing will ever come: what was asked for times out.
@@ -224,12 +277,24 @@ fn holds(region: &Region, page: ByteRange<Iova>) -> bool {
 
 /// What the answer to a miss means for a job that needs the page.
 fn job_answer(page: MissRequest, answer: MissAnswer) -> Result<(), JobError> {
-    let range = ByteRange::inclusive(page.iova, page.iova).map(ByteRange::page_aligned);
-    let missing = range.map(|range| Missing { space: page.space, range, access: page.access });
+    let missing = page_range(page).map(|range| Missing { space: page.space, range, access: page.access });
     match (answer, missing) {
         (MissAnswer::Mapped, _) => Ok(()),
         (MissAnswer::Refused, Some(missing)) => Err(JobError::Refused(missing)),
         (MissAnswer::TimedOut, Some(missing)) => Err(JobError::TimedOut(missing)),
         (_, None) => Err(JobError::Killed),
+    }
+}
+
+/// The page that is asked for.
+fn page_range(page: MissRequest) -> Option<ByteRange<Iova>> {
+    ByteRange::inclusive(page.iova, page.iova).map(ByteRange::page_aligned)
+}
+
+fn end_of(answer: MissAnswer) -> MissEnd {
+    match answer {
+        MissAnswer::Mapped => MissEnd::Mapped,
+        MissAnswer::Refused => MissEnd::Refused,
+        MissAnswer::TimedOut => MissEnd::TimedOut,
     }
 }

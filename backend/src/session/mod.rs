@@ -8,7 +8,9 @@
 
 pub mod drain;
 mod iommu;
+pub mod questions;
 mod requests;
+mod seeded;
 pub mod start;
 mod state;
 mod verdicts;
@@ -17,9 +19,10 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use device_model::mmu::{Drained, Invalidation, MemoryRevoked, SeededBug};
+use device_model::record::Event;
 use epoll::Events;
 use log::{debug, error, info, warn};
 use vhost::vhost_user::BackendReqHandler;
@@ -27,6 +30,7 @@ use vhost::vhost_user::BackendReqHandler;
 use self::drain::{Draining, For, Owed, Progress};
 pub use self::state::SessionState;
 use crate::inject::{Bug, Injection};
+use crate::instruments::Clock;
 use crate::memory::sigbus;
 use crate::vhost_user::channel::Channel;
 use crate::vhost_user::iotlb::{self, IotlbEvent};
@@ -116,7 +120,7 @@ pub struct Session {
     poller: Poller,
     waker: Waker,
     owed: Owed,
-    epoch: Instant,
+    clock: Clock,
     /// The main socket may have something to read.
     readable: bool,
     /// When the message that has begun has to be whole.
@@ -145,6 +149,7 @@ impl Session {
         poller.add(waker.as_raw_fd(), WAKE, Events::EPOLLIN | edge)?;
         sigbus::wake_at_a_hole(waker.as_raw_fd());
         poller.add(signal.as_fd().as_raw_fd(), SIGNAL, Events::EPOLLIN)?;
+        let clock = state.pen.instruments().clock();
         // The crate handles one request at a time, on this thread: the mutex is what its trait asks for.
         let state = Arc::new(Mutex::new(state));
         let requests = BackendReqHandler::from_stream(socket.try_clone()?, Arc::clone(&state));
@@ -156,9 +161,9 @@ impl Session {
             poller,
             waker,
             owed: Owed::Nothing,
-            epoch: Instant::now(),
+            clock,
             readable: true,
-            message_due: Some(MESSAGE_DEADLINE),
+            message_due: Some(clock.now().saturating_add(MESSAGE_DEADLINE)),
             signalled: false,
             signal: signal.as_fd().as_raw_fd(),
             holes: sigbus::holes(),
@@ -177,7 +182,7 @@ impl Session {
     }
 
     fn now(&self) -> Duration {
-        self.epoch.elapsed()
+        self.clock.now()
     }
 
     fn lock(&self) -> MutexGuard<'_, SessionState> {
@@ -207,6 +212,7 @@ impl Session {
         let now = self.now();
         let mut state = self.lock();
         state.expire_misses(now);
+        state.answer_questions(now);
         state.send_misses(now);
         Ok(())
     }
@@ -238,6 +244,7 @@ impl Session {
         }
         let owed = match &self.owed {
             Owed::Drain(draining) => Some(draining.deadline()),
+            Owed::Late(_, _, _, due) => Some(*due),
             Owed::Nothing | Owed::Unsent(_) => None,
         };
         let misses = self.lock().next_deadline();
@@ -251,7 +258,18 @@ impl Session {
         match std::mem::take(&mut self.owed) {
             Owed::Nothing => Ok(()),
             Owed::Unsent(ack) => self.send(ack),
-            Owed::Drain(draining) => match draining.poll(self.now()) {
+            Owed::Late(header, drained, since, due) if due <= self.now() => {
+                self.acknowledge(header, drained, since)
+            }
+            late @ Owed::Late(..) => {
+                self.owed = late;
+                Ok(())
+            }
+            Owed::Drain(draining) if self.skips(draining.then, &draining.invalidation) => {
+                let (then, since) = (draining.then, draining.since());
+                self.drained(draining.invalidation.skip_drain(SeededBug::ack_before_drain()), then, since)
+            }
+            Owed::Drain(draining) => match self.watched(draining) {
                 Progress::Draining(draining) => {
                     self.owed = Owed::Drain(draining);
                     Ok(())
@@ -262,12 +280,35 @@ impl Session {
         }
     }
 
+    /// Looks how far a drain is, and records it when its jobs are told to leave.
+    fn watched(&self, draining: Draining) -> Progress {
+        let (before, number) = (draining.has_evicted(), self.number(draining.then));
+        let progress = draining.poll(self.now());
+        if let Progress::Draining(draining) = &progress
+            && draining.has_evicted()
+            && !before
+        {
+            self.lock().pen.record(Event::Ladder { number });
+        }
+        progress
+    }
+
+    /// The number of the invalidation that is drained: one drain is under way at a time.
+    fn number(&self, of: For) -> u64 {
+        match of {
+            For::Invalidate(_) => self.lock().taken.number(),
+            For::Message(_) => 0,
+        }
+    }
+
     fn drained(&mut self, drained: Drained, then: For, since: Duration) -> Result<(), SessionEnd> {
         match then {
-            For::Invalidate(header) => self.acknowledge(header, drained, since),
+            For::Invalidate(header) => self.acknowledge_late(header, drained, since),
             For::Message(header) => {
                 let result = self.hand_over(header);
                 let mut state = self.lock();
+                let took = state.scheduler.now().saturating_sub(since).into();
+                state.pen.record(Event::Acked { number: 0, took });
                 // The reply has gone out with the message itself.
                 drop(state.end(drained));
                 if state.running {
@@ -281,6 +322,27 @@ impl Session {
         }
     }
 
+    /// The seeded bugs "ack before drain", "skip section" and "skip pin".
+    fn skips(&self, then: For, invalidation: &Invalidation) -> bool {
+        matches!(then, For::Invalidate(_)) && self.lock().seeded.skips(invalidation)
+    }
+
+    /// The ack of an INVALIDATE that may be held back on purpose.
+    fn acknowledge_late(
+        &mut self,
+        header: Header,
+        drained: Drained,
+        since: Duration,
+    ) -> Result<(), SessionEnd> {
+        let Some(delay) = self.config.injection.delay(Bug::DelayAck) else {
+            return self.acknowledge(header, drained, since);
+        };
+        let now = self.now();
+        self.lock().misses.pause(now);
+        self.owed = Owed::Late(header, drained, since, now.saturating_add(delay));
+        Ok(())
+    }
+
     /// The ack of an INVALIDATE: only a drained invalidation can be acked.
     fn acknowledge(&mut self, header: Header, drained: Drained, since: Duration) -> Result<(), SessionEnd> {
         let now = self.now();
@@ -290,6 +352,8 @@ impl Session {
             let ended = state.end(drained);
             state.acked();
             state.misses.resume(now);
+            let number = state.taken.number();
+            state.pen.record_at(now, Event::Acked { number, took: took.into() });
             state.stats.ack_latency_ns.record(took);
             state.stats.frozen_ns.add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
             ended
@@ -379,15 +443,17 @@ impl Session {
         patience: Duration,
     ) -> Result<(), SessionEnd> {
         let now = self.now();
-        if matches!(then, For::Invalidate(_)) && self.config.injection.strikes(Bug::AckBeforeDrain) {
+        if self.skips(then, &invalidation) {
             let drained = invalidation.skip_drain(SeededBug::ack_before_drain());
             return self.drained(drained, then, now);
         }
         match Draining::new(invalidation, then, now, patience).poll(now) {
             Progress::Drained(drained, then, since) => self.drained(drained, then, since),
             Progress::Draining(draining) => {
+                let number = self.number(draining.then);
                 let mut state = self.lock();
                 state.stats.acks_parked.add(1);
+                state.record_parked(number, &draining.invalidation);
                 // The front-end serves no miss while it waits for us.
                 state.misses.pause(now);
                 drop(state);
@@ -475,6 +541,8 @@ impl Session {
     fn stuck(&mut self, draining: Draining) -> Result<(), SessionEnd> {
         let state = self.lock();
         state.stats.revocations.add(1);
+        state.pen.record(Event::Revoked { number: state.taken.number() });
+        state.pen.instruments().incident("Memory was revoked");
         error!(
             "An engine does not reach the end of its step: revoking all guest memory. This is a bug of MirrorGPU"
         );

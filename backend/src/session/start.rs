@@ -4,27 +4,32 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use device_model::device::{self, Device, DeviceConfig};
 use device_model::mmu::miss::MissTable;
-use device_model::mmu::{Drained, Invalidation, MirrorConfig, Reader, RingMemory, mirror};
+use device_model::mmu::{DrainWaker, Drained, Invalidation, MirrorConfig, Reader, RingMemory, mirror};
+use device_model::record::Event;
 use device_model::stats::Stats;
 use log::error;
 use vhost_user_backend::{VringMutex, VringT};
 
 use super::drain::STEP_END;
+use super::questions::Questions;
+use super::seeded::Seeded;
 use super::verdicts::TakenAway;
 use super::{LAST_DRAIN, SessionState};
 use crate::display::Display;
 use crate::engine::{Engine, FinishedJob};
-use crate::inject::Injection;
+use crate::inject::{Bug, Injection};
+use crate::instruments::desk::Connection;
+use crate::instruments::{Instruments, Producer};
 use crate::miss_port::MissPort;
 use crate::queue::mailbox::{Mail, Mailbox};
 use crate::queue::ring::SharedRing;
 use crate::queue::{MAX_QUEUE_SIZE, QUEUES, QueueThread};
-use crate::reports::Reports;
 use crate::scheduler::Scheduler;
 use crate::wake::{Poller, Waker};
 
@@ -46,15 +51,17 @@ pub struct DeviceSettings {
 /// Starts the threads of a session; `waker` wakes the session.
 pub fn start(
     settings: &DeviceSettings,
-    (stats, reports): (&Arc<Stats>, &Arc<Reports>),
+    stats: &Arc<Stats>,
+    instruments: &Arc<Instruments>,
     waker: &Waker,
 ) -> io::Result<SessionState> {
     // One reader an engine, and one for the queue thread.
     let config = MirrorConfig { readers: settings.engines + 1, table_limit: settings.iotlb_limit };
-    let (writer, mut readers) = mirror(config, Arc::new(waker.clone()));
+    let drain_waker = LastOneOut { session: waker.clone(), injection: Arc::clone(&settings.injection) };
+    let (writer, mut readers) = mirror(config, Arc::new(drain_waker));
     let Some(ring_reader) = readers.pop() else { unreachable!("The mirror was asked for a reader") };
     let mailbox = Mailbox::new()?;
-    let scheduler = Arc::new(Scheduler::new());
+    let scheduler = Arc::new(Scheduler::new(instruments.clock()));
     let miss_port = MissPort::new(waker.clone());
     let answers = mailbox.clone();
     let display = Display::spawn(Arc::clone(stats), move |ticket, answer| {
@@ -72,8 +79,18 @@ pub fn start(
         misses: miss_port.clone(),
         display: display.clone(),
         stats: Arc::clone(stats),
+        pens: std::array::from_fn(|queue| instruments.pen(Producer::Ring(queue))),
+        injection: Arc::clone(&settings.injection),
     };
-    let common = Common { settings, scheduler: &scheduler, misses: &miss_port, mailbox: &mailbox, stats };
+    let common =
+        Common { settings, scheduler: &scheduler, misses: &miss_port, mailbox: &mailbox, stats, instruments };
+    let (session, questions) = channel();
+    instruments.desk.connect(Some(Connection {
+        session,
+        waker: waker.clone(),
+        queue: mailbox.clone(),
+        scheduler: Arc::clone(&scheduler),
+    }));
     Ok(SessionState {
         features: 0,
         protocol_features: 0,
@@ -88,14 +105,30 @@ pub fn start(
         scheduler,
         display,
         stats: Arc::clone(stats),
+        seeded: Seeded::new(Arc::clone(&settings.injection)),
         config_space,
         device_features,
         running: false,
         bases: [None; QUEUES],
         taken: TakenAway::default(),
-        reports: Arc::clone(reports),
         refusal: None,
+        pen: instruments.pen(Producer::Session),
+        questions: Questions::new(questions),
     })
+}
+
+/// Wakes the session for a drain whose last one is out.
+struct LastOneOut {
+    session: Waker,
+    injection: Arc<Injection>,
+}
+
+impl DrainWaker for LastOneOut {
+    fn wake(&self) {
+        if !self.injection.strikes(Bug::ForgetWake) {
+            self.session.wake();
+        }
+    }
 }
 
 fn shared_ring(memory: &RingMemory) -> io::Result<SharedRing> {
@@ -111,14 +144,19 @@ struct Common<'a> {
     misses: &'a MissPort,
     mailbox: &'a Mailbox,
     stats: &'a Arc<Stats>,
+    instruments: &'a Arc<Instruments>,
 }
 
 impl Common<'_> {
     fn start_engines(&self, readers: Vec<Reader>) -> io::Result<Vec<std::thread::JoinHandle<()>>> {
-        readers.into_iter().enumerate().map(|(index, reader)| self.engine(reader).spawn(index)).collect()
+        readers
+            .into_iter()
+            .enumerate()
+            .map(|(index, reader)| self.engine(index, reader).spawn(index))
+            .collect()
     }
 
-    fn engine(&self, reader: Reader) -> Engine {
+    fn engine(&self, index: usize, reader: Reader) -> Engine {
         let mailbox = self.mailbox.clone();
         Engine {
             reader,
@@ -127,6 +165,7 @@ impl Common<'_> {
             finished: Box::new(move |finished: FinishedJob| mailbox.post(Mail::JobFinished(finished))),
             stats: Arc::clone(self.stats),
             injection: Arc::clone(&self.settings.injection),
+            pen: self.instruments.pen(Producer::Engine(index)),
         }
     }
 }
@@ -136,6 +175,9 @@ impl SessionState {
     /// `waker`.
     pub fn close(mut self, poller: &Poller, waker: &Waker) {
         self.stop_all();
+        let now = self.scheduler.now();
+        self.interrupt_audit(now);
+        self.pen.instruments().desk.connect(None);
         self.scheduler.pause();
         self.scheduler.discard();
         self.scheduler.close();
@@ -164,6 +206,8 @@ impl SessionState {
         error!(
             "An engine does not reach the end of its step: revoking all guest memory. This is a bug of MirrorGPU"
         );
+        self.pen.record(Event::Revoked { number: 0 });
+        self.pen.instruments().incident("Memory was revoked at the end of a session");
         if self.memory.revoke().is_ok() {
             invalidation = match wait(invalidation, LAST_DRAIN, poller, waker) {
                 Ok(drained) => return drained,

@@ -9,19 +9,23 @@ use std::time::Duration;
 use device_model::addr::{ByteRange, Iova, SpaceId};
 use device_model::mmu::miss::{MissRequest, MissTable};
 use device_model::mmu::{Drained, Ended, HostRange, Invalidation, MirrorWriter, Permissions};
+use device_model::record::Event;
 use device_model::stats::Stats;
 use log::warn;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost_user_backend::VringT;
 use virtio_queue::QueueT;
 
+use super::questions::Questions;
+use super::seeded::Seeded;
 use super::verdicts::TakenAway;
 use crate::display::Display;
+use crate::inject::Bug;
+use crate::instruments::{Instruments, Pen};
 use crate::memory::{MemoryTable, Region};
 use crate::miss_port::{MissPort, Waiter};
 use crate::queue::mailbox::Mail;
 use crate::queue::{CONTROL_QUEUE, QUEUES, QueueHandle};
-use crate::reports::Reports;
 use crate::scheduler::Scheduler;
 use crate::vhost_user::channel::Channel;
 
@@ -56,6 +60,8 @@ pub struct SessionState {
     pub display: Display,
     /// What is counted.
     pub stats: Arc<Stats>,
+    /// What misbehaves.
+    pub seeded: Seeded,
     /// Content of the device's configuration space.
     pub config_space: Vec<u8>,
     /// Features that the device offers.
@@ -66,10 +72,12 @@ pub struct SessionState {
     pub bases: [Option<u16>; QUEUES],
     /// The INVALIDATE messages so far.
     pub taken: TakenAway,
-    /// Where violations are recorded.
-    pub reports: Arc<Reports>,
     /// Why the last request was refused.
     pub refusal: Option<String>,
+    /// Where the session's doings are recorded.
+    pub pen: Pen,
+    /// What the control thread asks.
+    pub questions: Questions,
 }
 
 impl SessionState {
@@ -87,7 +95,12 @@ impl SessionState {
     pub fn begin_everything(&mut self) -> Invalidation {
         let everything = ByteRange::<Iova>::everything();
         self.scheduler.forget_suspects();
+        self.pen.record(Event::Invalidation { number: 0, range: everything });
         self.misses.invalidate(SpaceId::DEVICE, everything);
+        if let Some(audit) = self.questions.audit() {
+            audit.invalidated(everything);
+        }
+        self.seeded.forget();
         // No mode goes on with memory that goes away.
         self.mirror.begin_for_good(SpaceId::DEVICE, everything)
     }
@@ -95,6 +108,7 @@ impl SessionState {
     /// Ends an invalidation: whoever waited for that may go on.
     pub fn end(&mut self, drained: Drained) -> Ended {
         let ended = self.mirror.end(drained);
+        self.seeded.undo_zap(&mut self.mirror);
         self.scheduler.invalidation_ended();
         ended
     }
@@ -136,7 +150,9 @@ impl SessionState {
             return;
         }
         self.running = running;
+        self.pen.record(if running { Event::Start {} } else { Event::Stop {} });
         if running {
+            (0..QUEUES).for_each(|queue| self.name_ring(queue));
             self.map_physical();
             self.scheduler.resume();
             // What another ring asked for before this moment was not passed on.
@@ -144,10 +160,34 @@ impl SessionState {
         } else {
             // Nothing is asked for and nothing is waited for: the front-end refuses misses from here on.
             self.scheduler.pause();
+            if self.seeded.injection.strikes(Bug::LoseJobOverStop) {
+                self.scheduler.discard();
+            }
+            self.seeded.forget_misses();
             self.miss_port.clear();
             self.backlog.clear();
             self.misses.clear();
+            let now = self.scheduler.now();
+            self.interrupt_audit(now);
         }
+    }
+
+    /// Tells the names of addresses where a ring lies.
+    fn name_ring(&self, queue: usize) {
+        let Some(ring) = self.queue.rings.get(queue) else { return };
+        let (places, size) = {
+            let vring = ring.vring.get_ref();
+            let queue = vring.get_queue();
+            ([queue.desc_table(), queue.avail_ring(), queue.used_ring()], u64::from(queue.size()))
+        };
+        // virtio 1.3, 2.7: a descriptor has 16 bytes, an available entry 2, a used one 8; each ring 6 around them.
+        let bytes = [16 * size, 6 + 2 * size, 6 + 8 * size];
+        let parts = ["descriptors", "available ring", "used ring"].into_iter().zip(places).zip(bytes);
+        let parts = parts
+            .filter_map(|((part, place), bytes)| Some((part, ByteRange::new(Iova::new(place), bytes).ok()?)));
+        let instruments = self.pen.instruments();
+        let name = Instruments::ring_name(queue);
+        instruments.names().ring_placed(instruments.clock().now(), name, parts.collect());
     }
 
     /// Without an IOMMU, the mirror holds the memory table itself.
@@ -176,6 +216,7 @@ impl SessionState {
     /// Forgets what the driver built, and leaves the rings as they are: of a reset that nobody announced, one ring may
     /// tell when another is started already.
     pub fn discard_device(&mut self) {
+        self.pen.record(Event::Reset {});
         self.scheduler.discard();
         self.bases = [None; QUEUES];
         for ring in self.queue.rings.iter() {
@@ -189,9 +230,11 @@ impl SessionState {
         }
     }
 
-    /// The next moment at which a miss is overdue.
+    /// The next moment at which a miss is overdue, one that was held back is due, or something is to be done for whoever
+    /// watches.
     pub fn next_deadline(&mut self) -> Option<Duration> {
-        self.misses.next_deadline()
+        let questions = self.questions.deadline(self.scheduler.now());
+        [self.misses.next_deadline(), self.seeded.next_due(), questions].into_iter().flatten().min()
     }
 }
 

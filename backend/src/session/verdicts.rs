@@ -8,13 +8,11 @@ use device_model::addr::{ByteRange, Iova, SpaceId};
 use device_model::job::JobId;
 use device_model::mmu::miss::Resolution;
 use device_model::schedule::{Judgement, Revealed};
-use device_model::violation::{Confidence, InvalidationInfo, Report, Verdict, Violation};
+use device_model::violation::{Confidence, InvalidationInfo, Verdict, Violation};
 use job_stream::Mode;
-use log::warn;
 
 use super::state::SessionState;
 use crate::miss_port::Waiter;
-use crate::reports::{Print, Reported};
 
 /// How many acks are remembered.
 const ACKS: usize = 64;
@@ -29,6 +27,11 @@ pub struct TakenAway {
 }
 
 impl TakenAway {
+    /// The number of the last one, counted from 1.
+    pub(super) fn number(&self) -> u64 {
+        self.count
+    }
+
     fn acked(&self, number: u64) -> Option<Duration> {
         self.acks.iter().find(|(acked, _)| *acked == number).map(|(_, at)| *at)
     }
@@ -88,15 +91,8 @@ impl SessionState {
             access,
             invalidation,
         };
-        let reported = Reported { violation, names: Vec::new(), trace: String::new() };
-        let (reported, print) = self.reports.violation(reported);
-        if let Print::Report { unprinted } = print {
-            let Reported { violation, names, trace } = &reported;
-            warn!("{}", Report { violation, names, trace });
-            if unprinted > 0 {
-                warn!("{unprinted} violations before this one were not printed");
-            }
-        }
+        // Written and printed elsewhere: this thread has the front-end to serve.
+        self.pen.instruments().violation(violation);
     }
 }
 

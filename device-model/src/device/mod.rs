@@ -20,11 +20,12 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 
-use crate::context::{ContextId, Contexts, QueueId, Submission};
+use crate::context::{ContextId, ContextInfo, Contexts, QueueId, Submission};
 use crate::decode::{Command, Queue, command_name, command_table, decode};
 use crate::error::CommandError;
 use crate::fence::{FenceSlot, TimelineId, Timelines};
 use crate::job::{Job, JobOutcome};
+use crate::names::BackingChange;
 use crate::quota::Quotas;
 use crate::reply::{Reply, Response};
 use crate::request::{Fence, Header};
@@ -236,6 +237,16 @@ impl<P> Device<P> {
     #[cfg(any(test, feature = "test-utils"))]
     pub(crate) fn number_jobs_from(&mut self, first: crate::job::JobId) {
         self.next_job = first.0;
+    }
+
+    /// What there is of contexts.
+    pub fn contexts(&self) -> Vec<ContextInfo> {
+        self.contexts.info()
+    }
+
+    /// Which resources were given memory, or lost it, since the last call; the newest few, if nobody asks.
+    pub fn take_backing_changes(&mut self) -> impl Iterator<Item = BackingChange> + use<P> {
+        self.resources.take_changes().into_iter()
     }
 
     /// One command of the control queue.

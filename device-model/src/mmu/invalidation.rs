@@ -104,7 +104,7 @@ impl Invalidation {
         registry.overlapping(self.space, self.range).filter(waits_for).map(PinEntry::evict).count()
     }
 
-    /// Takes the seeded bug "ack before drain" into effect.
+    /// Takes the seeded bugs "ack before drain", "skip section" and "skip pin" into effect.
     pub fn skip_drain(self, _why: SeededBug) -> Drained {
         self.drained()
     }
@@ -158,13 +158,19 @@ impl Ended {
     }
 }
 
-/// The admission that a drain is skipped on purpose, to prove that a test catches it.
+/// The admission that something is done wrongly on purpose, to prove that a test catches it.
 #[derive(Clone, Copy, Debug)]
 pub struct SeededBug(());
 
 impl SeededBug {
-    /// Only for `--inject ack-before-drain` and for tests of tests: I1 does not hold afterwards.
+    /// Only for `--inject` (ack-before-drain, skip-section, skip-pin) and for tests of tests: I1 does not hold
+    /// afterwards.
     pub fn ack_before_drain() -> Self {
+        Self(())
+    }
+
+    /// Only for `--inject signal-before-write` and for tests of tests: I5 does not hold afterwards.
+    pub fn signal_before_write() -> Self {
         Self(())
     }
 }

@@ -341,6 +341,11 @@ impl<W: Copy + PartialEq> MissTable<W> {
         self.sent.len()
     }
 
+    /// What is asked for or about to be, and who waits for it.
+    pub fn pending(&self) -> impl Iterator<Item = (MissRequest, &[W])> {
+        self.misses.iter().map(|(request, miss)| (*request, miss.waiters.as_slice()))
+    }
+
     /// Whether there is nothing to send and nothing to wait for.
     pub fn is_idle(&self) -> bool {
         self.queue.is_empty() && self.sent.is_empty()

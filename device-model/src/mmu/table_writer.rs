@@ -151,12 +151,21 @@ impl TableWriter {
     }
 
     /// Calls `found` for every leaf that has some of `pages`, in order of addresses: which of them, host address and
-    /// permissions. Costs what is populated of them.
-    pub(super) fn leaves(&self, roots: &Roots, pages: Pages, found: &mut dyn FnMut(Mapping)) {
+    /// permissions. Looks at `budget` entries at the most; returns the page from which to go on, if there is more.
+    pub(super) fn leaves(
+        &self,
+        roots: &Roots,
+        pages: Pages,
+        mut budget: usize,
+        found: &mut dyn FnMut(Mapping),
+    ) -> Option<u64> {
         for (pages, _) in pages.by_root() {
-            let (root, level) = roots.root_of(pages.first);
-            leaves_under(&self.owner, root, level, pages, found);
+            let at = roots.root_of(pages.first);
+            if let Err(next) = leaves_under(&self.owner, at, pages, &mut budget, found) {
+                return Some(next);
+            }
         }
+        None
     }
 
     /// Gives up what sections may still see, to the one who outlives them.
@@ -312,14 +321,23 @@ fn has_tables(node: &Node, level: u32, block: Pages) -> bool {
     level > 0 && block.blocks(level).any(|(part, _)| node.get(part.first, level).is_table())
 }
 
-fn leaves_under(owner: &Owner, node: &Node, level: u32, pages: Pages, found: &mut dyn FnMut(Mapping)) {
+/// The leaves of `pages` under a node. `Err`: the budget ends before this page.
+fn leaves_under(
+    owner: &Owner,
+    (node, level): (&Node, u32),
+    pages: Pages,
+    budget: &mut usize,
+    found: &mut dyn FnMut(Mapping),
+) -> Result<(), u64> {
     for (block, part) in pages.blocks(level) {
+        *budget = budget.checked_sub(1).ok_or(part.first)?;
         let entry = node.get(part.first, level);
         if let Some(child) = owner.child(entry) {
-            leaves_under(owner, child, level - 1, part, found);
+            leaves_under(owner, (child, level - 1), part, budget, found)?;
         } else if !entry.is_empty() {
             let whole = Mapping { pages: block, host: entry.host(), permissions: entry.permissions() };
             found(Mapping { pages: part, host: whole.host_of(part.first), ..whole });
         }
     }
+    Ok(())
 }

@@ -93,6 +93,16 @@ pub struct MappedRange {
     pub permissions: Permissions,
 }
 
+impl MappedRange {
+    /// Takes `next` in if it goes on where this one ends, in every respect.
+    pub fn append(&mut self, next: &Self) -> bool {
+        let whole = ByteRange::inclusive(self.range.first(), next.range.last());
+        let whole = whole.filter(|_| goes_on(self, next));
+        self.range = whole.unwrap_or(self.range);
+        whole.is_some()
+    }
+}
+
 /// The one who changes the mirror: there is one, and it is not shared.
 pub struct MirrorWriter {
     shared: Arc<Shared>,
@@ -171,20 +181,41 @@ impl MirrorWriter {
 
     /// Calls `found` for what the mirror knows of `range`, grown to whole pages, in order of addresses, merged. Costs
     /// what is populated of it, not its size.
-    pub fn mapped_ranges(&self, space: SpaceId, range: ByteRange<Iova>, mut found: impl FnMut(MappedRange)) {
-        let Some(roots) = self.shared.roots(space) else { return };
+    pub fn mapped_ranges(&self, space: SpaceId, range: ByteRange<Iova>, found: impl FnMut(MappedRange)) {
+        // Without a bound there is nothing to go on with.
+        let _ = self.mapped_in(space, range, usize::MAX, found);
+    }
+
+    /// As [`Self::mapped_ranges`] for all from an address on, and of bounded work: `budget` entries of tables are looked
+    /// at. Returns where to go on, if there is more; a budget that does not even reach the lowest level never gets there.
+    pub fn mapped_some(
+        &self,
+        space: SpaceId,
+        from: Iova,
+        budget: usize,
+        found: impl FnMut(MappedRange),
+    ) -> Option<Iova> {
+        let rest = ByteRange::inclusive(from, ByteRange::<Iova>::everything().last())?;
+        self.mapped_in(space, rest, budget, found)
+    }
+
+    fn mapped_in(
+        &self,
+        space: SpaceId,
+        range: ByteRange<Iova>,
+        budget: usize,
+        mut found: impl FnMut(MappedRange),
+    ) -> Option<Iova> {
+        let roots = self.shared.roots(space)?;
         let mut pending: Option<MappedRange> = None;
-        self.tables.leaves(roots, pages_of(range.page_aligned()), &mut |leaf| {
+        let next = self.tables.leaves(roots, pages_of(range.page_aligned()), budget, &mut |leaf| {
             let Some(leaf) = as_range(space, leaf) else { return };
-            match pending.as_mut().filter(|last| goes_on(last, &leaf)) {
-                Some(last) => {
-                    last.range =
-                        ByteRange::inclusive(last.range.first(), leaf.range.last()).unwrap_or(last.range)
-                }
-                None => pending.replace(leaf).into_iter().for_each(&mut found),
+            if !pending.as_mut().is_some_and(|last| last.append(&leaf)) {
+                pending.replace(leaf).into_iter().for_each(&mut found);
             }
         });
         pending.into_iter().for_each(found);
+        next.map(|page| Iova::new(page << PAGE_SHIFT))
     }
 }
 

@@ -259,6 +259,22 @@ fn a_job_that_is_cancelled_ends_at_its_next_step() {
 }
 
 #[test]
+fn the_user_fence_is_written_after_everything_before_it() {
+    let memory = memory();
+    let fence = Context { mode: None, priority: None, fence: Some(place(1, 8)), done: 77, failed: 78 };
+    let mut job = execution(Stream::new().push(fence).fill(place(2, 0).range(BYTES), 0x0101_0101));
+    let before = bytes(&memory, 1);
+    while job.step(&memory, 500.into()) == Step::Yield {
+        assert!(bytes(&memory, 1) == before, "{} bytes were written before", job.bytes_moved());
+    }
+    assert_eq!(
+        (bytes(&memory, 1)[8..16].to_vec(), job.bytes_moved()),
+        (77_u64.to_le_bytes().to_vec(), BYTES)
+    );
+    assert!(bytes(&memory, 2).iter().all(|byte| *byte == 1));
+}
+
+#[test]
 fn timestamps_are_the_time_of_their_step_in_nanoseconds() {
     let memory = memory();
     assert_eq!(execution(Stream::new().timestamp(place(1, 0))).step(&memory, at(7)), Step::Done);

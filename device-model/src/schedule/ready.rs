@@ -54,6 +54,10 @@ impl Ready {
         chosen.pop_front()
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Work> {
+        self.queues.iter().flatten()
+    }
+
     pub(super) fn len(&self) -> usize {
         self.queues.iter().map(VecDeque::len).sum()
     }

@@ -182,7 +182,7 @@ impl GpuDriver {
             let written = (len as usize).min(all.len());
             let rest_intact = all[written..].iter().all(|&byte| byte == POISON);
             all.truncate(written);
-            self.done.insert(ticket, Response { command, bytes: all, rest_intact });
+            self.done.insert(ticket, Response { command, bytes: all, rest_intact, order: self.completed });
             self.completed += 1;
             if self.config.fresh_buffers {
                 self.spent.extend([buffers.request, buffers.response]);

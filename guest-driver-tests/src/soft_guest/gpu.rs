@@ -302,6 +302,8 @@ pub struct Response {
     pub bytes: Vec<u8>,
     /// Whether the buffer behind those bytes still holds the poison it was given.
     pub rest_intact: bool,
+    /// How many commands the driver saw completed before this one.
+    pub order: u64,
 }
 
 impl Response {

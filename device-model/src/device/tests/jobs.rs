@@ -95,7 +95,7 @@ fn each_misuse_of_contexts_and_buffers_gets_its_error() {
     assert_eq!(h.status(&create_buffer(0, 64)), ERR_INVALID_RESOURCE_ID);
     assert_eq!(h.status(&create_buffer(10, 64)), ERR_INVALID_RESOURCE_ID);
     assert_eq!(h.status(&create_buffer(12, 0)), ERR_INVALID_PARAMETER);
-    assert_eq!(h.status(&create_3d(12, 2, 64, 64)), ERR_INVALID_PARAMETER);
+    assert_eq!(h.status(&create_3d(12, 2, 64, 1)), ERR_INVALID_PARAMETER);
     assert_eq!(h.status(&create_3d(12, 0, 64, 2)), ERR_INVALID_PARAMETER);
     assert_eq!(h.status(&flush(10, rect(0, 0, 1, 1))), ERR_INVALID_RESOURCE_ID);
     assert_eq!(h.status(&set_scanout(0, 10, rect(0, 0, 32, 32))), ERR_INVALID_RESOURCE_ID);
@@ -125,12 +125,15 @@ fn a_stream_that_is_refused_leaves_no_trace() {
     assert_eq!(h.status(&create_buffer(12, 64)), OK_NODATA);
     assert_eq!(h.status(&create_buffer(13, 64)), OK_NODATA);
     assert_eq!(h.status(&ctx_attach(1, 13)), OK_NODATA);
+    assert_eq!(h.status(&create_buffer(14, 64)), OK_NODATA);
+    assert_eq!(h.status(&attach_backing(14, &[(MEMORY, 64)])), OK_NODATA);
     let good = Stream::new().mode(Mode::Preempt).fill(some(10), 1);
     let bytes = |stream: &Stream| stream.clone().finish_bytes();
     for (stream, status) in [
         (bytes(&good.clone().fill(some(99), 1)), ERR_INVALID_RESOURCE_ID),
         (bytes(&good.clone().fill(some(12), 1)), ERR_INVALID_RESOURCE_ID),
         (bytes(&good.clone().fill(some(13), 1)), ERR_INVALID_RESOURCE_ID),
+        (bytes(&good.clone().fill(some(14), 1)), ERR_INVALID_RESOURCE_ID),
         (bytes(&good.clone().fill(place(10, 4064).range(64), 1)), ERR_INVALID_PARAMETER),
         (bytes(&good.clone().fill(place(10, 1).range(64), 1)), ERR_INVALID_PARAMETER),
         (bytes(&good)[..44].to_vec(), ERR_INVALID_PARAMETER),

@@ -175,6 +175,36 @@ fn the_ranges_are_listed_in_order_and_merged() {
 }
 
 #[test]
+fn a_list_in_pieces_has_the_same_pages_as_the_whole() {
+    let mut rig = rig();
+    for page in [0, 1, 2, 511, 512, 700] {
+        rig.map(page * PAGE, PAGE, FRAME + page * PAGE, Permissions::READ);
+    }
+    rig.map(4 * MIB, 4 * MIB, FRAME, Permissions::READ);
+    rig.map(1 << 60, PAGE, FRAME, Permissions::WRITE);
+    let pages = |found: MappedRange| {
+        let host = move |page: Iova| found.host + (page.raw() - found.range.first().raw());
+        found.range.pages().map(move |page| (page, host(page), found.permissions))
+    };
+    let mut whole = Vec::new();
+    rig.writer.mapped_ranges(SpaceId::DEVICE, ByteRange::everything(), |found| whole.extend(pages(found)));
+    let (mut pieces, mut from, mut turns) = (Vec::new(), Some(Iova::new(0)), 0);
+    while let Some(start) = from {
+        from = rig.writer.mapped_some(SpaceId::DEVICE, start, 100, |found| pieces.extend(pages(found)));
+        turns += 1;
+    }
+    assert_eq!(pieces, whole);
+    assert_eq!(whole.len(), 7 + 1024);
+    assert!(turns > 10, "{turns}");
+    // From the middle of a large leaf on.
+    let mut rest = Vec::new();
+    let middle = Iova::new(4 * MIB + 5 * PAGE);
+    rig.writer.mapped_some(SpaceId::DEVICE, middle, usize::MAX, |found| rest.extend(pages(found)));
+    assert_eq!(rest, whole[whole.len() - rest.len()..]);
+    assert_eq!(rest[0].0, middle);
+}
+
+#[test]
 fn tables_that_a_section_may_see_are_kept_until_it_leaves() {
     let mut rig = rig();
     rig.map(0, PAGE, FRAME, Permissions::READ);

@@ -1,0 +1,162 @@
+//! The scribe: a thread that puts names on what the device's threads have found, prints it, sends it to the clients of
+//! the control socket and writes traces, so that those threads go on at once. It ends with the instruments.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Weak;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use device_model::violation::{Fault, Report};
+use job_stream::Choice;
+use log::{debug, warn};
+use serde_json::json;
+
+use super::Instruments;
+use crate::reports::Print;
+use crate::trace;
+
+/// Notes that wait; more are dropped (the records themselves are kept elsewhere).
+const WAITING: usize = 256;
+/// Traces that one process writes by itself.
+const TRACES: u32 = 32;
+
+/// What the scribe is told.
+#[derive(Debug)]
+pub(super) enum Note {
+    /// The violation of this number was found.
+    Violation(u64, Print),
+    /// A job needs what the front-end refused.
+    Fault(Fault),
+    /// Something that a trace helps to understand.
+    Incident(&'static str),
+    /// Somebody waits until everything before this is written down.
+    Flush(Sender<()>),
+}
+
+/// The way to the scribe.
+#[derive(Debug)]
+pub(super) struct Scribe {
+    notes: SyncSender<Note>,
+    record_dir: Option<PathBuf>,
+}
+
+impl Scribe {
+    pub(super) fn new(record_dir: Option<PathBuf>) -> (Self, Receiver<Note>) {
+        let (notes, receiver) = sync_channel(WAITING);
+        (Self { notes, record_dir }, receiver)
+    }
+
+    /// Does not wait.
+    pub(super) fn tell(&self, note: Note) {
+        if self.notes.try_send(note).is_err() {
+            debug!("More happens than can be told: a note was dropped");
+        }
+    }
+}
+
+impl Scribe {
+    /// Waits until what was told so far is written down, for so long.
+    pub(super) fn flush(&self, patience: Duration) {
+        let (done, written) = channel();
+        self.tell(Note::Flush(done));
+        // Late is as good as never: the process ends.
+        let _ = written.recv_timeout(patience);
+    }
+}
+
+/// Starts the thread. It holds the instruments only while it works, and ends when they are gone.
+pub(super) fn spawn(notes: Receiver<Note>, instruments: Weak<Instruments>) -> io::Result<()> {
+    let mut traces = 0;
+    let work = move || {
+        for note in notes {
+            let Some(instruments) = instruments.upgrade() else { return };
+            instruments.write_down(note, &mut traces);
+        }
+    };
+    thread::Builder::new().name("scribe".to_owned()).spawn(work).map(drop)
+}
+
+impl Instruments {
+    fn write_down(&self, note: Note, traces: &mut u32) {
+        match note {
+            Note::Violation(id, print) => self.tell_violation(id, print, traces),
+            Note::Fault(fault) => self.tell_fault(&fault),
+            // Whoever waited may have given up.
+            Note::Flush(done) => drop(done.send(())),
+            Note::Incident(what) => {
+                let trace = self.trace_of(what, traces);
+                warn!("{what}. Trace: {trace}");
+            }
+        }
+    }
+
+    fn tell_violation(&self, id: u64, print: Print, traces: &mut u32) {
+        let Some(reported) = self.reports.get(id) else { return };
+        let violation = reported.violation;
+        let names = self.names().of(violation.at, violation.range);
+        let trace = match print {
+            Print::Report { .. } => self.trace_of(&format!("violation-{id}"), traces),
+            Print::Nothing => HOW_TO_TRACE.to_owned(),
+        };
+        let text = Report { violation: &violation, names: &names, trace: &trace }.to_string();
+        self.reports.named(id, names, trace);
+        if let Print::Report { unprinted } = print {
+            if unprinted > 0 {
+                warn!(
+                    "{unprinted} violations were not printed: ask the control socket for them (violations)"
+                );
+            }
+            warn!("{text}");
+        }
+        let mut data = crate::reports::violation_json(&violation);
+        if let Some(data) = data.as_object_mut() {
+            data.insert("report".to_owned(), text.into());
+        }
+        self.outbox.send("VIOLATION", data);
+    }
+
+    fn tell_fault(&self, fault: &Fault) {
+        let mut data = crate::reports::fault_json(fault);
+        let names = self.names().of(fault.at, fault.range);
+        debug!(
+            "Job {} (mode {}) needs {} for {}, which the front-end refused: {}",
+            fault.job.raw(),
+            fault.mode.name(),
+            fault.range,
+            fault.access,
+            names.join("; ")
+        );
+        if let Some(data) = data.as_object_mut() {
+            data.insert("names".to_owned(), json!(names));
+        }
+        self.outbox.send("FAULT", data);
+    }
+
+    /// Writes a trace if there is a place for it; says where it is, or how to get one.
+    fn trace_of(&self, what: &str, traces: &mut u32) -> String {
+        let Some(folder) = &self.scribe.record_dir else { return HOW_TO_TRACE.to_owned() };
+        if *traces >= TRACES {
+            return format!("none, for {TRACES} were written; ask the control socket (record)");
+        }
+        *traces += 1;
+        let what: String = what.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+        let path = folder.join(format!("mirrorgpu-{}-{traces}-{what}.json", std::process::id()));
+        match self.write_trace(&path) {
+            Ok(_) => path.display().to_string(),
+            Err(error) => format!("cannot be written to {}: {error}", path.display()),
+        }
+    }
+
+    /// Writes what was recorded as a trace; returns how many events that were.
+    pub fn write_trace(&self, path: &Path) -> io::Result<usize> {
+        let snapshot = self.snapshot();
+        trace::write(path, &snapshot)?;
+        Ok(snapshot.iter().map(|track| track.events.len()).sum())
+    }
+}
+
+/// What stands where the name of a trace would.
+pub(crate) const HOW_TO_TRACE: &str =
+    "none; --record-dir DIR has one written for each, and the control command record writes one now";

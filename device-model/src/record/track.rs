@@ -1,0 +1,229 @@
+//! One track: a ring of the newest events of one producer. The producer stores without waiting; a reader copies beside
+//! it and leaves out what was being written. Every word is an atomic, so a torn read is a stale value and never
+//! undefined, and each slot's sequence tells which event its words belong to.
+
+use std::cell::Cell;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use super::event::Event;
+use super::pack::WORDS;
+
+/// Events that get their memory together, when the first of them comes.
+const CHUNK: u64 = 256;
+
+/// The place of an event.
+///
+/// The sequence is twice the number of the event, plus 1 while it is written and plus 2 once it is; 0 before the first.
+#[derive(Debug, Default)]
+struct Slot {
+    sequence: AtomicU64,
+    at: AtomicU64,
+    words: [AtomicU64; WORDS],
+}
+
+type Chunk = Box<[Slot]>;
+
+/// A ring of events.
+pub(super) struct Track {
+    name: String,
+    chunks: Box<[OnceLock<Chunk>]>,
+    /// Events that were ever recorded here.
+    recorded: AtomicU64,
+    /// Somebody has the writer.
+    taken: AtomicBool,
+}
+
+impl Track {
+    /// A ring of `capacity` events, or a few more.
+    pub(super) fn new(name: String, capacity: u64) -> Self {
+        let chunks = (0..capacity.div_ceil(CHUNK).max(1)).map(|_| OnceLock::new()).collect();
+        Self { name, chunks, recorded: AtomicU64::new(0), taken: AtomicBool::new(false) }
+    }
+
+    pub(super) fn capacity(&self) -> u64 {
+        self.chunks.len() as u64 * CHUNK
+    }
+
+    /// Chunks that have their memory.
+    #[cfg(test)]
+    pub(super) fn chunks(&self) -> usize {
+        self.chunks.iter().filter(|chunk| chunk.get().is_some()).count()
+    }
+
+    fn chunk(&self, number: u64) -> Option<&OnceLock<Chunk>> {
+        self.chunks.get((number / CHUNK) as usize % self.chunks.len())
+    }
+
+    /// Only the one writer calls this.
+    #[inline]
+    fn store(&self, number: u64, at: Duration, event: Event) {
+        let Some(chunk) = self.chunk(number) else { return };
+        let chunk = chunk.get_or_init(|| (0..CHUNK).map(|_| Slot::default()).collect());
+        let Some(slot) = chunk.get((number % CHUNK) as usize) else { return };
+        let words = event.pack();
+        // ORDERING: a seqlock. The fence keeps the stores below behind the odd sequence: who reads one of them sees,
+        // after its own fence, that the sequence is no longer what it was.
+        slot.sequence.store(2 * number + 1, Ordering::Relaxed);
+        fence(Ordering::Release);
+        slot.at.store(u64::try_from(at.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        for (to, from) in slot.words.iter().zip(words) {
+            to.store(from, Ordering::Relaxed);
+        }
+        // ORDERING: Release pairs with the Acquire of `read`: who sees the even sequence sees the words.
+        slot.sequence.store(2 * number + 2, Ordering::Release);
+        // ORDERING: only where a snapshot begins to look; each slot says for itself what it holds.
+        self.recorded.store(number + 1, Ordering::Relaxed);
+    }
+
+    fn read(&self, number: u64) -> Option<Recorded> {
+        let slot = self.chunk(number)?.get()?.get((number % CHUNK) as usize)?;
+        let whole = 2 * number + 2;
+        // ORDERING: Acquire pairs with the last store of `store`.
+        if slot.sequence.load(Ordering::Acquire) != whole {
+            return None;
+        }
+        let at = slot.at.load(Ordering::Relaxed);
+        let words = std::array::from_fn(|word| slot.words[word].load(Ordering::Relaxed));
+        // ORDERING: pairs with the fence of `store`: had a word above come of a later event, the sequence would show.
+        fence(Ordering::Acquire);
+        if slot.sequence.load(Ordering::Relaxed) != whole {
+            return None;
+        }
+        Some(Recorded { number, at: Duration::from_nanos(at), event: Event::unpack(words)? })
+    }
+
+    pub(super) fn snapshot(&self) -> Snapshot {
+        // ORDERING: see `store`.
+        let end = self.recorded.load(Ordering::Relaxed);
+        let begin = end.saturating_sub(self.capacity());
+        let events = (begin..end).filter_map(|number| self.read(number)).collect();
+        Snapshot { track: self.name.clone(), events, forgotten: begin }
+    }
+}
+
+impl fmt::Debug for Track {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Track").field("name", &self.name).field("capacity", &self.capacity()).finish()
+    }
+}
+
+/// An event, and when it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recorded {
+    /// Which of its track, counted from 0.
+    pub number: u64,
+    /// When it was, on the device's clock.
+    pub at: Duration,
+    /// What it was.
+    pub event: Event,
+}
+
+/// What a track holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Whose track it is.
+    pub track: String,
+    /// Its events, oldest first.
+    pub events: Vec<Recorded>,
+    /// How many older ones were overwritten.
+    pub forgotten: u64,
+}
+
+/// The right to write a track, for one producer. Given back when it is dropped.
+#[derive(Debug)]
+pub struct TrackWriter {
+    track: Arc<Track>,
+    next: Cell<u64>,
+}
+
+impl TrackWriter {
+    pub(super) fn take(track: &Arc<Track>) -> Option<Self> {
+        // ORDERING: Acquire pairs with the Release of `drop`: the next writer sees how far the last one came.
+        if track.taken.swap(true, Ordering::Acquire) {
+            return None;
+        }
+        let next = Cell::new(track.recorded.load(Ordering::Relaxed));
+        Some(Self { track: Arc::clone(track), next })
+    }
+
+    /// Records an event: a few stores, no lock, no wait. The first of each 256 gets memory for them.
+    #[inline]
+    pub fn record(&self, at: Duration, event: Event) {
+        let number = self.next.get();
+        self.next.set(number + 1);
+        self.track.store(number, at, event);
+    }
+}
+
+impl Drop for TrackWriter {
+    fn drop(&mut self) {
+        // ORDERING: see `take`.
+        self.track.taken.store(false, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+    use crate::addr::{Access, ByteRange, Iova};
+
+    fn track(capacity: u64) -> (Arc<Track>, TrackWriter) {
+        let track = Arc::new(Track::new("test".to_owned(), capacity));
+        let writer = TrackWriter::take(&track).unwrap();
+        (track, writer)
+    }
+
+    /// An event of which every word says the same.
+    fn uniform(number: u64) -> Event {
+        let page = ByteRange::new(Iova::new((number & 0xffff_ffff) << 12), 4096).unwrap();
+        Event::Miss { range: page, access: Access::Read }
+    }
+
+    #[test]
+    fn the_newest_events_are_kept_in_order_and_the_others_counted() {
+        let (track, writer) = track(512);
+        for number in 0..1300 {
+            writer.record(Duration::from_nanos(number), uniform(number));
+        }
+        let snapshot = track.snapshot();
+        assert_eq!((snapshot.events.len(), snapshot.forgotten), (512, 788));
+        for (event, number) in snapshot.events.iter().zip(788..) {
+            let expected = Recorded { number, at: Duration::from_nanos(number), event: uniform(number) };
+            assert_eq!(*event, expected);
+        }
+    }
+
+    /// A writer that overtakes its readers all the time: what they get is whole, and in order.
+    #[test]
+    fn a_snapshot_beside_a_writer_has_no_torn_event() {
+        let (track, writer) = track(256);
+        let stop = AtomicBool::new(false);
+        let seen = thread::scope(|scope| {
+            scope.spawn(|| {
+                let writer = writer;
+                let mut number = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    writer.record(Duration::from_nanos(number), uniform(number));
+                    number += 1;
+                }
+            });
+            let mut seen = 0;
+            for _ in 0..20_000 {
+                let events = track.snapshot().events;
+                assert!(events.is_sorted_by_key(|event| event.number));
+                for Recorded { number, at, event } in &events {
+                    assert_eq!((*at, *event), (Duration::from_nanos(*number), uniform(*number)));
+                }
+                seen += events.len();
+            }
+            stop.store(true, Ordering::Relaxed);
+            seen
+        });
+        assert!(seen > 0);
+    }
+}
