@@ -109,3 +109,25 @@ impl Drop for Mapping {
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_and_an_index_is_little_endian() {
+        let memory = Mapping::anonymous(4096).unwrap();
+        memory.write(4093, &[1, 2, 3]);
+        let mut read = [0; 2];
+        memory.read(4094, &mut read);
+        assert_eq!((read, memory.bytes().len()), ([2, 3], 4096));
+        memory.store(10, 0x0102);
+        assert_eq!((memory.load(10), &memory.bytes()[9..13]), (0x0102, &[0, 2, 1, 0][..]));
+    }
+
+    #[test]
+    #[should_panic(expected = "0xfff+0x2 of 0x1000 bytes")]
+    fn nothing_is_touched_behind_the_end() {
+        Mapping::anonymous(4096).unwrap().write(4095, &[1, 2]);
+    }
+}

@@ -77,22 +77,15 @@ impl Backend {
     pub fn control(&mut self, command: &str, arguments: Value) -> Result<Option<Value>, RigError> {
         self.control.send(&json!({ "execute": command, "arguments": arguments }))?;
         let what = format!("The back-end's answer to `{command}`");
-        let mut reply = loop {
-            let line: Value = self.control.receive(&what, REPLY_LIMIT, || self.process.check_alive())?;
-            // What happened meanwhile is told between answers.
-            if line.get("event").is_none() {
-                break line;
+        loop {
+            let mut reply: Value = self.control.receive(&what, REPLY_LIMIT, || self.process.check_alive())?;
+            if let Some(answer) = reply.get_mut("return") {
+                return Ok(Some(answer.take()));
             }
-        };
-        if let Some(answer) = reply.get_mut("return") {
-            return Ok(Some(answer.take()));
-        }
-        let error = reply.get("error").unwrap_or(&Value::Null);
-        let text =
-            |key: &str| error.get(key).and_then(Value::as_str).unwrap_or("without a reason").to_owned();
-        match text("class") {
-            class if class == UNKNOWN_COMMAND => Ok(None),
-            _ => Err(RigError::Refused { peer: CONTROL, request: command.to_owned(), reason: text("desc") }),
+            // Anything else is an event, which nobody here has asked for.
+            if let Some(error) = reply.get("error") {
+                return refusal(command, error);
+            }
         }
     }
 
@@ -105,5 +98,28 @@ impl Backend {
         } else {
             Err(RigError::Ended { name: NAME, status: status.to_string() })
         }
+    }
+}
+
+/// A command that the back-end does not know is no error: it may be older than the rig.
+fn refusal(command: &str, error: &Value) -> Result<Option<Value>, RigError> {
+    let text = |key: &str| error.get(key).and_then(Value::as_str).unwrap_or("without a reason").to_owned();
+    if text("class") == UNKNOWN_COMMAND {
+        return Ok(None);
+    }
+    Err(RigError::Refused { peer: CONTROL, request: command.to_owned(), reason: text("desc") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_command_that_is_not_known_is_no_error() {
+        let unknown = json!({ "class": "CommandNotFound", "desc": "There is no command record" });
+        assert!(refusal("record", &unknown).unwrap().is_none());
+        let failed = json!({ "class": "GenericError", "desc": "Cannot write /none" });
+        let error = refusal("record", &failed).unwrap_err().to_string();
+        assert_eq!(error, "The back-end's control socket refused record: Cannot write /none");
     }
 }

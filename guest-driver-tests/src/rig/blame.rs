@@ -83,7 +83,6 @@ impl Blame {
 }
 
 fn print_violation(violation: &Violation) {
-    let Violation { id, verdict, confidence, mode, report } = violation;
-    println!("\nViolation {id}: {verdict}, {confidence}, mode {mode}");
-    report.lines().for_each(|line| println!("    {line}"));
+    println!();
+    violation.report.lines().for_each(|line| println!("    {line}"));
 }

@@ -76,3 +76,21 @@ impl Command {
         header.iter().chain(&self.body).flat_map(|word| word.to_le_bytes()).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_is_its_header_with_fence_and_context_its_length_and_its_words() {
+        let words: Vec<u32> = Command::submit(3, 1 << 32 | 9, &[0xa, 0xb])
+            .bytes()
+            .chunks(4)
+            .map(|word| word.try_into().map(u32::from_le_bytes).unwrap())
+            .collect();
+        assert_eq!(words, [0x207, 1, 9, 1, 3, 0, 8, 0, 0xa, 0xb]);
+        let words = Command::attach_backing(7, 0x1_2345_6000, 0x1000).bytes();
+        assert_eq!(words[..24], [&0x106_u32.to_le_bytes()[..], &[0; 20]].concat());
+        assert_eq!(words[32..40], 0x1_2345_6000_u64.to_le_bytes());
+    }
+}
