@@ -78,7 +78,6 @@ pub struct FinishedJob {
 }
 
 /// What an engine is to do next.
-#[expect(clippy::large_enum_variant, reason = "it is taken apart at once, and a turn should not allocate")]
 #[derive(Debug)]
 pub enum Turn {
     /// This.
