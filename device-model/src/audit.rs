@@ -61,7 +61,7 @@ pub struct AuditReport {
     pub findings: Vec<Finding>,
     /// More of them, which are not listed.
     pub more: u64,
-    /// Questions that were not answered in time.
+    /// Questions that were not answered in time, or not with what was asked.
     pub unanswered: u64,
     /// It did not come to its end: the device was stopped, or the front-end is gone.
     pub interrupted: bool,

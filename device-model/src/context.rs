@@ -25,7 +25,7 @@ use crate::quota::{Budget, Quota, Quotas};
 
 mod info;
 
-pub use info::ContextInfo;
+pub use info::{ContextInfo, RingInfo};
 
 /// Packets of all jobs that are not done: a few hundred bytes each, at the most.
 const MAX_PACKETS: u64 = 1 << 18;

@@ -199,7 +199,9 @@ impl Resources {
         });
         match backing {
             Ok(backing) => {
+                let entries = backing.ranges().collect();
                 self.by_id.insert(id, Resource { id, image: None, backing: Some(backing), bytes: size });
+                self.changed(BackingChange::Attached { resource: id, entries });
                 Ok(())
             }
             Err(error) => {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use device_model::context::ContextInfo;
+use device_model::context::{ContextInfo, RingInfo};
 use device_model::job::JobId;
 use device_model::mmu::MappedRange;
 use device_model::schedule::{AtRest, JobState, JobStatus};
@@ -35,9 +35,12 @@ fn context(info: &ContextInfo) -> Value {
         "priority": info.priority.name(),
         "lost": info.lost,
         "attached": info.attached,
-        "running": info.running,
-        "waiting": info.waiting,
+        "rings": info.rings.iter().map(ring).collect::<Vec<_>>(),
     })
+}
+
+fn ring(info: &RingInfo) -> Value {
+    json!({ "ring": info.ring, "running": info.running, "waiting": info.waiting })
 }
 
 /// All jobs that the engines and their schedule have. Those that wait behind them in the queues of their contexts have
@@ -63,9 +66,11 @@ pub(super) fn jobs(hooks: &Hooks, _: NoArguments) -> Result<Value, Failure> {
     });
     let jobs: Vec<_> = jobs.collect();
     let queued = instruments.desk.contexts()?;
-    let queued = queued.iter().filter(|info| info.waiting > 0);
-    let queued: Vec<_> =
-        queued.map(|info| json!({"context": info.context, "waiting": info.waiting})).collect();
+    let rings = queued.iter().flat_map(|info| info.rings.iter().map(|ring| (info.context, ring)));
+    let queued = rings.filter(|(_, ring)| ring.waiting > 0);
+    let queued: Vec<_> = queued
+        .map(|(context, ring)| json!({"context": context, "ring": ring.ring, "waiting": ring.waiting}))
+        .collect();
     Ok(json!({ "jobs": jobs, "queued": queued }))
 }
 
@@ -76,6 +81,7 @@ fn job(hooks: &Hooks, status: &JobStatus, engine: Option<&OnEngine>, misses: Vec
         JobState::Ready => "ready",
         JobState::Running => "running",
         JobState::Misses(_) => "missing",
+        JobState::Checks(_) => "validating",
         JobState::Invalidation => "invalidation",
         JobState::Value(_) => "waiting",
     };

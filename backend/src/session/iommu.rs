@@ -68,7 +68,6 @@ impl SessionState {
     /// Begins to invalidate what the guest has taken away.
     pub fn invalidate(&mut self, range: ByteRange<Iova>) -> Invalidation {
         self.stats.invalidations.add(1);
-        self.pen.record(Event::Invalidation { number: self.stats.invalidations.get(), range });
         if let Some(audit) = self.questions.audit() {
             audit.invalidated(range);
         }
@@ -76,6 +75,7 @@ impl SessionState {
         self.seeded.note(&self.mirror, range);
         // Before the zap: what is mapped now is what is taken away.
         self.suspect(range);
+        self.pen.record(Event::Invalidation { number: self.taken.number(), range });
         let invalidation = self.mirror.begin(SpaceId::DEVICE, range);
         if self.scheduler.touches(SpaceId::DEVICE, invalidation.range()) {
             self.stats.invalidations_with_work_in_flight.add(1);

@@ -296,7 +296,7 @@ impl Session {
     /// The number of the invalidation that is drained: one drain is under way at a time.
     fn number(&self, of: For) -> u64 {
         match of {
-            For::Invalidate(_) => self.lock().stats.invalidations.get(),
+            For::Invalidate(_) => self.lock().taken.number(),
             For::Message(_) => 0,
         }
     }
@@ -352,7 +352,7 @@ impl Session {
             let ended = state.end(drained);
             state.acked();
             state.misses.resume(now);
-            let number = state.stats.invalidations.get();
+            let number = state.taken.number();
             state.pen.record_at(now, Event::Acked { number, took: took.into() });
             state.stats.ack_latency_ns.record(took);
             state.stats.frozen_ns.add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
@@ -541,7 +541,7 @@ impl Session {
     fn stuck(&mut self, draining: Draining) -> Result<(), SessionEnd> {
         let state = self.lock();
         state.stats.revocations.add(1);
-        state.pen.record(Event::Revoked { number: state.stats.invalidations.get() });
+        state.pen.record(Event::Revoked { number: state.taken.number() });
         state.pen.instruments().incident("Memory was revoked");
         error!(
             "An engine does not reach the end of its step: revoking all guest memory. This is a bug of MirrorGPU"

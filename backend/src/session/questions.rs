@@ -161,9 +161,13 @@ impl SessionState {
 
     fn audit_ended(&self, report: AuditReport) {
         let instruments = self.pen.instruments();
-        instruments.outbox.send("AUDIT_DONE", audit_json(&report));
-        let mut news = instruments.desk.audit();
-        (news.running, news.report) = (false, Some(report));
+        let result = audit_json(&report);
+        {
+            let mut news = instruments.desk.audit();
+            (news.running, news.report) = (false, Some(report));
+        }
+        // Whoever hears of it finds it.
+        instruments.outbox.send("AUDIT_DONE", result);
     }
 }
 

@@ -27,6 +27,11 @@ pub struct TakenAway {
 }
 
 impl TakenAway {
+    /// The number of the last one, counted from 1.
+    pub(super) fn number(&self) -> u64 {
+        self.count
+    }
+
     fn acked(&self, number: u64) -> Option<Duration> {
         self.acks.iter().find(|(acked, _)| *acked == number).map(|(_, at)| *at)
     }

@@ -1,11 +1,13 @@
 //! What can be said of contexts to whoever watches the device.
 
+use std::collections::BTreeMap;
+
 use job_stream::{Mode, Priority};
 
-use super::{Context, ContextId, Contexts, Item, Queue};
+use super::{ContextId, Contexts, Item, Queue, QueueId};
 use crate::job::JobId;
 
-/// A context and its queues of jobs.
+/// A context and its jobs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContextInfo {
     /// Its number; `None`: it was destroyed, and its last job has not ended.
@@ -18,34 +20,42 @@ pub struct ContextInfo {
     pub lost: bool,
     /// Resources that its jobs may name.
     pub attached: Vec<u32>,
-    /// The jobs that are out at the engines: one a ring.
-    pub running: Vec<JobId>,
-    /// Jobs that wait behind them.
+    /// The rings that have jobs.
+    pub rings: Vec<RingInfo>,
+}
+
+/// A ring of a context.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RingInfo {
+    /// Its number.
+    pub ring: u8,
+    /// The job that is out at the engines.
+    pub running: Option<JobId>,
+    /// Jobs that wait behind it.
     pub waiting: usize,
 }
 
 impl<C> Contexts<C> {
-    /// All contexts, in the order in which they were made.
+    /// All contexts, oldest first.
     pub(crate) fn info(&self) -> Vec<ContextInfo> {
-        let number = |id| self.by_number.iter().find(|(_, known)| **known == id).map(|(number, _)| *number);
-        let info = |(id, context): (&ContextId, &Context)| {
-            let queues = || self.queues_of(*id).map(|(_, queue)| queue);
-            ContextInfo {
-                context: number(*id),
-                mode: context.mode,
-                priority: context.priority,
-                lost: context.lost,
-                attached: context.attached.iter().copied().collect(),
-                running: queues().filter_map(|queue| queue.running.as_ref()).map(|job| job.id).collect(),
-                waiting: queues().map(Queue::jobs).sum(),
-            }
-        };
-        self.contexts.iter().map(info).collect()
+        let numbers: BTreeMap<_, _> = self.by_number.iter().map(|(number, id)| (*id, *number)).collect();
+        let contexts = self.contexts.iter().map(|(id, context)| ContextInfo {
+            context: numbers.get(id).copied(),
+            mode: context.mode,
+            priority: context.priority,
+            lost: context.lost,
+            attached: context.attached.iter().copied().collect(),
+            rings: self.rings(*id),
+        });
+        contexts.collect()
     }
-}
 
-impl<C> Queue<C> {
-    fn jobs(&self) -> usize {
-        self.waiting.iter().filter(|item| matches!(item, Item::Job(_))).count()
+    fn rings(&self, context: ContextId) -> Vec<RingInfo> {
+        let ring = |(id, queue): (&QueueId, &Queue<C>)| RingInfo {
+            ring: id.ring,
+            running: queue.running.as_ref().map(|running| running.id),
+            waiting: queue.waiting.iter().filter(|item| matches!(item, Item::Job(_))).count(),
+        };
+        self.queues_of(context).map(ring).collect()
     }
 }

@@ -17,6 +17,8 @@ pub enum JobState {
     Running,
     /// It waits for the answers to so many misses.
     Misses(usize),
+    /// It is done, and waits for so many answers that say whether its memory was still its own.
+    Checks(usize),
     /// It waits for the end of an invalidation.
     Invalidation,
     /// It waits for a value in memory, and looks again at this time.
@@ -54,6 +56,7 @@ impl Schedule {
     pub fn jobs(&self) -> Vec<JobStatus> {
         let ready = self.ready.iter().map(|work| at_rest(work, JobState::Ready));
         let parked = self.parked.values().map(|parked| match parked {
+            Parked::Misses { work, left } if work.checked => at_rest(work, JobState::Checks(*left)),
             Parked::Misses { work, left } => at_rest(work, JobState::Misses(*left)),
             Parked::Invalidation(work) => at_rest(work, JobState::Invalidation),
             Parked::Wait { work, look } => at_rest(work, JobState::Value(*look)),

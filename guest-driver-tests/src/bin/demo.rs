@@ -182,7 +182,7 @@ const OF_JOBS: [Figure<ModeRun>; 12] = [
     ("invalidations", |run| run.backend.invalidations.to_string()),
     ("  that found work in flight", |run| run.backend.invalidations_with_work_in_flight.to_string()),
     ("  acks parked", |run| run.backend.acks_parked.to_string()),
-    ("  jobs taken off at the timeout", |run| run.backend.ladder_evictions.to_string()),
+    ("  jobs taken off their engine", |run| run.backend.ladder_evictions.to_string()),
     ("  pins not waited for", |run| run.backend.incoherent_pins.to_string()),
     ("guest frozen", |run| report::duration(run.backend.frozen_ns)),
     ("verdicts: benign", |run| run.verdicts.benign.to_string()),

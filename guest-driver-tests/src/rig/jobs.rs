@@ -16,6 +16,9 @@ use job_stream::Mode;
 /// Jobs that are in flight while buffers come and go, in each mode.
 const STORM: u32 = 40;
 
+/// The job that waits, the one behind it, and those that get past.
+const JOBS_ON_RINGS: u64 = 5;
+
 /// What one mode has shown.
 #[derive(Clone, Copy, Debug)]
 pub struct ModeRun {
@@ -64,7 +67,9 @@ pub(crate) fn rings(run: &mut Run<'_>) -> Result<(), RigError> {
         Event::Rings(counts) => counts,
         other => return Err(unexpected(&other)),
     };
-    no_troubles(&before, &settled(run)?.unwrap_or_default())?;
+    let after = settled(run)?.unwrap_or_default();
+    no_troubles(&before, &after)?;
+    same("jobs on rings that were done", "the back-end", after.since(&before).jobs_done, JOBS_ON_RINGS)?;
     let wanted = RingCounts { blob: true, context_init: true, overtook: 3, in_order: true };
     if counts == wanted {
         return Ok(());

@@ -196,6 +196,12 @@ fn a_list_in_pieces_has_the_same_pages_as_the_whole() {
     assert_eq!(pieces, whole);
     assert_eq!(whole.len(), 7 + 1024);
     assert!(turns > 10, "{turns}");
+    // From the middle of a large leaf on.
+    let mut rest = Vec::new();
+    let middle = Iova::new(4 * MIB + 5 * PAGE);
+    rig.writer.mapped_some(SpaceId::DEVICE, middle, usize::MAX, |found| rest.extend(pages(found)));
+    assert_eq!(rest, whole[whole.len() - rest.len()..]);
+    assert_eq!(rest[0].0, middle);
 }
 
 #[test]
