@@ -189,7 +189,8 @@ pub fn copy() -> Result<Figure> {
         }
         plain.push(8.0 * bytes as f64 / start.elapsed().as_secs_f64() / 1e9);
     }
-    let figure = Figure::new("COPY of 8 MiB in scattered pages, behind the IOMMU", quantile(&mut copies, 0.5), "GB/s");
+    let figure =
+        Figure::new("COPY of 8 MiB in scattered pages, behind the IOMMU", quantile(&mut copies, 0.5), "GB/s");
     Ok(figure.against("memcpy", quantile(&mut plain, 0.5)).target(Target::RatioAtLeast(0.9)))
 }
 

@@ -8,7 +8,9 @@ mod subject;
 use serde::Serialize;
 
 pub use self::echo::{Echo, serve_if_asked};
-pub use self::measures::{cold_buffer, copy, idle, invalidations, invalidations_under_load, no_op_jobs, transfers};
+pub use self::measures::{
+    cold_buffer, copy, idle, invalidations, invalidations_under_load, no_op_jobs, transfers,
+};
 pub use self::subject::Subject;
 
 /// One figure.
@@ -91,7 +93,9 @@ impl Figure {
             _ => String::new(),
         };
         let target = match (self.target, self.is_met()) {
-            (Some(target), Some(met)) => format!("{}: {}", target.text(self.unit), if met { "met" } else { "MISSED" }),
+            (Some(target), Some(met)) => {
+                format!("{}: {}", target.text(self.unit), if met { "met" } else { "MISSED" })
+            }
             _ => String::new(),
         };
         format!("{:<58} {value:>18}  {against:<52} {target}", self.what).trim_end().to_owned()
