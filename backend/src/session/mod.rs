@@ -350,7 +350,7 @@ impl Session {
         let ended = {
             let mut state = self.lock();
             let ended = state.end(drained);
-            state.acked();
+            state.acked(now);
             state.misses.resume(now);
             let number = state.taken.number();
             state.pen.record_at(now, Event::Acked { number, took: took.into() });
