@@ -1,6 +1,6 @@
-//! What the back-end's instruments say over its control socket: verdicts on jobs that an invalidation overtook, reports
-//! of violations, and the flight recorder's trace. A back-end may be older than they are. Knows the words of the
-//! commands; knows nothing of how a verdict comes about.
+//! What the back-end's instruments say over its control socket: verdicts on jobs that an invalidation overtook,
+//! reports of violations, and the flight recorder's trace. A back-end may be older than they are. Knows the words of
+//! the commands; knows nothing of how a verdict comes about.
 
 use crate::rig::error::RigError;
 use crate::rig::process::wait_until;
@@ -92,8 +92,8 @@ pub fn last_violation(run: &mut Run<'_>) -> Result<Option<u64>, RigError> {
     Ok(violations(run)?.and_then(|known| known.iter().map(|violation| violation.id).max()))
 }
 
-/// The violations after the one with the number `last`: `due` of them, as soon as they are there. Nothing if the back-end
-/// cannot say.
+/// The violations after the one with the number `last`: `due` of them, as soon as they are there. Nothing if the
+/// back-end cannot say.
 pub fn violations_after(
     run: &mut Run<'_>,
     last: Option<u64>,

@@ -1,5 +1,5 @@
-//! Jobs through the agent's own driver, by way of VFIO: rightly, with an idle range that comes and goes beside them; and
-//! with a driver's bugs, made on purpose. Knows what both sides must have counted; knows nothing of VFIO itself.
+//! Jobs through the agent's own driver, by way of VFIO: rightly, with an idle range that comes and goes beside them;
+//! and with a driver's bugs, made on purpose. Knows what both sides must have counted; knows nothing of VFIO itself.
 
 use crate::rig::error::RigError;
 use crate::rig::guest::unexpected;
@@ -168,8 +168,8 @@ fn judge_backend(mode: Mode, broken: &Broken, backend: &Stats) -> Result<(), Rig
     )))
 }
 
-/// The driver is found out, but for the mode that asks for no translation again: its pins are counted. What is found may be either, where the device looks for the memory at once: the driver may
-/// not yet have come to map the other.
+/// The driver is found out, but for the mode that asks for no translation again: its pins are counted. What is found
+/// may be either, where the device looks for the memory at once: the driver may not yet have come to map the other.
 fn judge_verdicts(mode: Mode, bug: Bug, verdicts: &Verdicts) -> Result<(), RigError> {
     let Verdicts { moved, gone, .. } = *verdicts;
     let (due, found) = match (mode, bug) {
