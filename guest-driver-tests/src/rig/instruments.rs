@@ -9,6 +9,7 @@ use job_stream::{Choice, Mode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -43,6 +44,13 @@ impl Verdicts {
     /// Verdicts that accuse the driver, or nearly.
     pub fn accusations(&self) -> u64 {
         self.moved + self.gone + self.untold
+    }
+}
+
+impl fmt::Display for Verdicts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { benign, moved, gone, untold } = self;
+        write!(f, "{benign} benign, {moved} moved, {gone} gone, {untold} that cannot be told")
     }
 }
 

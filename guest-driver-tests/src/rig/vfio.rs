@@ -47,7 +47,7 @@ pub(crate) fn driver_bugs(run: &mut Run<'_>) -> Result<(), RigError> {
             let broken = break_on_purpose(run, *mode, bug)?;
             let backend = settled(run)?.unwrap_or_default().since(&before);
             let verdicts = run.verdicts(*mode)?.since(&verdicts);
-            say(&format!("{}; {verdicts:?}", told(*mode, bug, &broken)));
+            say(&format!("{}; verdicts: {verdicts}", told(*mode, bug, &broken)));
             judge(*mode, bug, &broken)?;
             judge_backend(*mode, &broken, &backend)?;
             judge_verdicts(*mode, bug, &verdicts)?;
