@@ -1,21 +1,17 @@
-//! Jobs through the stock driver: each case once, then a storm of jobs in flight while buffers come and go beside them.
-//! Every byte of every buffer is compared with the twin's. Knows nothing of ioctls, nor of what a case does.
+//! Jobs through the stock driver: each case once, then a storm of jobs in flight while buffers come and go beside
+//! them. Every byte of every buffer is compared with the twin's. Knows nothing of ioctls, nor of what a case does.
 
 use crate::error::AgentError;
+use crate::storm;
 use crate::virtgpu::{Buffer, RenderNode, SyncFile};
 use guest_agent::jobs::{self, BUFFER_BYTES, BUFFERS, CASES, Case, STORM, Twin};
 use guest_agent::protocol::JobCounts;
 use job_stream::{Choice, Mode};
-use std::collections::VecDeque;
 use std::time::Duration;
 
 const FENCE_LIMIT: Duration = Duration::from_secs(20);
-/// Jobs of a storm that are in flight at the same time.
-const DEPTH: usize = 4;
 /// Bytes of a buffer that comes and goes: 16 pages.
 const CHURN_BYTES: usize = 16 * 4096;
-/// Buffers that come and go beside a job, at the most: one that does not end is to be noticed.
-const CHURNS_PER_JOB: u32 = 1_000;
 
 /// Runs all cases and a storm of `storm` jobs in a context of `mode`.
 pub(crate) fn run(mode: Mode, storm: u32) -> Result<JobCounts, AgentError> {
@@ -29,7 +25,8 @@ pub(crate) fn run(mode: Mode, storm: u32) -> Result<JobCounts, AgentError> {
         client.wait(&fence, case)?;
         client.compare(case)?;
     }
-    client.storm(storm)?;
+    storm::run(&mut client, storm)?;
+    client.compare(&STORM)?;
     Ok(client.counts())
 }
 
@@ -82,34 +79,6 @@ impl<'a> Client<'a> {
         Ok(())
     }
 
-    /// Keeps jobs in flight while buffers are made, written to and freed.
-    fn storm(&mut self, jobs: u32) -> Result<(), AgentError> {
-        let mut in_flight = VecDeque::new();
-        for _ in 0..jobs {
-            in_flight.push_back(self.submit(&STORM)?);
-            if in_flight.len() == DEPTH {
-                self.churn_until_first_ends(&mut in_flight)?;
-            }
-        }
-        while !in_flight.is_empty() {
-            self.churn_until_first_ends(&mut in_flight)?;
-        }
-        self.compare(&STORM)
-    }
-
-    fn churn_until_first_ends(&mut self, in_flight: &mut VecDeque<SyncFile>) -> Result<(), AgentError> {
-        let Some(first) = in_flight.pop_front() else { return Ok(()) };
-        for _ in 0..CHURNS_PER_JOB {
-            let buffer = self.node.create_buffer(CHURN_BYTES)?;
-            buffer.write(&[0xaa; CHURN_BYTES]);
-            self.buffers_churned += 1;
-            if first.is_signalled(Duration::ZERO)? {
-                return Ok(());
-            }
-        }
-        self.wait(&first, &STORM)
-    }
-
     fn counts(&self) -> JobCounts {
         JobCounts {
             jobs: self.twin.jobs(),
@@ -118,6 +87,29 @@ impl<'a> Client<'a> {
             buffers_churned: self.buffers_churned,
             ..JobCounts::default()
         }
+    }
+}
+
+impl storm::Driver for Client<'_> {
+    type InFlight = SyncFile;
+
+    fn submit_next(&mut self) -> Result<SyncFile, AgentError> {
+        self.submit(&STORM)
+    }
+
+    fn has_ended(&mut self, job: &SyncFile) -> Result<bool, AgentError> {
+        job.is_signalled(Duration::ZERO)
+    }
+
+    fn end(&mut self, job: SyncFile) -> Result<(), AgentError> {
+        self.wait(&job, &STORM)
+    }
+
+    fn churn(&mut self) -> Result<(), AgentError> {
+        let buffer = self.node.create_buffer(CHURN_BYTES)?;
+        buffer.write(&[0xaa; CHURN_BYTES]);
+        self.buffers_churned += 1;
+        Ok(())
     }
 }
 

@@ -1,5 +1,5 @@
-//! Contexts with rings, and buffers that are blobs, through the stock driver: a job that waits holds back what comes behind
-//! it on its own ring, and nothing else. Knows nothing of ioctls.
+//! Contexts with rings, and buffers that are blobs, through the stock driver: a job that waits holds back what comes
+//! behind it on its own ring, and nothing else. Knows nothing of ioctls.
 
 use crate::error::AgentError;
 use crate::virtgpu::{Buffer, RenderNode, SyncFile};

@@ -1,5 +1,6 @@
-//! The test jobs: a case for each kind of packet, a long one for storms, and a twin that knows what they leave behind in
-//! three buffers of poison. Knows packets and bytes; knows nothing of how a job is submitted or where a buffer lies.
+//! The test jobs: a case for each kind of packet, a long one for storms, and a twin that knows what they leave behind
+//! in three buffers of poison. Knows packets and bytes; knows nothing of how a job is submitted or where a buffer
+//! lies.
 
 use job_stream::twin::{Buffers, Outcome, interpret};
 use job_stream::{At, Compare, Context, Limits, Mode, Packet, Program, Space, SpinBehaviour, Stream, verify};
@@ -117,8 +118,8 @@ pub const LONG: Case = Case {
     },
 };
 
-/// A job from under which the first buffer is taken while it spins: the words of it. Its user fence is 1, or all ones if
-/// it failed.
+/// A job from under which the first buffer is taken while it spins: the words of it. Its user fence is 1, or all ones
+/// if it failed.
 pub fn overtaken(ids: Ids, mode: Mode) -> Vec<u32> {
     let [a, _, c] = ids.map(|id| At::new(Space::resource(id), 0));
     let fence = Some(c.plus(FENCE));

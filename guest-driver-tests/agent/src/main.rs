@@ -1,8 +1,9 @@
 //! The agent: the only program in the rig's guest, and its /init. It loads the modules that it was packed with, takes
-//! the screen through KMS, and does what the rig asks for over the second serial port. Made of system (what an init
-//! does), port (lines in and out), screen (KMS), drm_jobs and drm_rings (jobs through the stock driver, whose ioctls are virtgpu),
-//! vfio_jobs (jobs through a driver of our own, which is vfio), and commands. Unsafe code: system, port, mapping, virtgpu
-//! and vfio/container. It draws, compares bytes, counts and reports.
+//! the screen through KMS, runs jobs, and does what the rig asks for over the second serial port. Made of system (what
+//! an init does), port (lines in and out), screen (KMS), drm_jobs and drm_rings (jobs through the stock driver, whose
+//! ioctls are virtgpu), vfio_jobs (jobs through a driver of our own, which is vfio), storm (what both do with jobs in
+//! flight), and commands. Unsafe code: system, port, mapping, virtgpu and vfio/container. It draws, compares bytes,
+//! counts and reports.
 
 mod commands;
 mod drm_jobs;
@@ -11,6 +12,7 @@ mod error;
 mod mapping;
 mod port;
 mod screen;
+mod storm;
 mod system;
 mod vfio;
 mod vfio_jobs;

@@ -32,7 +32,8 @@ pub enum Command {
     },
     /// Have a job wait on a ring of a context, and others beside it, through the stock driver; answered by `Rings`.
     Rings,
-    /// Take the device from its driver, by way of VFIO, and bring it up with a driver in the agent; answered by `Taken`.
+    /// Take the device from its driver, by way of VFIO, and bring it up with a driver in the agent; answered by
+    /// `Taken`.
     TakeByVfio,
     /// Run the test jobs through the agent's own driver, as `Jobs`; an idle range comes and goes beside them.
     JobsByVfio {

@@ -3,11 +3,11 @@
 
 use crate::error::AgentError;
 use crate::mapping::Mapping;
+use crate::storm;
 use crate::vfio::{Command, Gpu, OK, Ticket};
 use guest_agent::jobs::{self, BUFFER_BYTES, BUFFERS, CASES, Case, Ids, LONG, STORM, Twin};
 use guest_agent::protocol::{Broken, Bug, JobCounts};
 use job_stream::Mode;
-use std::collections::VecDeque;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,10 +16,6 @@ const IDS: Ids = [11, 12, 13];
 const BUFFERS_AT: u64 = 0x1100_0000;
 const SPARE_AT: u64 = 0x1200_0000;
 const STRIDE: u64 = 4 * BUFFER_BYTES as u64;
-/// Jobs of a storm that are in flight at the same time.
-const DEPTH: usize = 4;
-/// Times that an idle range comes and goes beside a job, at the most.
-const CHURNS_PER_JOB: u32 = 10_000;
 const START_LIMIT: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_micros(200);
 const LATE_POISON: u8 = 0x5c;
@@ -31,7 +27,8 @@ pub(crate) fn run(gpu: &mut Gpu, mode: Mode, storm: u32) -> Result<JobCounts, Ag
     for case in &CASES {
         client.check(case)?;
     }
-    client.storm(storm)?;
+    storm::run(&mut client, storm)?;
+    client.compare(&STORM)?;
     client.long_job()?;
     client.move_buffer()?;
     client.close(BUFFERS)
@@ -143,34 +140,8 @@ impl<'a> Client<'a> {
         Ok(())
     }
 
-    /// Lets an idle range come and go while jobs are in flight.
-    fn storm(&mut self, jobs: u32) -> Result<(), AgentError> {
-        let mut in_flight = VecDeque::new();
-        for _ in 0..jobs {
-            in_flight.push_back(self.submit(&STORM)?);
-            if in_flight.len() == DEPTH {
-                self.churn_until_first_ends(&mut in_flight)?;
-            }
-        }
-        while !in_flight.is_empty() {
-            self.churn_until_first_ends(&mut in_flight)?;
-        }
-        self.compare(&STORM)
-    }
-
-    fn churn_until_first_ends(&mut self, in_flight: &mut VecDeque<Ticket>) -> Result<(), AgentError> {
-        let Some(first) = in_flight.pop_front() else { return Ok(()) };
-        for _ in 0..CHURNS_PER_JOB {
-            self.churn()?;
-            if self.gpu.is_answered(&first)? {
-                break;
-            }
-        }
-        self.wait(first, &STORM)
-    }
-
     /// Maps and unmaps the idle range; gives the nanoseconds that the unmap took.
-    fn churn(&mut self) -> Result<u64, AgentError> {
+    fn unmap_idle(&mut self) -> Result<u64, AgentError> {
         self.gpu.map(SPARE_AT, &self.spare, BUFFER_BYTES)?;
         let begin = Instant::now();
         self.gpu.unmap(SPARE_AT, BUFFER_BYTES)?;
@@ -183,7 +154,7 @@ impl<'a> Client<'a> {
         let before = jobs::counter(&self.buffers.last().bytes());
         let ticket = self.submit(&LONG)?;
         self.wait_until_started(|last| jobs::counter(last) != before)?;
-        self.counts.idle_unmap_ns = self.churn()?;
+        self.counts.idle_unmap_ns = self.unmap_idle()?;
         self.wait(ticket, &LONG)?;
         self.compare(&LONG)
     }
@@ -229,6 +200,26 @@ impl<'a> Client<'a> {
         self.counts.jobs = self.twin.jobs();
         self.counts.bytes_moved = self.twin.bytes_moved();
         Ok(self.counts)
+    }
+}
+
+impl storm::Driver for Client<'_> {
+    type InFlight = Ticket;
+
+    fn submit_next(&mut self) -> Result<Ticket, AgentError> {
+        self.submit(&STORM)
+    }
+
+    fn has_ended(&mut self, job: &Ticket) -> Result<bool, AgentError> {
+        self.gpu.is_answered(job)
+    }
+
+    fn end(&mut self, job: Ticket) -> Result<(), AgentError> {
+        self.wait(job, &STORM)
+    }
+
+    fn churn(&mut self) -> Result<(), AgentError> {
+        self.unmap_idle().map(drop)
     }
 }
 

@@ -143,8 +143,8 @@ impl RenderNode {
         }
     }
 
-    /// The same; its context has so many rings with fences of their own. It names no capability set: Linux (6.12) keeps
-    /// the set of those as `1 << id` of 32 bits, and refuses ids above 31.
+    /// The same; its context has so many rings with fences of their own. It names no capability set: Linux (6.12)
+    /// keeps the set of those as `1 << id` of 32 bits, and refuses ids above 31.
     pub(crate) fn open_with_rings(rings: u32) -> Result<Self, AgentError> {
         let node = Self::open()?;
         let parameter = [CONTEXT_RINGS, rings.into()];

@@ -24,8 +24,8 @@ const BREAKS: &str = "lazy";
 const TRACE: &str = "mirrorgpu-trace.json";
 const AMOUNT: Amount = Amount { page_flips: 40, dirty_flushes: 10, cursor_moves: 60 };
 
-/// Boots a Linux guest behind an IOMMU, has it draw on MirrorGPU and run jobs, takes its screen, and shows what the mirror
-/// did; then breaks something on purpose, and shows who is blamed.
+/// Boots a Linux guest behind an IOMMU, has it draw on MirrorGPU and run jobs, takes its screen, and shows what the
+/// mirror did; then breaks something on purpose, and shows who is blamed.
 #[derive(Parser)]
 #[command(name = "cargo demo", version)]
 struct Arguments {

@@ -3,20 +3,15 @@
 
 use crate::rig::error::RigError;
 use crate::rig::instruments::{self, Trace, Violation};
-use crate::rig::process::wait_until;
 use crate::rig::run::Run;
 use crate::rig::vfio;
 use guest_agent::protocol::Bug;
 use job_stream::Mode;
 use std::path::Path;
-use std::time::Duration;
 
 /// What is shown: in fence mode the unmap waits for the job until the device takes it off; in strict mode the job goes
 /// on, and meets other memory.
 const SHOWN: [(Mode, Bug); 2] = [(Mode::Fence, Bug::UnmapBeforeFence), (Mode::Strict, Bug::RemapBeforeFence)];
-
-/// A report is written after the job has ended.
-const REPORT_LIMIT: Duration = Duration::from_secs(5);
 
 /// What came of bugs.
 pub struct Blame {
@@ -40,25 +35,8 @@ pub fn break_and_ask(run: &mut Run<'_>, trace: &Path) -> Result<Blame, RigError>
         told.push(vfio::told(mode, bug, &broken));
     }
     vfio::give_back(run)?;
-    let violations = reports_of(run, last, SHOWN.len())?;
+    let violations = instruments::violations_after(run, last, SHOWN.len())?;
     Ok(Blame { told, violations, trace: instruments::record(run, trace)? })
-}
-
-/// The violations after the one with the number `last`: `due` of them, as soon as they are there. Nothing if the back-end
-/// cannot say.
-fn reports_of(run: &mut Run<'_>, last: Option<u64>, due: usize) -> Result<Option<Vec<Violation>>, RigError> {
-    let mut found = None;
-    let waited = wait_until("The report of each bug", REPORT_LIMIT, || {
-        let is_new = |violation: &Violation| last.is_none_or(|last| violation.id > last);
-        found = instruments::violations(run)?.map(|all| all.into_iter().filter(is_new).collect::<Vec<_>>());
-        Ok(found.as_ref().is_none_or(|new| new.len() >= due))
-    });
-    match (waited, found.as_ref().map_or(0, Vec::len)) {
-        (Err(RigError::Late { .. }), count) => Err(RigError::check(format!(
-            "The back-end has reported {count} violations, where the driver had {due} bugs"
-        ))),
-        (waited, _) => waited.map(|()| found),
-    }
 }
 
 impl Blame {

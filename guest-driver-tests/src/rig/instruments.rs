@@ -1,14 +1,20 @@
-//! What the back-end's instruments say over its control socket: verdicts on jobs that an invalidation overtook, reports
-//! of violations, and the flight recorder's trace. A back-end may be older than they are. Knows the words of the
-//! commands; knows nothing of how a verdict comes about.
+//! What the back-end's instruments say over its control socket: verdicts on jobs that an invalidation overtook,
+//! reports of violations, and the flight recorder's trace. A back-end may be older than they are. Knows the words of
+//! the commands; knows nothing of how a verdict comes about.
 
 use crate::rig::error::RigError;
+use crate::rig::process::wait_until;
 use crate::rig::run::Run;
 use job_stream::{Choice, Mode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A report is written after the job has ended.
+const REPORT_LIMIT: Duration = Duration::from_secs(5);
 
 /// The verdicts of one mode, by what was found where memory had been taken from a job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -38,6 +44,13 @@ impl Verdicts {
     /// Verdicts that accuse the driver, or nearly.
     pub fn accusations(&self) -> u64 {
         self.moved + self.gone + self.untold
+    }
+}
+
+impl fmt::Display for Verdicts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { benign, moved, gone, untold } = self;
+        write!(f, "{benign} benign, {moved} moved, {gone} gone, {untold} that cannot be told")
     }
 }
 
@@ -80,6 +93,32 @@ pub fn verdicts(stats: &Value, mode: Mode) -> Verdicts {
 pub fn violations(run: &mut Run<'_>) -> Result<Option<Vec<Violation>>, RigError> {
     let answer: Option<Violations> = ask(run, "violations", json!({}))?;
     Ok(answer.map(|answer| answer.violations))
+}
+
+/// The number of the last violation, if there was one.
+pub fn last_violation(run: &mut Run<'_>) -> Result<Option<u64>, RigError> {
+    Ok(violations(run)?.and_then(|known| known.iter().map(|violation| violation.id).max()))
+}
+
+/// The violations after the one with the number `last`: `due` of them, as soon as they are there. Nothing if the
+/// back-end cannot say.
+pub fn violations_after(
+    run: &mut Run<'_>,
+    last: Option<u64>,
+    due: usize,
+) -> Result<Option<Vec<Violation>>, RigError> {
+    let mut found = None;
+    let waited = wait_until("The report of each bug", REPORT_LIMIT, || {
+        let is_new = |violation: &Violation| last.is_none_or(|last| violation.id > last);
+        found = violations(run)?.map(|all| all.into_iter().filter(is_new).collect::<Vec<_>>());
+        Ok(found.as_ref().is_none_or(|new| new.len() >= due))
+    });
+    match (waited, found.as_ref().map_or(0, Vec::len)) {
+        (Err(RigError::Late { .. }), count) => Err(RigError::check(format!(
+            "The back-end has reported {count} violations, where the driver had {due} bugs"
+        ))),
+        (waited, _) => waited.map(|()| found),
+    }
 }
 
 /// Has the flight recorder's events written to `path`; nothing if the back-end has no recorder.

@@ -1,5 +1,5 @@
-//! Jobs of the guest, mode by mode: what the guest counted and what the back-end did for it must agree. Knows nothing of
-//! what a job does: the agent has compared every byte.
+//! Jobs of the guest, mode by mode: what the guest counted and what the back-end did for it must agree. Knows nothing
+//! of what a job does: the agent has compared every byte.
 
 use crate::rig::error::RigError;
 use crate::rig::guest::unexpected;

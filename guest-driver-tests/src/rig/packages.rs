@@ -93,7 +93,7 @@ impl Tools {
         let qemu = find_qemu(options, &store, &source)?;
         let kernel = find_kernel(options, &store)?;
         if options.no_install && (qemu.is_none() || kernel.is_none()) {
-            return Err(missing(qemu.is_none(), kernel.is_none()));
+            return Err(missing(qemu.is_none().then_some(source.oldest), kernel.is_none()));
         }
         let qemu = qemu.map_or_else(|| store.fetch_qemu(&source), Ok)?;
         let kernel = kernel.map_or_else(|| store.fetch_kernel(), Ok)?;
@@ -213,7 +213,7 @@ impl Store {
         } else {
             Apt::of_this_system(&self.folder.join("apt"))
         };
-        let apt = apt.ok_or_else(|| missing(true, true))?;
+        let apt = apt.ok_or_else(|| missing(Some(QEMU_OLDEST), true))?;
         say(&format!("Fetching the package lists of Debian {}, aside from the system's own", apt.release()));
         apt.update()?;
         Ok(apt)
@@ -224,15 +224,20 @@ fn suite(apt: &Apt, release_will_do: bool) -> String {
     if release_will_do { apt.release().to_owned() } else { apt.backports().to_owned() }
 }
 
-/// What to install, exactly.
-fn missing(qemu: bool, kernel: bool) -> RigError {
+/// What to install, exactly: QEMU from this major version on, a kernel.
+fn missing(qemu: Option<u32>, kernel: bool) -> RigError {
     let mut text = String::from("Something is missing that is not to be, or cannot be, fetched here.\n");
-    if qemu {
+    if let Some(oldest) = qemu {
+        let suites = if oldest > QEMU_OLDEST {
+            "Debian 13: `apt-get install --no-install-recommends -t trixie-backports {QEMU_PACKAGE}`; elsewhere"
+        } else {
+            "Debian 13: `apt-get install --no-install-recommends {QEMU_PACKAGE}`; Debian 12: the same with \
+             `-t bookworm-backports`; Fedora: qemu-system-x86 and qemu-device-display-vhost-user-gpu; Arch: \
+             qemu-system-x86 and qemu-hw-display-virtio-gpu-pci. One that is not on the PATH"
+        };
+        let suites = suites.replace("{QEMU_PACKAGE}", QEMU_PACKAGE);
         text.push_str(&format!(
-            "- QEMU {QEMU_OLDEST} or newer for x86-64, with the device {QEMU_DEVICE}. Debian 13: `apt-get install \
-             --no-install-recommends {QEMU_PACKAGE}`; Debian 12: the same with `-t bookworm-backports`; Fedora: \
-             qemu-system-x86 and qemu-device-display-vhost-user-gpu; Arch: qemu-system-x86 and \
-             qemu-hw-display-virtio-gpu-pci. One that is not on the PATH: --qemu PROGRAM\n"
+            "- QEMU {oldest} or newer for x86-64, with the device {QEMU_DEVICE}. {suites}: --qemu PROGRAM\n"
         ));
     }
     if kernel {
@@ -287,8 +292,10 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_listed_exactly() {
-        let text = missing(true, false).to_string();
+        let text = missing(Some(10), false).to_string();
         assert!(text.contains("-t bookworm-backports") && !text.contains("--kernel IMAGE"), "{text}");
-        assert!(missing(false, true).to_string().contains("--kernel IMAGE"));
+        let text = missing(Some(11), false).to_string();
+        assert!(text.contains("QEMU 11") && text.contains("-t trixie-backports qemu-system-x86`"), "{text}");
+        assert!(missing(None, true).to_string().contains("--kernel IMAGE"));
     }
 }

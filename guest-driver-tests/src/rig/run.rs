@@ -162,7 +162,8 @@ impl<'a> Run<'a> {
         self.backend.as_mut().map(Backend::stats).transpose()
     }
 
-    /// The back-end's verdicts so far on jobs of `mode`; none with QEMU's own device, or with a back-end that gives none.
+    /// The back-end's verdicts so far on jobs of `mode`; none with QEMU's own device, or with a back-end that gives
+    /// none.
     pub fn verdicts(&mut self, mode: Mode) -> Result<Verdicts, RigError> {
         let stats = self.backend.as_mut().map(Backend::raw_stats).transpose()?;
         Ok(stats.map(|stats| instruments::verdicts(&stats, mode)).unwrap_or_default())

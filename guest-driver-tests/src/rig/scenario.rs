@@ -125,8 +125,8 @@ fn invalidations(run: &mut Run<'_>) -> Result<(), RigError> {
     }
 }
 
-/// The guest draws, while buffers come and go, until there is enough to look at: in lazy mode, invalidations that found
-/// work in flight; else, some frames.
+/// The guest draws, while buffers come and go, until there is enough to look at: in lazy mode, invalidations that
+/// found work in flight; else, some frames.
 pub fn draw_under_invalidations(run: &mut Run<'_>) -> Result<Drawn, RigError> {
     if run.topology.invalidations == Invalidations::Lazy && run.stats()?.is_some() {
         return draw_until_hit(run, HITS_TO_SHOW);
@@ -194,8 +194,8 @@ fn rebind_idle(run: &mut Run<'_>) -> Result<(), RigError> {
     rebind(run, Driver::VirtioPci)
 }
 
-/// The display's driver is taken away with transfers in flight; then all is as after a boot. (In between, misses may be
-/// refused and jobs fail: the driver takes the memory away from under them.)
+/// The display's driver is taken away with transfers in flight; then all is as after a boot. (In between, misses may
+/// be refused and jobs fail: the driver takes the memory away from under them.)
 fn rebind_drawing(run: &mut Run<'_>) -> Result<(), RigError> {
     start_drawing(run)?;
     rebind(run, Driver::VirtioGpu)
@@ -208,8 +208,8 @@ fn rebind(run: &mut Run<'_>, driver: Driver) -> Result<(), RigError> {
     }
 }
 
-/// The guest reboots with transfers in flight; then all is as after the first boot. (In between, misses are refused and
-/// rings break: Linux 6.12 switches the IOMMU off before it resets the device.)
+/// The guest reboots with transfers in flight; then all is as after the first boot. (In between, misses are refused
+/// and rings break: Linux 6.12 switches the IOMMU off before it resets the device.)
 fn reboot_drawing(run: &mut Run<'_>) -> Result<(), RigError> {
     start_drawing(run)?;
     run.reboot()?;

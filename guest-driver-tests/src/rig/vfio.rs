@@ -1,9 +1,9 @@
-//! Jobs through the agent's own driver, by way of VFIO: rightly, with an idle range that comes and goes beside them; and
-//! with a driver's bugs, made on purpose. Knows what both sides must have counted; knows nothing of VFIO itself.
+//! Jobs through the agent's own driver, by way of VFIO: rightly, with an idle range that comes and goes beside them;
+//! and with a driver's bugs, made on purpose. Knows what both sides must have counted; knows nothing of VFIO itself.
 
 use crate::rig::error::RigError;
 use crate::rig::guest::unexpected;
-use crate::rig::instruments::Verdicts;
+use crate::rig::instruments::{self, Verdicts, Violation};
 use crate::rig::jobs::{ModeRun, line, run_jobs};
 use crate::rig::report::{self, say};
 use crate::rig::run::Run;
@@ -11,7 +11,7 @@ use crate::rig::scenario::{at_least, same, settled};
 use crate::rig::stats::Stats;
 use guest_agent::jobs::{CASES, long_time, overtaken_time};
 use guest_agent::protocol::{Broken, Bug, Command, Event};
-use job_stream::Mode;
+use job_stream::{Choice, Mode};
 
 /// Jobs that are in flight while an idle range comes and goes, in each mode.
 const STORM: u32 = 12;
@@ -43,13 +43,17 @@ pub(crate) fn driver_bugs(run: &mut Run<'_>) -> Result<(), RigError> {
     for mode in Mode::ALL {
         for bug in [Bug::UnmapBeforeFence, Bug::RemapBeforeFence] {
             let (before, verdicts) = (settled(run)?.unwrap_or_default(), run.verdicts(*mode)?);
+            let last = instruments::last_violation(run)?;
             let broken = break_on_purpose(run, *mode, bug)?;
             let backend = settled(run)?.unwrap_or_default().since(&before);
             let verdicts = run.verdicts(*mode)?.since(&verdicts);
-            say(&format!("{}; {verdicts:?}", told(*mode, bug, &broken)));
+            say(&format!("{}; verdicts: {verdicts}", told(*mode, bug, &broken)));
             judge(*mode, bug, &broken)?;
             judge_backend(*mode, &broken, &backend)?;
             judge_verdicts(*mode, bug, &verdicts)?;
+            let due = usize::from(is_reported(*mode));
+            let reports = instruments::violations_after(run, last, due)?.unwrap_or_default();
+            judge_reports(*mode, bug, &reports)?;
         }
     }
     give_back(run)
@@ -164,8 +168,8 @@ fn judge_backend(mode: Mode, broken: &Broken, backend: &Stats) -> Result<(), Rig
     )))
 }
 
-/// The driver is found out, but for the mode that asks for no translation again: its pins are counted. What is found may be either, where the device looks for the memory at once: the driver may
-/// not yet have come to map the other.
+/// The driver is found out, but for the mode that asks for no translation again: its pins are counted. What is found
+/// may be either, where the device looks for the memory at once: the driver may not yet have come to map the other.
 fn judge_verdicts(mode: Mode, bug: Bug, verdicts: &Verdicts) -> Result<(), RigError> {
     let Verdicts { moved, gone, .. } = *verdicts;
     let (due, found) = match (mode, bug) {
@@ -175,6 +179,24 @@ fn judge_verdicts(mode: Mode, bug: Bug, verdicts: &Verdicts) -> Result<(), RigEr
         (_, Bug::RemapBeforeFence) => ("moved or gone", moved + gone),
     };
     at_least(&format!("verdicts {due} in mode {mode}"), found, 1)
+}
+
+/// Whether a driver is told of its bug: in fault mode memory may go, and a registration cache does not look.
+fn is_reported(mode: Mode) -> bool {
+    !matches!(mode, Mode::Fault | Mode::RegistrationCache)
+}
+
+/// What is reported is the mode's, certain, and by its right name.
+fn judge_reports(mode: Mode, bug: Bug, reports: &[Violation]) -> Result<(), RigError> {
+    let is_right = |report: &Violation| {
+        let name = report.verdict.as_str();
+        let named = name == "gone" || bug == Bug::RemapBeforeFence && name == "moved";
+        is_reported(mode) && named && report.mode == mode.name() && report.confidence == "certain"
+    };
+    match reports.iter().find(|report| !is_right(report)) {
+        Some(wrong) => Err(RigError::check(format!("A report is not what it should be: {wrong:?}"))),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -219,6 +241,25 @@ mod tests {
         assert!(judge_verdicts(Mode::Fence, remap, &none).is_err());
         assert!(judge_verdicts(Mode::Strict, remap, &gone).is_err());
         assert!(judge_verdicts(Mode::RegistrationCache, unmap, &none).is_ok());
+    }
+
+    #[test]
+    fn a_report_of_another_mode_or_of_what_did_not_happen_is_noticed() {
+        let report = |verdict: &str, confidence: &str, mode: &str| Violation {
+            id: 1,
+            verdict: verdict.to_owned(),
+            confidence: confidence.to_owned(),
+            mode: mode.to_owned(),
+            report: String::new(),
+        };
+        let check = |mode, bug, report| judge_reports(mode, bug, &[report]);
+        let (unmap, remap) = (Bug::UnmapBeforeFence, Bug::RemapBeforeFence);
+        assert!(check(Mode::Fence, unmap, report("gone", "certain", "fence")).is_ok());
+        assert!(check(Mode::Fence, unmap, report("moved", "certain", "fence")).is_err());
+        assert!(check(Mode::Fence, remap, report("moved", "certain", "fence")).is_ok());
+        assert!(check(Mode::Fence, unmap, report("gone", "likely", "fence")).is_err());
+        assert!(check(Mode::Fence, unmap, report("gone", "certain", "strict")).is_err());
+        assert!(check(Mode::Fault, unmap, report("gone", "certain", "fault")).is_err());
     }
 
     #[test]

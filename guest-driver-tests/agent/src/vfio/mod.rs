@@ -1,6 +1,7 @@
-//! A driver of the device in user space, through VFIO: small, slow, and free to do what a kernel's driver must not. Made
-//! of, from the outside in: `bind` (whose the PCI function is), `container` (what the IOMMU maps), `function` (the
-//! device's registers), `queue` (a ring that is polled), `command` (virtio-gpu's words), and `Gpu`, which is all of them.
+//! A driver of the device in user space, through VFIO: small, slow, and free to do what a kernel's driver must not.
+//! Made of, from the outside in: `bind` (whose the PCI function is), `container` (what the IOMMU maps), `function`
+//! (the device's registers), `queue` (a ring that is polled), `command` (virtio-gpu's words), and `Gpu`, which is all
+//! of them.
 
 mod bind;
 mod command;
