@@ -19,6 +19,7 @@ use crate::inject::{Bug, Injection, steps};
 use crate::instruments::Pen;
 use crate::miss_port::{MissPort, Waiter};
 use crate::scheduler::{Scheduler, Work};
+use crate::session::turns::ThreadName;
 
 /// What an engine works with; everything is shared but its reader.
 pub struct Engine {
@@ -36,6 +37,8 @@ pub struct Engine {
     pub injection: Arc<Injection>,
     /// Where its steps are recorded.
     pub pen: Pen,
+    /// Its thread.
+    pub thread: ThreadName,
 }
 
 /// What carries out an engine's steps.
@@ -97,6 +100,7 @@ impl Engine {
     }
 
     fn run(self) {
+        self.thread.is_this_thread();
         while let Some(work) = self.scheduler.next() {
             let left = self.run_until_it_leaves(work);
             self.dispose(left);
