@@ -16,6 +16,9 @@ struct Arguments {
     /// Only this topology (a file's name in qemu-configs, without its ending); may be given again
     #[arg(long, value_name = "NAME")]
     topology: Vec<String>,
+    /// Only this check, after the boot; may be given again
+    #[arg(long, value_name = "NAME", value_parser = scenario::NAMES)]
+    check: Vec<String>,
     #[command(flatten)]
     options: Options,
 }
@@ -51,13 +54,14 @@ fn verify(arguments: &Arguments) -> Result<Tally, RigError> {
     let rig = Rig::prepare(&arguments.options)?;
     let mut tally = Tally::default();
     for topology in &topologies {
-        verify_topology(&rig, topology, &mut tally);
+        verify_topology(&rig, topology, &arguments.check, &mut tally);
     }
     Ok(tally)
 }
 
-fn verify_topology(rig: &Rig, topology: &Topology, tally: &mut Tally) {
-    let scenarios = scenario::of(topology);
+fn verify_topology(rig: &Rig, topology: &Topology, only: &[String], tally: &mut Tally) {
+    let mut scenarios = scenario::of(topology);
+    scenarios.retain(|scenario| only.is_empty() || only.iter().any(|name| name == scenario.name));
     if let Some(reason) = rig.cannot_run(topology) {
         return tally.skip(topology, scenarios.len() + 2, &reason);
     }

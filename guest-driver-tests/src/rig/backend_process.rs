@@ -27,8 +27,9 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// Starts `program` with its sockets and its log in `folder`, and waits until it accepts connections.
-    pub fn start(program: &Path, folder: &Path) -> Result<Self, RigError> {
+    /// Starts `program` with its sockets and its log in `folder`, misbehaving as `inject` has it, and waits until it
+    /// accepts connections.
+    pub fn start(program: &Path, folder: &Path, inject: &[String]) -> Result<Self, RigError> {
         let (socket, control) = (folder.join("gpu.sock"), folder.join("control.sock"));
         let log = folder.join("backend.log");
         let file = File::create(&log).doing(format!("create {}", log.display()))?;
@@ -36,6 +37,9 @@ impl Backend {
         command.arg("--socket-path").arg(&socket).arg("--control-socket").arg(&control);
         // All modes are to be shown, the one without coherence too.
         command.arg("--allow-incoherent");
+        for bug in inject {
+            command.arg("--inject").arg(bug);
+        }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
         let mut process = OwnedProcess::spawn(NAME, &mut command)?;
         wait_until("The back-end's word that it listens", READY_LIMIT, || {

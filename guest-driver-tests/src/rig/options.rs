@@ -25,6 +25,10 @@ pub struct Options {
     /// Back-end to run. Default: the checkout's, built
     #[arg(long, value_name = "PROGRAM", conflicts_with = "reference")]
     pub backend: Option<PathBuf>,
+    /// Have the back-end misbehave, to see that it is noticed, or that the guest survives it; see `mirrorgpu --help`.
+    /// May be given again
+    #[arg(long, value_name = "BUG", conflicts_with = "reference")]
+    pub inject: Vec<String>,
     /// Run on QEMU's own virtio-gpu instead of the back-end, to compare with
     #[arg(long)]
     pub reference: bool,

@@ -43,6 +43,8 @@ pub struct Rig {
     agent: Vec<u8>,
     /// Our back-end; none where QEMU's own device is to be tested.
     backend: Option<PathBuf>,
+    /// How it is to misbehave.
+    inject: Vec<String>,
     timeout: Duration,
     keep: bool,
 }
@@ -61,7 +63,11 @@ impl Rig {
         let accel = options.accelerator();
         let (version, release) = (&tools.qemu.version, &tools.kernel.release);
         say(&format!("QEMU {version} ({}), guest kernel {release}", accel.name()));
-        Ok(Self { tools, accel, agent, backend, timeout: options.timeout, keep: options.keep })
+        if !options.inject.is_empty() {
+            say(&format!("The back-end is told to misbehave: {}", options.inject.join(", ")));
+        }
+        let (inject, timeout, keep) = (options.inject.clone(), options.timeout, options.keep);
+        Ok(Self { tools, accel, agent, backend, inject, timeout, keep })
     }
 
     /// Why a topology cannot be run, if so.
@@ -230,7 +236,8 @@ type Started = (QemuProcess, Guest, Option<Backend>, String);
 fn start(rig: &Rig, topology: &Topology, files: &RunFiles) -> Result<Started, RigError> {
     let initramfs = rig.initramfs(topology)?;
     let program = rig.backend.as_deref();
-    let mut backend = program.map(|program| Backend::start(program, &files.folder)).transpose()?;
+    let mut backend =
+        program.map(|program| Backend::start(program, &files.folder, &rig.inject)).transpose()?;
     let device = backend.as_ref().map_or(Device::Reference, |backend| Device::MirrorGpu(backend.socket()));
     let mut qemu = QemuProcess::start(&rig.tools, rig.accel, topology, &device, files, &initramfs)?;
     let mut guest = Guest::connect(&files.agent_port(), rig.timeout, || qemu.check_alive())?;

@@ -55,6 +55,17 @@ const ALL: [Scenario; 10] = [
     Scenario { name: "driver-bugs", needs: Needs::Nothing, run: vfio::driver_bugs },
 ];
 
+/// The names of all.
+pub const NAMES: [&str; ALL.len()] = {
+    let mut names = [""; ALL.len()];
+    let mut index = 0;
+    while index < ALL.len() {
+        names[index] = ALL[index].name;
+        index += 1;
+    }
+    names
+};
+
 /// The scenarios for a topology.
 pub fn of(topology: &Topology) -> Vec<&'static Scenario> {
     let has = |needs| match needs {
