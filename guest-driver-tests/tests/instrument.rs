@@ -410,3 +410,12 @@ fn a_violation_is_told_with_names_and_leaves_a_trace() {
     let judged = trace["traceEvents"].as_array().unwrap().iter().find(|event| event["name"] == "judged");
     assert_eq!(judged.unwrap()["args"]["job"], violation["job"]);
 }
+
+/// The flight recorder takes no memory for events that there have not been.
+#[test]
+fn an_idle_process_is_small() {
+    let backend = Backend::start(&["--engines", "4"]).unwrap();
+    let resident = backend.resident_kib().unwrap();
+    // 8 MiB are promised; with the whole recorder in memory it would be about as much.
+    assert!(resident <= 7 << 10, "{resident} KiB");
+}
