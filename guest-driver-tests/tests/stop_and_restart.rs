@@ -46,6 +46,8 @@ fn transfers_in_flight_at_a_stop_are_each_answered_once_after_the_next_start() {
 fn a_stop_is_answered_in_time_and_followed_by_silence() {
     let (backend, mut guest, surface) = boot(&["--inject", "step-delay=5ms"]);
     let frames = surface.buffer.frames().to_vec();
+    // Its pages are mapped: no miss is on its way when the stop comes.
+    guest.driver.ok(&transfer(&surface)).unwrap();
     let tickets: Vec<_> = (0..10).map(|_| guest.driver.submit(&transfer(&surface)).unwrap()).collect();
     // One step takes 5 ms; the bound has room for a busy machine.
     let stopped = guest.stop().unwrap();

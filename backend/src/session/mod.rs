@@ -8,6 +8,7 @@
 
 pub mod drain;
 mod iommu;
+mod owed;
 pub mod questions;
 mod requests;
 mod seeded;
@@ -22,15 +23,13 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use device_model::mmu::{Drained, Invalidation, MemoryRevoked, SeededBug};
-use device_model::record::Event;
 use epoll::Events;
-use log::{debug, error, info, warn};
+use log::{debug, info, warn};
 use vhost::vhost_user::BackendReqHandler;
 
-use self::drain::{Draining, For, Owed, Progress};
+use self::drain::{For, Owed};
 pub use self::state::SessionState;
-use crate::inject::{Bug, Injection};
+use crate::inject::Injection;
 use crate::instruments::Clock;
 use crate::memory::sigbus;
 use crate::vhost_user::channel::Channel;
@@ -254,121 +253,6 @@ impl Session {
         i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
     }
 
-    /// Looks whether what is owed can be paid.
-    fn look_at_owed(&mut self) -> Result<(), SessionEnd> {
-        match std::mem::take(&mut self.owed) {
-            Owed::Nothing => Ok(()),
-            Owed::Unsent(ack) => self.send(ack),
-            Owed::Late(header, drained, since, due) if due <= self.now() => {
-                self.acknowledge(header, drained, since)
-            }
-            late @ Owed::Late(..) => {
-                self.owed = late;
-                Ok(())
-            }
-            Owed::Drain(draining) if self.skips(draining.then, &draining.invalidation) => {
-                let (then, since) = (draining.then, draining.since());
-                self.drained(draining.invalidation.skip_drain(SeededBug::ack_before_drain()), then, since)
-            }
-            Owed::Drain(draining) => match self.watched(draining) {
-                Progress::Draining(draining) => {
-                    self.owed = Owed::Drain(draining);
-                    Ok(())
-                }
-                Progress::Drained(drained, then, since) => self.drained(drained, then, since),
-                Progress::Stuck(draining) => self.stuck(draining),
-            },
-        }
-    }
-
-    /// Looks how far a drain is, and records it when its jobs are told to leave.
-    fn watched(&self, draining: Draining) -> Progress {
-        let (before, number) = (draining.has_evicted(), self.number(draining.then));
-        let now = self.now();
-        match draining.poll(now) {
-            Progress::Draining(draining) if draining.has_evicted() && !before => {
-                let mut state = self.lock();
-                state.pen.record(Event::Ladder { number });
-                state.turns.told(now);
-                Progress::Draining(draining)
-            }
-            // The host is busy, and the engine has had no chance to leave.
-            Progress::Stuck(draining) if self.lock().turns.starve(now) => {
-                Progress::Draining(draining.bear(now))
-            }
-            progress => progress,
-        }
-    }
-
-    /// The number of the invalidation that is drained: one drain is under way at a time.
-    fn number(&self, of: For) -> u64 {
-        match of {
-            For::Invalidate(_) => self.lock().taken.number(),
-            For::Message(_) => 0,
-        }
-    }
-
-    fn drained(&mut self, drained: Drained, then: For, since: Duration) -> Result<(), SessionEnd> {
-        match then {
-            For::Invalidate(header) => self.acknowledge_late(header, drained, since),
-            For::Message(header) => {
-                let result = self.hand_over(header);
-                let mut state = self.lock();
-                let took = state.scheduler.now().saturating_sub(since).into();
-                state.pen.record(Event::Acked { number: 0, took });
-                // The reply has gone out with the message itself.
-                drop(state.end(drained));
-                if state.running {
-                    // What was dropped with the old memory table is there again at once without an IOMMU.
-                    state.map_physical();
-                }
-                let now = self.now();
-                state.misses.resume(now);
-                result
-            }
-        }
-    }
-
-    /// The seeded bugs "ack before drain", "skip section" and "skip pin".
-    fn skips(&self, then: For, invalidation: &Invalidation) -> bool {
-        matches!(then, For::Invalidate(_)) && self.lock().seeded.skips(invalidation)
-    }
-
-    /// The ack of an INVALIDATE that may be held back on purpose.
-    fn acknowledge_late(
-        &mut self,
-        header: Header,
-        drained: Drained,
-        since: Duration,
-    ) -> Result<(), SessionEnd> {
-        let Some(delay) = self.config.injection.delay(Bug::DelayAck) else {
-            return self.acknowledge(header, drained, since);
-        };
-        let now = self.now();
-        self.lock().misses.pause(now);
-        self.owed = Owed::Late(header, drained, since, now.saturating_add(delay));
-        Ok(())
-    }
-
-    /// The ack of an INVALIDATE: only a drained invalidation can be acked.
-    fn acknowledge(&mut self, header: Header, drained: Drained, since: Duration) -> Result<(), SessionEnd> {
-        let now = self.now();
-        let took = now.saturating_sub(since);
-        let ended = {
-            let mut state = self.lock();
-            let ended = state.end(drained);
-            state.acked(now);
-            state.misses.resume(now);
-            let number = state.taken.number();
-            state.pen.record_at(now, Event::Acked { number, took: took.into() });
-            state.stats.ack_latency_ns.record(took);
-            state.stats.frozen_ns.add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
-            ended
-        };
-        debug!("Ack {} after {took:?}", ended.range());
-        self.acknowledge_plain(header)
-    }
-
     fn send(&mut self, ack: Ack) -> Result<(), SessionEnd> {
         if !peek::send_whole(&self.socket, &ack)? {
             self.owed = Owed::Unsent(ack);
@@ -442,42 +326,6 @@ impl Session {
         }
     }
 
-    /// Drains; what follows the drain follows at once if nothing is in flight.
-    fn begin_drain(
-        &mut self,
-        invalidation: Invalidation,
-        then: For,
-        patience: Duration,
-    ) -> Result<(), SessionEnd> {
-        let now = self.now();
-        if self.skips(then, &invalidation) {
-            let drained = invalidation.skip_drain(SeededBug::ack_before_drain());
-            return self.drained(drained, then, now);
-        }
-        match Draining::new(invalidation, then, now, patience).poll(now) {
-            Progress::Drained(drained, then, since) => self.drained(drained, then, since),
-            Progress::Draining(draining) => {
-                let number = self.number(draining.then);
-                let mut state = self.lock();
-                state.stats.acks_parked.add(1);
-                state.record_parked(number, &draining.invalidation);
-                // The front-end serves no miss while it waits for us.
-                state.misses.pause(now);
-                state.turns.told(now);
-                drop(state);
-                self.owed = Owed::Drain(draining);
-                Ok(())
-            }
-            Progress::Stuck(draining) => self.stuck(draining),
-        }
-    }
-
-    /// Leaves the message unread until everything is drained.
-    fn drain_first(&mut self, header: Header, patience: Duration) -> Result<(), SessionEnd> {
-        let invalidation = self.lock().begin_everything();
-        self.begin_drain(invalidation, For::Message(header), patience)
-    }
-
     /// GET_VRING_BASE: the ring stops, jobs come off the engines, and then there is silence.
     fn stop_first(&mut self, header: Header) -> Result<(), SessionEnd> {
         if let Some(queue) = peek::payload_u32(&self.socket)? {
@@ -542,29 +390,6 @@ impl Session {
                 Err(SessionEnd::Descriptors { code: header.code(), count })
             }
         }
-    }
-
-    /// An engine does not come back. Its access can no longer reach the guest, so the ack may go out; then the
-    /// session is over.
-    fn stuck(&mut self, draining: Draining) -> Result<(), SessionEnd> {
-        let state = self.lock();
-        state.stats.revocations.add(1);
-        state.pen.record(Event::Revoked { number: state.taken.number() });
-        state.pen.instruments().incident("Memory was revoked");
-        error!(
-            "An engine does not reach the end of its step: revoking all guest memory. This is a bug of MirrorGPU"
-        );
-        if state.memory.revoke().is_err() {
-            error!("Guest memory cannot be revoked: ending the process, so that nothing touches it any more");
-            std::process::abort();
-        }
-        drop(state);
-        let (then, since) = (draining.then, draining.since());
-        let drained = draining.invalidation.revoke(MemoryRevoked::all_regions_replaced());
-        if let For::Invalidate(header) = then {
-            self.acknowledge(header, drained, since)?;
-        }
-        Err(SessionEnd::Revoked)
     }
 
     /// Gives everything back: rings stop, jobs come off, memory goes away when nothing uses it any more.
