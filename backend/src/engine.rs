@@ -5,6 +5,7 @@ use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use device_model::engine::{EngineHost, Leaves, Left, Running, SPIN_STEP, STEP_BYTES};
 use device_model::job::{Job, JobOutcome, Step, StepContext};
@@ -18,6 +19,7 @@ use crate::inject::{Bug, Injection, steps};
 use crate::instruments::Pen;
 use crate::miss_port::{MissPort, Waiter};
 use crate::scheduler::{Scheduler, Work};
+use crate::session::turns::ThreadName;
 
 /// What an engine works with; everything is shared but its reader.
 pub struct Engine {
@@ -35,6 +37,8 @@ pub struct Engine {
     pub injection: Arc<Injection>,
     /// Where its steps are recorded.
     pub pen: Pen,
+    /// Its thread.
+    pub thread: ThreadName,
 }
 
 /// What carries out an engine's steps.
@@ -43,6 +47,10 @@ struct Host<'a> {
     stats: &'a Stats,
     injection: &'a Injection,
     pen: &'a Pen,
+    /// That it has the job is to be recorded, with the time of its first step: the clock is what costs most of a record.
+    taken: Option<Event>,
+    /// When the last step ended.
+    last: Option<Duration>,
     /// The last step was one over memory. A job that spins comes to no end if it is taken off at each step: only time on
     /// its engine counts.
     has_moved: bool,
@@ -64,7 +72,12 @@ impl EngineHost for Host<'_> {
         if let Some(delay) = self.injection.delay(Bug::StepDelay) {
             thread::sleep(delay);
         }
-        let took = self.scheduler.now().saturating_sub(now).into();
+        let end = self.scheduler.now();
+        self.last = Some(end);
+        if let Some(taken) = self.taken.take() {
+            self.pen.record_at(now, taken);
+        }
+        let took = end.saturating_sub(now).into();
         let bytes = u32::try_from(moved).unwrap_or(u32::MAX);
         self.pen.record_at(now, Event::Step { job: job.id(), packet, bytes, took, end: end_of(&step) });
         self.pen.at_work(Some(job));
@@ -87,6 +100,7 @@ impl Engine {
     }
 
     fn run(self) {
+        self.thread.is_this_thread();
         while let Some(work) = self.scheduler.next() {
             let left = self.run_until_it_leaves(work);
             self.dispose(left);
@@ -97,12 +111,13 @@ impl Engine {
     fn run_until_it_leaves(&self, work: Work) -> Left {
         let (scheduler, stats) = (&*self.scheduler, &*self.stats);
         let (injection, pen) = (&*self.injection, &self.pen);
-        let mut host = Host { scheduler, stats, injection, pen, has_moved: false, spins: false };
+        let (taken, last) = (None, None);
+        let mut host = Host { scheduler, stats, injection, pen, taken, last, has_moved: false, spins: false };
         let (job, packet) = (work.job.id(), work.job.packet());
         pen.at_work(Some(&work.job));
         let mut running = Running::start(&self.reader, work);
         if let ControlFlow::Continue(running) = &running {
-            pen.record(Event::Taken { job, packet, pinned: running.is_pinned() });
+            host.taken = Some(Event::Taken { job, packet, pinned: running.is_pinned() });
         }
         loop {
             match running {
@@ -113,13 +128,16 @@ impl Engine {
                         thread::sleep(SPIN_STEP);
                     }
                 }
-                ControlFlow::Break(left) => return left,
+                ControlFlow::Break(left) => {
+                    let at = host.last.unwrap_or_else(|| scheduler.now());
+                    pen.record_at(at, Event::Left { job, why: reason_of(&left.leaves) });
+                    return left;
+                }
             }
         }
     }
 
     fn dispose(&self, left: Left) {
-        self.pen.record(Event::Left { job: left.work.job.id(), why: reason_of(&left.leaves) });
         self.pen.at_work(None);
         match left.leaves {
             Leaves::Evicted => self.stats.ladder_evictions.add(1),

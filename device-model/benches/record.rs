@@ -3,12 +3,20 @@
 //! The clock is part of it: an event of the real device takes the time once more than the device would without.
 
 use std::hint::black_box;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use device_model::addr::{ByteRange, Iova};
+use device_model::addr::{ByteRange, Iova, SpaceId};
 use device_model::job::JobId;
+use device_model::mmu::{DrainWaker, HostRange, MirrorConfig, Permissions, mirror};
 use device_model::record::{Event, Recorder, StepEnd};
+
+struct Silent;
+
+impl DrainWaker for Silent {
+    fn wake(&self) {}
+}
 
 fn event(number: u64) -> Event {
     Event::Step {
@@ -78,5 +86,43 @@ fn step(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, record, step);
+/// An INVALIDATE of a page that is mapped and that nobody uses, from begin to end: what an idle ack is made of.
+fn invalidation(criterion: &mut Criterion) {
+    let recorder = Recorder::new(["bench".to_owned()]);
+    let pen = recorder.writer(0).expect("nobody else has it");
+    let epoch = Instant::now();
+    let config = MirrorConfig { readers: 2, table_limit: 1 << 24 };
+    let (mut writer, _readers) = mirror(config, Arc::new(Silent));
+    let page = ByteRange::new(Iova::new(0x1000), 4096).expect("a page");
+    let mut invalidate = move || {
+        // SAFETY: nobody reads through it: only the tables are at work.
+        let host = unsafe { HostRange::new(0x7000_0000_1000 as *mut u8, 4096) };
+        writer.map(SpaceId::DEVICE, page, host, Permissions::READ_WRITE).expect("there is room");
+        let invalidation = writer.begin(SpaceId::DEVICE, page);
+        let drained = invalidation.poll().expect("nobody is inside");
+        drop(black_box(writer.end(drained)));
+    };
+    let mut group = criterion.benchmark_group("map, invalidate and drain a page");
+    group.bench_function("without a record", |bencher| {
+        bencher.iter(|| {
+            let begun = epoch.elapsed();
+            invalidate();
+            black_box(epoch.elapsed().saturating_sub(begun));
+        });
+    });
+    let mut number = 0_u64;
+    group.bench_function("with a record", |bencher| {
+        bencher.iter(|| {
+            number += 1;
+            let begun = epoch.elapsed();
+            pen.record(epoch.elapsed(), Event::Invalidation { number, range: page });
+            invalidate();
+            let acked = epoch.elapsed();
+            pen.record(acked, Event::Acked { number, took: acked.saturating_sub(begun).into() });
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, record, step, invalidation);
 criterion_main!(benches);

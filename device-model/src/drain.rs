@@ -84,6 +84,13 @@ impl<T> Draining<T> {
         }
     }
 
+    /// Has the looks begin anew, for whoever knows that the engines had no chance to leave.
+    pub fn bear(mut self, now: Duration) -> Self {
+        self.looks = LOOKS;
+        self.look_at = now.saturating_add(STEP_END / LOOKS);
+        self
+    }
+
     /// When to look again, if nobody wakes the session.
     pub fn deadline(&self) -> Duration {
         self.evict_at.unwrap_or(self.look_at)

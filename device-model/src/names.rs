@@ -25,6 +25,8 @@ const REMOVED: usize = 128;
 const REMOVED_ENTRIES: usize = 16 << 10;
 /// Operands of a job that are named.
 pub(crate) const OPERANDS: usize = 64;
+/// Packets of a job that one name lists.
+const MOST_PACKETS: usize = 4;
 /// Most names that a range is given.
 pub const MOST_NAMES: usize = 8;
 
@@ -247,7 +249,7 @@ impl Known<'_> {
     }
 }
 
-/// The job, if one of its packets touches one of the parts.
+/// The job, if some of its packets touch one of the parts: the first of those.
 fn job_name(job: &JobName, parts: &[Part]) -> Option<String> {
     let touches = |operand: &&OperandName| {
         let (first, last) = operand.bytes;
@@ -255,9 +257,19 @@ fn job_name(job: &JobName, parts: &[Part]) -> Option<String> {
             .iter()
             .any(|part| part.resource == operand.resource && part.bytes.0 <= last && first <= part.bytes.1)
     };
-    let OperandName { packet, opcode, access, .. } = job.operands.iter().find(touches)?;
-    let whose = job.context.map(|context| format!(" of context {context}")).unwrap_or_default();
-    Some(format!("job {}{whose}, packet {packet} {opcode} ({access})", job.id.raw()))
+    let mut name = format!("job {}", job.id.raw());
+    if let Some(context) = job.context {
+        name.push_str(&format!(" of context {context}"));
+    }
+    let mut packets = job.operands.iter().filter(touches).peekable();
+    packets.peek()?;
+    for OperandName { packet, opcode, access, .. } in packets.by_ref().take(MOST_PACKETS) {
+        name.push_str(&format!(", packet {packet} {opcode} ({access})"));
+    }
+    if packets.next().is_some() {
+        name.push_str(", …");
+    }
+    Some(name)
 }
 
 /// That something is no more.
@@ -312,6 +324,9 @@ mod tests {
         );
         assert_eq!(names.of(NOW, range(0x1_3000, 0x1000)), ["resource 7 (backing entry 1, offset 0x4000)"]);
         assert_eq!(names.of(NOW, range(0x6000, 0x1000)), [""; 0]);
+        let both = names.of(NOW, ByteRange::everything()).pop();
+        let packets = "job 12 of context 3, packet 0 FILL (written), packet 2 COPY (read)";
+        assert_eq!(both.as_deref(), Some(packets));
     }
 
     #[test]
@@ -327,7 +342,7 @@ mod tests {
             names.of(later, range(0x5000, 1)),
             [
                 "resource 8 (backing entry 0, offset 0x0)",
-                "job 12 of context 3, packet 0 FILL (written), until 5ms ago",
+                "job 12 of context 3, packet 0 FILL (written), packet 2 COPY (read), until 5ms ago",
                 "resource 7 (backing entry 0, offset 0x0), until 5ms ago",
             ]
         );

@@ -319,10 +319,7 @@ impl State {
             return Ok(Piece::Packet);
         };
         let len = readable.min(writable);
-        let mut piece = [0; PIECE];
-        let bytes = piece.get_mut(..len).unwrap_or_default();
-        memory.read(SpaceId::DEVICE, source, bytes)?;
-        memory.write(SpaceId::DEVICE, target, bytes)?;
+        memory.copy(SpaceId::DEVICE, source, target, len)?;
         Ok(self.advance(len, from.length))
     }
 

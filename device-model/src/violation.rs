@@ -188,12 +188,12 @@ impl fmt::Display for Report<'_> {
         }
         self.invalidation(f)?;
         writeln!(f, "  how sure      {}", confidence.meaning())?;
-        writeln!(f, "  likely cause  {}", likely_cause(*mode, *verdict))?;
-        writeln!(
-            f,
-            "  to repeat     run the same jobs against a device with the same mode (--default-mode {mode}); \
-             --inject step-delay=1ms makes jobs longer, so that it shows more often"
-        )?;
+        writeln!(f, "  likely cause  {}", wrapped(likely_cause(*mode, *verdict)))?;
+        let repeat = format!(
+            "run the same jobs against a device with the same mode (--default-mode {mode}); --inject step-delay=1ms \
+             makes jobs longer, so that it shows more often"
+        );
+        writeln!(f, "  to repeat     {}", wrapped(&repeat))?;
         write!(f, "  trace         {}", self.trace)
     }
 }
@@ -212,6 +212,23 @@ impl Report<'_> {
             None => writeln!(f, "  when          the need was found {since} it came; it was not yet acked"),
         }
     }
+}
+
+/// Columns of the text beside the words in front.
+const COLUMNS: usize = 88;
+
+/// A long text in lines, beside the words in front.
+fn wrapped(text: &str) -> String {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        if let Some(line) = lines.last_mut().filter(|line| line.len().saturating_add(word.len()) < COLUMNS) {
+            line.push_str(if line.is_empty() { "" } else { " " });
+            line.push_str(word);
+        } else {
+            lines.push(word.to_owned());
+        }
+    }
+    lines.join("\n                ")
 }
 
 /// How one moment lies to another.
@@ -271,8 +288,10 @@ mod tests {
             "  when          the need was found 250ms after it came; its ack took 100ms",
         ];
         assert_eq!(lines[1..6], expected);
-        assert!(lines[7].contains("before the fence of a job"), "{report}");
-        assert_eq!(lines[9], "  trace         t.json");
+        let cause = "  likely cause  the driver unmapped or freed a buffer (dma_unmap, unpin, munmap) before the fence of a";
+        assert_eq!(lines[7], cause);
+        assert!(lines.iter().all(|line| line.len() <= COLUMNS + 16), "{report}");
+        assert_eq!(lines.last(), Some(&"  trace         t.json"));
     }
 
     #[test]

@@ -1,4 +1,5 @@
 //! The other side of MirrorGPU.
 
+pub mod bench;
 pub mod rig;
 pub mod soft_guest;

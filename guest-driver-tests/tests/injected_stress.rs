@@ -26,6 +26,12 @@ fn survived(stress: &[&str], cycles: u64) {
         let mut client = JobGuest::boot(&backend, mode, 51).unwrap();
         assert!(client.storm(cycles, 51).unwrap() > 0, "{stress:?}, {mode}");
     }
+    for one in stress {
+        let name = one.split('=').next().unwrap();
+        let hits = backend.hits(name).unwrap();
+        println!("{name}: {hits} times");
+        assert!(hits >= cycles, "{name} took effect {hits} times");
+    }
 }
 
 #[test]

@@ -366,3 +366,47 @@ fn a_client_that_does_not_read_holds_nobody_up() {
     assert_eq!(acks, PAGES as u64);
     assert_eq!(client.ask("faults")["faults"], json!([]));
 }
+
+/// A buffer is unmapped while a job spins that will use it again.
+#[test]
+fn a_violation_is_told_with_names_and_leaves_a_trace() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder_name = folder.path().to_str().unwrap();
+    let backend = Backend::start(&["--drain-timeout", "5ms", "--record-dir", folder_name]).unwrap();
+    let mut client = Client::new(&backend, Mode::Fence);
+    let twice = Stream::new().fill(whole(1), 1).spin(SpinBehaviour::Preemptible, 100_000_000);
+    let ticket = client.submit(twice.fill(whole(1), 2));
+    client.ask_until("jobs", |answer| answer["jobs"][0]["packet"] == 1);
+    let buffer = client.buffers.remove(0);
+    let first = buffer.address(0);
+    client.guest.dma.unmap(buffer).unwrap();
+    assert_eq!(client.guest.driver.wait(ticket).unwrap().kind(), kind::ERR_UNSPEC);
+    let violation = client.control.event("VIOLATION").unwrap();
+    for (field, expected) in [
+        ("id", json!(1)),
+        ("verdict", json!("gone")),
+        ("confidence", json!("certain")),
+        ("mode", json!("fence")),
+        ("context", json!(1)),
+        ("range", json!(page_range(first))),
+        ("access", json!("write")),
+        ("invalidation", json!(1)),
+    ] {
+        assert_eq!(violation[field], expected, "{violation}");
+    }
+    let report = violation["report"].as_str().unwrap();
+    let job = format!(
+        "which is job {} of context 1, packet 0 FILL (written), packet 2 FILL (written)",
+        violation["job"]
+    );
+    assert!(report.contains("which is resource 1 (backing entry 0, offset 0x0)"), "{report}");
+    assert!(report.contains(&job), "{report}");
+    // Printed, kept and told alike.
+    let log = backend.stderr();
+    assert!(report.lines().all(|line| log.contains(line.trim())), "{log}");
+    assert_eq!(client.ask("violations")["violations"], json!([violation]));
+    let file = report.lines().last().unwrap().trim_start().strip_prefix("trace").unwrap().trim();
+    let trace: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    let judged = trace["traceEvents"].as_array().unwrap().iter().find(|event| event["name"] == "judged");
+    assert_eq!(judged.unwrap()["args"]["job"], violation["job"]);
+}

@@ -219,10 +219,9 @@ impl Queues<'_, '_> {
         if !self.thread.device.job_finished(job, outcome, &mut self.effects) {
             return;
         }
-        let pen = self.pen(CONTROL_QUEUE);
-        pen.record(Event::Ended { job: id, failed });
-        let instruments = pen.instruments();
-        instruments.names().job_ended(instruments.clock().now(), id);
+        let (pen, now) = (self.pen(CONTROL_QUEUE), self.thread.scheduler.now());
+        pen.record_at(now, Event::Ended { job: id, failed });
+        pen.instruments().names().job_ended(now, id);
         self.jobs = self.jobs.saturating_sub(1);
         match outcome {
             JobOutcome::Done => self.thread.stats.jobs_done.add(1),
@@ -340,6 +339,10 @@ impl Queues<'_, '_> {
 
     /// Does what the device asks for.
     fn carry_out(&mut self) {
+        if self.effects.is_empty() {
+            return;
+        }
+        let now = self.thread.scheduler.now();
         for effect in std::mem::take(&mut self.effects) {
             match effect {
                 Effect::Complete { pending, response } => {
@@ -347,7 +350,7 @@ impl Queues<'_, '_> {
                         self.count_error();
                     }
                     let (fence, error) = (response.fence(), response.is_error());
-                    self.pen(pending.queue).record(Event::Answered { fence, error });
+                    self.pen(pending.queue).record_at(now, Event::Answered { fence, error });
                     let mut answers = Vec::new();
                     self.held.pass(&self.thread.injection, (pending, response.into_bytes()), &mut answers);
                     self.answer(answers);
@@ -356,8 +359,9 @@ impl Queues<'_, '_> {
                     self.thread.stats.jobs_submitted.add(1);
                     self.jobs = self.jobs.saturating_add(1);
                     let (job_id, context, mode) = (job.id(), job.context(), job.mode());
-                    self.pen(CONTROL_QUEUE).record(Event::Submitted { job: job_id, context, mode });
-                    self.pen(CONTROL_QUEUE).instruments().names().job_begun(job.name());
+                    let pen = self.pen(CONTROL_QUEUE);
+                    pen.record_at(now, Event::Submitted { job: job_id, context, mode });
+                    pen.instruments().names().job_begun(job.name());
                     self.thread.scheduler.submit(job);
                 }
                 Effect::Display(command) => self.thread.display.send(command),

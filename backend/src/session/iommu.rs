@@ -75,7 +75,6 @@ impl SessionState {
         self.seeded.note(&self.mirror, range);
         // Before the zap: what is mapped now is what is taken away.
         self.suspect(range);
-        self.pen.record(Event::Invalidation { number: self.taken.number(), range });
         let invalidation = self.mirror.begin(SpaceId::DEVICE, range);
         if self.scheduler.touches(SpaceId::DEVICE, invalidation.range()) {
             self.stats.invalidations_with_work_in_flight.add(1);

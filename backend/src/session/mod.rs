@@ -13,6 +13,7 @@ mod requests;
 mod seeded;
 pub mod start;
 mod state;
+pub(crate) mod turns;
 mod verdicts;
 
 use std::io;
@@ -283,14 +284,20 @@ impl Session {
     /// Looks how far a drain is, and records it when its jobs are told to leave.
     fn watched(&self, draining: Draining) -> Progress {
         let (before, number) = (draining.has_evicted(), self.number(draining.then));
-        let progress = draining.poll(self.now());
-        if let Progress::Draining(draining) = &progress
-            && draining.has_evicted()
-            && !before
-        {
-            self.lock().pen.record(Event::Ladder { number });
+        let now = self.now();
+        match draining.poll(now) {
+            Progress::Draining(draining) if draining.has_evicted() && !before => {
+                let mut state = self.lock();
+                state.pen.record(Event::Ladder { number });
+                state.turns.told(now);
+                Progress::Draining(draining)
+            }
+            // The host is busy, and the engine has had no chance to leave.
+            Progress::Stuck(draining) if self.lock().turns.starve(now) => {
+                Progress::Draining(draining.bear(now))
+            }
+            progress => progress,
         }
-        progress
     }
 
     /// The number of the invalidation that is drained: one drain is under way at a time.
@@ -350,7 +357,7 @@ impl Session {
         let ended = {
             let mut state = self.lock();
             let ended = state.end(drained);
-            state.acked();
+            state.acked(now);
             state.misses.resume(now);
             let number = state.taken.number();
             state.pen.record_at(now, Event::Acked { number, took: took.into() });
@@ -456,6 +463,7 @@ impl Session {
                 state.record_parked(number, &draining.invalidation);
                 // The front-end serves no miss while it waits for us.
                 state.misses.pause(now);
+                state.turns.told(now);
                 drop(state);
                 self.owed = Owed::Drain(draining);
                 Ok(())

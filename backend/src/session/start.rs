@@ -19,6 +19,7 @@ use vhost_user_backend::{VringMutex, VringT};
 use super::drain::STEP_END;
 use super::questions::Questions;
 use super::seeded::Seeded;
+use super::turns::{ThreadName, Turns};
 use super::verdicts::TakenAway;
 use super::{LAST_DRAIN, SessionState};
 use crate::display::Display;
@@ -60,9 +61,8 @@ pub fn start(
     let drain_waker = LastOneOut { session: waker.clone(), injection: Arc::clone(&settings.injection) };
     let (writer, mut readers) = mirror(config, Arc::new(drain_waker));
     let Some(ring_reader) = readers.pop() else { unreachable!("The mirror was asked for a reader") };
-    let mailbox = Mailbox::new()?;
+    let (mailbox, miss_port) = (Mailbox::new()?, MissPort::new(waker.clone()));
     let scheduler = Arc::new(Scheduler::new(instruments.clock()));
-    let miss_port = MissPort::new(waker.clone());
     let answers = mailbox.clone();
     let display = Display::spawn(Arc::clone(stats), move |ticket, answer| {
         answers.post(Mail::DisplayAnswered { ticket, answer });
@@ -82,6 +82,7 @@ pub fn start(
         pens: std::array::from_fn(|queue| instruments.pen(Producer::Ring(queue))),
         injection: Arc::clone(&settings.injection),
     };
+    let threads: Vec<_> = (0..settings.engines).map(|_| ThreadName::default()).collect();
     let common =
         Common { settings, scheduler: &scheduler, misses: &miss_port, mailbox: &mailbox, stats, instruments };
     let (session, questions) = channel();
@@ -98,7 +99,8 @@ pub fn start(
         mirror: writer,
         misses: MissTable::new(settings.miss_timeout),
         channel: None,
-        engines: common.start_engines(readers)?,
+        engines: common.start_engines(readers, &threads)?,
+        turns: Turns::new(threads),
         queue: queue.spawn()?,
         miss_port,
         backlog: VecDeque::new(),
@@ -148,15 +150,16 @@ struct Common<'a> {
 }
 
 impl Common<'_> {
-    fn start_engines(&self, readers: Vec<Reader>) -> io::Result<Vec<std::thread::JoinHandle<()>>> {
-        readers
-            .into_iter()
-            .enumerate()
-            .map(|(index, reader)| self.engine(index, reader).spawn(index))
-            .collect()
+    fn start_engines(
+        &self,
+        readers: Vec<Reader>,
+        threads: &[ThreadName],
+    ) -> io::Result<Vec<std::thread::JoinHandle<()>>> {
+        let engines = readers.into_iter().zip(threads.iter().cloned()).enumerate();
+        engines.map(|(index, (reader, thread))| self.engine(index, reader, thread).spawn(index)).collect()
     }
 
-    fn engine(&self, index: usize, reader: Reader) -> Engine {
+    fn engine(&self, index: usize, reader: Reader, thread: ThreadName) -> Engine {
         let mailbox = self.mailbox.clone();
         Engine {
             reader,
@@ -166,6 +169,7 @@ impl Common<'_> {
             stats: Arc::clone(self.stats),
             injection: Arc::clone(&self.settings.injection),
             pen: self.instruments.pen(Producer::Engine(index)),
+            thread,
         }
     }
 }
@@ -184,6 +188,7 @@ impl SessionState {
         self.display.disconnect();
         let invalidation = self.begin_everything();
         invalidation.evict();
+        self.turns.told(self.scheduler.now());
         let drained = self.drain_to_the_end(invalidation, poller, waker);
         // No reply waits for this one.
         drop(self.end(drained));
@@ -199,7 +204,7 @@ impl SessionState {
     /// Waits for what is in flight: a step at the most. If that does not end, memory is revoked, and if even
     /// then an engine does not come back, the process ends, and its threads with it.
     fn drain_to_the_end(&self, invalidation: Invalidation, poller: &Poller, waker: &Waker) -> Drained {
-        let mut invalidation = match wait(invalidation, STEP_END, poller, waker) {
+        let mut invalidation = match self.wait(invalidation, STEP_END, poller, waker) {
             Ok(drained) => return drained,
             Err(invalidation) => invalidation,
         };
@@ -209,7 +214,7 @@ impl SessionState {
         self.pen.record(Event::Revoked { number: 0 });
         self.pen.instruments().incident("Memory was revoked at the end of a session");
         if self.memory.revoke().is_ok() {
-            invalidation = match wait(invalidation, LAST_DRAIN, poller, waker) {
+            invalidation = match self.wait(invalidation, LAST_DRAIN, poller, waker) {
                 Ok(drained) => return drained,
                 Err(invalidation) => invalidation,
             };
@@ -217,29 +222,31 @@ impl SessionState {
         error!("An engine is stuck in {}: ending the process", invalidation.range());
         std::process::abort()
     }
-}
 
-fn wait(
-    mut invalidation: Invalidation,
-    patience: Duration,
-    poller: &Poller,
-    waker: &Waker,
-) -> Result<Drained, Invalidation> {
-    let end = Instant::now() + patience;
-    let mut tokens = Vec::new();
-    loop {
-        waker.clear();
-        invalidation = match invalidation.poll() {
-            Ok(drained) => return Ok(drained),
-            Err(invalidation) => invalidation,
-        };
-        let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(invalidation);
-        }
-        let timeout = i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
-        if poller.wait(timeout, &mut tokens).is_err() {
-            return Err(invalidation);
+    /// Polls for this long, and longer while an engine only waits for a processor.
+    fn wait(
+        &self,
+        mut invalidation: Invalidation,
+        patience: Duration,
+        poller: &Poller,
+        waker: &Waker,
+    ) -> Result<Drained, Invalidation> {
+        let end = Instant::now() + patience;
+        let mut tokens = Vec::new();
+        loop {
+            waker.clear();
+            invalidation = match invalidation.poll() {
+                Ok(drained) => return Ok(drained),
+                Err(invalidation) => invalidation,
+            };
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() && !self.turns.starve(self.scheduler.now()) {
+                return Err(invalidation);
+            }
+            let timeout = i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
+            if poller.wait(timeout.max(1), &mut tokens).is_err() {
+                return Err(invalidation);
+            }
         }
     }
 }

@@ -18,6 +18,7 @@ use virtio_queue::QueueT;
 
 use super::questions::Questions;
 use super::seeded::Seeded;
+use super::turns::Turns;
 use super::verdicts::TakenAway;
 use crate::display::Display;
 use crate::inject::Bug;
@@ -54,6 +55,8 @@ pub struct SessionState {
     pub queue: QueueHandle,
     /// The engine threads.
     pub engines: Vec<std::thread::JoinHandle<()>>,
+    /// The engines' turns on the processors.
+    pub turns: Turns,
     /// The engines' work.
     pub scheduler: Arc<Scheduler>,
     /// The display.

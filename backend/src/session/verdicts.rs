@@ -7,6 +7,7 @@ use std::time::Duration;
 use device_model::addr::{ByteRange, Iova, SpaceId};
 use device_model::job::JobId;
 use device_model::mmu::miss::Resolution;
+use device_model::record::Event;
 use device_model::schedule::{Judgement, Revealed};
 use device_model::violation::{Confidence, InvalidationInfo, Verdict, Violation};
 use job_stream::Mode;
@@ -43,6 +44,7 @@ impl SessionState {
     pub(super) fn suspect(&mut self, range: ByteRange<Iova>) {
         self.taken.count = self.taken.count.saturating_add(1);
         let (number, begun) = (self.taken.count, self.scheduler.now());
+        self.pen.record_at(begun, Event::Invalidation { number, range });
         let judged = self.scheduler.judged(SpaceId::DEVICE, range.page_aligned());
         if judged.is_empty() {
             return;
@@ -54,12 +56,12 @@ impl SessionState {
         self.scheduler.suspect(InvalidationInfo { number, range, begun, acked: None }, &mapped);
     }
 
-    /// The last INVALIDATE is acked.
-    pub(super) fn acked(&mut self) {
+    /// The last INVALIDATE is acked now.
+    pub(super) fn acked(&mut self, now: Duration) {
         if self.taken.acks.len() >= ACKS {
             self.taken.acks.pop_front();
         }
-        self.taken.acks.push_back((self.taken.count, self.scheduler.now()));
+        self.taken.acks.push_back((self.taken.count, now));
     }
 
     /// What an answer says of what was taken away under jobs.

@@ -118,6 +118,9 @@ pub trait JobMemory {
     /// Copies `from` into the guest at `at`.
     fn write(&self, space: SpaceId, at: Iova, from: &[u8]) -> Result<(), MemoryError>;
 
+    /// Copies `len` bytes within the guest. Where the two ranges share memory, what comes out is not defined.
+    fn copy(&self, space: SpaceId, from: Iova, to: Iova, len: usize) -> Result<(), MemoryError>;
+
     /// Does `operation` on the aligned value at `at`, in one piece for everybody, the guest's processors included.
     /// Returns what was there before; for a store, which looks at nothing, that is 0.
     fn atomic(
@@ -215,6 +218,12 @@ impl JobMemory for Section<'_> {
         write_with(find, at, from)
     }
 
+    fn copy(&self, space: SpaceId, from: Iova, to: Iova, len: usize) -> Result<(), MemoryError> {
+        let find =
+            |at, all, access| self.translate(space, at, access).map_err(|missing| self.run(missing, all));
+        copy_with(find, from, to, len)
+    }
+
     fn atomic(
         &self,
         space: SpaceId,
@@ -259,6 +268,10 @@ impl JobMemory for Pin {
 
     fn write(&self, space: SpaceId, at: Iova, from: &[u8]) -> Result<(), MemoryError> {
         write_with(|at, _| self.find(space, at, Access::Write), at, from)
+    }
+
+    fn copy(&self, space: SpaceId, from: Iova, to: Iova, len: usize) -> Result<(), MemoryError> {
+        copy_with(|at, _, access| self.find(space, at, access), from, to, len)
     }
 
     fn atomic(
@@ -356,6 +369,28 @@ pub(super) fn write_with<'a>(
         match at.checked_add(span.len() as u64).filter(|_| !later.is_empty()) {
             Some(next) => (at, rest) = (next, later),
             None => return Ok(()),
+        }
+    }
+}
+
+/// Copies from one place to another, as far as both are in one piece at a time: no byte goes through a buffer of ours.
+pub(super) fn copy_with<'a>(
+    find: impl Fn(Iova, ByteRange<Iova>, Access) -> Result<HostSpan<'a>, MemoryError>,
+    mut from: Iova,
+    mut to: Iova,
+    len: usize,
+) -> Result<(), MemoryError> {
+    let (Some(source), Some(target)) = (whole(from, len)?, whole(to, len)?) else { return Ok(()) };
+    let mut left = len;
+    loop {
+        let readable = find(from, source, Access::Read)?.slice(left);
+        let writable = find(to, target, Access::Write)?.slice(readable.len());
+        readable.copy_to_volatile_slice(writable);
+        left = left.saturating_sub(writable.len());
+        let step = |at: Iova| at.checked_add(writable.len() as u64).filter(|_| left > 0);
+        match (step(from), step(to)) {
+            (Some(next_from), Some(next_to)) => (from, to) = (next_from, next_to),
+            _ => return Ok(()),
         }
     }
 }

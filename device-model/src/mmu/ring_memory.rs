@@ -10,7 +10,7 @@ use vm_memory::guest_memory::{Error, GuestMemorySliceIterator, Result};
 use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryMmap, Permissions, VolatileSlice};
 
 use super::memory::{
-    AtomicOperation, HostSpan, JobMemory, MemoryError, Width, atomic_with, read_with, write_with,
+    AtomicOperation, HostSpan, JobMemory, MemoryError, Width, atomic_with, copy_with, read_with, write_with,
 };
 use super::missing::Missing;
 use super::section::Reader;
@@ -125,6 +125,11 @@ impl JobMemory for RingSection {
 
     fn write(&self, space: SpaceId, at: Iova, from: &[u8]) -> std::result::Result<(), MemoryError> {
         write_with(|at, _| self.memory.find(space, at, Access::Write).map_err(MemoryError::Missing), at, from)
+    }
+
+    fn copy(&self, space: SpaceId, from: Iova, to: Iova, len: usize) -> std::result::Result<(), MemoryError> {
+        let find = |at, _, access| self.memory.find(space, at, access).map_err(MemoryError::Missing);
+        copy_with(find, from, to, len)
     }
 
     fn atomic(

@@ -212,8 +212,10 @@ mod tests {
                     number += 1;
                 }
             });
-            let mut seen = 0;
-            for _ in 0..20_000 {
+            let (mut seen, mut looks) = (0, 0);
+            // Until the writer had its turn, too.
+            while looks < 20_000 || seen == 0 {
+                looks += 1;
                 let events = track.snapshot().events;
                 assert!(events.is_sorted_by_key(|event| event.number));
                 for Recorded { number, at, event } in &events {

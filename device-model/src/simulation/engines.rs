@@ -312,6 +312,12 @@ impl<M: JobMemory> JobMemory for Checked<'_, '_, '_, M> {
         self.memory.write(space, at, from)
     }
 
+    fn copy(&self, space: SpaceId, from: Iova, to: Iova, len: usize) -> Result<(), MemoryError> {
+        self.before(from, len, Access::Read);
+        self.before(to, len, Access::Write);
+        self.memory.copy(space, from, to, len)
+    }
+
     fn atomic(
         &self,
         space: SpaceId,

@@ -116,6 +116,12 @@ impl JobMemory for SparseMemory {
         })
     }
 
+    fn copy(&self, space: SpaceId, from: Iova, to: Iova, len: usize) -> Result<(), MemoryError> {
+        let mut bytes = vec![0; len];
+        self.read(space, from, &mut bytes)?;
+        self.write(space, to, &bytes)
+    }
+
     fn atomic(
         &self,
         space: SpaceId,

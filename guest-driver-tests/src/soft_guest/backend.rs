@@ -131,6 +131,14 @@ impl Backend {
         self.control()?.stats()
     }
 
+    /// How often an injection took effect.
+    pub fn hits(&self, injection: &str) -> Result<u64> {
+        let all = self.control()?.execute("inject")?;
+        let rows = all["injections"].as_array().into_iter().flatten();
+        let hits = rows.filter(|row| row["name"] == injection).find_map(|row| row["hits"].as_u64());
+        hits.ok_or_else(|| Error::Control { command: format!("inject ({injection})"), got: all.to_string() })
+    }
+
     /// Waits until the statistics fulfil `until`; `false` after `timeout`.
     pub fn wait_for_stats(&self, timeout: Duration, until: impl Fn(&Stats) -> bool) -> Result<bool> {
         let mut control = self.control()?;

@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Mutex;
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use zerocopy::FromBytes;
 
@@ -72,6 +73,15 @@ impl Stub {
         std::mem::take(&mut held(&self.noted))
     }
 
+    /// So many notes: of a message without a reply nobody hears when it was read.
+    fn next_notes(&self, count: usize) -> Vec<Noted> {
+        let begin = Instant::now();
+        while held(&self.noted).len() < count && begin.elapsed() < Duration::from_secs(5) {
+            thread::yield_now();
+        }
+        self.take_notes()
+    }
+
     fn miss(&self, iova: Iova, permission: u8) -> u64 {
         let channel = held(&self.channel);
         let channel = channel.as_ref().unwrap();
@@ -121,7 +131,7 @@ fn requests(notes: &[Noted]) -> Vec<(u32, bool)> {
 #[test]
 fn messages_come_in_the_order_of_qemu() {
     let side = side(ALL, FrontEndConfig::default(), Box::new(|_| {}));
-    let connected = side.stub.take_notes();
+    let connected = side.stub.next_notes(6);
     let expected = [(1, false), (15, false), (16, false), (17, false), (21, true), (3, false)];
     assert_eq!(requests(&connected), expected);
 

@@ -48,6 +48,43 @@ fn missing(start: u64, len: u64, access: Access) -> Missing {
     Missing { space: SPACE, range: range(start, len), access }
 }
 
+/// Neither end is aligned, and the two sides have their page edges at different places.
+#[test]
+fn a_copy_within_the_guest_crosses_pages_of_both_sides_and_asks_for_what_each_lacks() {
+    let frames = Frames::new(4);
+    let mut rig = rig();
+    for page in 0..4 {
+        rig.writer
+            .map(SPACE, range(page * PAGE, PAGE), frames.host(3 - page, PAGE), Permissions::READ_WRITE)
+            .unwrap();
+    }
+    let bytes: Vec<u8> = (0..PAGE as usize + 100).map(|at| (at % 251) as u8).collect();
+    let (from, to) = (Iova::new(0xf01), Iova::new(0x2f80));
+    let pinned = [
+        wanted(from.raw(), bytes.len() as u64, Access::Read),
+        wanted(to.raw(), bytes.len() as u64, Access::Write),
+    ];
+    let pin = rig.reader.pin(&pinned).unwrap();
+    let section = rig.reader.enter();
+    let put = |at, bytes: &[u8]| section.write(SPACE, at, bytes).unwrap();
+    let arrived = || {
+        let mut copied = vec![0; bytes.len()];
+        section.read(SPACE, to, &mut copied).unwrap();
+        copied == bytes
+    };
+    put(from, &bytes);
+    section.copy(SPACE, from, to, bytes.len()).unwrap();
+    assert!(arrived());
+    put(to, &vec![0; bytes.len()]);
+    pin.copy(SPACE, from, to, bytes.len()).unwrap();
+    assert!(arrived());
+    let lacks = |result: Result<(), MemoryError>, start, access| {
+        assert_eq!(result, Err(MemoryError::Missing(missing(start, PAGE, access))));
+    };
+    lacks(section.copy(SPACE, Iova::new(0x3ff0), Iova::new(0), 0x20), 0x4000, Access::Read);
+    lacks(section.copy(SPACE, Iova::new(0), Iova::new(0x3ff0), 0x20), 0x4000, Access::Write);
+}
+
 #[test]
 fn reads_and_writes_cross_pages_that_are_not_neighbours() {
     let (frames, rig) = scattered();
