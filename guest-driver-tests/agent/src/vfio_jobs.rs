@@ -5,10 +5,11 @@ use crate::error::AgentError;
 use crate::mapping::Mapping;
 use crate::storm;
 use crate::vfio::{Command, Gpu, OK, Ticket};
-use guest_agent::jobs::{self, BUFFER_BYTES, BUFFERS, CASES, Case, Ids, LONG, STORM, Twin};
+use guest_agent::jobs::{
+    self, BEGUN, BUFFER_BYTES, BUFFERS, CASES, COUNTER, Case, Ids, LONG, PUBLICATION, PUBLISHED, STORM, Twin,
+};
 use guest_agent::protocol::{Broken, Bug, JobCounts};
 use job_stream::Mode;
-use std::thread;
 use std::time::{Duration, Instant};
 
 const IDS: Ids = [11, 12, 13];
@@ -17,7 +18,6 @@ const BUFFERS_AT: u64 = 0x1100_0000;
 const SPARE_AT: u64 = 0x1200_0000;
 const STRIDE: u64 = 4 * BUFFER_BYTES as u64;
 const START_LIMIT: Duration = Duration::from_secs(10);
-const LOOK: Duration = Duration::from_micros(200);
 const LATE_POISON: u8 = 0x5c;
 
 /// Runs all cases, a storm of `storm` jobs beside which an idle range comes and goes, and a move of a buffer to other
@@ -39,7 +39,7 @@ pub(crate) fn break_on_purpose(gpu: &mut Gpu, mode: Mode, bug: Bug) -> Result<Br
     let mut client = Client::new(gpu, mode)?;
     let words = jobs::overtaken(IDS, mode);
     let ticket = client.gpu.submit(&Command::submit(client.context(), 1, &words))?;
-    client.wait_until_started(jobs::overtaken_has_begun)?;
+    client.wait_for_counter(|counter| counter == BEGUN)?;
     let begin = Instant::now();
     client.gpu.unmap(address(0), BUFFER_BYTES)?;
     let unmap_ns = begin.elapsed().as_nanos() as u64;
@@ -151,23 +151,41 @@ impl<'a> Client<'a> {
 
     /// An idle range goes while a job is in flight that takes much longer: the unmap has nothing to wait for.
     fn long_job(&mut self) -> Result<(), AgentError> {
-        let before = jobs::counter(&self.buffers.last().bytes());
+        let before = self.counter();
         let ticket = self.submit(&LONG)?;
-        self.wait_until_started(|last| jobs::counter(last) != before)?;
+        self.wait_for_counter(|counter| counter != before)?;
         self.counts.idle_unmap_ns = self.unmap_idle()?;
         self.wait(ticket, &LONG)?;
         self.compare(&LONG)
     }
 
-    fn wait_until_started(&self, has_begun: impl Fn(&[u8]) -> bool) -> Result<(), AgentError> {
+    fn counter(&self) -> u32 {
+        let mut bytes = [0; 4];
+        self.buffers.last().read(COUNTER, &mut bytes);
+        u32::from_le_bytes(bytes)
+    }
+
+    /// Looks for it without a pause: what was written before it must be there at that moment.
+    fn wait_for_counter(&self, is_it: impl Fn(u32) -> bool) -> Result<(), AgentError> {
         let end = Instant::now() + START_LIMIT;
-        while !has_begun(&self.buffers.last().bytes()) {
+        while !is_it(self.counter()) {
             if Instant::now() > end {
                 return Err(AgentError::NoStart { mode: self.mode, seconds: START_LIMIT.as_secs() });
             }
-            thread::sleep(LOOK);
         }
         Ok(())
+    }
+
+    /// Who sees a SIGNAL sees what was written before it, even where the device has to find each page first.
+    fn signal_after_fill(&mut self) -> Result<(), AgentError> {
+        let ticket = self.submit(&PUBLISHED)?;
+        self.wait_for_counter(|counter| counter == PUBLICATION)?;
+        let [first, ..] = &self.buffers.0;
+        if let Some(difference) = self.twin.difference(0, &first.bytes()) {
+            return Err(AgentError::wrong_byte(&PUBLISHED, self.mode, difference));
+        }
+        self.wait(ticket, &PUBLISHED)?;
+        self.compare(&PUBLISHED)
     }
 
     /// After its fence a buffer gets other memory under the same address: jobs see that, and not what was there.
@@ -179,6 +197,7 @@ impl<'a> Client<'a> {
         first.write(0, &contents);
         old.write(0, &[LATE_POISON; BUFFER_BYTES]);
         self.map(0)?;
+        self.signal_after_fill()?;
         for case in &CASES {
             self.check(case)?;
         }
