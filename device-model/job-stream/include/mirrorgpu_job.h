@@ -361,7 +361,7 @@ static inline uint32_t *mirrorgpu_job_put_spin(uint32_t *words,
 }
 
 /* The capability set. */
-#define MIRRORGPU_JOB_CAPSET_ID 60
+#define MIRRORGPU_JOB_CAPSET_ID 30
 #define MIRRORGPU_JOB_CAPSET_VERSION 1
 #define MIRRORGPU_JOB_CAPSET_BYTES 96
 

@@ -12,8 +12,9 @@ use crate::error::Problem;
 use crate::field::{Field, Kind, Words};
 use crate::limits::{Limits, PacketSet};
 
-/// The id of the capability set.
-pub const CAPSET_ID: u32 = 60;
+/// The id of the capability set: far from those of others, which count up from 1, and below 31, for Linux (6.12) keeps
+/// the set of ids that it takes for CONTEXT_INIT as `1 << id` of an `int`.
+pub const CAPSET_ID: u32 = 30;
 /// The version of the layout. A later one only appends; what is incompatible gets another id.
 pub const CAPSET_VERSION: u32 = 1;
 
@@ -72,7 +73,7 @@ capset! {
 
 /// The bytes of the capability set, in this version.
 const BYTES: usize = 96;
-const _: () = assert!(Capset::WORDS * 4 == BYTES && CAPSET_ID < 64);
+const _: () = assert!(Capset::WORDS * 4 == BYTES && CAPSET_ID < 31);
 
 /// Why bytes are no capability set of a job-stream device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

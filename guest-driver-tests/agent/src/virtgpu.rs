@@ -30,6 +30,8 @@ const ON_RING: u32 = 4;
 const PARAM_3D: u64 = 1;
 const PARAM_BLOB: u64 = 3;
 const PARAM_CONTEXT_INIT: u64 = 6;
+/// The capability set of a context.
+const CONTEXT_CAPSET: u64 = 1;
 /// How many rings a context has.
 const CONTEXT_RINGS: u64 = 2;
 /// A blob of guest memory, that can be mapped.
@@ -143,12 +145,11 @@ impl RenderNode {
         }
     }
 
-    /// The same; its context has so many rings with fences of their own. It names no capability set: Linux (6.12)
-    /// keeps the set of those as `1 << id` of 32 bits, and refuses ids above 31.
+    /// The same; its context is one of our capability set, and has so many rings with fences of their own.
     pub(crate) fn open_with_rings(rings: u32) -> Result<Self, AgentError> {
         let node = Self::open()?;
-        let parameter = [CONTEXT_RINGS, rings.into()];
-        let mut request = ContextInit { count: 1, pad: 0, parameters: parameter.as_ptr() as u64 };
+        let parameters = [[CONTEXT_CAPSET, CAPSET_ID.into()], [CONTEXT_RINGS, rings.into()]];
+        let mut request = ContextInit { count: 2, pad: 0, parameters: parameters.as_ptr() as u64 };
         node.ioctl(CONTEXT_INIT, &mut request).doing(format!("make a context with {rings} rings"))?;
         Ok(node)
     }

@@ -49,7 +49,7 @@ impl Drop for Echo {
 }
 
 /// How long an INVALIDATE of one page takes on this socket, from before its send until after its reply.
-pub(super) fn exchange(stream: &UnixStream) -> Result<Duration> {
+pub fn exchange(stream: &UnixStream) -> Result<Duration> {
     let start = Instant::now();
     let message = IotlbMessage::invalidate(Iova(0x1000), PAGE);
     wire::send(stream, request::IOTLB_MSG, VERSION | NEED_REPLY, message.as_bytes(), &[])

@@ -7,7 +7,7 @@ mod subject;
 
 use serde::Serialize;
 
-pub use self::echo::{Echo, serve_if_asked};
+pub use self::echo::{Echo, exchange, serve_if_asked};
 pub use self::measures::{
     cold_buffer, copy, idle, invalidations, invalidations_under_load, no_op_jobs, transfers,
 };

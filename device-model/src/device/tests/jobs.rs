@@ -63,7 +63,7 @@ fn the_capability_set_says_what_the_device_takes() {
     assert_eq!(h.device.config_space()[12..], [1, 0, 0, 0]);
     let info = h.send(&get_capset_info(0));
     let info = h.response(info).unwrap();
-    assert_eq!((info.kind(), word(info, 6), word(info, 7), word(info, 8)), (OK_CAPSET_INFO, 60, 1, 96));
+    assert_eq!((info.kind(), word(info, 6), word(info, 7), word(info, 8)), (OK_CAPSET_INFO, 30, 1, 96));
     let capset = h.send(&get_capset(CAPSET_ID, 0));
     let capset = h.response(capset).unwrap();
     assert_eq!(capset.kind(), OK_CAPSET);
