@@ -156,7 +156,10 @@ fn right(client: &mut Client, cycle: u64) {
         client.submit(Stream::new().fill(whole(2), 7).copy(whole(1), At::new(Space::resource(2), 0)));
     let neighbour = client.guest.dma.space().allocate(1, Permission::ReadWrite).unwrap();
     match cycle % 3 {
-        0 => assert_eq!(client.guest.dma.flush().unwrap().len(), 2),
+        0 => {
+            client.guest.dma.unmap_later(neighbour).unwrap();
+            assert_eq!(client.guest.dma.flush().unwrap().len(), 2);
+        }
         1 => assert_eq!(client.guest.dma.unmap_rounded(neighbour).unwrap().status, 0),
         _ => client.guest.dma.unmap_later(neighbour).unwrap(),
     }
@@ -180,8 +183,14 @@ fn no_correct_driver_is_accused_in_any_mode_strict_or_lazy() {
     for mode in Mode::ALL {
         let mut client = Client::new(&backend, *mode);
         let _source = client.attach(1);
-        (0..cycles()).for_each(|cycle| right(&mut client, cycle));
-        assert!(client.guest.dma.oracle().check().unwrap() > 0);
+        let mut clean = 0;
+        for cycle in 0..cycles() {
+            right(&mut client, cycle);
+            if cycle % 64 == 0 {
+                clean += client.guest.dma.oracle().release().unwrap();
+            }
+        }
+        assert!(clean > 0);
     }
     let stats = backend.stats().unwrap();
     println!("{}", stats.0["verdicts"]);
