@@ -1,5 +1,16 @@
 //! The suite: numbered scenarios that drivers and the device are put through, without a VM and in real guests, and what
-//! came of them. Made of `results` (what a run of the suite has shown). Knows nothing of
-//! QEMU or of the soft guest's parts.
+//! came of them. Made of, from the outside in:
+//!
+//! - `table`: all scenarios, with what shows each where;
+//! - `scenarios`: what they do, one file a group; on a `stage`, which stands on a `machine`;
+//! - `results`: what a run of the suite has shown; `failure`: why a scenario did not hold.
+//!
+//! Scenarios are written once for both levels: what differs between a guest without a VM and a real one is a machine.
 
+pub mod failure;
+pub mod machine;
 pub mod results;
+mod scenarios;
+pub mod soft;
+pub mod stage;
+pub mod table;
