@@ -6,3 +6,4 @@ mod font;
 pub mod jobs;
 pub mod picture;
 pub mod protocol;
+pub mod remote;

@@ -52,6 +52,11 @@ pub fn troubles_but_faults(log: &str) -> Vec<String> {
     find(log.lines().filter(|line| !is_known(line)), &TROUBLES)
 }
 
+/// How many lines of the guest's log tell of an access that the IOMMU has stopped.
+pub fn faults(log: &str) -> u64 {
+    find(log.lines(), &FAULTS).len() as u64
+}
+
 /// The lines of QEMU's output that tell of trouble.
 pub fn qemu_troubles(output: &str) -> Vec<String> {
     find(output.lines(), &QEMU_TROUBLES)

@@ -70,6 +70,11 @@ impl Rig {
         Ok(Self { tools, accel, agent, backend, inject, timeout, keep })
     }
 
+    /// Whether the device is ours, and not QEMU's own.
+    pub fn has_backend(&self) -> bool {
+        self.backend.is_some()
+    }
+
     /// Why a topology cannot be run, if so.
     pub fn cannot_run(&self, topology: &Topology) -> Option<String> {
         let (found, needed) = (&self.tools.qemu.version, topology.qemu);
@@ -212,6 +217,45 @@ impl<'a> Run<'a> {
         with_evidence(error, &self.files)
     }
 
+    /// This place of the guest's console, for [`Self::troubles_since`].
+    pub fn console_mark(&self) -> Mark {
+        Mark(self.console().len())
+    }
+
+    /// Troubles that the guest's kernel has told of since `mark`.
+    pub fn troubles_since(&self, mark: Mark) -> Vec<String> {
+        let log = self.console();
+        let since = log.get(mark.0..).unwrap_or_default();
+        match self.faults_from {
+            Some(from) if from <= mark.0 => console::troubles_but_faults(since),
+            _ => console::troubles(since),
+        }
+    }
+
+    /// What the guest's kernel has written since `mark`.
+    pub fn console_since(&self, mark: Mark) -> String {
+        self.console().get(mark.0..).unwrap_or_default().to_owned()
+    }
+
+    fn console(&self) -> String {
+        RunFiles::text(&self.files.console())
+    }
+
+    /// What the back-end has logged so far.
+    pub fn backend_log(&self) -> String {
+        RunFiles::text(&self.files.backend_log())
+    }
+
+    /// Where the files of the run are.
+    pub fn folder(&self) -> &Path {
+        &self.files.folder
+    }
+
+    /// How many accesses of the device the guest's kernel says that the IOMMU has stopped.
+    pub fn faults_logged(&self) -> u64 {
+        console::faults(&RunFiles::text(&self.files.console()))
+    }
+
     /// From here on the guest's driver makes mistakes, and the IOMMU may stop the device where it is sent astray.
     pub fn expect_faults(&mut self) {
         self.faults_from = Some(RunFiles::text(&self.files.console()).len());
@@ -230,6 +274,10 @@ impl<'a> Run<'a> {
         if troubles.is_empty() { Ok(()) } else { Err(RigError::check(troubles.join("\n"))) }
     }
 }
+
+/// A place of the guest's console.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark(usize);
 
 type Started = (QemuProcess, Guest, Option<Backend>, String);
 

@@ -43,7 +43,7 @@ pub struct Scenario {
 
 /// All scenarios of `verify`, in an order in which each leaves a guest that the next can use.
 const ALL: [Scenario; 10] = [
-    Scenario { name: "picture", needs: Needs::Screen, run: |run| picture(run, AMOUNT).map(drop) },
+    Scenario { name: "picture", needs: Needs::Screen, run: picture_of_verify },
     Scenario { name: "jobs", needs: Needs::Nothing, run: jobs::jobs },
     Scenario { name: "rings", needs: Needs::AllFeatures, run: jobs::rings },
     Scenario { name: "stop-cont", needs: Needs::Screen, run: stop_and_cont },
@@ -74,6 +74,11 @@ pub fn of(topology: &Topology) -> Vec<&'static Scenario> {
         Needs::AllFeatures => topology.has_all_features(),
     };
     ALL.iter().filter(|scenario| has(scenario.needs)).collect()
+}
+
+/// Some drawing of each kind.
+pub(crate) fn picture_of_verify(run: &mut Run<'_>) -> Result<(), RigError> {
+    picture(run, AMOUNT).map(drop)
 }
 
 /// The guest draws; the screen shows it, and both sides have counted the same.
@@ -114,7 +119,7 @@ fn compare(drawn: &Drawn, before: &Stats, after: &Stats) -> Result<(), RigError>
 }
 
 /// The invalidations of this topology came, and found in flight what they may find.
-fn invalidations(run: &mut Run<'_>) -> Result<(), RigError> {
+pub(crate) fn invalidations(run: &mut Run<'_>) -> Result<(), RigError> {
     let expected = run.topology.invalidations;
     let before = run.stats()?;
     if expected == Invalidations::Lazy && before.is_some() {
@@ -159,7 +164,7 @@ fn draw_until_hit(run: &mut Run<'_>, hits: u64) -> Result<Drawn, RigError> {
 }
 
 /// The machine is stopped in the middle of drawing, again and again: silence while it stands, nothing lost after.
-fn stop_and_cont(run: &mut Run<'_>) -> Result<(), RigError> {
+pub(crate) fn stop_and_cont(run: &mut Run<'_>) -> Result<(), RigError> {
     let begin = run.stats()?;
     start_drawing(run)?;
     for _ in 0..STOPS {
@@ -197,7 +202,7 @@ fn touches(stats: &Stats) -> [(&'static str, u64); 4] {
 }
 
 /// The PCI driver is taken away from an idle device, the IOMMU's domain with it; then all is as after a boot.
-fn rebind_idle(run: &mut Run<'_>) -> Result<(), RigError> {
+pub(crate) fn rebind_idle(run: &mut Run<'_>) -> Result<(), RigError> {
     match run.ask("The screen's release", Command::Release)? {
         Event::Released => settled(run)?,
         other => return Err(unexpected(&other)),
@@ -207,7 +212,7 @@ fn rebind_idle(run: &mut Run<'_>) -> Result<(), RigError> {
 
 /// The display's driver is taken away with transfers in flight; then all is as after a boot. (In between, misses may
 /// be refused and jobs fail: the driver takes the memory away from under them.)
-fn rebind_drawing(run: &mut Run<'_>) -> Result<(), RigError> {
+pub(crate) fn rebind_drawing(run: &mut Run<'_>) -> Result<(), RigError> {
     start_drawing(run)?;
     rebind(run, Driver::VirtioGpu)
 }
@@ -221,7 +226,7 @@ fn rebind(run: &mut Run<'_>, driver: Driver) -> Result<(), RigError> {
 
 /// The guest reboots with transfers in flight; then all is as after the first boot. (In between, misses are refused
 /// and rings break: Linux 6.12 switches the IOMMU off before it resets the device.)
-fn reboot_drawing(run: &mut Run<'_>) -> Result<(), RigError> {
+pub(crate) fn reboot_drawing(run: &mut Run<'_>) -> Result<(), RigError> {
     start_drawing(run)?;
     run.reboot()?;
     picture(run, AMOUNT).map(drop)

@@ -49,6 +49,7 @@ impl From<RigError> for Failure {
             | RigError::Closed { .. }
             | RigError::Refused { .. }
             | RigError::Unexpected(_) => Self::Check(error.to_string()),
+            RigError::Skip(reason) => Self::Skip(reason),
             _ => Self::Rig(error.to_string()),
         }
     }

@@ -9,7 +9,9 @@
 
 pub mod failure;
 pub mod machine;
+pub mod real;
 pub mod results;
+pub mod runner;
 mod scenarios;
 pub mod soft;
 pub mod stage;

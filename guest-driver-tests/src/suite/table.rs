@@ -1,6 +1,9 @@
 //! The table of all scenarios: number, name, promise, and what shows it where. Numbers stay; new ones come at the end.
 //! Knows nothing of how a part is run.
 
+use crate::rig::error::RigError;
+use crate::rig::run::Run;
+use crate::rig::{jobs, scenario, vfio};
 use crate::suite::failure::Result;
 use crate::suite::results::{self, Level};
 use crate::suite::scenarios::{faults, fences, life_cycle, meaning, modes, ranges, timing};
@@ -15,6 +18,38 @@ pub enum Part {
     Both(OnStage),
     /// In the soft guest alone.
     Soft(OnStage),
+    /// In a real guest, whose stock driver has the device.
+    Stock(StockPart),
+}
+
+/// What a part cannot do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    /// Any machine will do.
+    Nothing,
+    /// A screen.
+    Screen,
+    /// A front-end that passes all feature bits of the device on.
+    AllFeatures,
+    /// An IOMMU.
+    Iommu,
+    /// A guest that flushes its whole domain now and then.
+    Lazy,
+    /// A device that translates addresses by itself.
+    Ats,
+}
+
+/// A part with the stock driver.
+#[derive(Clone, Copy)]
+pub struct StockPart {
+    /// What it cannot do without.
+    pub needs: Needs,
+    /// What it does.
+    pub run: fn(&mut Run<'_>) -> std::result::Result<(), RigError>,
+}
+
+const fn stock(needs: Needs, run: fn(&mut Run<'_>) -> std::result::Result<(), RigError>) -> Part {
+    Part::Stock(StockPart { needs, run })
 }
 
 /// A scenario.
@@ -37,6 +72,11 @@ impl Scenario {
     /// What names it on a command line.
     pub fn id(&self) -> String {
         results::id(self.number, self.name)
+    }
+
+    /// Whether anything of it is shown in a real guest.
+    pub fn has_real_part(&self) -> bool {
+        self.parts.iter().any(|part| !matches!(part, Part::Soft(_)))
     }
 
     /// What shows it on a stage at this level.
@@ -110,6 +150,10 @@ scenarios! {
     14 "overlapping", TIMING, "Invalidations that overlap are acked each, and bounded.", [Soft(timing::overlapping)], ONLY_QEMU_SENDS;
     15 "unmap-then-remap", TIMING, "After a remap at the same address the old page never changes (ABA).", [Both(timing::aba)];
     16 "slow-access", TIMING, "An ack waits for the access in progress, however slow.", [Both(timing::slow_access)];
+    17 "strict-and-lazy", TIMING, "The invalidations of the guest's kernel come, and hurt nobody.",
+        [stock(Needs::Screen, scenario::invalidations)], "the soft guest flushes in 53";
+    18 "ats", TIMING, "The same where the device translates by itself.",
+        [stock(Needs::Ats, scenario::invalidations)], "the soft guest has no PCI";
     19 "write-to-read-only", FAULTS, "A write to memory that the device may only read fails, and is recorded.", [Both(faults::read_only)];
     20 "read-only-to-writable", FAULTS, "More rights are found at once.", [Both(faults::upgrade)];
     21 "writable-to-read-only", FAULTS, "Fewer rights hold from the ack on.", [Both(faults::downgrade)];
@@ -134,8 +178,13 @@ scenarios! {
     37 "fence-twice", FENCES, "The same fence id may come again.", [Both(fences::duplicates)];
     44 "end-under-jobs", LIFE, "DETACH, UNREF and CTX_DESTROY under a job are answered when its memory is free.",
         [Both(life_cycle::ends_under_jobs)];
+    45 "rebind", LIFE, "The driver is taken away and comes back, idle and while it draws.",
+        [stock(Needs::Screen, scenario::rebind_idle), stock(Needs::Screen, scenario::rebind_drawing)], "it needs a kernel";
     46 "reset-under-jobs", LIFE, "A reset under jobs leaves memory alone, and the device comes up again.", [Soft(life_cycle::reset)];
-    49 "stop-and-cont", LIFE, "While the machine is stopped nothing moves; then all goes on.", [Soft(life_cycle::stop)];
+    47 "reboot", LIFE, "A reboot while the guest draws: then all is as after the first boot.",
+        [stock(Needs::Screen, scenario::reboot_drawing)], "it needs a kernel";
+    49 "stop-and-cont", LIFE, "While the machine is stopped nothing moves; then all goes on.",
+        [Soft(life_cycle::stop), stock(Needs::Screen, scenario::stop_and_cont)];
     51 "isolation", LIFE, "A context cannot use what it was not given.", [Both(life_cycle::isolation)];
     52 "registration-cache", MODES, "What goes on with memory that is gone is counted, and harms nobody else.",
         [Both(modes::registration_cache)];
@@ -159,6 +208,16 @@ scenarios! {
     103 "frozen-vmm", PLATFORM, "A VMM that stands still is not one that does not answer.", [Soft(life_cycle::frozen)];
     104 "full-ring", PLATFORM, "A ring full of endless jobs holds up UNREF, and nobody else; indices wrap.",
         [Both(life_cycle::full_ring), Soft(life_cycle::index_wrap)];
+    107 "picture", PLATFORM, "The screen shows what the guest draws, byte for byte, and both sides count the same.",
+        [stock(Needs::Screen, scenario::picture_of_verify)], "tests/picture.rs";
+    108 "jobs", PLATFORM, "Through the stock driver each packet does in each mode what the twin says, and both sides count the same.",
+        [stock(Needs::Nothing, jobs::jobs)], "tests/jobs.rs";
+    109 "rings", PLATFORM, "A job that waits holds back its own ring, and no other.",
+        [stock(Needs::AllFeatures, jobs::rings)], "tests/rings.rs";
+    110 "jobs-by-vfio", PLATFORM, "The same jobs through a driver in user space, while ranges come and go.",
+        [stock(Needs::Iommu, vfio::vfio)], "25";
+    111 "driver-bugs", MEANING, "A driver that takes memory from under its jobs is found out, in every mode that looks.",
+        [stock(Needs::Iommu, vfio::driver_bugs)], "tests/verdicts.rs";
 }
 
 #[cfg(test)]
@@ -169,8 +228,8 @@ mod tests {
     fn numbers_are_unique_and_in_order_and_what_is_not_shown_has_a_reason() {
         assert!(ALL.is_sorted_by(|a, b| a.number < b.number));
         for scenario in ALL {
-            let everywhere = scenario.parts.iter().any(|part| matches!(part, Part::Both(_)));
-            let soft_only = [46, 49, 103].contains(&scenario.number);
+            let everywhere = scenario.parts.iter().any(|part| matches!(part, Part::Both(_) | Part::Stock(_)));
+            let soft_only = [46, 103].contains(&scenario.number);
             assert!(everywhere || soft_only || !scenario.elsewhere.is_empty(), "{}", scenario.id());
         }
     }

@@ -3,6 +3,7 @@
 //! mappings, commands and answers; knows nothing of jobs.
 
 pub mod soft;
+pub mod vfio;
 
 pub use crate::soft_guest::gpu::{Command, Response};
 pub use crate::soft_guest::{Permission, SoftGuest};
