@@ -46,6 +46,10 @@ impl Operations {
             Operation::Write { area, at, bytes } => self.write(area, at, &bytes.0),
             Operation::Read { area, at, len } => self.read(area, at, len),
             Operation::Late => Ok(Outcome::Late { bytes: self.late() }),
+            Operation::Forget => {
+                self.retired.clear();
+                Ok(Outcome::Done)
+            }
             Operation::Submit { command } => self.submit(gpu, &command.0),
             Operation::Wait { ticket, limit } => self.wait(gpu, ticket, Duration::from_millis(limit)),
         }

@@ -96,6 +96,8 @@ pub enum Operation {
     },
     /// Say whether memory that was retired has been written since; answered by `Late`.
     Late,
+    /// Watch retired memory no longer; answered by `Done`.
+    Forget,
     /// Hand a command to the device; answered by `Submitted`.
     Submit {
         /// Header and body.

@@ -2,11 +2,13 @@
 //! came of them. Made of, from the outside in:
 //!
 //! - `table`: all scenarios, with what shows each where;
+//! - `driver_bugs`: what a driver does wrong, made on purpose;
 //! - `scenarios`: what they do, one file a group; on a `stage`, which stands on a `machine`;
 //! - `results`: what a run of the suite has shown; `failure`: why a scenario did not hold.
 //!
 //! Scenarios are written once for both levels: what differs between a guest without a VM and a real one is a machine.
 
+pub mod driver_bugs;
 pub mod failure;
 pub mod machine;
 pub mod real;

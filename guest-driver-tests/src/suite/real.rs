@@ -287,6 +287,7 @@ fn on_stage(
     evidence: &mut Evidence,
 ) -> std::result::Result<(), RigError> {
     let mut machine = VfioMachine::new(run);
+    machine.forget_retired().map_err(|failure| RigError::Missing(failure.to_string()))?;
     let mut stage = Stage::new(&mut machine, seed);
     let result = act(&mut stage).and_then(|()| stage.close());
     (evidence.numbers, evidence.notes) = stage.take_notes();

@@ -5,18 +5,26 @@ use crate::soft_guest::{Backend, GuestConfig};
 use crate::suite::failure::{Failure, Result};
 use crate::suite::machine::soft::SoftMachine;
 use crate::suite::results::{Case, Evidence, Level, Outcome};
-use crate::suite::stage::Stage;
+use crate::suite::stage::{PATIENCE, Stage};
 use crate::suite::table::{OnStage, Scenario};
 use serde_json::{Value, json};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// How scenarios run in the soft guest.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct SoftPlace {
     /// Seeded misbehaviour of the back-end, as `--inject` takes it.
     pub inject: Vec<String>,
     /// Decides what is left to chance.
     pub seed: u64,
+    /// How long whatever has to come may take.
+    pub patience: Duration,
+}
+
+impl Default for SoftPlace {
+    fn default() -> Self {
+        Self { inject: Vec::new(), seed: 1, patience: PATIENCE }
+    }
 }
 
 /// One engine: whoever is to wait for another does, on every machine.
@@ -51,7 +59,7 @@ impl SoftPlace {
         let backend = Backend::start(&arguments)?;
         let config = GuestConfig { seed: self.seed, ..GuestConfig::headless() };
         let mut machine = SoftMachine::boot(&backend, config)?;
-        let mut stage = Stage::new(&mut machine, self.seed);
+        let mut stage = Stage::new(&mut machine, self.seed).with_patience(self.patience);
         let result = run(&mut stage).and_then(|()| stage.close());
         let (numbers, notes) = stage.take_notes();
         evidence.numbers.extend(numbers);

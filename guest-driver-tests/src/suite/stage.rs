@@ -20,7 +20,8 @@ pub const POISON: u8 = crate::soft_guest::oracle::POISON;
 pub const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
 /// What an ack may take beyond the drain timeout: a step, and what a busy machine adds (I2).
 pub const GRACE: Duration = Duration::from_millis(1_500);
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long whatever has to come may take, usually.
+pub const PATIENCE: Duration = Duration::from_secs(20);
 const MOMENT: Duration = Duration::from_millis(1);
 /// Pages of a usual buffer.
 pub const PAGES: usize = 16;
@@ -74,6 +75,7 @@ pub struct Stage<'m> {
     numbers: Vec<(String, String)>,
     notes: Vec<String>,
     forgiven: u64,
+    patience: Duration,
 }
 
 impl<'m> Stage<'m> {
@@ -89,7 +91,14 @@ impl<'m> Stage<'m> {
             numbers: Vec::new(),
             notes: Vec::new(),
             forgiven: 0,
+            patience: PATIENCE,
         }
+    }
+
+    /// The same with less patience, or more: for a device of which it is known that it loses answers.
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
     }
 
     /// The machine underneath.
@@ -238,10 +247,12 @@ impl<'m> Stage<'m> {
     }
 
     fn answer(&mut self, ticket: Ticket, what: &str) -> Result<Response> {
-        let answer = self.machine.answer(ticket, PATIENCE)?;
+        let answer = self.machine.answer(ticket, self.patience)?;
         answer.ok_or_else(|| {
-            let text =
-                format!("There was no answer to {what} within {PATIENCE:?}: its fence is lost, or it hangs");
+            let text = format!(
+                "There was no answer to {what} within {:?}: its fence is lost, or it hangs",
+                self.patience
+            );
             Failure::Check(text)
         })
     }
@@ -328,7 +339,7 @@ impl<'m> Stage<'m> {
     pub fn until(&mut self, what: &str, mut is: impl FnMut(&mut Self) -> Result<bool>) -> Result<()> {
         let begin = Instant::now();
         while !is(self)? {
-            ensure!(begin.elapsed() < PATIENCE, "{what} did not come within {PATIENCE:?}");
+            ensure!(begin.elapsed() < self.patience, "{what} did not come within {:?}", self.patience);
             self.pause(MOMENT);
         }
         Ok(())
@@ -484,8 +495,20 @@ impl<'m> Stage<'m> {
         Ok(())
     }
 
-    /// Takes everything down, and sees that the device lets go of it: nothing late, nothing left.
-    pub fn close(&mut self) -> Result<()> {
+    /// Asks for every translation in the mirror again; gives what no longer holds although nobody said so.
+    pub fn audit(&mut self) -> Result<Value> {
+        self.control("audit", json!({ "restart": true }))?;
+        let mut found = Value::Null;
+        self.until("The end of an audit", |stage| {
+            let state = stage.control("audit", json!({}))?;
+            found = state["stale"].clone();
+            Ok(state["state"] == "done")
+        })?;
+        Ok(found)
+    }
+
+    /// Takes all contexts and buffers down.
+    pub fn clear(&mut self) -> Result<()> {
         for context in std::mem::take(&mut self.contexts) {
             self.ok(&Command::ctx_destroy(context))?;
         }
@@ -493,6 +516,12 @@ impl<'m> Stage<'m> {
             self.ok(&Command::unref(buffer.id))?;
             self.machine.free(&buffer.area)?;
         }
+        Ok(())
+    }
+
+    /// Takes everything down, and sees that the device lets go of it: nothing late, nothing left.
+    pub fn close(&mut self) -> Result<()> {
+        self.clear()?;
         self.must_be_left_alone()?;
         self.until("The end of all work in the back-end", |stage| {
             let contexts = stage.control("contexts", json!({}))?;

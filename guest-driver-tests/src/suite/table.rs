@@ -4,6 +4,7 @@
 use crate::rig::error::RigError;
 use crate::rig::run::Run;
 use crate::rig::{jobs, scenario, vfio};
+use crate::suite::driver_bugs;
 use crate::suite::failure::Result;
 use crate::suite::results::{self, Level};
 use crate::suite::scenarios::{faults, fences, life_cycle, meaning, modes, ranges, timing};
@@ -218,6 +219,8 @@ scenarios! {
         [stock(Needs::Iommu, vfio::vfio)], "25";
     111 "driver-bugs", MEANING, "A driver that takes memory from under its jobs is found out, in every mode that looks.",
         [stock(Needs::Iommu, vfio::driver_bugs)], "tests/verdicts.rs";
+    113 "flagged-bugs", MEANING, "Each seeded bug of a driver is flagged with job, packet, address and invalidation.",
+        [Both(driver_bugs::all)];
 }
 
 #[cfg(test)]

@@ -69,7 +69,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, RigError> {
     let soft = is_wanted(LevelChoice::Soft) && arguments.topology.is_empty();
     let plan = Plan {
         scenarios,
-        soft: soft.then_some(SoftPlace { inject, seed }),
+        soft: soft.then_some(SoftPlace { inject, seed, ..SoftPlace::default() }),
         rig: rig.as_ref(),
         topologies,
         seed,

@@ -36,6 +36,11 @@ impl<'r, 'a> VfioMachine<'r, 'a> {
         Self { run, next_area: 1, commands: BTreeMap::new() }
     }
 
+    /// Watches memory that was retired so far no longer: what the next scenario finds late is its own.
+    pub fn forget_retired(&mut self) -> Result<()> {
+        self.done(Operation::Forget)
+    }
+
     fn operate(&mut self, operation: Operation) -> Result<Outcome> {
         match self.run.ask("What came of an operation", Request::Operate { operation })? {
             Event::Operated { outcome } => Ok(outcome),

@@ -89,7 +89,7 @@ pub(crate) fn after_a_flush(stage: &mut Stage<'_>) -> Result<()> {
 pub(crate) fn audit(stage: &mut Stage<'_>) -> Result<()> {
     let (context, buffer) = (stage.context(Mode::Fence)?, stage.buffer(PAGES)?);
     stage.run_job(context, Stream::new().fill(buffer.whole(), 1))?;
-    let clean = audited(stage)?;
+    let clean = stage.audit()?;
     ensure!(clean == json!([]), "An audit of a mirror that is right found something: {clean}");
     let at = |page: usize| Iova(buffer.area.iova + pages(page));
     let space = stage.soft()?.dma.space().clone();
@@ -98,7 +98,7 @@ pub(crate) fn audit(stage: &mut Stage<'_>) -> Result<()> {
     if let Some(frame) = frame.first() {
         space.iommu().map(at(9), *frame, Permission::ReadWrite);
     }
-    let stale = audited(stage)?.to_string();
+    let stale = stage.audit()?.to_string();
     for (page, found) in [(2, "gone"), (9, "moved")] {
         let place = format!("{:#x}", at(page).0);
         ensure!(
@@ -109,17 +109,6 @@ pub(crate) fn audit(stage: &mut Stage<'_>) -> Result<()> {
     // Said at last.
     stage.soft()?.front_end.invalidate(at(0), pages(PAGES))?;
     Ok(())
-}
-
-fn audited(stage: &mut Stage<'_>) -> Result<serde_json::Value> {
-    stage.control("audit", json!({ "restart": true }))?;
-    let mut found = serde_json::Value::Null;
-    stage.until("The end of an audit", |stage| {
-        let state = stage.control("audit", json!({}))?;
-        found = state["stale"].clone();
-        Ok(state["state"] == "done")
-    })?;
-    Ok(found)
 }
 
 /// 58: two mappings of one page: one goes, the other stays; and one unmap goes across several maps.
