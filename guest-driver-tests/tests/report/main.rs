@@ -2,6 +2,8 @@
 //! know nothing of how they were written. What was told lies in target/report, to be looked at.
 
 mod ktap;
+mod page;
+mod pictures;
 mod sample;
 
 use std::collections::BTreeMap;

@@ -224,7 +224,7 @@ fn live() -> Vec<Case> {
     );
     assert!(!accused.evidence.reports.is_empty());
     let mut waited = case(scenario(15), None, Outcome::Passed);
-    waited.evidence = drain("10s", 2, 6_000_000, true);
+    waited.evidence = drain("10s", 2, 12_000_000, true);
     let mut crowd = case(scenario(2), None, Outcome::Passed);
     crowd.evidence = storm();
     vec![accused, waited, crowd]

@@ -67,6 +67,6 @@ fn status(case: &Case) -> TestCaseStatus {
     status.set_message(text::headline(told)).set_type(kind);
     let whole = std::iter::once(told).chain(&case.evidence.reports);
     let whole = whole.map(|part| text::clean(part)).collect::<Vec<_>>().join("\n\n");
-    status.set_description(text::excerpt(&whole, MOST));
+    status.set_description(text::beginning(&whole, MOST));
     status
 }

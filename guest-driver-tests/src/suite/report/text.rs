@@ -5,6 +5,8 @@ use std::iter::Peekable;
 
 /// Stands for a character that must not be there.
 const REPLACED: char = char::REPLACEMENT_CHARACTER;
+/// Characters of a headline.
+const HEADLINE: usize = 240;
 
 /// The text without terminal escapes, with `\n` as its only line end; what is left of control characters is replaced.
 pub fn clean(text: &str) -> String {
@@ -57,10 +59,24 @@ pub fn one_line(text: &str) -> String {
     clean(text).split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// The first line that says something, clean.
+/// The first line that says something, clean; no more of it than a line can show.
 pub fn headline(text: &str) -> String {
     let text = clean(text);
-    text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default().to_owned()
+    let line = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
+    match line.char_indices().nth(HEADLINE) {
+        Some((end, _)) => format!("{}…", line.get(..end).unwrap_or(line)),
+        None => line.to_owned(),
+    }
+}
+
+/// The beginning of what others wrote, clean, with a line that says what is missing.
+pub fn beginning(text: &str, most: usize) -> String {
+    let text = clean(text);
+    let end = (0..=most.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    match text.split_at(end) {
+        (whole, "") => whole.to_owned(),
+        (begin, rest) => format!("{begin}\n[{} bytes behind this are left out]", rest.len()),
+    }
 }
 
 /// The end of a clean text: whole lines where that is possible, `most` bytes at the most. With how many bytes are missing.
@@ -117,5 +133,12 @@ mod tests {
         assert_eq!(headline("\n  \n  It broke.\nMore."), "It broke.");
         assert_eq!(one_line(" a\n b\tc "), "a b c");
         assert_eq!(headline(""), "");
+        assert_eq!(headline(&"µ".repeat(300)), "µ".repeat(240) + "…");
+    }
+
+    #[test]
+    fn a_beginning_says_what_is_missing() {
+        assert_eq!(beginning("whole", 5), "whole");
+        assert_eq!(beginning("aµµ", 4), "aµ\n[2 bytes behind this are left out]");
     }
 }
