@@ -3,6 +3,7 @@
 use crate::error::AgentError;
 use crate::port::Port;
 use crate::screen::Screen;
+use crate::stock::Stock;
 use crate::system::{self, End};
 use crate::vfio::Gpu;
 use crate::vfio_jobs;
@@ -16,11 +17,12 @@ pub(crate) struct Agent {
     screen: Option<Screen>,
     /// The device, while our own driver has it.
     gpu: Option<Gpu>,
+    stock: Stock,
 }
 
 impl Agent {
     pub(crate) fn new(port: Port) -> Self {
-        Self { port, screen: None, gpu: None }
+        Self { port, screen: None, gpu: None, stock: Stock::default() }
     }
 
     /// Serves the rig's commands for ever. A command that fails is reported, and the next one awaited.
@@ -52,6 +54,7 @@ impl Agent {
             Command::Break { mode, bug } => {
                 vfio_jobs::break_on_purpose(self.gpu()?, mode, bug).map(Event::Broken)
             }
+            Command::Stock(command) => self.stock.handle(command).map(Event::Stock),
             Command::GiveBack => {
                 self.gpu.take().ok_or(AgentError::NotTaken)?.give_back()?;
                 Ok(Event::Rebound)

@@ -7,6 +7,7 @@ use crate::rig::jobs;
 use crate::rig::process::wait_until;
 use crate::rig::run::Run;
 use crate::rig::stats::{self, Stats};
+use crate::rig::stock::{self, Stock};
 use crate::rig::topology::{Invalidations, Topology};
 use crate::rig::vfio;
 use guest_agent::protocol::{Amount, Command, Drawn, Driver, Event};
@@ -25,14 +26,19 @@ const SILENCE: Duration = Duration::from_millis(50);
 
 /// What a scenario cannot do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Needs {
+pub enum Needs {
+    /// It can be done anywhere.
     Nothing,
+    /// A screen to look at.
     Screen,
+    /// An IOMMU in front of the device.
+    Iommu,
     /// A front-end that passes all feature bits of the device on.
     AllFeatures,
 }
 
 /// A scenario.
+#[derive(Clone, Copy)]
 pub struct Scenario {
     /// Its name.
     pub name: &'static str,
@@ -41,8 +47,8 @@ pub struct Scenario {
     pub run: fn(&mut Run<'_>) -> Result<(), RigError>,
 }
 
-/// All scenarios of `verify`, in an order in which each leaves a guest that the next can use.
-const ALL: [Scenario; 10] = [
+/// The scenarios of `verify` that are older than the list, in an order in which each leaves a guest that the next can use.
+const OLDER: [Scenario; 10] = [
     Scenario { name: "picture", needs: Needs::Screen, run: |run| picture(run, AMOUNT).map(drop) },
     Scenario { name: "jobs", needs: Needs::Nothing, run: jobs::jobs },
     Scenario { name: "rings", needs: Needs::AllFeatures, run: jobs::rings },
@@ -55,25 +61,41 @@ const ALL: [Scenario; 10] = [
     Scenario { name: "driver-bugs", needs: Needs::Nothing, run: vfio::driver_bugs },
 ];
 
+const COUNT: usize = OLDER.len() + stock::ALL.len();
+
 /// The names of all.
-pub const NAMES: [&str; ALL.len()] = {
-    let mut names = [""; ALL.len()];
+pub const NAMES: [&str; COUNT] = {
+    let mut names = [""; COUNT];
     let mut index = 0;
-    while index < ALL.len() {
-        names[index] = ALL[index].name;
+    while index < OLDER.len() {
+        names[index] = OLDER[index].name;
+        index += 1;
+    }
+    while index < COUNT {
+        names[index] = stock::ALL[index - OLDER.len()].name;
         index += 1;
     }
     names
 };
 
-/// The scenarios for a topology.
-pub fn of(topology: &Topology) -> Vec<&'static Scenario> {
-    let has = |needs| match needs {
+/// The scenarios for a topology: those that a machine of its own will do for.
+pub fn of(topology: &Topology) -> Vec<Scenario> {
+    let stock = stock::ALL.iter().filter(|scenario| scenario.variation.is_none());
+    let stock = stock.map(|Stock { name, needs, run, .. }| Scenario { name, needs: *needs, run: *run });
+    // The others come behind: they show that each has left a clean device.
+    let mut all: Vec<_> = stock.chain(OLDER).collect();
+    all.retain(|scenario| has(scenario.needs, topology));
+    all
+}
+
+/// Whether a topology has what a scenario needs.
+pub fn has(needs: Needs, topology: &Topology) -> bool {
+    match needs {
         Needs::Nothing => true,
         Needs::Screen => topology.has_display,
+        Needs::Iommu => topology.has_iommu(),
         Needs::AllFeatures => topology.has_all_features(),
-    };
-    ALL.iter().filter(|scenario| has(scenario.needs)).collect()
+    }
 }
 
 /// The guest draws; the screen shows it, and both sides have counted the same.
