@@ -4,6 +4,7 @@ use crate::error::AgentError;
 use crate::operations::Operations;
 use crate::port::Port;
 use crate::screen::Screen;
+use crate::stock::Stock;
 use crate::system::{self, End};
 use crate::vfio::Gpu;
 use crate::vfio_jobs;
@@ -19,11 +20,12 @@ pub(crate) struct Agent {
     gpu: Option<Gpu>,
     /// What the rig has made with it.
     operations: Operations,
+    stock: Stock,
 }
 
 impl Agent {
     pub(crate) fn new(port: Port) -> Self {
-        Self { port, screen: None, gpu: None, operations: Operations::default() }
+        Self { port, screen: None, gpu: None, operations: Operations::default(), stock: Stock::default() }
     }
 
     /// Serves the rig's commands for ever. A command that fails is reported, and the next one awaited.
@@ -59,6 +61,7 @@ impl Agent {
                 let gpu = self.gpu.as_mut().ok_or(AgentError::NotTaken)?;
                 self.operations.run(gpu, operation).map(|outcome| Event::Operated { outcome })
             }
+            Command::Stock(command) => self.stock.handle(command).map(Event::Stock),
             Command::GiveBack => {
                 self.operations = Operations::default();
                 self.gpu.take().ok_or(AgentError::NotTaken)?.give_back()?;

@@ -2,6 +2,7 @@
 //! nothing of the port.
 
 use crate::remote::{Operation, Outcome};
+use crate::stock_words::{StockCommand, StockEvent};
 use job_stream::Mode;
 use serde::{Deserialize, Serialize};
 
@@ -57,6 +58,8 @@ pub enum Command {
         /// Which.
         operation: Operation,
     },
+    /// Something with the stock driver; answered by `Stock`.
+    Stock(StockCommand),
     /// Reset the device and give it back to its driver; answered by `Rebound`.
     GiveBack,
     /// Reboot the machine; the next event is the next boot's `Ready`.
@@ -126,6 +129,8 @@ pub enum Event {
         /// That.
         outcome: Outcome,
     },
+    /// What came of something with the stock driver.
+    Stock(StockEvent),
     /// A command failed; the agent goes on.
     Failed {
         /// What failed, in a sentence.
@@ -226,6 +231,10 @@ mod tests {
         let line = serde_json::to_string(&jobs).unwrap();
         assert_eq!(line, r#"{"command":"jobs","mode":"registration-cache","storm":4}"#);
         assert_eq!(serde_json::from_str::<Command>(&line).unwrap(), jobs);
+        let kill = Command::Stock(StockCommand::Kill { jobs: 3 });
+        let line = serde_json::to_string(&kill).unwrap();
+        assert_eq!(line, r#"{"command":"stock","stock":"kill","jobs":3}"#);
+        assert_eq!(serde_json::from_str::<Command>(&line).unwrap(), kill);
         let event: Event = serde_json::from_str(r#"{"event":"failed","what":"No card"}"#).unwrap();
         assert_eq!(event, Event::Failed { what: "No card".into() });
     }

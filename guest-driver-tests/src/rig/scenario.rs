@@ -3,16 +3,14 @@
 
 use crate::rig::error::RigError;
 use crate::rig::guest::unexpected;
-use crate::rig::jobs;
 use crate::rig::process::wait_until;
 use crate::rig::run::Run;
 use crate::rig::stats::{self, Stats};
 use crate::rig::topology::{Invalidations, Topology};
-use crate::rig::vfio;
 use guest_agent::protocol::{Amount, Command, Drawn, Driver, Event};
 use std::time::{Duration, Instant};
 
-/// What a scenario of `verify` draws.
+/// What a scenario draws, usually.
 const AMOUNT: Amount = Amount { page_flips: 30, dirty_flushes: 10, cursor_moves: 20 };
 const STOPS: u32 = 10;
 const CURSOR_PIXELS: u64 = 64 * 64;
@@ -25,59 +23,32 @@ const SILENCE: Duration = Duration::from_millis(50);
 
 /// What a scenario cannot do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Needs {
+pub enum Needs {
+    /// It can be done anywhere.
     Nothing,
+    /// A screen to look at.
     Screen,
+    /// An IOMMU in front of the device.
+    Iommu,
+    /// A device that translates addresses by itself.
+    Ats,
     /// A front-end that passes all feature bits of the device on.
     AllFeatures,
 }
 
-/// A scenario.
-pub struct Scenario {
-    /// Its name.
-    pub name: &'static str,
-    needs: Needs,
-    /// What it does.
-    pub run: fn(&mut Run<'_>) -> Result<(), RigError>,
-}
-
-/// All scenarios of `verify`, in an order in which each leaves a guest that the next can use.
-const ALL: [Scenario; 10] = [
-    Scenario { name: "picture", needs: Needs::Screen, run: picture_of_verify },
-    Scenario { name: "jobs", needs: Needs::Nothing, run: jobs::jobs },
-    Scenario { name: "rings", needs: Needs::AllFeatures, run: jobs::rings },
-    Scenario { name: "stop-cont", needs: Needs::Screen, run: stop_and_cont },
-    Scenario { name: "rebind-idle", needs: Needs::Screen, run: rebind_idle },
-    Scenario { name: "rebind-drawing", needs: Needs::Screen, run: rebind_drawing },
-    Scenario { name: "reboot-drawing", needs: Needs::Screen, run: reboot_drawing },
-    Scenario { name: "invalidations", needs: Needs::Screen, run: invalidations },
-    Scenario { name: "vfio", needs: Needs::Nothing, run: vfio::vfio },
-    Scenario { name: "driver-bugs", needs: Needs::Nothing, run: vfio::driver_bugs },
-];
-
-/// The names of all.
-pub const NAMES: [&str; ALL.len()] = {
-    let mut names = [""; ALL.len()];
-    let mut index = 0;
-    while index < ALL.len() {
-        names[index] = ALL[index].name;
-        index += 1;
-    }
-    names
-};
-
-/// The scenarios for a topology.
-pub fn of(topology: &Topology) -> Vec<&'static Scenario> {
-    let has = |needs| match needs {
+/// Whether a topology has what a scenario needs.
+pub fn has(needs: Needs, topology: &Topology) -> bool {
+    match needs {
         Needs::Nothing => true,
         Needs::Screen => topology.has_display,
+        Needs::Iommu => topology.has_iommu(),
+        Needs::Ats => topology.has_ats(),
         Needs::AllFeatures => topology.has_all_features(),
-    };
-    ALL.iter().filter(|scenario| has(scenario.needs)).collect()
+    }
 }
 
 /// Some drawing of each kind.
-pub(crate) fn picture_of_verify(run: &mut Run<'_>) -> Result<(), RigError> {
+pub(crate) fn usual_picture(run: &mut Run<'_>) -> Result<(), RigError> {
     picture(run, AMOUNT).map(drop)
 }
 

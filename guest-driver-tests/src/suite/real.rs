@@ -3,14 +3,16 @@
 
 use crate::rig::error::RigError;
 use crate::rig::run::{Mark, Rig, Run};
-use crate::rig::topology::{Invalidations, Topology};
+use crate::rig::scenario::{self, Needs};
+use crate::rig::topology::Topology;
+use crate::rig::variation::Variation;
 use crate::rig::vfio;
 use crate::suite::failure::{Failure, Result};
 use crate::suite::machine::vfio::VfioMachine;
 use crate::suite::results::{Case, Evidence, Level, Outcome};
 use crate::suite::soft;
 use crate::suite::stage::Stage;
-use crate::suite::table::{Needs, OnStage, Part, Scenario, StockPart};
+use crate::suite::table::{OnStage, Scenario, StockPart};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -45,6 +47,13 @@ impl Act {
         match self {
             Self::Stock(_) => Holder::Stock,
             Self::Stage(_) => Holder::Vfio,
+        }
+    }
+
+    fn variation(self) -> Variation {
+        match self {
+            Self::Stock(part) => part.variation,
+            Self::Stage(_) => Variation::NONE,
         }
     }
 }
@@ -90,12 +99,8 @@ impl RealPlace<'_> {
         let mut acts: Vec<(usize, Act)> = Vec::new();
         for scenario in scenarios {
             let (mut result, mut count, mut has_part) = (Shown::default(), 0, false);
-            for part in scenario.parts {
-                let act = match part {
-                    Part::Soft(_) => continue,
-                    Part::Both(run) => Act::Stage(*run),
-                    Part::Stock(stock) => Act::Stock(*stock),
-                };
+            let stages = scenario.on_stage(Level::Real).map(Act::Stage);
+            for act in scenario.with_the_stock_driver().map(Act::Stock).chain(stages) {
                 has_part = true;
                 match self.cannot_show(act) {
                     Some(reason) => {
@@ -111,12 +116,21 @@ impl RealPlace<'_> {
                 shown.push((scenario, count, result));
             }
         }
-        // One change of hands is enough.
-        acts.sort_by_key(|(_, act)| act.holder() == Holder::Vfio);
+        // One change of hands is enough; and machines that differ come last, each once.
+        let mut variations = vec![Variation::NONE];
+        for (_, act) in &acts {
+            if !variations.contains(&act.variation()) {
+                variations.push(act.variation());
+            }
+        }
+        acts.sort_by_key(|(_, act)| {
+            let variation = variations.iter().position(|known| *known == act.variation());
+            (variation, act.holder() == Holder::Vfio)
+        });
         for (scenario, _, result) in shown.iter_mut().filter(|(_, count, _)| *count == 0) {
             tell(self.case(scenario, std::mem::take(result)));
         }
-        let mut house = House { place: self, guest: None, boot_failed: None };
+        let mut house = House::new(self);
         for (index, act) in acts {
             let one = house.act(act);
             let Some((scenario, left, result)) = shown.get_mut(index) else { continue };
@@ -157,20 +171,16 @@ impl RealPlace<'_> {
                 topology.has_iommu() && self.rig.has_backend(),
                 "a driver in user space takes the device by way of VFIO, which needs an IOMMU",
             ),
-            Act::Stock(part) => match part.needs {
-                Needs::Nothing => None,
-                Needs::Screen => lacks(topology.has_display, "it has no screen"),
-                Needs::AllFeatures => lacks(
-                    topology.has_all_features(),
-                    "QEMU's vhost-user-gpu does not pass blobs and context-init on",
-                ),
-                Needs::Iommu => lacks(topology.has_iommu(), "it has no IOMMU"),
-                Needs::Lazy => lacks(
-                    topology.invalidations == Invalidations::Lazy,
-                    "its guest flushes at each unmap, or not at all",
-                ),
-                Needs::Ats => lacks(topology.has_ats(), "it has no ATS"),
-            },
+            Act::Stock(part) => lacks(
+                scenario::has(part.needs, topology),
+                match part.needs {
+                    Needs::Nothing => "",
+                    Needs::Screen => "it has no screen",
+                    Needs::Iommu => "it has no IOMMU",
+                    Needs::Ats => "it has no ATS",
+                    Needs::AllFeatures => "QEMU's vhost-user-gpu does not pass blobs and context-init on",
+                },
+            ),
         }
     }
 }
@@ -181,9 +191,17 @@ struct House<'h, 'r> {
     guest: Option<(Run<'h>, Holder)>,
     /// Why the last boot failed: another is not tried.
     boot_failed: Option<String>,
+    /// What was found when guests ended.
+    complaints: Vec<Failure>,
+    /// How many guests have ended by themselves.
+    ended: usize,
 }
 
-impl<'h> House<'h, '_> {
+impl<'h, 'r> House<'h, 'r> {
+    fn new(place: &'h RealPlace<'r>) -> Self {
+        Self { place, guest: None, boot_failed: None, complaints: Vec::new(), ended: 0 }
+    }
+
     /// Runs a part, in a guest that is booted for it if need be. One in which something has failed is not used again:
     /// what state it is in is anybody's guess.
     fn act(&mut self, act: Act) -> Shown {
@@ -193,10 +211,10 @@ impl<'h> House<'h, '_> {
             return Shown { outcome: Some(Outcome::Skipped(text)), ..Shown::default() };
         }
         let seed = self.place.seed;
-        let mut shown = match self.guest_for(act.holder()) {
+        let mut shown = match self.guest_for(act) {
             Ok(run) => perform(run, act, seed),
             Err(failure) => {
-                if self.guest.is_none() {
+                if self.guest.is_none() && act.variation().is_none() {
                     self.boot_failed = failure.to_string().lines().next().map(str::to_owned);
                 }
                 Shown { outcome: Some(soft::outcome(Err(failure))), ..Shown::default() }
@@ -209,10 +227,16 @@ impl<'h> House<'h, '_> {
         shown
     }
 
-    fn guest_for(&mut self, wanted: Holder) -> Result<&mut Run<'h>> {
+    /// A guest on the right machine, in which the right driver has the device.
+    fn guest_for(&mut self, act: Act) -> Result<&mut Run<'h>> {
+        let (wanted, variation) = (act.holder(), act.variation());
+        if self.guest.as_ref().is_some_and(|(run, _)| run.variation != variation) {
+            self.leave();
+        }
         if self.guest.is_none() {
             let place = self.place;
-            self.guest = Some((Run::boot(place.rig, place.topology)?, Holder::Stock));
+            let run = Run::boot_varied(place.rig, place.topology, variation)?;
+            self.guest = Some((run, Holder::Stock));
         }
         let Some((run, holder)) = &mut self.guest else {
             return Err(Failure::Rig("There is no guest".into()));
@@ -232,19 +256,30 @@ impl<'h> House<'h, '_> {
         Ok(run)
     }
 
-    /// Ends the last guest, and judges its logs.
-    fn end(self) -> Option<Case> {
-        let (run, _) = self.guest?;
+    /// Ends the guest, and judges its logs.
+    fn leave(&mut self) {
+        if let Some((run, _)) = self.guest.take() {
+            self.ended += 1;
+            self.complaints.extend(run.end().map_err(Failure::from).err());
+        }
+    }
+
+    /// Ends the last guest; says how all have ended.
+    fn end(mut self) -> Option<Case> {
         let begin = Instant::now();
-        let ended = run.end().map_err(Failure::from);
+        self.leave();
+        if self.ended == 0 {
+            return None;
+        }
+        let (number, name, group, promise) = CLEAN_END;
         Some(Case {
-            number: CLEAN_END.0,
-            name: CLEAN_END.1,
-            group: CLEAN_END.2,
-            promise: CLEAN_END.3,
+            number,
+            name,
+            group,
+            promise,
             level: Level::Real,
             topology: Some(self.place.topology.name.clone()),
-            outcome: soft::outcome(ended),
+            outcome: soft::outcome(self.complaints.into_iter().next().map_or(Ok(()), Err)),
             took: begin.elapsed(),
             evidence: Evidence::default(),
         })

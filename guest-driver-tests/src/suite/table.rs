@@ -3,7 +3,9 @@
 
 use crate::rig::error::RigError;
 use crate::rig::run::Run;
-use crate::rig::{jobs, scenario, vfio};
+use crate::rig::scenario::Needs;
+use crate::rig::variation::Variation;
+use crate::rig::{jobs, scenario, stock, vfio};
 use crate::suite::driver_bugs;
 use crate::suite::failure::Result;
 use crate::suite::results::{self, Level};
@@ -23,34 +25,19 @@ pub enum Part {
     Stock(StockPart),
 }
 
-/// What a part cannot do without.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Needs {
-    /// Any machine will do.
-    Nothing,
-    /// A screen.
-    Screen,
-    /// A front-end that passes all feature bits of the device on.
-    AllFeatures,
-    /// An IOMMU.
-    Iommu,
-    /// A guest that flushes its whole domain now and then.
-    Lazy,
-    /// A device that translates addresses by itself.
-    Ats,
-}
-
 /// A part with the stock driver.
 #[derive(Clone, Copy)]
 pub struct StockPart {
     /// What it cannot do without.
     pub needs: Needs,
+    /// The machine that it needs.
+    pub variation: Variation,
     /// What it does.
     pub run: fn(&mut Run<'_>) -> std::result::Result<(), RigError>,
 }
 
-const fn stock(needs: Needs, run: fn(&mut Run<'_>) -> std::result::Result<(), RigError>) -> Part {
-    Part::Stock(StockPart { needs, run })
+const fn with_stock(needs: Needs, run: fn(&mut Run<'_>) -> std::result::Result<(), RigError>) -> Part {
+    Part::Stock(StockPart { needs, variation: Variation::NONE, run })
 }
 
 /// A scenario.
@@ -77,7 +64,21 @@ impl Scenario {
 
     /// Whether anything of it is shown in a real guest.
     pub fn has_real_part(&self) -> bool {
-        self.parts.iter().any(|part| !matches!(part, Part::Soft(_)))
+        self.on_stage(Level::Real).next().is_some() || self.with_the_stock_driver().next().is_some()
+    }
+
+    /// What shows it with the stock driver of a real guest: here, and among the rig's own.
+    pub fn with_the_stock_driver(&self) -> impl Iterator<Item = StockPart> + '_ {
+        let own = self.parts.iter().filter_map(|part| match part {
+            Part::Stock(part) => Some(*part),
+            _ => None,
+        });
+        let of_the_rig = stock::ALL.iter().filter(|stock| stock.numbers.first() == Some(&self.number));
+        own.chain(of_the_rig.map(|stock| StockPart {
+            needs: stock.needs,
+            variation: stock.variation,
+            run: stock.run,
+        }))
     }
 
     /// What shows it on a stage at this level.
@@ -101,6 +102,7 @@ const SCHEDULING: &str = "Scheduling and fences";
 const PLATFORM: &str = "Platform";
 
 const ONLY_QEMU_SENDS: &str = "only a front-end can send it: no driver makes QEMU do so at will";
+const NEEDS_A_KERNEL: &str = "it is about a kernel";
 const NEEDS_A_FLUSH: &str = "VFIO has no flush that takes nothing away; a lazy guest's kernel sends it (17)";
 const NEEDS_ITS_MISSES: &str = "only a front-end can keep a MISS waiting";
 
@@ -152,9 +154,9 @@ scenarios! {
     15 "unmap-then-remap", TIMING, "After a remap at the same address the old page never changes (ABA).", [Both(timing::aba)];
     16 "slow-access", TIMING, "An ack waits for the access in progress, however slow.", [Both(timing::slow_access)];
     17 "strict-and-lazy", TIMING, "The invalidations of the guest's kernel come, and hurt nobody.",
-        [stock(Needs::Screen, scenario::invalidations)], "the soft guest flushes in 53";
+        [with_stock(Needs::Screen, scenario::invalidations)], "the soft guest flushes in 53";
     18 "ats", TIMING, "The same where the device translates by itself.",
-        [stock(Needs::Ats, scenario::invalidations)], "the soft guest has no PCI";
+        [with_stock(Needs::Ats, scenario::invalidations)], "the soft guest has no PCI";
     19 "write-to-read-only", FAULTS, "A write to memory that the device may only read fails, and is recorded.", [Both(faults::read_only)];
     20 "read-only-to-writable", FAULTS, "More rights are found at once.", [Both(faults::upgrade)];
     21 "writable-to-read-only", FAULTS, "Fewer rights hold from the ack on.", [Both(faults::downgrade)];
@@ -180,12 +182,12 @@ scenarios! {
     44 "end-under-jobs", LIFE, "DETACH, UNREF and CTX_DESTROY under a job are answered when its memory is free.",
         [Both(life_cycle::ends_under_jobs)];
     45 "rebind", LIFE, "The driver is taken away and comes back, idle and while it draws.",
-        [stock(Needs::Screen, scenario::rebind_idle), stock(Needs::Screen, scenario::rebind_drawing)], "it needs a kernel";
+        [with_stock(Needs::Screen, scenario::rebind_idle), with_stock(Needs::Screen, scenario::rebind_drawing)], NEEDS_A_KERNEL;
     46 "reset-under-jobs", LIFE, "A reset under jobs leaves memory alone, and the device comes up again.", [Soft(life_cycle::reset)];
     47 "reboot", LIFE, "A reboot while the guest draws: then all is as after the first boot.",
-        [stock(Needs::Screen, scenario::reboot_drawing)], "it needs a kernel";
+        [with_stock(Needs::Screen, scenario::reboot_drawing)], NEEDS_A_KERNEL;
     49 "stop-and-cont", LIFE, "While the machine is stopped nothing moves; then all goes on.",
-        [Soft(life_cycle::stop), stock(Needs::Screen, scenario::stop_and_cont)];
+        [Soft(life_cycle::stop), with_stock(Needs::Screen, scenario::stop_and_cont)];
     51 "isolation", LIFE, "A context cannot use what it was not given.", [Both(life_cycle::isolation)];
     52 "registration-cache", MODES, "What goes on with memory that is gone is counted, and harms nobody else.",
         [Both(modes::registration_cache)];
@@ -205,20 +207,22 @@ scenarios! {
     88 "interrupts", SCHEDULING, "A value without an interrupt is there; an interrupt without a value finds nothing.",
         [Soft(fences::interrupts)], "the driver in user space polls; the stock one is in 34";
     89 "numbers-wrap", SCHEDULING, "Fence ids and counters wrap as numbers do.", [Both(fences::wrap)];
+    90 "sync-points", SCHEDULING, "Merged sync_files, timeline points and event descriptors tell what the fences tell.", [], NEEDS_A_KERNEL;
+    91 "foreign-fence", SCHEDULING, "Another driver's fence that never comes holds up its own job only; buffers are shared.", [], NEEDS_A_KERNEL;
     94 "posted-writes", SCHEDULING, "Who sees a signal sees what was written before it.", [Both(timing::posted)];
     103 "frozen-vmm", PLATFORM, "A VMM that stands still is not one that does not answer.", [Soft(life_cycle::frozen)];
     104 "full-ring", PLATFORM, "A ring full of endless jobs holds up UNREF, and nobody else; indices wrap.",
         [Both(life_cycle::full_ring), Soft(life_cycle::index_wrap)];
     107 "picture", PLATFORM, "The screen shows what the guest draws, byte for byte, and both sides count the same.",
-        [stock(Needs::Screen, scenario::picture_of_verify)], "tests/picture.rs";
+        [with_stock(Needs::Screen, scenario::usual_picture)], "tests/picture.rs";
     108 "jobs", PLATFORM, "Through the stock driver each packet does in each mode what the twin says, and both sides count the same.",
-        [stock(Needs::Nothing, jobs::jobs)], "tests/jobs.rs";
+        [with_stock(Needs::Nothing, jobs::jobs)], "tests/jobs.rs";
     109 "rings", PLATFORM, "A job that waits holds back its own ring, and no other.",
-        [stock(Needs::AllFeatures, jobs::rings)], "tests/rings.rs";
+        [with_stock(Needs::AllFeatures, jobs::rings)], "tests/rings.rs";
     110 "jobs-by-vfio", PLATFORM, "The same jobs through a driver in user space, while ranges come and go.",
-        [stock(Needs::Iommu, vfio::vfio)], "25";
+        [with_stock(Needs::Iommu, vfio::vfio)], "25";
     111 "driver-bugs", MEANING, "A driver that takes memory from under its jobs is found out, in every mode that looks.",
-        [stock(Needs::Iommu, vfio::driver_bugs)], "tests/verdicts.rs";
+        [with_stock(Needs::Iommu, vfio::driver_bugs)], "tests/verdicts.rs";
     113 "flagged-bugs", MEANING, "Each seeded bug of a driver is flagged with job, packet, address and invalidation.",
         [Both(driver_bugs::all)];
 }
@@ -231,9 +235,16 @@ mod tests {
     fn numbers_are_unique_and_in_order_and_what_is_not_shown_has_a_reason() {
         assert!(ALL.is_sorted_by(|a, b| a.number < b.number));
         for scenario in ALL {
-            let everywhere = scenario.parts.iter().any(|part| matches!(part, Part::Both(_) | Part::Stock(_)));
-            let soft_only = [46, 103].contains(&scenario.number);
-            assert!(everywhere || soft_only || !scenario.elsewhere.is_empty(), "{}", scenario.id());
+            let [soft, real] = [scenario.on_stage(Level::Soft).next().is_some(), scenario.has_real_part()];
+            assert!(soft && real || !scenario.elsewhere.is_empty(), "{}: why not everywhere?", scenario.id());
+        }
+    }
+
+    #[test]
+    fn every_scenario_of_the_rig_has_a_row() {
+        for stock in stock::ALL {
+            let first = stock.numbers.first();
+            assert!(ALL.iter().any(|row| Some(&row.number) == first), "{:?} {}", stock.numbers, stock.name);
         }
     }
 }
