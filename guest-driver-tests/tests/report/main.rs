@@ -5,6 +5,7 @@ mod ktap;
 mod page;
 mod pictures;
 mod sample;
+mod terminal;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -157,6 +158,9 @@ fn ktap_says_before_a_result_what_there_is_to_say_of_it() {
     for line in told.lines().chain(["console: the last line of the console", "97-nasty: A note."]) {
         assert!(said.contains(&line.trim_end()), "{line:?} is missing");
     }
-    // What a guest says cannot be taken for a result.
+    // What a guest says cannot be taken for a result, whatever a reader takes for the end of a line.
+    let text = report::ktap::render(results);
+    assert!(!text.contains(|character: char| character.is_control() && !matches!(character, '\n' | '\t')));
+    assert!(!text.contains(['\u{2028}', '\u{2029}']));
     assert_eq!(tests.iter().flat_map(|test| &test.subtests).count(), results.cases.len());
 }

@@ -15,7 +15,7 @@ pub fn render(results: &Results) -> String {
     let places = places(results);
     let mut out = format!("KTAP version 1\n1..{}\n", places.len());
     for (name, value) in &results.environment {
-        say(&mut out, "", &format!("{name}: {value}"));
+        say(&mut out, "", &text::one_line(&format!("{name}: {value}")));
     }
     for (index, place) in places.iter().enumerate() {
         subtest(&mut out, index + 1, place, &cases_at(results, place).collect::<Vec<_>>());

@@ -1,9 +1,10 @@
-//! How results are told: to readers of CI as JUnit XML (`junit`) and KTAP (`ktap`), to a person as one page (`html`), on
-//! which a trace (`trace`) is a small picture (`timeline`, `svg`, `labels`). Knows results and traces; knows nothing of
-//! how a scenario is run, nor of where a report is put.
+//! How results are told: on the terminal while they come (`console`), to readers of CI as JUnit XML (`junit`) and KTAP
+//! (`ktap`), to a person as one page (`html`), on which a trace (`trace`) is a small picture (`timeline`, `svg`, `labels`).
+//! Knows results and traces; knows nothing of how a scenario is run, nor of where a report is put.
 //!
 //! What a guest or a back-end has said may hold anything: it goes through `text` before it goes anywhere.
 
+pub mod console;
 pub mod html;
 pub mod junit;
 pub mod ktap;

@@ -2,6 +2,7 @@
 //! change how a page reads, no more of it than fits. Knows nothing of markup: escaping is the business of each form.
 
 use std::iter::Peekable;
+use std::time::Duration;
 
 /// Stands for a character that must not be there.
 const REPLACED: char = char::REPLACEMENT_CHARACTER;
@@ -99,6 +100,14 @@ pub fn excerpt(text: &str, most: usize) -> String {
     match end_of(&text, most) {
         (0, whole) => whole.to_owned(),
         (missing, end) => format!("[{missing} bytes before this are left out]\n{end}"),
+    }
+}
+
+/// How long something took: seconds, with tenths if it was short.
+pub fn took(time: Duration) -> String {
+    match time.as_secs() {
+        0..60 => format!("{:.1} s", time.as_secs_f64()),
+        seconds => format!("{} min {} s", seconds / 60, seconds % 60),
     }
 }
 

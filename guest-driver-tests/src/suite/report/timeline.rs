@@ -34,8 +34,8 @@ pub struct Timeline {
     pub marks: Vec<Mark>,
     /// Events in the window, and in the whole trace.
     pub events: (usize, usize),
-    /// How long the whole trace is.
-    pub recorded: f64,
+    /// How much of the trace is in the window, and how long the whole trace is.
+    pub recorded: (f64, f64),
 }
 
 /// A number of microseconds, in the unit that suits it.
@@ -81,14 +81,14 @@ impl Timeline {
             misses: Vec::new(),
             marks: Vec::new(),
             events: (0, trace.events.len()),
-            recorded: trace.at.length(),
+            recorded: (0.0, trace.at.length()),
         }
     }
 
     /// How much is not shown.
     pub fn not_shown(&self) -> String {
         let (inside, all) = self.events;
-        let (shown, recorded) = (micros(self.window.length()), micros(self.recorded));
+        let (shown, recorded) = (micros(self.recorded.0), micros(self.recorded.1));
         format!("{shown} of {recorded} that were recorded; {} of {all} events are not shown.", all - inside)
     }
 }
@@ -148,6 +148,7 @@ fn cut(trace: &Trace, window: Span, zero: f64, mut line: Timeline, subject: Opti
     let moved = |span: Span| Span { from: span.from - zero, to: span.to - zero };
     let inside = |at: &f64| (window.from..=window.to).contains(at);
     line.window = moved(window);
+    line.recorded.0 = (window.to.min(trace.at.to) - window.from.max(trace.at.from)).max(0.0);
     line.events.0 = trace.events.iter().filter(|at| inside(at)).count();
     for drain in trace.drains.iter().filter(|drain| drain.at.meets(window)) {
         if subject.is_some_and(|subject| std::ptr::eq(subject, drain)) {

@@ -2,7 +2,6 @@
 //! pass come first and open; the page has a size that it keeps to, and says what it leaves out for that.
 
 use std::cell::Cell;
-use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -22,6 +21,12 @@ const SHORT: usize = 2 << 10;
 const MOST: usize = 3 << 19;
 /// Bytes of one screen.
 const SCREEN: usize = 512 << 10;
+
+/// How a timeline is read.
+const HOW: &str = "A timeline shows the drain that mattered most, and time runs to the right from its INVALIDATE. \
+    In blue is the job that it waited for: light while the job is on an engine, solid in each of its steps. The hatched \
+    bar is the ack that waits; it may end only when the last solid piece has. Below are the misses, what the guest was \
+    told (▲ submit, ▼ fence), and what was found (◆).";
 
 /// What a part of the page has left for evidence.
 struct Room(Cell<usize>);
@@ -60,6 +65,7 @@ pub(super) fn sections(page: &Page<'_>) -> Markup {
         }
         section #timelines {
             h2 { "Timelines of what passed" }
+            p #how { (HOW) }
             @let room = Room::new();
             @if !page.results.cases.iter().any(with_trace) { p { "No case that passed has a trace." } }
             @for (case, anchor) in page.cases().filter(|(case, _)| with_trace(case)) {
@@ -121,15 +127,7 @@ fn heading(case: &Case) -> Markup {
     html! {
         span.sign aria-hidden="true" { (sign) } span.unseen { (word) ": " }
         span.id { (case.id()) } " " span.place { (text::one_line(&case.place())) } " "
-        span.took { (took(case.took)) }
-    }
-}
-
-/// How long something took: seconds, and tenths of it if it was short.
-pub(in super::super) fn took(time: Duration) -> String {
-    match time.as_secs() {
-        0..60 => format!("{:.1} s", time.as_secs_f64()),
-        seconds => format!("{} min {} s", seconds / 60, seconds % 60),
+        span.took { (text::took(case.took)) }
     }
 }
 
@@ -145,10 +143,7 @@ fn evidence(case: &Case, most: usize, room: &Room) -> Markup {
         p.promise { (case.promise) " " a.back href={ "#" (matrix::row(&case.id())) } { "to the matrix" } }
         @if !message.is_empty() { (self::message(message, room)) }
         @if let Some(line) = timeline(case) { (figure(&line, room)) }
-        @for report in &evidence.reports {
-            @if room.take(report.len().min(MESSAGE)) { pre.report { (text::beginning(report, MESSAGE)) } }
-            @else { (left_out("A report")) }
-        }
+        (reports(&evidence.reports, bad, room))
         @if !evidence.numbers.is_empty() {
             dl.numbers { @for (name, value) in &evidence.numbers {
                 div { dt { (text::one_line(name)) } dd { (text::one_line(value)) } }
@@ -172,13 +167,28 @@ fn message(message: &str, room: &Room) -> Markup {
     }
 }
 
+fn reports(reports: &[String], open: bool, room: &Room) -> Markup {
+    html! {
+        @if !reports.is_empty() {
+            details.said open[open] {
+                summary { "Reports of the back-end: " (reports.len()) }
+                @for report in reports {
+                    @if room.take(report.len().min(MESSAGE)) {
+                        pre.report tabindex="0" { (text::beginning(report, MESSAGE)) }
+                    } @else { (left_out("A report")) }
+                }
+            }
+        }
+    }
+}
+
 fn figure(line: &Timeline, room: &Room) -> Markup {
     let picture = svg::inline(line);
     html! {
         @if room.take(picture.0.len()) {
             figure {
                 div.scroll tabindex="0" role="region" aria-label="Timeline" { (picture) }
-                figcaption { (line.not_shown()) }
+                figcaption { (line.not_shown()) " " a href="#how" { "How to read this" } }
             }
         } @else { (left_out("The timeline")) }
     }

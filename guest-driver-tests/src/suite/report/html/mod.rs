@@ -119,8 +119,7 @@ fn header(page: &Page<'_>, counts: Counts) -> Markup {
                 }
             }
             p.when {
-                (humantime::format_rfc3339_seconds(results.started)) ", took "
-                (humantime::format_duration(std::time::Duration::from_secs(results.took.as_secs())))
+                (humantime::format_rfc3339_seconds(results.started)) ", took " (text::took(results.took))
             }
             @if results.cases.iter().any(bad) {
                 ul.first {
