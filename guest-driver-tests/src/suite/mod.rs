@@ -4,6 +4,7 @@
 //! - `table`: all scenarios, with what shows each where;
 //! - `driver_bugs`: what a driver does wrong, made on purpose;
 //! - `scenarios`: what they do, one file a group; on a `stage`, which stands on a `machine`;
+//! - `score`: who catches which seeded bug;
 //! - `results`: what a run of the suite has shown; `failure`: why a scenario did not hold; `report`: how it is told.
 //!
 //! Scenarios are written once for both levels: what differs between a guest without a VM and a real one is a machine.
@@ -16,6 +17,7 @@ pub mod report;
 pub mod results;
 pub mod runner;
 mod scenarios;
+pub mod score;
 pub mod soft;
 pub mod stage;
 pub mod table;

@@ -24,6 +24,8 @@ pub struct RealPlace<'r> {
     pub topology: &'r Topology,
     /// Decides what is left to chance.
     pub seed: u64,
+    /// Also what is done with the stock driver, and not only with the one in user space.
+    pub stock: bool,
 }
 
 /// Who has the device.
@@ -100,7 +102,8 @@ impl RealPlace<'_> {
         for scenario in scenarios {
             let (mut result, mut count, mut has_part) = (Shown::default(), 0, false);
             let stages = scenario.on_stage(Level::Real).map(Act::Stage);
-            for act in scenario.with_the_stock_driver().map(Act::Stock).chain(stages) {
+            let stock = scenario.with_the_stock_driver().filter(|_| self.stock);
+            for act in stock.map(Act::Stock).chain(stages) {
                 has_part = true;
                 match self.cannot_show(act) {
                     Some(reason) => {

@@ -94,7 +94,7 @@ impl Plan<'_> {
         }
         if let Some(rig) = self.rig {
             side_by_side(self.side_by_side, &self.topologies, |topology| {
-                RealPlace { rig, topology, seed: self.seed }.run(&self.scenarios, &keep);
+                RealPlace { rig, topology, seed: self.seed, stock: true }.run(&self.scenarios, &keep);
             });
         }
         let mut cases = cases.into_inner().unwrap_or_else(PoisonError::into_inner);

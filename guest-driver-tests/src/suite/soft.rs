@@ -6,7 +6,7 @@ use crate::suite::failure::{Failure, Result};
 use crate::suite::machine::soft::SoftMachine;
 use crate::suite::results::{Case, Evidence, Level, Outcome};
 use crate::suite::stage::{PATIENCE, Stage};
-use crate::suite::table::{OnStage, Scenario};
+use crate::suite::table::Scenario;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,7 @@ impl SoftPlace {
         }
         let begin = Instant::now();
         let mut evidence = Evidence::default();
-        let result = parts.into_iter().try_for_each(|part| self.run_part(part, &mut evidence));
+        let result = parts.into_iter().try_for_each(|part| self.on_stage(&mut evidence, part));
         Some(Case {
             number: scenario.number,
             name: scenario.name,
@@ -53,14 +53,19 @@ impl SoftPlace {
         })
     }
 
-    fn run_part(&self, run: OnStage, evidence: &mut Evidence) -> Result<()> {
+    /// Does something on a stage of its own, which has to be empty afterwards.
+    pub fn on_stage(
+        &self,
+        evidence: &mut Evidence,
+        act: impl FnOnce(&mut Stage<'_>) -> Result<()>,
+    ) -> Result<()> {
         let injected = self.inject.iter().flat_map(|bug| ["--inject", bug.as_str()]);
         let arguments: Vec<&str> = ARGUMENTS.into_iter().chain(injected).collect();
         let backend = Backend::start(&arguments)?;
         let config = GuestConfig { seed: self.seed, ..GuestConfig::headless() };
         let mut machine = SoftMachine::boot(&backend, config)?;
         let mut stage = Stage::new(&mut machine, self.seed).with_patience(self.patience);
-        let result = run(&mut stage).and_then(|()| stage.close());
+        let result = act(&mut stage).and_then(|()| stage.close());
         let (numbers, notes) = stage.take_notes();
         evidence.numbers.extend(numbers);
         evidence.notes.extend(notes);

@@ -241,17 +241,21 @@ pub(crate) fn slow_access(stage: &mut Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A job that is in no hurry, beside one that signals: for those who look at what was written.
+/// 94: who sees a signal sees all that was written before it, also what took many steps to write.
 pub(crate) fn posted(stage: &mut Stage<'_>) -> Result<()> {
+    const MANY: usize = 4 * PAGES;
     for mode in COHERENT {
-        let (context, buffer, flag) = (stage.context(mode)?, stage.buffer(PAGES)?, stage.buffer(1)?);
+        let (context, buffer, flag) = (stage.context(mode)?, stage.buffer_in_one(MANY)?, stage.buffer(1)?);
         stage.write(&flag, 0, &[0; 64])?;
         stage.run_job(context, Stream::new().fill(buffer.whole(), 0))?;
-        stage.inject("step-delay=10ms")?;
+        stage.inject("step-delay=20ms")?;
         let tells = Stream::new().fill(buffer.whole(), !0).signal(flag.at(0), 0x51);
         let job = stage.submit(context, and_spin(tells, Duration::from_millis(1)))?;
         stage.until("The signal", |stage| Ok(stage.word(&flag, 0)? == 0x51))?;
-        let seen = stage.must_be(&buffer, 0, pages(PAGES) as usize, !0);
+        // What is written last is looked at first.
+        let seen = [MANY - 1, MANY / 2, 0]
+            .into_iter()
+            .try_for_each(|page| stage.must_be(&buffer, pages(page), PAGE as usize, !0));
         stage.end_injection("step-delay")?;
         stage.end_well(job)?;
         seen?;
