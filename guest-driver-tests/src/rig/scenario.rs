@@ -174,11 +174,17 @@ fn touches(stats: &Stats) -> [(&'static str, u64); 4] {
 
 /// The PCI driver is taken away from an idle device, the IOMMU's domain with it; then all is as after a boot.
 pub(crate) fn rebind_idle(run: &mut Run<'_>) -> Result<(), RigError> {
-    match run.ask("The screen's release", Command::Release)? {
-        Event::Released => settled(run)?,
-        other => return Err(unexpected(&other)),
-    };
+    release_screen(run)?;
+    settled(run)?;
     rebind(run, Driver::VirtioPci)
+}
+
+/// Nobody holds the screen any more.
+pub(crate) fn release_screen(run: &mut Run<'_>) -> Result<(), RigError> {
+    match run.ask("The screen's release", Command::Release)? {
+        Event::Released => Ok(()),
+        other => Err(unexpected(&other)),
+    }
 }
 
 /// The display's driver is taken away with transfers in flight; then all is as after a boot. (In between, misses may

@@ -167,25 +167,39 @@ impl RealPlace<'_> {
         if let Some(reason) = self.rig.cannot_run(self.topology) {
             return Some(reason);
         }
-        let topology = self.topology;
-        let lacks = |has: bool, what: &str| (!has).then(|| what.to_owned());
-        match act {
-            Act::Stage(_) => lacks(
-                topology.has_iommu() && self.rig.has_backend(),
-                "a driver in user space takes the device by way of VFIO, which needs an IOMMU",
-            ),
-            Act::Stock(part) => lacks(
-                scenario::has(part.needs, topology),
-                match part.needs {
-                    Needs::Nothing => "",
-                    Needs::Screen => "it has no screen",
-                    Needs::Iommu => "it has no IOMMU",
-                    Needs::Ats => "it has no ATS",
-                    Needs::AllFeatures => "QEMU's vhost-user-gpu does not pass blobs and context-init on",
-                },
-            ),
+        if act.holder() == Holder::Vfio && !self.rig.has_backend() {
+            return Some("QEMU's own device takes no jobs".to_owned());
         }
+        lacks(act, self.topology).map(str::to_owned)
     }
+}
+
+/// What a topology lacks for something, if so.
+fn lacks(act: Act, topology: &Topology) -> Option<&'static str> {
+    let needs = match act {
+        Act::Stage(_) if topology.has_iommu() => return None,
+        Act::Stage(_) => {
+            return Some("a driver in user space takes the device by way of VFIO, which needs an IOMMU");
+        }
+        Act::Stock(part) => part.needs,
+    };
+    let what = match needs {
+        Needs::Nothing => "",
+        Needs::Screen => "it has no screen",
+        Needs::Iommu => "it has no IOMMU",
+        Needs::Ats => "it has no ATS",
+        Needs::AllFeatures => "QEMU's vhost-user-gpu does not pass blobs and context-init on",
+    };
+    (!scenario::has(needs, topology)).then_some(what)
+}
+
+/// Why nothing of a scenario can be shown on a topology, if so.
+pub fn reason_against(scenario: &Scenario, topology: &Topology) -> Option<&'static str> {
+    let stages = scenario.on_stage(Level::Real).map(Act::Stage);
+    let acts = scenario.with_the_stock_driver().map(Act::Stock).chain(stages);
+    let mut reasons = acts.map(|act| lacks(act, topology));
+    let first = reasons.next()??;
+    reasons.all(|reason| reason.is_some()).then_some(first)
 }
 
 /// A guest that is up, or none.
@@ -223,7 +237,8 @@ impl<'h, 'r> House<'h, 'r> {
                 Shown { outcome: Some(soft::outcome(Err(failure))), ..Shown::default() }
             }
         };
-        if matches!(shown.outcome, Some(Outcome::Failed(_) | Outcome::Broken(_))) {
+        let is_lost = matches!(shown.outcome, Some(Outcome::Failed(_) | Outcome::Broken(_)));
+        if is_lost || act.variation().alone {
             self.guest = None;
         }
         shown.took = begin.elapsed();
@@ -298,7 +313,7 @@ fn perform(run: &mut Run<'_>, act: Act, seed: u64) -> Shown {
     let (log_before, last) = (run.backend_log().len(), last_violation(run));
     let mut shown = Shown::default();
     let result = match act {
-        Act::Stock(part) => (part.run)(run),
+        Act::Stock(part) => with_stock_driver(run, part),
         Act::Stage(act) => on_stage(run, act, seed, &mut shown.evidence),
     };
     let result = result.and_then(|()| no_troubles(run, mark));
@@ -316,6 +331,14 @@ fn perform(run: &mut Run<'_>, act: Act, seed: u64) -> Shown {
     shown.evidence.backend_log = run.backend_log().get(log_before..).unwrap_or_default().to_owned();
     shown.outcome = Some(soft::outcome(result.map_err(Failure::from)));
     shown
+}
+
+/// Who does not need the screen may count on nobody holding it: it is a context of the device.
+fn with_stock_driver(run: &mut Run<'_>, part: StockPart) -> std::result::Result<(), RigError> {
+    if part.needs != Needs::Screen {
+        scenario::release_screen(run)?;
+    }
+    (part.run)(run)
 }
 
 fn on_stage(
