@@ -1,6 +1,8 @@
 //! Which part of a trace tells the story of a drain: a window around the drain that matters most, what is in it, and how
 //! much is not. Knows traces; knows nothing of pictures.
 
+use std::collections::BTreeSet;
+
 use super::super::super::rig::report::duration;
 use super::trace::{Drain, Engine, Mark, Miss, Sign, Span, Trace};
 
@@ -98,7 +100,8 @@ impl Timeline {
 fn subject(trace: &Trace) -> Option<&Drain> {
     let waited = trace.drains.iter().filter(|drain| drain.parked.is_some());
     let longest = |a: &&Drain, b: &&Drain| a.at.length().total_cmp(&b.at.length());
-    let found_out = |drain: &&Drain| trace.accused().any(|(job, _)| drain.job == Some(job));
+    let accused: BTreeSet<u64> = trace.accused().map(|(job, _)| job).collect();
+    let found_out = |drain: &&Drain| drain.job.is_some_and(|job| accused.contains(&job));
     waited.clone().filter(found_out).max_by(longest).or_else(|| waited.max_by(longest))
 }
 
