@@ -136,7 +136,7 @@ fn evidence(entry: &Entry<'_>, most: usize, room: &Room) -> Markup {
     html! {
         p.promise { (case.promise) " " a.back href={ "#" (matrix::row(&case.id())) } { "to the matrix" } }
         @if !message.is_empty() { (self::message(message, room)) }
-        @if let Some(line) = timeline { (figure(line, room)) }
+        @if let Some(line) = timeline { (figure(line, &timeline_of(case), room)) }
         (reports(&evidence.reports, bad, room))
         @if !evidence.numbers.is_empty() {
             dl.numbers { @for (name, value) in &evidence.numbers {
@@ -176,12 +176,16 @@ fn reports(reports: &[String], open: bool, room: &Room) -> Markup {
     }
 }
 
-fn figure(line: &Timeline, room: &Room) -> Markup {
+fn timeline_of(case: &Case) -> String {
+    format!("Timeline of {} at {}", case.id(), text::one_line(&case.place()))
+}
+
+fn figure(line: &Timeline, label: &str, room: &Room) -> Markup {
     let picture = svg::inline(line);
     html! {
         @if room.take(picture.0.len()) {
             figure {
-                div.scroll tabindex="0" role="region" aria-label="Timeline" { (picture) }
+                div.scroll tabindex="0" role="region" aria-label=(label) { (picture) }
                 figcaption { (line.not_shown()) " " a href="#how" { "How to read this" } }
             }
         } @else { (left_out("The timeline")) }
