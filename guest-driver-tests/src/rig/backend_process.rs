@@ -24,31 +24,41 @@ pub struct Backend {
     process: OwnedProcess,
     control: JsonLines,
     socket: PathBuf,
+    launch: Launch,
+}
+
+/// How it is started, and started again.
+#[derive(Clone)]
+struct Launch {
+    program: PathBuf,
+    folder: PathBuf,
+    inject: Vec<String>,
+    arguments: &'static [&'static str],
 }
 
 impl Backend {
-    /// Starts `program` with its sockets and its log in `folder`, misbehaving as `inject` has it, and waits until it
-    /// accepts connections.
-    pub fn start(program: &Path, folder: &Path, inject: &[String]) -> Result<Self, RigError> {
-        let (socket, control) = (folder.join("gpu.sock"), folder.join("control.sock"));
-        let log = folder.join("backend.log");
-        let file = File::create(&log).doing(format!("create {}", log.display()))?;
-        let mut command = Command::new(program);
-        command.arg("--socket-path").arg(&socket).arg("--control-socket").arg(&control);
-        // All modes are to be shown, the one without coherence too.
-        command.arg("--allow-incoherent");
-        for bug in inject {
-            command.arg("--inject").arg(bug);
-        }
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
-        let mut process = OwnedProcess::spawn(NAME, &mut command)?;
-        wait_until("The back-end's word that it listens", READY_LIMIT, || {
-            process.check_alive()?;
-            Ok(fs::read_to_string(&log).unwrap_or_default().contains("listening on"))
-        })?;
-        let mut control = JsonLines::connect(CONTROL, &control, READY_LIMIT, || process.check_alive())?;
-        let _greeting: Value = control.receive("The back-end's greeting", REPLY_LIMIT, || Ok(()))?;
-        Ok(Self { process, control, socket })
+    /// Starts `program` with its sockets and its log in `folder`, misbehaving as `inject` has it, with these
+    /// `arguments` besides, and waits until it accepts connections.
+    pub fn start(
+        program: &Path,
+        folder: &Path,
+        inject: &[String],
+        arguments: &'static [&'static str],
+    ) -> Result<Self, RigError> {
+        let (program, folder, inject) = (program.to_owned(), folder.to_owned(), inject.to_vec());
+        Launch { program, folder, inject, arguments }.start()
+    }
+
+    /// Kills it, as the kernel does when memory is short: it has no last word.
+    pub fn kill(&mut self) -> Result<(), RigError> {
+        self.process.signal(libc::SIGKILL)?;
+        self.process.wait(END_LIMIT).map(drop)
+    }
+
+    /// Starts it again where it was.
+    pub fn restart(&mut self) -> Result<(), RigError> {
+        *self = self.launch.clone().start()?;
+        Ok(())
     }
 
     /// Where QEMU connects.
@@ -102,6 +112,35 @@ impl Backend {
         } else {
             Err(RigError::Ended { name: NAME, status: status.to_string() })
         }
+    }
+}
+
+impl Launch {
+    fn start(self) -> Result<Backend, RigError> {
+        let Self { program, folder, inject, arguments } = &self;
+        let (socket, control) = (folder.join("gpu.sock"), folder.join("control.sock"));
+        let log = folder.join("backend.log");
+        let file = File::options().create(true).append(true).open(&log);
+        let file = file.doing(format!("open {}", log.display()))?;
+        let earlier = file.metadata().doing(format!("look at {}", log.display()))?.len() as usize;
+        let mut command = Command::new(program);
+        command.arg("--socket-path").arg(&socket).arg("--control-socket").arg(&control);
+        // All modes are to be shown, the one without coherence too.
+        command.arg("--allow-incoherent");
+        for bug in inject {
+            command.arg("--inject").arg(bug);
+        }
+        command.args(*arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
+        let mut process = OwnedProcess::spawn(NAME, &mut command)?;
+        wait_until("The back-end's word that it listens", READY_LIMIT, || {
+            process.check_alive()?;
+            let text = fs::read_to_string(&log).unwrap_or_default();
+            Ok(text.get(earlier..).is_some_and(|new| new.contains("listening on")))
+        })?;
+        let mut control = JsonLines::connect(CONTROL, &control, READY_LIMIT, || process.check_alive())?;
+        let _greeting: Value = control.receive("The back-end's greeting", REPLY_LIMIT, || Ok(()))?;
+        Ok(Backend { process, control, socket, launch: self })
     }
 }
 
