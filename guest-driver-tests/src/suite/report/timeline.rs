@@ -1,6 +1,8 @@
 //! Which part of a trace tells the story of a drain: a window around the drain that matters most, what is in it, and how
 //! much is not. Knows traces; knows nothing of pictures.
 
+use std::collections::BTreeSet;
+
 use super::super::super::rig::report::duration;
 use super::trace::{Drain, Engine, Mark, Miss, Sign, Span, Trace};
 
@@ -98,17 +100,25 @@ impl Timeline {
 fn subject(trace: &Trace) -> Option<&Drain> {
     let waited = trace.drains.iter().filter(|drain| drain.parked.is_some());
     let longest = |a: &&Drain, b: &&Drain| a.at.length().total_cmp(&b.at.length());
-    let found_out = |drain: &&Drain| trace.accused().any(|(job, _)| drain.job == Some(job));
+    let accused: BTreeSet<u64> = trace.accused().map(|(job, _)| job).collect();
+    let found_out = |drain: &&Drain| drain.job.is_some_and(|job| accused.contains(&job));
     waited.clone().filter(found_out).max_by(longest).or_else(|| waited.max_by(longest))
 }
 
-/// A window around a drain, with the life of its job as far as that is not much longer.
+/// A window around a drain, with the life of its job as far as that is not much longer: from its submit, or at least from
+/// when an engine took it, to its end and what was found out about it.
 fn around(trace: &Trace, drain: Span, job: Option<u64>) -> Span {
-    let (earliest, latest) = (drain.from - drain.length(), drain.to + drain.length());
-    let submitted =
-        job.and_then(|job| trace.submitted(job)).filter(|at| (earliest..=drain.from).contains(at));
-    let ended = job.and_then(|job| trace.ended(job)).filter(|at| (drain.to..=latest).contains(at));
-    let (from, to) = (submitted.unwrap_or(drain.from), ended.unwrap_or(drain.to));
+    let (earliest, latest) = (drain.from - 2.0 * drain.length(), drain.to + 3.0 * drain.length());
+    let before = |at: &f64| (earliest..=drain.from).contains(at);
+    let taken = |job: u64| {
+        let holds = trace.engines.iter().flat_map(|engine| &engine.holds).filter(move |hold| hold.job == job);
+        holds.map(|hold| hold.at.from).filter(before).max_by(f64::total_cmp)
+    };
+    let begin = job.and_then(|job| trace.submitted(job).filter(before).or_else(|| taken(job)));
+    let verdicts = trace.accused().filter(|(accused, _)| job == Some(*accused)).map(|(_, at)| at);
+    let after = verdicts.chain(job.and_then(|job| trace.ended(job)));
+    let end = after.filter(|at| (drain.to..=latest).contains(at)).max_by(f64::total_cmp);
+    let (from, to) = (begin.unwrap_or(drain.from), end.unwrap_or(drain.to));
     let margin = ((to - from) * MARGIN).max(LEAST);
     Span { from: from - margin, to: to + margin }
 }
@@ -220,7 +230,7 @@ mod tests {
         assert_eq!(line.window, Span { from: -500.0 - 136.0, to: 1_200.0 + 136.0 });
         assert_eq!(line.drains[0].at, Span { from: 0.0, to: 1_000.5 });
         assert_eq!(line.headline, "INVALIDATE 1 of 0x1000+0x1000: its ack waited 1.0 ms for job 1");
-        assert_eq!(line.not_shown(), "2.0 ms of 80.6 ms that were recorded; 7 of 14 events are not shown.");
+        assert_eq!(line.not_shown(), "1.8 ms of 80.6 ms that were recorded; 7 of 14 events are not shown.");
     }
 
     #[test]

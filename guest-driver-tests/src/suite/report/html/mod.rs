@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::super::results::{Case, Counts, Outcome, Results};
+use super::timeline::Timeline;
+use super::trace::Trace;
 use super::{places, svg, text, told};
 
 const STYLE: &str = include_str!("page.css");
@@ -27,25 +29,39 @@ pub fn render(results: &Results) -> String {
 struct Page<'a> {
     results: &'a Results,
     places: Vec<String>,
-    /// What each case is called in links.
-    anchors: Vec<String>,
+    entries: Vec<Entry<'a>>,
+}
+
+/// A case on the page.
+struct Entry<'a> {
+    case: &'a Case,
+    /// What it is called in links.
+    anchor: String,
+    /// What its trace shows; taken apart once, for it may be long.
+    timeline: Option<Timeline>,
+}
+
+impl Entry<'_> {
+    fn did_not_pass(&self) -> bool {
+        matches!(self.case.outcome, Outcome::Failed(_) | Outcome::Broken(_))
+    }
 }
 
 impl<'a> Page<'a> {
     fn new(results: &'a Results) -> Self {
         let mut seen: BTreeMap<String, usize> = BTreeMap::new();
-        let mut anchor = |case: &Case| {
+        let mut entry = |case: &'a Case| {
             let anchor = slug(&format!("{}--{}", case.id(), case.place()));
             let times = seen.entry(anchor.clone()).and_modify(|times| *times += 1).or_insert(1);
-            if *times == 1 { anchor } else { format!("{anchor}--{times}") }
+            let anchor = if *times == 1 { anchor } else { format!("{anchor}--{times}") };
+            let trace = case.evidence.trace.as_ref().and_then(Trace::of);
+            Entry { case, anchor, timeline: trace.map(|trace| Timeline::of(&trace)) }
         };
-        let anchors = results.cases.iter().map(&mut anchor).collect();
-        Self { results, places: places(results), anchors }
+        Self { results, places: places(results), entries: results.cases.iter().map(&mut entry).collect() }
     }
 
-    /// The cases with their anchors, in their order.
-    fn cases(&self) -> impl Iterator<Item = (&'a Case, &str)> {
-        self.results.cases.iter().zip(self.anchors.iter().map(String::as_str))
+    fn of(&self, wanted: impl Fn(&Entry<'a>) -> bool) -> impl Iterator<Item = &Entry<'a>> {
+        self.entries.iter().filter(move |entry| wanted(entry))
     }
 }
 
@@ -107,7 +123,7 @@ fn summary(counts: Counts) -> String {
 
 fn header(page: &Page<'_>, counts: Counts) -> Markup {
     let results = page.results;
-    let bad = |case: &Case| matches!(case.outcome, Outcome::Failed(_) | Outcome::Broken(_));
+    let bad: Vec<&Entry<'_>> = page.of(Entry::did_not_pass).collect();
     html! {
         header {
             p.product { "MirrorGPU guest driver tests" }
@@ -121,9 +137,9 @@ fn header(page: &Page<'_>, counts: Counts) -> Markup {
             p.when {
                 (humantime::format_rfc3339_seconds(results.started)) ", took " (text::took(results.took))
             }
-            @if results.cases.iter().any(bad) {
+            @if !bad.is_empty() {
                 ul.first {
-                    @for (case, anchor) in page.cases().filter(|(case, _)| bad(case)) {
+                    @for Entry { case, anchor, .. } in &bad {
                         @let (word, sign) = sign(&case.outcome);
                         li class=(word) {
                             span.sign aria-hidden="true" { (sign) } " "
@@ -140,7 +156,7 @@ fn header(page: &Page<'_>, counts: Counts) -> Markup {
             }
             nav aria-label="Parts of this page" {
                 a href="#matrix" { "Matrix" }
-                @if results.cases.iter().any(bad) { a href="#failures" { "Failures" } }
+                @if !bad.is_empty() { a href="#failures" { "Failures" } }
                 a href="#timelines" { "Timelines" }
                 @if !results.score.is_empty() { a href="#score" { "Score" } }
                 a href="#skips" { "Skips" }
