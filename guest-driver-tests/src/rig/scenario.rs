@@ -33,6 +33,8 @@ pub enum Needs {
     Screen,
     /// An IOMMU in front of the device.
     Iommu,
+    /// A device behind a root port, whose function can be reset.
+    RootPort,
     /// A front-end that passes all feature bits of the device on.
     AllFeatures,
 }
@@ -94,6 +96,7 @@ pub fn has(needs: Needs, topology: &Topology) -> bool {
         Needs::Nothing => true,
         Needs::Screen => topology.has_display,
         Needs::Iommu => topology.has_iommu(),
+        Needs::RootPort => topology.has_root_port(),
         Needs::AllFeatures => topology.has_all_features(),
     }
 }
