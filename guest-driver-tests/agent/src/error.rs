@@ -59,6 +59,12 @@ pub(crate) enum AgentError {
     Refused { command: u32, response: u32 },
     #[error("Unmapped {found:#x} bytes at {iova:#x}, not {wanted:#x}")]
     UnmappedOther { iova: u64, wanted: u64, found: u64 },
+    #[error("There is no area {area}")]
+    NoArea { area: u32 },
+    #[error("Byte {at:#x} lies past the end of its area")]
+    PastTheEnd { at: usize },
+    #[error("There is no ticket {ticket}")]
+    NoTicket { ticket: u64 },
     #[error("The driver in the agent does not have the device: it has to be taken first")]
     NotTaken,
     #[error("Nothing has begun: `begin` has to come first")]

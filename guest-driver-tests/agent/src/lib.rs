@@ -6,4 +6,5 @@ mod font;
 pub mod jobs;
 pub mod picture;
 pub mod protocol;
+pub mod remote;
 pub mod stock_words;

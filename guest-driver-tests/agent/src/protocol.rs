@@ -1,12 +1,13 @@
 //! The words that rig and agent exchange over the guest's second serial port: one JSON object a line. Knows
 //! nothing of the port.
 
+use crate::remote::{Operation, Outcome};
 use crate::stock_words::{StockCommand, StockEvent};
 use job_stream::Mode;
 use serde::{Deserialize, Serialize};
 
 /// What the rig asks of the agent. Each is answered with one event; `Draw` with two.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Command {
     /// Take the screen if it is not held yet, and draw so much; answered by `Drawn`.
@@ -51,6 +52,11 @@ pub enum Command {
         mode: Mode,
         /// What is done wrong.
         bug: Bug,
+    },
+    /// One operation of the agent's own driver; answered by `Operated`.
+    Operate {
+        /// Which.
+        operation: Operation,
     },
     /// Something with the stock driver; answered by `Stock`.
     Stock(StockCommand),
@@ -118,6 +124,11 @@ pub enum Event {
     Taken,
     /// The bug was made, and the job has ended.
     Broken(Broken),
+    /// What came of an operation.
+    Operated {
+        /// That.
+        outcome: Outcome,
+    },
     /// What came of something with the stock driver.
     Stock(StockEvent),
     /// A command failed; the agent goes on.

@@ -118,6 +118,11 @@ fn is_known(line: &str, companion_is_known: bool) -> bool {
     line.contains(KNOWN) || companion_is_known && KNOWN_COMPANIONS.iter().any(|place| line.contains(place))
 }
 
+/// How many lines of the guest's log tell of an access that the IOMMU has stopped.
+pub fn faults(log: &str) -> u64 {
+    find(log.lines(), &FAULTS).len() as u64
+}
+
 /// The lines of QEMU's output that tell of trouble.
 pub fn qemu_troubles(output: &str) -> Vec<String> {
     find(output.lines(), &QEMU_TROUBLES)

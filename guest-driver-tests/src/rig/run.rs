@@ -38,6 +38,7 @@ const MODULE_PARAMETERS: [(&str, &str); 2] =
 const SCREEN_LIMIT: Duration = Duration::from_secs(10);
 
 /// All that runs have in common.
+#[derive(Clone)]
 pub struct Rig {
     tools: Tools,
     accel: Accel,
@@ -69,6 +70,32 @@ impl Rig {
         }
         let (inject, timeout, keep) = (options.inject.clone(), options.timeout, options.keep);
         Ok(Self { tools, accel, agent, backend, inject, timeout, keep })
+    }
+
+    /// What runs are made with, by name.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        let mut all = vec![
+            ("QEMU".to_owned(), self.tools.qemu.version.clone()),
+            ("accelerator".to_owned(), self.accel.name().to_owned()),
+            ("guest kernel".to_owned(), self.tools.kernel.release.clone()),
+        ];
+        if !self.inject.is_empty() {
+            all.push(("injected".to_owned(), self.inject.join(", ")));
+        }
+        all
+    }
+
+    /// The same with a back-end that misbehaves so, too.
+    #[must_use]
+    pub fn misbehaving(&self, inject: &[&str]) -> Self {
+        let mut other = self.clone();
+        other.inject.extend(inject.iter().map(|&bug| bug.to_owned()));
+        other
+    }
+
+    /// Whether the device is ours, and not QEMU's own.
+    pub fn has_backend(&self) -> bool {
+        self.backend.is_some()
     }
 
     /// Why a topology cannot be run, if so.
@@ -251,6 +278,21 @@ impl<'a> Run<'a> {
         // A frozen QEMU would keep us from ending it.
         let _ = self.qemu.thaw();
         evidence::of_run(error, &self.files, self.backend.as_mut().filter(|_| !self.backend_is_gone))
+    }
+
+    /// What the back-end has logged so far.
+    pub fn backend_log(&self) -> String {
+        RunFiles::text(&self.files.backend_log())
+    }
+
+    /// Where the files of the run are.
+    pub fn folder(&self) -> &Path {
+        &self.files.folder
+    }
+
+    /// How many accesses of the device the guest's kernel says that the IOMMU has stopped.
+    pub fn faults_logged(&self) -> u64 {
+        console::faults(&RunFiles::text(&self.files.console()))
     }
 
     /// From here on the guest's driver makes mistakes, and the IOMMU may stop the device where it is sent astray.

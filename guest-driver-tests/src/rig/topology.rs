@@ -118,6 +118,11 @@ impl Topology {
         self.invalidations != Invalidations::None
     }
 
+    /// Whether the device translates addresses by itself (Address Translation Services).
+    pub fn has_ats(&self) -> bool {
+        self.config.contains("ats = \"on\"")
+    }
+
     /// Whether all feature bits of the device reach the guest.
     pub fn has_all_features(&self) -> bool {
         self.config.contains("vhost-user-test-device-pci")

@@ -75,7 +75,7 @@ pub const ALL: [Stock; 25] = [
     Stock::new(&[64], "huge-buffer", memory::huge),
     Stock::new(&[105, 45], "unload", platform::unload),
     Stock::new(&[99], "removed", platform::remove),
-    Stock::new(&[46], "function-reset", platform::reset).with(Needs::RootPort),
+    Stock::new(&[46], "function-reset", platform::reset),
     Stock::new(&[56], "domain", platform::domain).with(Needs::Iommu),
     Stock::new(&[98], "sleep", platform::sleep).on(platform::SHORT_SLEEP),
     Stock::new(&[100], "balloon", memory::balloon).on(memory::BALLOON),

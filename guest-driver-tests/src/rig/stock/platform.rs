@@ -97,6 +97,9 @@ pub(crate) fn domain(run: &mut Run<'_>) -> Result<(), RigError> {
 /// The function is reset under its driver, with jobs in flight. Linux 6.12 tells the driver nothing, and its queues are
 /// gone, as after a sleep.
 pub(crate) fn reset(run: &mut Run<'_>) -> Result<(), RigError> {
+    if !run.topology.has_root_port() {
+        return Err(RigError::Skip("only a function behind a root port can be reset".into()));
+    }
     release_screen(run)?;
     let before = settled(run)?.unwrap_or_default();
     begin(run, JOBS, Until::Told)?;
