@@ -6,7 +6,7 @@ use crate::system;
 use guest_agent::stock_words::{Domain, Step, Stepped};
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 const DRIVER: &str = "/sys/bus/pci/drivers/virtio-pci";
@@ -58,7 +58,7 @@ fn sleep() -> io::Result<()> {
     slept
 }
 
-fn name_of(device: &PathBuf) -> Vec<u8> {
+fn name_of(device: &Path) -> Vec<u8> {
     device.file_name().unwrap_or_default().as_encoded_bytes().to_vec()
 }
 
