@@ -22,6 +22,22 @@ pub enum StockCommand {
     Finish,
     /// Close the context under its jobs, wait for their fences, and look at the memory; answered by `Standing`.
     Abandon,
+    /// Give up on jobs whose device is gone: close the context without waiting for anything; answered by `Standing`.
+    Forget,
+    /// Wait for all jobs, keep the buffer that they fill as a dma-buf, and close the context; answered by `Standing`.
+    KeepExport,
+    /// Close that dma-buf; answered by `Stepped`.
+    DropExport,
+    /// Do something to the platform; answered by `Stepped`.
+    Step {
+        /// What.
+        step: Step,
+    },
+    /// Have a job fill a buffer of so many MiB, but for its edges; answered by `Huge`.
+    Huge {
+        /// MiB.
+        mib: u32,
+    },
     /// Have a process begin so many jobs that wait, kill it, and look at its memory; answered by `Standing`.
     Kill {
         /// How many jobs.
@@ -112,6 +128,10 @@ pub enum StockEvent {
     Shared(Shared),
     /// What a full queue was like.
     Full(Full),
+    /// What came of something that was done to the platform.
+    Stepped(Stepped),
+    /// What a job on a large buffer has left.
+    Huge(Huge),
 }
 
 /// How jobs stand.
@@ -261,4 +281,62 @@ pub struct Full {
     pub done: u32,
     /// Fences that came.
     pub signalled: u32,
+}
+
+/// Something that is done to the platform.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Step {
+    /// All devices are suspended, and resumed after a while.
+    Sleep,
+    /// The PCI function is removed, as if it had been pulled out.
+    Remove,
+    /// The bus is looked at again.
+    Rescan,
+    /// The driver's module is unloaded.
+    Unload,
+    /// And loaded.
+    Load,
+    /// The PCI function is taken from its driver.
+    Unbind,
+    /// And given back.
+    Bind,
+    /// Its IOMMU group gets a domain of this kind.
+    Domain(Domain),
+    /// The PCI function is reset.
+    Reset,
+}
+
+/// A kind of a domain, as Linux names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Domain {
+    /// Translated; each unmap is invalidated at once.
+    Dma,
+    /// Translated; unmaps are invalidated later, together.
+    DmaFq,
+    /// Not translated.
+    Identity,
+}
+
+/// What came of something that was done to the platform.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stepped {
+    /// The kernel's error; 0 if there was none.
+    pub error: i32,
+    /// Nanoseconds that it took.
+    pub took_ns: u64,
+}
+
+/// What a job on a large buffer has left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Huge {
+    /// Bytes that it was to fill.
+    pub bytes: u64,
+    /// Bytes that it has filled.
+    pub filled: u64,
+    /// Bytes outside that are poison still.
+    pub poison: u64,
+    /// The device's checksum of all of it is that of the bytes that are there.
+    pub checksum: bool,
 }

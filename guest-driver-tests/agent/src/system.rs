@@ -123,6 +123,23 @@ pub(crate) fn rebind(driver: &Path, is_ours: impl Fn(&Path) -> bool) -> Result<(
     Ok(())
 }
 
+/// The kernel forgets a module, unless somebody uses it.
+pub(crate) fn unload_module(name: &CStr) -> io::Result<()> {
+    // SAFETY: the name ends with a NUL, and outlives the call.
+    match unsafe { libc::syscall(libc::SYS_delete_module, name.as_ptr(), libc::O_NONBLOCK) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The PCI function that is a virtio-gpu, in sysfs.
+pub(crate) fn find_gpu() -> Result<PathBuf, AgentError> {
+    const DEVICES: &str = "/sys/bus/pci/devices";
+    let entries = fs::read_dir(DEVICES).doing(format!("read {DEVICES}"))?;
+    let device = entries.flatten().map(|entry| entry.path()).find(|path| is_gpu(path));
+    device.ok_or_else(|| AgentError::NotBound(DEVICES.into()))
+}
+
 /// Whether a PCI function is a virtio-gpu: its class does not say so on every machine.
 pub(crate) fn is_gpu(device: &Path) -> bool {
     let is = |name: &str, id: &str| fs::read_to_string(device.join(name)).is_ok_and(|text| text.trim() == id);

@@ -90,10 +90,9 @@ impl Forgiven {
 
 /// The first serious words of the kernel's and what follows them: for a person, when there is no more to come.
 pub fn oops(log: &str) -> Option<String> {
-    let is_first = |line: &str| {
-        let meaning = SERIOUS.iter().find(|word| line.contains(*word));
-        meaning.is_some() && !line.contains(KNOWN)
-    };
+    let companion_is_known = log.contains(KNOWN);
+    let is_first =
+        |line: &str| SERIOUS.iter().any(|word| line.contains(word)) && !is_known(line, companion_is_known);
     let mut lines = log.lines().skip_while(|line| !is_first(line)).take(OOPS_LINES).peekable();
     lines.peek()?;
     Some(lines.map(str::trim_end).collect::<Vec<_>>().join("\n"))
@@ -112,11 +111,11 @@ pub fn troubles_but_faults(log: &str) -> Vec<String> {
 }
 
 fn judge(log: &str, companion_is_known: bool) -> Vec<String> {
-    let is_known = |line: &str| {
-        line.contains(KNOWN)
-            || companion_is_known && KNOWN_COMPANIONS.iter().any(|place| line.contains(place))
-    };
-    find(log.lines().filter(|line| !is_known(line)), &TROUBLES)
+    find(log.lines().filter(|line| !is_known(line, companion_is_known)), &TROUBLES)
+}
+
+fn is_known(line: &str, companion_is_known: bool) -> bool {
+    line.contains(KNOWN) || companion_is_known && KNOWN_COMPANIONS.iter().any(|place| line.contains(place))
 }
 
 /// How many lines of the guest's log tell of an access that the IOMMU has stopped.
@@ -200,7 +199,9 @@ mod tests {
         assert!(oops(log).unwrap().starts_with("[2.0] BUG: kernel NULL"));
         assert!(oops(log).unwrap().ends_with("supervisor"));
         assert_eq!(oops("[1.0] fine"), None);
-        assert_eq!(oops(&format!("[9.0] {KNOWN} (Not tainted): Objects remaining")), None);
+        let companion = "[9.1] WARNING: CPU: 0 PID: 1 at mm/slub.c:1149 __kmem_cache_shutdown+0x246/0x320";
+        assert_eq!(oops(&format!("[9.0] {KNOWN} (Not tainted): Objects remaining\n{companion}")), None);
+        assert_eq!(oops(companion).as_deref(), Some(companion));
     }
 
     #[test]

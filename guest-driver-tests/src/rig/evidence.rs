@@ -13,8 +13,11 @@ const LINES: usize = 25;
 const QUESTIONS: [&str; 3] = ["stats", "jobs", "contexts"];
 const ANSWER_CHARACTERS: usize = 4_000;
 
-/// Adds to an error what the back-end says, and the logs.
+/// Adds to an error what the back-end says, and the logs. What cannot be shown needs no evidence.
 pub(super) fn of_run(error: RigError, files: &RunFiles, backend: Option<&mut Backend>) -> RigError {
+    if matches!(error, RigError::Skip(_)) {
+        return error;
+    }
     let mut text = of_logs(error, files).to_string();
     if let Some(backend) = backend {
         for question in QUESTIONS {

@@ -157,6 +157,8 @@ pub struct Run<'a> {
     forgiven: Forgiven,
     /// Nobody minds that the back-end is gone: it was killed.
     backend_is_gone: bool,
+    /// Nor that QEMU minds.
+    was_killed: bool,
     /// Dropped last: it removes the files.
     _folder: Option<TempDir>,
 }
@@ -190,6 +192,7 @@ impl<'a> Run<'a> {
             variation,
             forgiven: Forgiven::default(),
             backend_is_gone: false,
+            was_killed: false,
             _folder: kept,
         })
     }
@@ -341,7 +344,7 @@ impl<'a> Run<'a> {
 
     /// Kills the back-end. From here on nothing minds that it is gone, until it is restarted.
     pub fn kill_backend(&mut self) -> Result<(), RigError> {
-        self.backend_is_gone = true;
+        (self.backend_is_gone, self.was_killed) = (true, true);
         self.backend.as_mut().map_or(Ok(()), Backend::kill)
     }
 
@@ -364,7 +367,9 @@ impl<'a> Run<'a> {
         }
         let log = RunFiles::text(&self.files.console());
         let mut troubles = self.forgiven.troubles(&log, 0);
-        troubles.extend(console::qemu_troubles(&RunFiles::text(&self.files.qemu_output())));
+        if !self.was_killed {
+            troubles.extend(console::qemu_troubles(&RunFiles::text(&self.files.qemu_output())));
+        }
         if troubles.is_empty() { Ok(()) } else { Err(RigError::check(troubles.join("\n"))) }
     }
 }

@@ -157,6 +157,11 @@ impl Topology {
         self.config.contains("vhost-user-test-device-pci")
     }
 
+    /// Whether the device stands behind a root port, as one on a PCI Express slot does.
+    pub fn has_root_port(&self) -> bool {
+        self.config.contains("pcie-root-port")
+    }
+
     /// The same machine with so many MiB of memory.
     #[must_use]
     pub fn with_memory(&self, mib: u32) -> Self {

@@ -188,6 +188,7 @@ scenarios! {
         [with_stock(Needs::Screen, scenario::reboot_drawing)], NEEDS_A_KERNEL;
     49 "stop-and-cont", LIFE, "While the machine is stopped nothing moves; then all goes on.",
         [Soft(life_cycle::stop), with_stock(Needs::Screen, scenario::stop_and_cont)];
+    50 "back-end-killed", LIFE, "The back-end dies and comes back: the guest has lost its device, and nothing else.", [], NEEDS_A_KERNEL;
     51 "isolation", LIFE, "A context cannot use what it was not given.", [Both(life_cycle::isolation)];
     52 "registration-cache", MODES, "What goes on with memory that is gone is counted, and harms nobody else.",
         [Both(modes::registration_cache)];
@@ -195,10 +196,12 @@ scenarios! {
         [Soft(meaning::domain_flush)], NEEDS_A_FLUSH;
     54 "rounded-range", MEANING, "A rounded invalidation that hits a neighbour accuses nobody.", [Both(meaning::rounding)];
     55 "after-a-flush", MEANING, "The same, moved, gone, read-only: each has its verdict.", [Both(meaning::after_a_flush)];
+    56 "domain-switched", MEANING, "The IOMMU's domain is switched at run time, and the device works in each.", [], NEEDS_A_KERNEL;
     57 "under-invalidation", MEANING, "Memory that is taken without an INVALIDATE is found by an audit.",
         [Soft(meaning::audit)], "a kernel's VFIO always says so";
     58 "two-mappings", MEANING, "Of two mappings of a page one may go; an unmap may go across maps.", [Both(meaning::aliases)];
     59 "address-reused", MEANING, "An address that another buffer gets leads to that buffer.", [Both(meaning::reuse)];
+    60 "bouncing", DMA, "A kernel that bounces all that devices touch sees what it copies, and nothing breaks.", [], NEEDS_A_KERNEL;
     62 "wrong-direction", DMA, "A buffer that is mapped for the wrong direction is not written.", [Both(faults::wrong_direction)];
     64 "huge-mapping", DMA, "Large mappings work; operands past their end are refused.", [Both(meaning::huge)];
     83 "hang-to-the-end", SCHEDULING, "Against a job that never leaves, the ladder is climbed to its end (I2).", [Both(life_cycle::ladder)];
@@ -210,9 +213,16 @@ scenarios! {
     90 "sync-points", SCHEDULING, "Merged sync_files, timeline points and event descriptors tell what the fences tell.", [], NEEDS_A_KERNEL;
     91 "foreign-fence", SCHEDULING, "Another driver's fence that never comes holds up its own job only; buffers are shared.", [], NEEDS_A_KERNEL;
     94 "posted-writes", SCHEDULING, "Who sees a signal sees what was written before it.", [Both(timing::posted)];
+    98 "sleep", PLATFORM, "Devices sleep and wake with jobs in flight: nothing is written, and a driver bound anew works.",
+        [], NEEDS_A_KERNEL;
+    99 "removal", PLATFORM, "The device is pulled out under jobs: nothing is written, the kernel survives, and it can come back.",
+        [], NEEDS_A_KERNEL;
+    100 "balloon", PLATFORM, "A balloon takes the guest's memory and gives it back: no job notices.", [], NEEDS_A_KERNEL;
     103 "frozen-vmm", PLATFORM, "A VMM that stands still is not one that does not answer.", [Soft(life_cycle::frozen)];
     104 "full-ring", PLATFORM, "A ring full of endless jobs holds up UNREF, and nobody else; indices wrap.",
         [Both(life_cycle::full_ring), Soft(life_cycle::index_wrap)];
+    105 "module-unload", PLATFORM, "The driver is not unloaded while files or buffers are out; then it is, and comes back.",
+        [], NEEDS_A_KERNEL;
     107 "picture", PLATFORM, "The screen shows what the guest draws, byte for byte, and both sides count the same.",
         [with_stock(Needs::Screen, scenario::usual_picture)], "tests/picture.rs";
     108 "jobs", PLATFORM, "Through the stock driver each packet does in each mode what the twin says, and both sides count the same.",

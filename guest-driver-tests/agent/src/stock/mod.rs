@@ -6,8 +6,10 @@ mod client;
 mod failing;
 mod foreign;
 mod full;
+mod huge;
 mod life_cycle;
 mod order;
+mod platform;
 mod points;
 mod process;
 mod responses;
@@ -15,7 +17,8 @@ mod strangers;
 
 use crate::error::AgentError;
 use client::Client;
-use guest_agent::stock_words::{Amount, StockCommand, StockEvent};
+use guest_agent::stock_words::{Amount, Standing, Stepped, StockCommand, StockEvent};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 /// What stands between two commands.
@@ -23,6 +26,8 @@ use std::time::Duration;
 pub(crate) struct Stock {
     /// A context whose jobs were begun.
     client: Option<Client>,
+    /// What is left of one.
+    export: Option<OwnedFd>,
 }
 
 impl Stock {
@@ -37,6 +42,22 @@ impl Stock {
             StockCommand::CloseBuffer => life_cycle::close_buffer(self.client()?).map(StockEvent::Standing),
             StockCommand::Finish => life_cycle::finish(self.take()?).map(StockEvent::Standing),
             StockCommand::Abandon => life_cycle::abandon(self.take()?).map(StockEvent::Standing),
+            StockCommand::Forget => {
+                self.client = None;
+                Ok(StockEvent::Standing(Standing::default()))
+            }
+            StockCommand::KeepExport => {
+                let client = self.take()?;
+                client.wait_end()?;
+                self.export = Some(client.export()?);
+                client.standing().map(StockEvent::Standing)
+            }
+            StockCommand::DropExport => {
+                self.export = None;
+                Ok(StockEvent::Stepped(Stepped::default()))
+            }
+            StockCommand::Step { step } => platform::take(step).map(StockEvent::Stepped),
+            StockCommand::Huge { mib } => huge::run(mib).map(StockEvent::Huge),
             StockCommand::Kill { jobs } => process::kill(jobs).map(StockEvent::Standing),
             StockCommand::Strangers { process } => strangers::run(process).map(StockEvent::Strangers),
             StockCommand::Order { jobs } => order::run(jobs).map(StockEvent::Order),

@@ -2,7 +2,7 @@
 //! other. Knows what the device owes then: jobs of what lives on end well, others are stopped, and write nothing more.
 
 use super::{FAILED, NO_SUCH_RESOURCE};
-use super::{all_done, ask, begin, counted_since, ended, no_contexts, refused, standing, stands};
+use super::{all_done, ask, begin, counted_since, ended, in_flight, no_contexts, refused, standing, stands};
 use crate::rig::error::RigError;
 use crate::rig::guest::unexpected;
 use crate::rig::report::{self, say};
@@ -22,8 +22,8 @@ const TRESPASSES: u32 = 6;
 /// A buffer is closed under jobs that write to it: the device holds it until they have, and they are done.
 pub(crate) fn close_in_flight(run: &mut Run<'_>) -> Result<(), RigError> {
     let before = settled(run)?.unwrap_or_default();
-    in_flight(begin(run, JOBS, Until::Told)?)?;
-    in_flight(standing(run, StockCommand::CloseBuffer)?)?;
+    in_flight(begin(run, JOBS, Until::Told)?, JOBS)?;
+    in_flight(standing(run, StockCommand::CloseBuffer)?, JOBS)?;
     all_done(standing(run, StockCommand::Finish)?, JOBS)?;
     let counts = counted_since(run, &before)?;
     ended(&counts, JOBS.into(), 0)?;
@@ -35,7 +35,7 @@ pub(crate) fn close_in_flight(run: &mut Run<'_>) -> Result<(), RigError> {
 pub(crate) fn end_context_in_flight(run: &mut Run<'_>) -> Result<(), RigError> {
     let before = settled(run)?.unwrap_or_default();
     let mark = run.console_mark();
-    in_flight(begin(run, JOBS, Until::Told)?)?;
+    in_flight(begin(run, JOBS, Until::Told)?, JOBS)?;
     let found = standing(run, StockCommand::Abandon)?;
     say(&format!("Fences of a context that was closed came after {}", report::duration(found.waited_ns)));
     let due = Standing { submitted: JOBS, signalled: JOBS, poison: PAGES, ..Standing::default() };
@@ -86,9 +86,4 @@ pub(crate) fn strangers(run: &mut Run<'_>) -> Result<(), RigError> {
         no_contexts(run)?;
     }
     Ok(())
-}
-
-/// All jobs stand before what they wait for.
-fn in_flight(found: Standing) -> Result<(), RigError> {
-    stands(found, Standing { submitted: JOBS, poison: PAGES, ..Standing::default() })
 }

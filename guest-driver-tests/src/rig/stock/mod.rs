@@ -4,7 +4,10 @@
 
 mod fences;
 mod life_cycle;
+mod memory;
+mod platform;
 mod pressure;
+mod survival;
 mod sync;
 
 use crate::rig::error::RigError;
@@ -46,10 +49,15 @@ impl Stock {
     const fn on(self, variation: Variation) -> Self {
         Self { variation, ..self }
     }
+
+    /// The same where there is this.
+    const fn with(self, needs: Needs) -> Self {
+        Self { needs, ..self }
+    }
 }
 
 /// All of them, in an order in which each leaves a guest that the next can use.
-pub const ALL: [Stock; 16] = [
+pub const ALL: [Stock; 25] = [
     Stock::new(&[44], "close-in-flight", life_cycle::close_in_flight),
     Stock::new(&[44], "end-context-in-flight", life_cycle::end_context_in_flight),
     Stock::new(&[44, 42], "kill-in-flight", life_cycle::kill_in_flight),
@@ -64,6 +72,15 @@ pub const ALL: [Stock; 16] = [
     Stock::new(&[104], "full-queue", pressure::full_queue),
     Stock::new(&[103], "frozen-briefly", pressure::frozen_briefly),
     Stock::new(&[103], "frozen", pressure::frozen).on(pressure::PATIENT),
+    Stock::new(&[64], "huge-buffer", memory::huge),
+    Stock::new(&[105, 45], "unload", platform::unload),
+    Stock::new(&[99], "removed", platform::remove),
+    Stock::new(&[46], "function-reset", platform::reset),
+    Stock::new(&[56], "domain", platform::domain).with(Needs::Iommu),
+    Stock::new(&[98], "sleep", platform::sleep).on(platform::SHORT_SLEEP),
+    Stock::new(&[100], "balloon", memory::balloon).on(memory::BALLOON),
+    Stock::new(&[60], "bouncing", memory::bouncing).on(memory::BOUNCING),
+    Stock::new(&[50], "backend-killed", survival::backend_killed).on(survival::ALONE),
     Stock::new(&[91], "foreign-fence", sync::foreign).on(sync::VGEM),
     Stock::new(&[91], "shared-buffers", sync::share).on(sync::VGEM),
 ];
@@ -125,6 +142,11 @@ fn all_done(found: Standing, jobs: u32) -> Result<(), RigError> {
         ..Standing::default()
     };
     stands(found, wanted)
+}
+
+/// All jobs stand before what they wait for, and have touched nothing.
+fn in_flight(found: Standing, jobs: u32) -> Result<(), RigError> {
+    stands(found, Standing { submitted: jobs, poison: 16, ..Standing::default() })
 }
 
 /// So many jobs were done by the back-end, and so many failed or were discarded.

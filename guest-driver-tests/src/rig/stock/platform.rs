@@ -1,0 +1,147 @@
+//! What happens to the platform under jobs in flight: the driver is unloaded, the device pulled out, put to sleep, given
+//! another domain. Knows what Linux 6.12 does then, where it does something odd; and that the device is as good as new
+//! afterwards.
+
+use super::{all_done, ask, begin, counted_since, ended, in_flight, no_contexts, standing};
+use crate::rig::error::RigError;
+use crate::rig::guest::unexpected;
+use crate::rig::report::{self, say};
+use crate::rig::run::Run;
+use crate::rig::scenario::settled;
+use crate::rig::topology::Invalidations;
+use crate::rig::variation::Variation;
+use guest_agent::protocol::{Command, Event};
+use guest_agent::stock_words::{Amount, Domain, Step, Stepped, StockCommand, StockEvent, Until};
+
+/// A test of sleep takes 5 s, unless it is told otherwise.
+pub(crate) const SHORT_SLEEP: Variation = Variation { guest: "suspend.pm_test_delay=1", ..Variation::NONE };
+/// Jobs in flight.
+pub(super) const JOBS: u32 = 4;
+/// Pages of the buffer that they fill.
+pub(super) const PAGES: u32 = 16;
+/// Errors of Linux.
+const EAGAIN: i32 = 11;
+const EPERM: i32 = 1;
+/// For fences that must not come.
+const PATIENCE_MS: u64 = 500;
+
+/// The module is not unloaded while a file is open or a buffer is out; then it is, and comes back.
+pub(crate) fn unload(run: &mut Run<'_>) -> Result<(), RigError> {
+    release_screen(run)?;
+    begin(run, JOBS, Until::Told)?;
+    step(run, Step::Unload, EAGAIN)?;
+    all_done(standing(run, StockCommand::Finish)?, JOBS)?;
+    begin(run, JOBS, Until::AtOnce)?;
+    all_done(standing(run, StockCommand::KeepExport)?, JOBS)?;
+    step(run, Step::Unload, EAGAIN)?;
+    same_step(ask(run, StockCommand::DropExport)?, 0)?;
+    settled(run)?;
+    step(run, Step::Unload, 0)?;
+    step(run, Step::Load, 0)?;
+    works(run)
+}
+
+/// The function is pulled out with jobs in flight: nothing is written any more, no fence of theirs ever comes, and the
+/// kernel survives it. Put back, it works.
+pub(crate) fn remove(run: &mut Run<'_>) -> Result<(), RigError> {
+    release_screen(run)?;
+    let before = settled(run)?.unwrap_or_default();
+    begin(run, JOBS, Until::Told)?;
+    step(run, Step::Remove, 0)?;
+    let found = standing(run, StockCommand::Look { wait_ms: PATIENCE_MS })?;
+    in_flight(found, JOBS)?;
+    // One was out, and those behind it in the queue had not been submitted.
+    ended(&counted_since(run, &before)?, 0, 1)?;
+    standing(run, StockCommand::Forget)?;
+    step(run, Step::Rescan, 0)?;
+    works(run)
+}
+
+/// Devices sleep with jobs in flight, and wake. Linux 6.12 resets the device then and does not give it its queues back:
+/// the driver has no `restore`. So no fence comes any more, nothing is written, and the driver has to be bound anew.
+pub(crate) fn sleep(run: &mut Run<'_>) -> Result<(), RigError> {
+    release_screen(run)?;
+    let before = settled(run)?.unwrap_or_default();
+    begin(run, JOBS, Until::Told)?;
+    let slept = step(run, Step::Sleep, 0)?;
+    say(&format!("All devices slept for {}", report::duration(slept.took_ns)));
+    ended(&counted_since(run, &before)?, 0, 1)?;
+    standing(run, StockCommand::More(Amount { jobs: 1, until: Until::AtOnce }))?;
+    in_flight(standing(run, StockCommand::Look { wait_ms: PATIENCE_MS })?, JOBS + 1)?;
+    ended(&counted_since(run, &before)?, 0, 1)?;
+    standing(run, StockCommand::Forget)?;
+    step(run, Step::Unbind, 0)?;
+    step(run, Step::Bind, 0)?;
+    works(run)
+}
+
+/// The domain of the device is switched at run time.
+pub(crate) fn domain(run: &mut Run<'_>) -> Result<(), RigError> {
+    release_screen(run)?;
+    begin(run, JOBS, Until::Told)?;
+    step(run, Step::Domain(Domain::Identity), EPERM)?;
+    if run.topology.invalidations == Invalidations::Strict {
+        step(run, Step::Domain(Domain::DmaFq), 0)?;
+    }
+    all_done(standing(run, StockCommand::Finish)?, JOBS)?;
+    works(run)?;
+    for domain in [Domain::Identity, Domain::Dma] {
+        step(run, Step::Unbind, 0)?;
+        step(run, Step::Domain(domain), 0)?;
+        step(run, Step::Bind, 0)?;
+        works(run)?;
+    }
+    Ok(())
+}
+
+/// The function is reset under its driver, with jobs in flight. Linux 6.12 tells the driver nothing, and its queues are
+/// gone, as after a sleep.
+pub(crate) fn reset(run: &mut Run<'_>) -> Result<(), RigError> {
+    if !run.topology.has_root_port() {
+        return Err(RigError::Skip("only a function behind a root port can be reset".into()));
+    }
+    release_screen(run)?;
+    let before = settled(run)?.unwrap_or_default();
+    begin(run, JOBS, Until::Told)?;
+    step(run, Step::Reset, 0)?;
+    ended(&counted_since(run, &before)?, 0, 1)?;
+    in_flight(standing(run, StockCommand::Look { wait_ms: PATIENCE_MS })?, JOBS)?;
+    standing(run, StockCommand::Forget)?;
+    step(run, Step::Unbind, 0)?;
+    step(run, Step::Bind, 0)?;
+    works(run)
+}
+
+/// A device with a driver, as after a boot: jobs are done, and nothing is left of them.
+pub(super) fn works(run: &mut Run<'_>) -> Result<(), RigError> {
+    let before = settled(run)?.unwrap_or_default();
+    begin(run, JOBS, Until::Told)?;
+    all_done(standing(run, StockCommand::Finish)?, JOBS)?;
+    ended(&counted_since(run, &before)?, JOBS.into(), 0)?;
+    no_contexts(run)
+}
+
+/// Nobody is to have the device open but who is asked to.
+pub(super) fn release_screen(run: &mut Run<'_>) -> Result<(), RigError> {
+    match run.ask("The screen's release", Command::Release)? {
+        Event::Released => Ok(()),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Something is done to the platform, and the kernel says this to it.
+pub(super) fn step(run: &mut Run<'_>, step: Step, due: i32) -> Result<Stepped, RigError> {
+    let event = ask(run, StockCommand::Step { step })?;
+    same_step(event, due).map_err(|error| RigError::check(format!("{step:?}: {error}")))
+}
+
+fn same_step(event: StockEvent, due: i32) -> Result<Stepped, RigError> {
+    match event {
+        StockEvent::Stepped(stepped) if stepped.error == due => Ok(stepped),
+        StockEvent::Stepped(stepped) => Err(RigError::check(format!(
+            "The kernel answered with the error {}, where {due} was due",
+            stepped.error
+        ))),
+        other => Err(unexpected(&Event::Stock(other))),
+    }
+}
