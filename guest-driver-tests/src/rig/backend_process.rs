@@ -15,7 +15,8 @@ const CONTROL: &str = "The back-end's control socket";
 /// The class of the error by which a command is refused that is not known.
 const UNKNOWN_COMMAND: &str = "CommandNotFound";
 const READY_LIMIT: Duration = Duration::from_secs(5);
-const REPLY_LIMIT: Duration = Duration::from_secs(5);
+/// A trace of all that was recorded takes its time on a busy machine.
+const REPLY_LIMIT: Duration = Duration::from_secs(20);
 /// It promises to end within 1 s of SIGTERM; the rest is for a busy machine.
 const END_LIMIT: Duration = Duration::from_secs(5);
 
@@ -23,6 +24,8 @@ const END_LIMIT: Duration = Duration::from_secs(5);
 pub struct Backend {
     process: OwnedProcess,
     control: JsonLines,
+    /// Requests that were made of it.
+    asked: u64,
     socket: PathBuf,
     launch: Launch,
 }
@@ -89,14 +92,19 @@ impl Backend {
 
     /// Makes a request of its control socket; nothing if it does not know the command.
     pub fn control(&mut self, command: &str, arguments: Value) -> Result<Option<Value>, RigError> {
-        self.control.send(&json!({ "execute": command, "arguments": arguments }))?;
+        self.asked += 1;
+        let id = self.asked;
+        self.control.send(&json!({ "execute": command, "arguments": arguments, "id": id }))?;
         let what = format!("The back-end's answer to `{command}`");
         loop {
             let mut reply: Value = self.control.receive(&what, REPLY_LIMIT, || self.process.check_alive())?;
+            // An answer that somebody has given up waiting for may still come.
+            if reply.get("id").and_then(Value::as_u64) != Some(id) {
+                continue;
+            }
             if let Some(answer) = reply.get_mut("return") {
                 return Ok(Some(answer.take()));
             }
-            // Anything else is an event, which nobody here has asked for.
             if let Some(error) = reply.get("error") {
                 return refusal(command, error);
             }
@@ -140,7 +148,7 @@ impl Launch {
         })?;
         let mut control = JsonLines::connect(CONTROL, &control, READY_LIMIT, || process.check_alive())?;
         let _greeting: Value = control.receive("The back-end's greeting", REPLY_LIMIT, || Ok(()))?;
-        Ok(Backend { process, control, socket, launch: self })
+        Ok(Backend { process, control, asked: 0, socket, launch: self })
     }
 }
 

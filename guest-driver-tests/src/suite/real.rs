@@ -7,6 +7,7 @@ use crate::rig::scenario::{self, Needs};
 use crate::rig::topology::Topology;
 use crate::rig::variation::Variation;
 use crate::rig::vfio;
+use crate::suite::excerpt;
 use crate::suite::failure::{Failure, Result};
 use crate::suite::machine::vfio::VfioMachine;
 use crate::suite::results::{Case, Evidence, Level, Outcome};
@@ -309,7 +310,7 @@ const CLEAN_END: (u32, &str, &str, &str) =
     (112, "clean-end", "Platform", "Guest, QEMU and back-end end, and none has complained.");
 
 fn perform(run: &mut Run<'_>, act: Act, seed: u64) -> Shown {
-    let mark = run.console_mark();
+    let (begin, mark) = (Instant::now(), run.console_mark());
     let (log_before, last) = (run.backend_log().len(), last_violation(run));
     let mut shown = Shown::default();
     let result = match act {
@@ -318,7 +319,7 @@ fn perform(run: &mut Run<'_>, act: Act, seed: u64) -> Shown {
     };
     let result = result.and_then(|()| no_troubles(run, mark));
     shown.evidence.reports = reports_after(run, last);
-    shown.evidence.trace = matches!(act, Act::Stage(_)).then(|| trace(run)).flatten();
+    shown.evidence.trace = matches!(act, Act::Stage(_)).then(|| trace(run, begin.elapsed())).flatten();
     if run.topology.has_display && matches!(act, Act::Stock(_)) {
         shown.evidence.screenshot = screenshot(run);
     }
@@ -381,10 +382,10 @@ fn reports_after(run: &mut Run<'_>, last: u64) -> Vec<String> {
     new.filter_map(|one| one["report"].as_str().map(str::to_owned)).collect()
 }
 
-fn trace(run: &mut Run<'_>) -> Option<Value> {
+fn trace(run: &mut Run<'_>, took: Duration) -> Option<Value> {
     let path = run.folder().join("trace.json");
     run.control("record", json!({ "path": path })).ok()?;
-    serde_json::from_slice(&std::fs::read(&path).ok()?).ok()
+    excerpt::of(serde_json::from_slice(&std::fs::read(&path).ok()?).ok()?, took)
 }
 
 fn screenshot(run: &mut Run<'_>) -> Option<Vec<u8>> {

@@ -22,6 +22,8 @@ pub struct Timeline {
     pub zero: String,
     /// From where to where.
     pub window: Span,
+    /// The same in the trace's own time.
+    pub absolute: Span,
     /// The drain that it is about: its place in `drains`.
     pub subject: Option<usize>,
     /// The job that it is about.
@@ -76,6 +78,7 @@ impl Timeline {
             headline: String::new(),
             zero: String::new(),
             window: trace.at,
+            absolute: trace.at,
             subject: None,
             job: None,
             engines: Vec::new(),
@@ -158,6 +161,7 @@ fn cut(trace: &Trace, window: Span, zero: f64, mut line: Timeline, subject: Opti
     let moved = |span: Span| Span { from: span.from - zero, to: span.to - zero };
     let inside = |at: &f64| (window.from..=window.to).contains(at);
     line.window = moved(window);
+    line.absolute = window;
     line.recorded.0 = (window.to.min(trace.at.to) - window.from.max(trace.at.from)).max(0.0);
     line.events.0 = trace.events.iter().filter(|at| inside(at)).count();
     for drain in trace.drains.iter().filter(|drain| drain.at.meets(window)) {
