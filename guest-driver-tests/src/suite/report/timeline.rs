@@ -18,7 +18,7 @@ const END: f64 = 20_000.0;
 pub struct Timeline {
     /// What it shows, in a sentence.
     pub headline: String,
-    /// What lies at 0, in a word or two.
+    /// What lies at 0, in a word or two; empty: nothing, it is where the window begins.
     pub zero: String,
     /// From where to where.
     pub window: Span,
@@ -61,7 +61,7 @@ impl Timeline {
         let (zero, name) = match (subject, verdict) {
             (Some(drain), _) => (drain.at.from, name(drain)),
             (None, Some((_, at))) => (at, "the verdict".to_owned()),
-            (None, None) => (window.from, "here".to_owned()),
+            (None, None) => (window.from, String::new()),
         };
         let headline = match (subject, verdict) {
             (Some(drain), _) => story(trace, drain),

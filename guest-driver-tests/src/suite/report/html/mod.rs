@@ -92,24 +92,30 @@ fn page(page: &Page<'_>) -> Markup {
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta http-equiv="Content-Security-Policy" content=(POLICY);
                 meta name="color-scheme" content="light dark";
-                title { (summary(counts)) " · MirrorGPU guest driver tests" }
+                title { (summary(page.results)) " · MirrorGPU guest driver tests" }
                 style { (PreEscaped(STYLE)) (PreEscaped(svg::STYLE)) }
             }
             body {
                 (header(page, counts))
                 main {
-                    (matrix::section(page))
-                    (cases::sections(page))
+                    @if !page.entries.is_empty() {
+                        (matrix::section(page))
+                        (cases::sections(page))
+                    }
                     (score::section(page))
-                    (cases::skips(page))
-                    (cases::passed(page))
+                    @if !page.entries.is_empty() {
+                        (cases::skips(page))
+                        (cases::passed(page))
+                    }
                 }
             }
         }
     }
 }
 
-fn summary(counts: Counts) -> String {
+/// What came of it, in a line; a run for the score has no cases.
+fn summary(results: &Results) -> String {
+    let (counts, bugs) = (results.counts(), results.score.len());
     let parts = [
         (counts.failed, "failed"),
         (counts.broken, "broken"),
@@ -118,7 +124,14 @@ fn summary(counts: Counts) -> String {
     ];
     let told = parts.iter().filter(|(count, _)| *count > 0).map(|(count, word)| format!("{count} {word}"));
     let told = told.collect::<Vec<_>>().join(", ");
-    if told.is_empty() { "Nothing ran".to_owned() } else { told }
+    match (told.is_empty(), bugs) {
+        (false, _) => told,
+        (true, 0) => "Nothing ran".to_owned(),
+        (true, _) => {
+            let away = results.score.iter().filter(|row| score::got_away(row)).count();
+            format!("{away} of {bugs} seeded bugs got away")
+        }
+    }
 }
 
 fn header(page: &Page<'_>, counts: Counts) -> Markup {
@@ -127,7 +140,7 @@ fn header(page: &Page<'_>, counts: Counts) -> Markup {
     html! {
         header {
             p.product { "MirrorGPU guest driver tests" }
-            h1 { (summary(counts)) }
+            h1 { (summary(results)) }
             div.bar aria-hidden="true" {
                 @for (word, count) in [("failed", counts.failed), ("broken", counts.broken),
                     ("passed", counts.passed), ("skipped", counts.skipped)] {
@@ -155,12 +168,14 @@ fn header(page: &Page<'_>, counts: Counts) -> Markup {
                 }
             }
             nav aria-label="Parts of this page" {
-                a href="#matrix" { "Matrix" }
+                @if !page.entries.is_empty() { a href="#matrix" { "Matrix" } }
                 @if !bad.is_empty() { a href="#failures" { "Failures" } }
-                a href="#timelines" { "Timelines" }
+                @if !page.entries.is_empty() { a href="#timelines" { "Timelines" } }
                 @if !results.score.is_empty() { a href="#score" { "Score" } }
-                a href="#skips" { "Skips" }
-                a href="#passed" { "Passed" }
+                @if !page.entries.is_empty() {
+                    a href="#skips" { "Skips" }
+                    a href="#passed" { "Passed" }
+                }
             }
         }
     }
