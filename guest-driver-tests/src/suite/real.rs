@@ -149,6 +149,12 @@ impl RealPlace<'_> {
         }
     }
 
+    /// Does something with the driver in user space, in a guest of its own.
+    pub fn on_stage(&self, act: OnStage) -> (Outcome, Evidence) {
+        let shown = House::new(self).act(Act::Stage(act));
+        (shown.outcome.unwrap_or(Outcome::Broken("Nothing of it was run".into())), shown.evidence)
+    }
+
     fn case(&self, scenario: &Scenario, shown: Shown) -> Case {
         Case {
             number: scenario.number,
