@@ -157,13 +157,16 @@ fn ended(counts: &Stats, done: u64, failed: u64) -> Result<(), RigError> {
     same("jobs that were submitted", who, counts.jobs_submitted, done + failed)
 }
 
-/// The back-end has no context left, and none waits for the end of its last job.
+/// The back-end has no context left that has ever had a job, and none waits for the end of its last. (The one of a screen
+/// that is held has none, and no mode.)
 fn no_contexts(run: &mut Run<'_>) -> Result<(), RigError> {
     let mut left = Value::Null;
     let waited = wait_until("The end of the last context", CLEAN_LIMIT, || {
         left = run.control("contexts", json!({}))?.unwrap_or_default();
         let contexts = left.get("contexts").and_then(Value::as_array);
-        Ok(contexts.is_none_or(Vec::is_empty))
+        let is_idle =
+            |context: &Value| context.get("context").is_some_and(Value::is_u64) && context["mode"].is_null();
+        Ok(contexts.is_none_or(|all| all.iter().all(is_idle)))
     });
     match waited {
         Err(RigError::Late { .. }) => {

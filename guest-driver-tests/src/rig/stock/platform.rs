@@ -75,23 +75,35 @@ pub(crate) fn sleep(run: &mut Run<'_>) -> Result<(), RigError> {
     works(run)
 }
 
-/// The domain of the device is switched at run time.
+/// The domain of the device is switched at run time. Linux refuses to take translation away under a driver, with jobs or
+/// without; that unmaps are told late from now on it takes at any time.
 pub(crate) fn domain(run: &mut Run<'_>) -> Result<(), RigError> {
     release_screen(run)?;
+    let before = settled(run)?.unwrap_or_default();
     begin(run, JOBS, Until::Told)?;
     step(run, Step::Domain(Domain::Identity), EPERM)?;
     if run.topology.invalidations == Invalidations::Strict {
         step(run, Step::Domain(Domain::DmaFq), 0)?;
     }
     all_done(standing(run, StockCommand::Finish)?, JOBS)?;
+    ended(&counted_since(run, &before)?, JOBS.into(), 0)?;
     works(run)?;
-    for domain in [Domain::Identity, Domain::Dma] {
+    for domain in [Domain::Identity, own_domain(run.topology.invalidations)] {
         step(run, Step::Unbind, 0)?;
         step(run, Step::Domain(domain), 0)?;
         step(run, Step::Bind, 0)?;
         works(run)?;
     }
     Ok(())
+}
+
+/// The kind that the topology asks for: what comes next counts on it.
+fn own_domain(invalidations: Invalidations) -> Domain {
+    match invalidations {
+        Invalidations::None => Domain::Identity,
+        Invalidations::Strict => Domain::Dma,
+        Invalidations::Lazy => Domain::DmaFq,
+    }
 }
 
 /// The function is reset under its driver, with jobs in flight. Linux 6.12 tells the driver nothing, and its queues are
