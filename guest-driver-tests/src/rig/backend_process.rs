@@ -14,6 +14,8 @@ const NAME: &str = "The back-end";
 const CONTROL: &str = "The back-end's control socket";
 /// The class of the error by which a command is refused that is not known.
 const UNKNOWN_COMMAND: &str = "CommandNotFound";
+/// With this code it ends that has found fault with the front-end.
+const FOUND_FAULT: i32 = 1;
 const READY_LIMIT: Duration = Duration::from_secs(5);
 const REPLY_LIMIT: Duration = Duration::from_secs(5);
 /// It promises to end within 1 s of SIGTERM; the rest is for a busy machine.
@@ -24,12 +26,14 @@ pub struct Backend {
     process: OwnedProcess,
     control: JsonLines,
     socket: PathBuf,
+    /// Whether it judges QEMU.
+    judges: bool,
 }
 
 impl Backend {
-    /// Starts `program` with its sockets and its log in `folder`, misbehaving as `inject` has it, and waits until it
-    /// accepts connections.
-    pub fn start(program: &Path, folder: &Path, inject: &[String]) -> Result<Self, RigError> {
+    /// Starts `program` with its sockets and its log in `folder`, misbehaving as `inject` has it, and judging QEMU if that is
+    /// wanted, and waits until it accepts connections.
+    pub fn start(program: &Path, folder: &Path, inject: &[String], judges: bool) -> Result<Self, RigError> {
         let (socket, control) = (folder.join("gpu.sock"), folder.join("control.sock"));
         let log = folder.join("backend.log");
         let file = File::create(&log).doing(format!("create {}", log.display()))?;
@@ -40,6 +44,9 @@ impl Backend {
         for bug in inject {
             command.arg("--inject").arg(bug);
         }
+        if judges {
+            command.arg("--check-front-end");
+        }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
         let mut process = OwnedProcess::spawn(NAME, &mut command)?;
         wait_until("The back-end's word that it listens", READY_LIMIT, || {
@@ -48,7 +55,7 @@ impl Backend {
         })?;
         let mut control = JsonLines::connect(CONTROL, &control, READY_LIMIT, || process.check_alive())?;
         let _greeting: Value = control.receive("The back-end's greeting", REPLY_LIMIT, || Ok(()))?;
-        Ok(Self { process, control, socket })
+        Ok(Self { process, control, socket, judges })
     }
 
     /// Where QEMU connects.
@@ -93,15 +100,32 @@ impl Backend {
         }
     }
 
-    /// Asks it to end, and fails if it does not end well.
+    /// Asks it to end, and fails if it does not end well, or has found fault with QEMU.
     pub fn end(mut self) -> Result<(), RigError> {
+        let findings = if self.judges { self.control("findings", json!({}))? } else { None };
         self.process.terminate()?;
         let status = self.process.wait(END_LIMIT)?;
-        if status.success() {
-            Ok(())
-        } else {
-            Err(RigError::Ended { name: NAME, status: status.to_string() })
+        match status.code() {
+            Some(0) => Ok(()),
+            Some(FOUND_FAULT) if self.judges => {
+                let reports = accusations(&findings.unwrap_or_default());
+                Err(RigError::check(format!("The back-end has found fault with QEMU.\n{reports}")))
+            }
+            _ => Err(RigError::Ended { name: NAME, status: status.to_string() }),
         }
+    }
+}
+
+/// The reports of findings that count against QEMU.
+fn accusations(findings: &Value) -> String {
+    let all = findings.get("findings").and_then(Value::as_array).into_iter().flatten();
+    let accuses = |finding: &&Value| finding.get("severity").is_some_and(|severity| severity != "note");
+    let reports: Vec<_> =
+        all.filter(accuses).filter_map(|finding| finding.get("report").and_then(Value::as_str)).collect();
+    if reports.is_empty() {
+        "It was found at the very end: --keep keeps its log".to_owned()
+    } else {
+        reports.join("\n")
     }
 }
 
@@ -117,6 +141,18 @@ fn refusal(command: &str, error: &Value) -> Result<Option<Value>, RigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_note_is_no_accusation() {
+        let finding = |severity: &str, report: &str| json!({ "severity": severity, "report": report });
+        let found =
+            json!({ "findings": [finding("note", "a"), finding("likely", "b"), finding("certain", "c")] });
+        assert_eq!(accusations(&found), "b\nc");
+        assert!(
+            accusations(&json!({ "findings": [finding("note", "a")] }))
+                .starts_with("It was found at the very end")
+        );
+    }
 
     #[test]
     fn only_a_command_that_is_not_known_is_no_error() {

@@ -45,6 +45,8 @@ pub struct Rig {
     backend: Option<PathBuf>,
     /// How it is to misbehave.
     inject: Vec<String>,
+    /// Whether it judges QEMU: it does, unless it misbehaves, or is another than the checkout's, which may not know how.
+    judges: bool,
     timeout: Duration,
     keep: bool,
 }
@@ -66,8 +68,9 @@ impl Rig {
         if !options.inject.is_empty() {
             say(&format!("The back-end is told to misbehave: {}", options.inject.join(", ")));
         }
+        let judges = options.inject.is_empty() && options.backend.is_none();
         let (inject, timeout, keep) = (options.inject.clone(), options.timeout, options.keep);
-        Ok(Self { tools, accel, agent, backend, inject, timeout, keep })
+        Ok(Self { tools, accel, agent, backend, inject, judges, timeout, keep })
     }
 
     /// Why a topology cannot be run, if so.
@@ -237,7 +240,7 @@ fn start(rig: &Rig, topology: &Topology, files: &RunFiles) -> Result<Started, Ri
     let initramfs = rig.initramfs(topology)?;
     let program = rig.backend.as_deref();
     let mut backend =
-        program.map(|program| Backend::start(program, &files.folder, &rig.inject)).transpose()?;
+        program.map(|program| Backend::start(program, &files.folder, &rig.inject, rig.judges)).transpose()?;
     let device = backend.as_ref().map_or(Device::Reference, |backend| Device::MirrorGpu(backend.socket()));
     let mut qemu = QemuProcess::start(&rig.tools, rig.accel, topology, &device, files, &initramfs)?;
     let mut guest = Guest::connect(&files.agent_port(), rig.timeout, || qemu.check_alive())?;

@@ -10,6 +10,7 @@ use crate::rig::stats::{self, Stats};
 use crate::rig::topology::{Invalidations, Topology};
 use crate::rig::vfio;
 use guest_agent::protocol::{Amount, Command, Drawn, Driver, Event};
+use serde_json::json;
 use std::time::{Duration, Instant};
 
 /// What a scenario of `verify` draws.
@@ -19,6 +20,8 @@ const CURSOR_PIXELS: u64 = 64 * 64;
 const HITS_TO_SHOW: u64 = 20;
 const TIME_TO_SHOW: Duration = Duration::from_secs(2);
 const HIT_LIMIT: Duration = Duration::from_secs(30);
+/// An audit asks for at most 16 pages a millisecond.
+const AUDIT_LIMIT: Duration = Duration::from_secs(30);
 /// An emulated guest that has other work beside it on a busy machine goes on drawing for a while.
 const SETTLE_LIMIT: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_millis(50);
@@ -30,6 +33,9 @@ enum Needs {
     Screen,
     /// A front-end that passes all feature bits of the device on.
     AllFeatures,
+    /// An IOMMU that is told of each unmap at once. (Asking for a page whose end is about to be told leaves a fault in the
+    /// guest's log.)
+    Strict,
 }
 
 /// A scenario.
@@ -42,7 +48,7 @@ pub struct Scenario {
 }
 
 /// All scenarios of `verify`, in an order in which each leaves a guest that the next can use.
-const ALL: [Scenario; 10] = [
+const ALL: [Scenario; 11] = [
     Scenario { name: "picture", needs: Needs::Screen, run: |run| picture(run, AMOUNT).map(drop) },
     Scenario { name: "jobs", needs: Needs::Nothing, run: jobs::jobs },
     Scenario { name: "rings", needs: Needs::AllFeatures, run: jobs::rings },
@@ -51,6 +57,7 @@ const ALL: [Scenario; 10] = [
     Scenario { name: "rebind-drawing", needs: Needs::Screen, run: rebind_drawing },
     Scenario { name: "reboot-drawing", needs: Needs::Screen, run: reboot_drawing },
     Scenario { name: "invalidations", needs: Needs::Screen, run: invalidations },
+    Scenario { name: "audit", needs: Needs::Strict, run: audit },
     Scenario { name: "vfio", needs: Needs::Nothing, run: vfio::vfio },
     Scenario { name: "driver-bugs", needs: Needs::Nothing, run: vfio::driver_bugs },
 ];
@@ -72,6 +79,7 @@ pub fn of(topology: &Topology) -> Vec<&'static Scenario> {
         Needs::Nothing => true,
         Needs::Screen => topology.has_display,
         Needs::AllFeatures => topology.has_all_features(),
+        Needs::Strict => topology.invalidations == Invalidations::Strict,
     };
     ALL.iter().filter(|scenario| has(scenario.needs)).collect()
 }
@@ -134,6 +142,23 @@ fn invalidations(run: &mut Run<'_>) -> Result<(), RigError> {
         }
         Invalidations::Lazy => at_least("invalidations", stats.invalidations, 1),
     }
+}
+
+/// Every translation that the device holds is asked for again: none has ended without an INVALIDATE.
+fn audit(run: &mut Run<'_>) -> Result<(), RigError> {
+    settled(run)?;
+    let mut audit = run.control("audit", json!({ "restart": true }))?;
+    wait_until("The end of the audit", AUDIT_LIMIT, || {
+        let done = audit.as_ref().is_none_or(|audit| audit["state"] == "done");
+        if !done {
+            audit = run.control("audit", json!({}))?;
+        }
+        Ok(done)
+    })?;
+    let Some(audit) = audit else { return Ok(()) };
+    at_least("translations in the audit", audit["checked"].as_u64().unwrap_or(0), 1)?;
+    let is_good = audit["stale"] == json!([]) && audit["unanswered"] == 0 && audit["interrupted"] == false;
+    if is_good { Ok(()) } else { Err(RigError::check(format!("The audit has found: {audit}"))) }
 }
 
 /// The guest draws, while buffers come and go, until there is enough to look at: in lazy mode, invalidations that
