@@ -3,3 +3,5 @@
 pub mod bench;
 pub mod rig;
 pub mod soft_guest;
+
+pub mod suite;

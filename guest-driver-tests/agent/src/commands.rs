@@ -1,8 +1,10 @@
 //! What the rig can ask for, one function a command. Knows neither the port's lines nor any ioctl.
 
 use crate::error::AgentError;
+use crate::operations::Operations;
 use crate::port::Port;
 use crate::screen::Screen;
+use crate::stock::Stock;
 use crate::system::{self, End};
 use crate::vfio::Gpu;
 use crate::vfio_jobs;
@@ -16,11 +18,14 @@ pub(crate) struct Agent {
     screen: Option<Screen>,
     /// The device, while our own driver has it.
     gpu: Option<Gpu>,
+    /// What the rig has made with it.
+    operations: Operations,
+    stock: Stock,
 }
 
 impl Agent {
     pub(crate) fn new(port: Port) -> Self {
-        Self { port, screen: None, gpu: None }
+        Self { port, screen: None, gpu: None, operations: Operations::default(), stock: Stock::default() }
     }
 
     /// Serves the rig's commands for ever. A command that fails is reported, and the next one awaited.
@@ -52,7 +57,13 @@ impl Agent {
             Command::Break { mode, bug } => {
                 vfio_jobs::break_on_purpose(self.gpu()?, mode, bug).map(Event::Broken)
             }
+            Command::Operate { operation } => {
+                let gpu = self.gpu.as_mut().ok_or(AgentError::NotTaken)?;
+                self.operations.run(gpu, operation).map(|outcome| Event::Operated { outcome })
+            }
+            Command::Stock(command) => self.stock.handle(command).map(Event::Stock),
             Command::GiveBack => {
+                self.operations = Operations::default();
                 self.gpu.take().ok_or(AgentError::NotTaken)?.give_back()?;
                 Ok(Event::Rebound)
             }

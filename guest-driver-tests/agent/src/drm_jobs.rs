@@ -19,7 +19,7 @@ pub(crate) fn run(mode: Mode, storm: u32) -> Result<JobCounts, AgentError> {
     if node.capset()?.modes & 1 << mode.raw() == 0 {
         return Err(AgentError::NoMode { mode });
     }
-    let mut client = Client::new(&node, mode)?;
+    let mut client = Client::new(node, mode)?;
     for case in &CASES {
         let fence = client.submit(case)?;
         client.wait(&fence, case)?;
@@ -30,17 +30,17 @@ pub(crate) fn run(mode: Mode, storm: u32) -> Result<JobCounts, AgentError> {
     Ok(client.counts())
 }
 
-struct Client<'a> {
-    node: &'a RenderNode,
+struct Client {
+    node: RenderNode,
     mode: Mode,
-    buffers: [Buffer<'a>; BUFFERS],
+    buffers: [Buffer; BUFFERS],
     twin: Twin,
     bytes_compared: u64,
     buffers_churned: u64,
 }
 
-impl<'a> Client<'a> {
-    fn new(node: &'a RenderNode, mode: Mode) -> Result<Self, AgentError> {
+impl Client {
+    fn new(node: RenderNode, mode: Mode) -> Result<Self, AgentError> {
         let buffer = || node.create_buffer(BUFFER_BYTES);
         let buffers = [buffer()?, buffer()?, buffer()?];
         for (index, buffer) in buffers.iter().enumerate() {
@@ -90,7 +90,7 @@ impl<'a> Client<'a> {
     }
 }
 
-impl storm::Driver for Client<'_> {
+impl storm::Driver for Client {
     type InFlight = SyncFile;
 
     fn submit_next(&mut self) -> Result<SyncFile, AgentError> {

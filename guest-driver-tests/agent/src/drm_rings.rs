@@ -43,7 +43,7 @@ pub(crate) fn run() -> Result<RingCounts, AgentError> {
 fn submit(
     node: &RenderNode,
     ring: u32,
-    buffer: &Buffer<'_>,
+    buffer: &Buffer,
     stream: impl FnOnce(At) -> Stream,
 ) -> Result<SyncFile, AgentError> {
     let words = stream(At::new(Space::resource(buffer.resource()), 0)).finish();

@@ -59,8 +59,24 @@ pub(crate) enum AgentError {
     Refused { command: u32, response: u32 },
     #[error("Unmapped {found:#x} bytes at {iova:#x}, not {wanted:#x}")]
     UnmappedOther { iova: u64, wanted: u64, found: u64 },
+    #[error("There is no area {area}")]
+    NoArea { area: u32 },
+    #[error("Byte {at:#x} lies past the end of its area")]
+    PastTheEnd { at: usize },
+    #[error("There is no ticket {ticket}")]
+    NoTicket { ticket: u64 },
     #[error("The driver in the agent does not have the device: it has to be taken first")]
     NotTaken,
+    #[error("Nothing has begun: `begin` has to come first")]
+    NothingBegun,
+    #[error("{jobs} jobs are too many for one context of a scenario: {limit} more find room")]
+    TooMany { jobs: u32, limit: u32 },
+    #[error("{what} did not come within {seconds} s")]
+    Late { what: String, seconds: u64 },
+    #[error("A thread of the agent has panicked")]
+    Thread,
+    #[error("The driver's tracepoint has told of {found} answers, where {wanted} were due")]
+    Answers { found: usize, wanted: usize },
     #[error("Not a command: {line:?}: {source}")]
     BadCommand { line: String, source: serde_json::Error },
     #[error("The rig has closed the port")]

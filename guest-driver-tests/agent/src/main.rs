@@ -2,7 +2,8 @@
 //! the screen through KMS, runs jobs, and does what the rig asks for over the second serial port. Made of system (what
 //! an init does), port (lines in and out), screen (KMS), drm_jobs and drm_rings (jobs through the stock driver, whose
 //! ioctls are virtgpu), vfio_jobs (jobs through a driver of our own, which is vfio), storm (what both do with jobs in
-//! flight), and commands. Unsafe code: system, port, mapping, virtgpu and vfio/container. It draws, compares bytes,
+//! flight), operations (what the rig wants of that driver, one by one), stock (scenarios with the stock driver), and
+//! commands. Unsafe code: system, port, mapping, virtgpu, stock/process and vfio/container. It draws, compares bytes,
 //! counts and reports.
 
 mod commands;
@@ -10,8 +11,10 @@ mod drm_jobs;
 mod drm_rings;
 mod error;
 mod mapping;
+mod operations;
 mod port;
 mod screen;
+mod stock;
 mod storm;
 mod system;
 mod vfio;

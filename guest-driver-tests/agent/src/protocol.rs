@@ -1,11 +1,13 @@
 //! The words that rig and agent exchange over the guest's second serial port: one JSON object a line. Knows
 //! nothing of the port.
 
+use crate::remote::{Operation, Outcome};
+use crate::stock_words::{StockCommand, StockEvent};
 use job_stream::Mode;
 use serde::{Deserialize, Serialize};
 
 /// What the rig asks of the agent. Each is answered with one event; `Draw` with two.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Command {
     /// Take the screen if it is not held yet, and draw so much; answered by `Drawn`.
@@ -51,6 +53,13 @@ pub enum Command {
         /// What is done wrong.
         bug: Bug,
     },
+    /// One operation of the agent's own driver; answered by `Operated`.
+    Operate {
+        /// Which.
+        operation: Operation,
+    },
+    /// Something with the stock driver; answered by `Stock`.
+    Stock(StockCommand),
     /// Reset the device and give it back to its driver; answered by `Rebound`.
     GiveBack,
     /// Reboot the machine; the next event is the next boot's `Ready`.
@@ -115,6 +124,13 @@ pub enum Event {
     Taken,
     /// The bug was made, and the job has ended.
     Broken(Broken),
+    /// What came of an operation.
+    Operated {
+        /// That.
+        outcome: Outcome,
+    },
+    /// What came of something with the stock driver.
+    Stock(StockEvent),
     /// A command failed; the agent goes on.
     Failed {
         /// What failed, in a sentence.
@@ -215,6 +231,10 @@ mod tests {
         let line = serde_json::to_string(&jobs).unwrap();
         assert_eq!(line, r#"{"command":"jobs","mode":"registration-cache","storm":4}"#);
         assert_eq!(serde_json::from_str::<Command>(&line).unwrap(), jobs);
+        let kill = Command::Stock(StockCommand::Kill { jobs: 3 });
+        let line = serde_json::to_string(&kill).unwrap();
+        assert_eq!(line, r#"{"command":"stock","stock":"kill","jobs":3}"#);
+        assert_eq!(serde_json::from_str::<Command>(&line).unwrap(), kill);
         let event: Event = serde_json::from_str(r#"{"event":"failed","what":"No card"}"#).unwrap();
         assert_eq!(event, Event::Failed { what: "No card".into() });
     }

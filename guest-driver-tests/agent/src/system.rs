@@ -26,6 +26,11 @@ pub(crate) fn mount_all() -> Result<(), AgentError> {
     Ok(())
 }
 
+/// Mounts the kernel's tracing.
+pub(crate) fn mount_tracing() -> Result<(), AgentError> {
+    mount(c"tracefs", c"/sys/kernel/tracing").doing("mount the kernel's tracing")
+}
+
 fn mount(kind: &CStr, at: &CStr) -> io::Result<()> {
     // SAFETY: all strings end with a NUL and outlive the call; these kinds take no data.
     let result = unsafe { libc::mount(kind.as_ptr(), at.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) };

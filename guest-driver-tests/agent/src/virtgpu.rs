@@ -4,11 +4,14 @@
 use crate::error::{AgentError, Doing};
 use crate::mapping::Mapping;
 use crate::port::wait_readable;
+use drm::Device as _;
 use job_stream::{CAPSET_ID, CAPSET_VERSION, Capset};
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::path::Path;
+use std::mem;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Numbers of the ioctls: the driver's begin at 0x40.
@@ -25,6 +28,10 @@ const IOCTL_WRITE: u32 = 1;
 const IOCTL_READ: u32 = 2;
 const IOCTL_KIND: u32 = b'd' as u32;
 
+/// As the driver calls itself.
+pub(crate) const DRIVER: &str = "virtio_gpu";
+
+const FENCE_FD_IN: u32 = 1;
 const FENCE_FD_OUT: u32 = 2;
 const ON_RING: u32 = 4;
 const PARAM_3D: u64 = 1;
@@ -128,17 +135,15 @@ struct ContextInit {
 }
 
 /// The driver's node for those who only compute. Each opened one is a context of the device.
-pub(crate) struct RenderNode(File);
+/// Clones are the same context: it ends with the last of them, and with the last buffer.
+#[derive(Clone)]
+pub(crate) struct RenderNode(Arc<File>);
 
 impl RenderNode {
-    /// Opens the first render node, if its driver takes jobs.
+    /// Opens the driver's first render node, if it takes jobs.
     pub(crate) fn open() -> Result<Self, AgentError> {
-        let entries = fs::read_dir("/dev/dri").doing("read /dev/dri")?;
-        let is_node = |path: &Path| path.to_string_lossy().contains("renderD");
-        let path = entries.flatten().map(|entry| entry.path()).find(|path| is_node(path));
-        let path = path.ok_or(AgentError::NoRenderNode)?;
-        let file = File::options().read(true).write(true).open(&path);
-        let node = Self(file.doing(format!("open {}", path.display()))?);
+        let file = open_node("renderD", DRIVER)?.ok_or(AgentError::NoRenderNode)?;
+        let node = Self(Arc::new(file));
         match node.param(PARAM_3D)? {
             0 => Err(AgentError::NoRenderNode),
             _ => Ok(node),
@@ -152,6 +157,15 @@ impl RenderNode {
         let mut request = ContextInit { count: 2, pad: 0, parameters: parameters.as_ptr() as u64 };
         node.ioctl(CONTEXT_INIT, &mut request).doing(format!("make a context with {rings} rings"))?;
         Ok(node)
+    }
+
+    /// A context with rings of its own if the driver has such, else one without; and the ring that jobs go to.
+    pub(crate) fn open_best(rings: u32) -> Result<(Self, Option<u32>), AgentError> {
+        let node = Self::open()?;
+        match node.has_rings()? {
+            false => Ok((node, None)),
+            true => Ok((Self::open_with_rings(rings)?, Some(0))),
+        }
     }
 
     /// Whether the device has blobs.
@@ -181,7 +195,7 @@ impl RenderNode {
     }
 
     /// Makes a buffer of `len` bytes and maps it.
-    pub(crate) fn create_buffer(&self, len: usize) -> Result<Buffer<'_>, AgentError> {
+    pub(crate) fn create_buffer(&self, len: usize) -> Result<Buffer, AgentError> {
         let width = u32::try_from(len).unwrap_or(u32::MAX);
         let mut request = ResourceCreate {
             target_format_bind: BUFFER,
@@ -195,14 +209,14 @@ impl RenderNode {
     }
 
     /// Makes a blob of guest memory of `len` bytes and maps it.
-    pub(crate) fn create_blob(&self, len: usize) -> Result<Buffer<'_>, AgentError> {
+    pub(crate) fn create_blob(&self, len: usize) -> Result<Buffer, AgentError> {
         let mut request = CreateBlob { memory_and_flags: BLOB, size: len as u64, ..CreateBlob::default() };
         self.ioctl(RESOURCE_CREATE_BLOB, &mut request).doing(format!("create a blob of {len} bytes"))?;
         self.map(request.bo_handle, request.res_handle, len)
     }
 
-    fn map(&self, handle: u32, resource: u32, len: usize) -> Result<Buffer<'_>, AgentError> {
-        let mut buffer = Buffer { node: self, handle, resource, memory: None };
+    fn map(&self, handle: u32, resource: u32, len: usize) -> Result<Buffer, AgentError> {
+        let mut buffer = Buffer { node: self.clone(), handle, resource, memory: None };
         let mut request = MapBuffer { handle, ..MapBuffer::default() };
         self.ioctl(MAP, &mut request).doing("ask where a buffer is to be mapped")?;
         buffer.memory = Some(Mapping::of_file(&self.0, request.offset, len)?);
@@ -210,7 +224,7 @@ impl RenderNode {
     }
 
     /// Submits a job that uses these buffers.
-    pub(crate) fn submit(&self, words: &[u32], buffers: &[Buffer<'_>]) -> Result<SyncFile, AgentError> {
+    pub(crate) fn submit(&self, words: &[u32], buffers: &[Buffer]) -> Result<SyncFile, AgentError> {
         self.submit_on(None, words, buffers)
     }
 
@@ -219,22 +233,36 @@ impl RenderNode {
         &self,
         ring: Option<u32>,
         words: &[u32],
-        buffers: &[Buffer<'_>],
+        buffers: &[Buffer],
     ) -> Result<SyncFile, AgentError> {
-        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         let handles: Vec<u32> = buffers.iter().map(|buffer| buffer.handle).collect();
+        self.submit_job(&Submission { ring, words, handles: &handles, ..Submission::default() })
+    }
+
+    /// Submits a job with all that goes with it.
+    pub(crate) fn submit_job(&self, job: &Submission<'_>) -> Result<SyncFile, AgentError> {
+        let bytes: Vec<u8> = job.words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let waits = job.after.map_or(0, |_| FENCE_FD_IN);
         let mut request = ExecBuffer {
-            flags: FENCE_FD_OUT | ring.map_or(0, |_| ON_RING),
-            ring_idx: ring.unwrap_or(0),
+            flags: FENCE_FD_OUT | waits | job.ring.map_or(0, |_| ON_RING),
+            ring_idx: job.ring.unwrap_or(0),
             size: bytes.len() as u32,
             command: bytes.as_ptr() as u64,
-            bo_handles: handles.as_ptr() as u64,
-            bo_count: handles.len() as u32,
-            ..ExecBuffer::default()
+            bo_handles: job.handles.as_ptr() as u64,
+            bo_count: job.handles.len() as u32,
+            fence_fd: job.after.map_or(-1, |file| file.as_raw_fd()),
+            syncobj_stride: size_of::<SyncPoint>() as u32,
+            syncobj_counts: [job.waits_for.len() as u32, job.signals.len() as u32],
+            syncobjs: [job.waits_for.as_ptr() as u64, job.signals.as_ptr() as u64],
         };
-        self.ioctl(EXECBUFFER, &mut request).doing(format!("submit a job of {} words", words.len()))?;
+        self.ioctl(EXECBUFFER, &mut request).doing(format!("submit a job of {} words", job.words.len()))?;
         // SAFETY: the ioctl succeeded with FENCE_FD_OUT: it has opened this descriptor, for us alone.
         Ok(SyncFile(unsafe { OwnedFd::from_raw_fd(request.fence_fd) }))
+    }
+
+    /// Closes a buffer by its handle.
+    pub(crate) fn close_handle(&self, handle: u32) -> Result<(), AgentError> {
+        self.ioctl(GEM_CLOSE, &mut GemClose { handle, pad: 0 }).doing("close a buffer")
     }
 
     /// `request` has to be the struct of the ioctl `number`; addresses in it have to be valid for what it says.
@@ -255,19 +283,100 @@ impl RenderNode {
     }
 }
 
+impl AsFd for RenderNode {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+impl drm::Device for RenderNode {}
+impl drm::control::Device for RenderNode {}
+
+/// A node of /dev/dri, before it is known whose it is.
+struct Node(File);
+
+impl AsFd for Node {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+impl drm::Device for Node {}
+
+/// The first node of this kind (`card`, `renderD`) and this driver.
+pub(crate) fn open_node(kind: &str, driver: &str) -> Result<Option<File>, AgentError> {
+    let entries = fs::read_dir("/dev/dri").doing("read /dev/dri")?;
+    let is_node =
+        |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(kind));
+    let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).filter(is_node).collect();
+    paths.sort();
+    for path in paths {
+        let file = File::options().read(true).write(true).open(&path);
+        let node = Node(file.doing(format!("open {}", path.display()))?);
+        let found = node.get_driver().doing(format!("ask for the driver of {}", path.display()))?;
+        if found.name() == driver {
+            return Ok(Some(node.0));
+        }
+    }
+    Ok(None)
+}
+
+/// A point of a timeline (linux: struct drm_virtgpu_execbuffer_syncobj).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct SyncPoint {
+    /// The syncobj.
+    pub handle: u32,
+    /// Whether it is reset.
+    pub flags: u32,
+    /// The point; 0 for one that has no timeline.
+    pub point: u64,
+}
+
+/// A job, and what goes with it.
+#[derive(Default)]
+pub(crate) struct Submission<'a> {
+    /// What is done.
+    pub words: &'a [u32],
+    /// The buffers that it uses.
+    pub handles: &'a [u32],
+    /// On which ring of the context.
+    pub ring: Option<u32>,
+    /// Behind this fence: the driver waits for it before it submits.
+    pub after: Option<BorrowedFd<'a>>,
+    /// Behind these.
+    pub waits_for: &'a [SyncPoint],
+    /// What is signalled at its end.
+    pub signals: &'a [SyncPoint],
+}
+
 /// A buffer of guest memory that jobs can name; the driver frees it when it is dropped.
-pub(crate) struct Buffer<'a> {
-    node: &'a RenderNode,
+pub(crate) struct Buffer {
+    node: RenderNode,
     handle: u32,
     resource: u32,
     /// None only while it is being made.
     memory: Option<Mapping>,
 }
 
-impl Buffer<'_> {
+impl Buffer {
     /// Its resource id: the space by which jobs name it.
     pub(crate) fn resource(&self) -> u32 {
         self.resource
+    }
+
+    /// By which name its node knows it.
+    pub(crate) fn handle(&self) -> u32 {
+        self.handle
+    }
+
+    /// Its handle, which is then the caller's to close.
+    pub(crate) fn into_handle(mut self) -> u32 {
+        mem::take(&mut self.handle)
+    }
+
+    /// Closes the node's handle of it. Its memory stays for as long as it is mapped, or a job uses it.
+    pub(crate) fn close(&mut self) -> Result<(), AgentError> {
+        let handle = mem::take(&mut self.handle);
+        self.node.close_handle(handle)
     }
 
     /// Its bytes, as they are now.
@@ -278,10 +387,15 @@ impl Buffer<'_> {
     /// A word of it, as it is now.
     pub(crate) fn word(&self, at: u64) -> u32 {
         let mut bytes = [0; 4];
-        if let Some(memory) = &self.memory {
-            memory.read(at as usize, &mut bytes);
-        }
+        self.read(at as usize, &mut bytes);
         u32::from_le_bytes(bytes)
+    }
+
+    /// Copies bytes of it out, from `at` on.
+    pub(crate) fn read(&self, at: usize, into: &mut [u8]) {
+        if let Some(memory) = &self.memory {
+            memory.read(at, into);
+        }
     }
 
     /// Writes from its start on.
@@ -298,12 +412,13 @@ impl Buffer<'_> {
     }
 }
 
-impl Drop for Buffer<'_> {
+impl Drop for Buffer {
     fn drop(&mut self) {
         self.memory = None;
-        let mut request = GemClose { handle: self.handle, pad: 0 };
-        // There is nobody to tell; the kernel frees it at the latest with the node.
-        let _ = self.node.ioctl(GEM_CLOSE, &mut request);
+        if self.handle != 0 {
+            // There is nobody to tell; the kernel frees it at the latest with the node.
+            let _ = self.close();
+        }
     }
 }
 
@@ -314,5 +429,17 @@ impl SyncFile {
     /// Whether the job has ended, waited for up to `limit`.
     pub(crate) fn is_signalled(&self, limit: Duration) -> Result<bool, AgentError> {
         wait_readable(self.0.as_fd(), limit).doing("wait for a fence")
+    }
+}
+
+impl AsFd for SyncFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl From<OwnedFd> for SyncFile {
+    fn from(file: OwnedFd) -> Self {
+        Self(file)
     }
 }

@@ -26,36 +26,44 @@ pub struct Backend {
     process: OwnedProcess,
     control: JsonLines,
     socket: PathBuf,
+    launch: Launch,
+}
+
+/// How it is started, and started again.
+#[derive(Clone)]
+struct Launch {
+    program: PathBuf,
+    folder: PathBuf,
+    inject: Vec<String>,
+    arguments: &'static [&'static str],
     /// Whether it judges QEMU.
     judges: bool,
 }
 
 impl Backend {
-    /// Starts `program` with its sockets and its log in `folder`, misbehaving as `inject` has it, and judging QEMU if that is
-    /// wanted, and waits until it accepts connections.
-    pub fn start(program: &Path, folder: &Path, inject: &[String], judges: bool) -> Result<Self, RigError> {
-        let (socket, control) = (folder.join("gpu.sock"), folder.join("control.sock"));
-        let log = folder.join("backend.log");
-        let file = File::create(&log).doing(format!("create {}", log.display()))?;
-        let mut command = Command::new(program);
-        command.arg("--socket-path").arg(&socket).arg("--control-socket").arg(&control);
-        // All modes are to be shown, the one without coherence too.
-        command.arg("--allow-incoherent");
-        for bug in inject {
-            command.arg("--inject").arg(bug);
-        }
-        if judges {
-            command.arg("--check-front-end");
-        }
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
-        let mut process = OwnedProcess::spawn(NAME, &mut command)?;
-        wait_until("The back-end's word that it listens", READY_LIMIT, || {
-            process.check_alive()?;
-            Ok(fs::read_to_string(&log).unwrap_or_default().contains("listening on"))
-        })?;
-        let mut control = JsonLines::connect(CONTROL, &control, READY_LIMIT, || process.check_alive())?;
-        let _greeting: Value = control.receive("The back-end's greeting", REPLY_LIMIT, || Ok(()))?;
-        Ok(Self { process, control, socket, judges })
+    /// Starts `program` with its sockets and its log in `folder`, misbehaving as `inject` has it, with these
+    /// `arguments` besides, and waits until it accepts connections. It judges QEMU if that is wanted.
+    pub fn start(
+        program: &Path,
+        folder: &Path,
+        inject: &[String],
+        arguments: &'static [&'static str],
+        judges: bool,
+    ) -> Result<Self, RigError> {
+        let (program, folder, inject) = (program.to_owned(), folder.to_owned(), inject.to_vec());
+        Launch { program, folder, inject, arguments, judges }.start()
+    }
+
+    /// Kills it, as the kernel does when memory is short: it has no last word.
+    pub fn kill(&mut self) -> Result<(), RigError> {
+        self.process.signal(libc::SIGKILL)?;
+        self.process.wait(END_LIMIT).map(drop)
+    }
+
+    /// Starts it again where it was.
+    pub fn restart(&mut self) -> Result<(), RigError> {
+        *self = self.launch.clone().start()?;
+        Ok(())
     }
 
     /// Where QEMU connects.
@@ -102,12 +110,13 @@ impl Backend {
 
     /// Asks it to end, and fails if it does not end well, or has found fault with QEMU.
     pub fn end(mut self) -> Result<(), RigError> {
-        let findings = if self.judges { self.control("findings", json!({}))? } else { None };
+        let judges = self.launch.judges;
+        let findings = if judges { self.control("findings", json!({}))? } else { None };
         self.process.terminate()?;
         let status = self.process.wait(END_LIMIT)?;
         match status.code() {
             Some(0) => Ok(()),
-            Some(FOUND_FAULT) if self.judges => {
+            Some(FOUND_FAULT) if judges => {
                 let reports = accusations(&findings.unwrap_or_default());
                 Err(RigError::check(format!("The back-end has found fault with QEMU.\n{reports}")))
             }
@@ -126,6 +135,38 @@ fn accusations(findings: &Value) -> String {
         "It was found at the very end: --keep keeps its log".to_owned()
     } else {
         reports.join("\n")
+    }
+}
+
+impl Launch {
+    fn start(self) -> Result<Backend, RigError> {
+        let Self { program, folder, inject, arguments, judges } = &self;
+        let (socket, control) = (folder.join("gpu.sock"), folder.join("control.sock"));
+        let log = folder.join("backend.log");
+        let file = File::options().create(true).append(true).open(&log);
+        let file = file.doing(format!("open {}", log.display()))?;
+        let earlier = file.metadata().doing(format!("look at {}", log.display()))?.len() as usize;
+        let mut command = Command::new(program);
+        command.arg("--socket-path").arg(&socket).arg("--control-socket").arg(&control);
+        // All modes are to be shown, the one without coherence too.
+        command.arg("--allow-incoherent");
+        for bug in inject {
+            command.arg("--inject").arg(bug);
+        }
+        if *judges {
+            command.arg("--check-front-end");
+        }
+        command.args(*arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
+        let mut process = OwnedProcess::spawn(NAME, &mut command)?;
+        wait_until("The back-end's word that it listens", READY_LIMIT, || {
+            process.check_alive()?;
+            let text = fs::read_to_string(&log).unwrap_or_default();
+            Ok(text.get(earlier..).is_some_and(|new| new.contains("listening on")))
+        })?;
+        let mut control = JsonLines::connect(CONTROL, &control, READY_LIMIT, || process.check_alive())?;
+        let _greeting: Value = control.receive("The back-end's greeting", REPLY_LIMIT, || Ok(()))?;
+        Ok(Backend { process, control, socket, launch: self })
     }
 }
 

@@ -1,6 +1,8 @@
 //! Judges the guest's console, and what QEMU itself printed: a driver that was hurt says so there. Knows the kernel's
 //! words, nothing of who caused them.
 
+use std::ops::Range;
+
 /// What the kernel's log must not contain, and what it means.
 const TROUBLES: [(&str, &str); 10] = [
     ("WARNING: ", "the kernel warned"),
@@ -28,12 +30,74 @@ const KNOWN: &str = "BUG virtio-gpu-vbufs";
 /// Where the kernel then warns: the allocator, twice, and what these objects would have given back.
 const KNOWN_COMPANIONS: [&str; 3] = ["__kmem_cache_shutdown+", "kmem_cache_destroy+", "drm_mm_takedown+"];
 
+/// Where an oops begins, and how many of its lines a person wants to see.
+const SERIOUS: [&str; 6] =
+    ["BUG: ", "Oops: ", "WARNING: ", "Kernel panic", "general protection fault", "panicked at"];
+const OOPS_LINES: usize = 45;
+
 /// What QEMU's own output must not contain. (Good runs print too: `Unexpected IOTLB message when virtio device is
 /// stopped` and the like.)
 const QEMU_TROUBLES: [(&str, &str); 2] = [
     ("Fail to invalidate device iotlb", "QEMU got no good ack for an INVALIDATE"),
     ("Failed to read msg header", "the back-end closed the connection"),
 ];
+
+/// What of a guest's log is not held against it: what a scenario has caused on purpose.
+#[derive(Clone, Debug, Default)]
+pub struct Forgiven {
+    /// From here on the IOMMU may stop the device.
+    faults_from: Option<usize>,
+    /// In these places, lines with these words.
+    lines: Vec<(Range<usize>, &'static str)>,
+}
+
+impl Forgiven {
+    /// From the byte `from` of the log on, the IOMMU may stop the device.
+    pub fn faults(&mut self, from: usize) {
+        self.faults_from = Some(self.faults_from.map_or(from, |earlier| earlier.min(from)));
+    }
+
+    /// In `place`, lines that contain `words` are no trouble. Says how many there are.
+    pub fn lines(&mut self, log: &str, place: Range<usize>, words: &'static str) -> usize {
+        let count =
+            log.get(place.clone()).map_or(0, |text| text.lines().filter(|line| line.contains(words)).count());
+        self.lines.push((place, words));
+        count
+    }
+
+    /// The lines of the log from the byte `from` on that tell of trouble.
+    pub fn troubles(&self, log: &str, from: usize) -> Vec<String> {
+        let mut at = 0;
+        let (mut strict, mut lenient) = (String::new(), String::new());
+        for line in log.split_inclusive('\n') {
+            let start = at;
+            at += line.len();
+            let is_forgiven =
+                self.lines.iter().any(|(place, words)| place.contains(&start) && line.contains(words));
+            if start < from || is_forgiven {
+                continue;
+            }
+            let may_fault = self.faults_from.is_some_and(|faults| start >= faults);
+            if may_fault { lenient.push_str(line) } else { strict.push_str(line) }
+        }
+        let companion_is_known = log.contains(KNOWN);
+        let mut found = judge(&strict, companion_is_known);
+        found.extend(find(strict.lines(), &FAULTS));
+        found.extend(judge(&lenient, companion_is_known));
+        found
+    }
+}
+
+/// The first serious words of the kernel's and what follows them: for a person, when there is no more to come.
+pub fn oops(log: &str) -> Option<String> {
+    let is_first = |line: &str| {
+        let meaning = SERIOUS.iter().find(|word| line.contains(*word));
+        meaning.is_some() && !line.contains(KNOWN)
+    };
+    let mut lines = log.lines().skip_while(|line| !is_first(line)).take(OOPS_LINES).peekable();
+    lines.peek()?;
+    Some(lines.map(str::trim_end).collect::<Vec<_>>().join("\n"))
+}
 
 /// The lines of the guest's log that tell of trouble, each with what it means.
 pub fn troubles(log: &str) -> Vec<String> {
@@ -44,12 +108,20 @@ pub fn troubles(log: &str) -> Vec<String> {
 
 /// The same but for accesses that the IOMMU has stopped.
 pub fn troubles_but_faults(log: &str) -> Vec<String> {
-    let companion_is_known = log.contains(KNOWN);
+    judge(log, log.contains(KNOWN))
+}
+
+fn judge(log: &str, companion_is_known: bool) -> Vec<String> {
     let is_known = |line: &str| {
         line.contains(KNOWN)
             || companion_is_known && KNOWN_COMPANIONS.iter().any(|place| line.contains(place))
     };
     find(log.lines().filter(|line| !is_known(line)), &TROUBLES)
+}
+
+/// How many lines of the guest's log tell of an access that the IOMMU has stopped.
+pub fn faults(log: &str) -> u64 {
+    find(log.lines(), &FAULTS).len() as u64
 }
 
 /// The lines of QEMU's output that tell of trouble.
@@ -94,6 +166,41 @@ mod tests {
         assert!(troubles(&format!("{known}\n{companion}")).is_empty());
         assert_eq!(troubles(companion).len(), 1);
         assert_eq!(troubles("[9.0] BUG kmalloc-64 (Not tainted): Poison overwritten").len(), 1);
+    }
+
+    #[test]
+    fn what_is_forgiven_is_so_in_its_place_only() {
+        let refused = "[1.0] [drm] *ERROR* response 0x1203 (command 0x207)\n";
+        let log = format!("{refused}[2.0] fine\n{refused}{refused}");
+        let mut forgiven = Forgiven::default();
+        assert_eq!(forgiven.troubles(&log, 0).len(), 3);
+        assert_eq!(forgiven.troubles(&log, refused.len()).len(), 2);
+        let place = refused.len()..log.len() - refused.len();
+        assert_eq!(forgiven.lines(&log, place, "response 0x1203"), 1);
+        assert_eq!(forgiven.troubles(&log, 0).len(), 2);
+        assert_eq!(forgiven.lines(&log, 0..log.len(), "response 0x1200"), 0);
+        assert_eq!(forgiven.troubles(&log, 0).len(), 2);
+    }
+
+    #[test]
+    fn faults_are_forgiven_from_where_a_driver_makes_them_on() {
+        let fault = "[3.0] DMAR: [DMA Read NO_PASID] Request device [00:02.0] fault addr 0xfff\n";
+        let log = format!("{fault}[4.0] fine\n{fault}");
+        let mut forgiven = Forgiven::default();
+        forgiven.faults(fault.len());
+        assert_eq!(forgiven.troubles(&log, 0).len(), 1);
+        forgiven.faults(0);
+        assert!(forgiven.troubles(&log, 0).is_empty());
+    }
+
+    #[test]
+    fn an_oops_is_shown_from_its_first_line_on() {
+        let log =
+            "[1.0] fine\n[2.0] BUG: kernel NULL pointer dereference, address: 08\n[2.1] #PF: supervisor\n";
+        assert!(oops(log).unwrap().starts_with("[2.0] BUG: kernel NULL"));
+        assert!(oops(log).unwrap().ends_with("supervisor"));
+        assert_eq!(oops("[1.0] fine"), None);
+        assert_eq!(oops(&format!("[9.0] {KNOWN} (Not tainted): Objects remaining")), None);
     }
 
     #[test]

@@ -63,6 +63,8 @@ pub enum RigError {
     Unexpected(String),
     #[error("{0}")]
     Check(String),
+    #[error("{0}")]
+    Skip(String),
     #[error("{0} checks failed")]
     Failed(usize),
 }

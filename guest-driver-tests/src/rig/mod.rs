@@ -3,13 +3,14 @@
 //!
 //! - tools: `packages` and `apt` (QEMU and a kernel, found or fetched), `cargo_build` (the agent, the back-end),
 //!   `accel` (KVM or not);
-//! - the guest's parts: `topology` (a file of qemu-configs), `kernel` (image and modules), `initramfs`;
+//! - the guest's parts: `topology` (a file of qemu-configs), `variation` (what a scenario needs beyond it), `kernel`
+//!   (image and modules), `initramfs`;
 //! - processes and their sockets: `process`, `json_lines`, `qmp`, `qemu`, `backend_process`, `guest`;
 //! - judgement: `screen` (pixels), `console` (the guest's log), `stats` (the back-end's counts), `scenario`,
-//!   `jobs`,
-//!   `vfio`, `instruments` and `blame` (what the back-end has
+//!   `jobs`, `stock` (scenarios for the stock driver), `vfio`, `instruments` and `blame` (what the back-end has
 //!   seen of a driver's bugs);
-//! - `run`: all of these together, one boot a topology; `report`: what a person reads.
+//! - `run`: all of these together, one boot a topology; `evidence`: what there is to see when it has failed; `report`:
+//!   what a person reads.
 //!
 //! It knows nothing of the device's inside, and asks the back-end through its sockets only.
 
@@ -20,6 +21,7 @@ pub mod blame;
 pub mod cargo_build;
 pub mod console;
 pub mod error;
+pub mod evidence;
 pub mod guest;
 pub mod initramfs;
 pub mod instruments;
@@ -36,7 +38,9 @@ pub mod run;
 pub mod scenario;
 pub mod screen;
 pub mod stats;
+pub mod stock;
 pub mod topology;
+pub mod variation;
 pub mod vfio;
 
 use std::path::{Path, PathBuf};

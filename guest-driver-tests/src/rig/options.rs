@@ -83,15 +83,16 @@ fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Parses the command line. `cargo demo -- --flag` arrives with the alias's own `--` before it, which would make
-/// arguments of all flags: the first `--` is dropped.
+/// Parses the command line. `cargo demo -- --flag` and `cargo verify -- --flag` arrive with the alias's own `--` before it,
+/// which would make arguments of all flags: a `--` that comes first, or behind the alias's one word, is dropped.
 pub fn parse<T: Parser>() -> T {
     T::parse_from(without_separator(std::env::args_os().collect()))
 }
 
 fn without_separator<S: AsRef<std::ffi::OsStr>>(mut arguments: Vec<S>) -> Vec<S> {
-    if arguments.get(1).is_some_and(|argument| argument.as_ref() == "--") {
-        arguments.remove(1);
+    let place = [1, 2].into_iter().find(|&place| arguments.get(place).is_some_and(|it| it.as_ref() == "--"));
+    if let Some(place) = place {
+        arguments.remove(place);
     }
     arguments
 }
@@ -103,7 +104,8 @@ mod tests {
     #[test]
     fn only_the_first_separator_is_dropped() {
         assert_eq!(without_separator(vec!["demo", "--", "--soft"]), ["demo", "--soft"]);
-        assert_eq!(without_separator(vec!["demo", "--soft", "--"]), ["demo", "--soft", "--"]);
+        assert_eq!(without_separator(vec!["vm", "test", "15", "--"]), ["vm", "test", "15", "--"]);
+        assert_eq!(without_separator(vec!["vm", "test", "--", "--seed"]), ["vm", "test", "--seed"]);
         assert_eq!(without_separator(vec!["demo"]), ["demo"]);
     }
 

@@ -75,6 +75,7 @@ fn command(program: &Path, unpacked: Option<&Path>) -> Command {
 }
 
 /// What the rig runs the guest with.
+#[derive(Clone)]
 pub struct Tools {
     /// QEMU.
     pub qemu: Qemu,

@@ -50,9 +50,18 @@ impl OwnedProcess {
 
     /// Asks it to end, as a service manager would.
     pub fn terminate(&self) -> Result<(), RigError> {
+        self.signal(libc::SIGTERM)
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: libc::c_int) -> Result<(), RigError> {
         // SAFETY: takes no pointer; the child has not been waited for, so the id is still its own.
-        let result = unsafe { libc::kill(self.child.id() as libc::pid_t, libc::SIGTERM) };
-        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()).doing("send SIGTERM") }
+        let result = unsafe { libc::kill(self.child.id() as libc::pid_t, signal) };
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error()).doing(format!("send the signal {signal}"))
+        }
     }
 
     fn kill(&mut self) {

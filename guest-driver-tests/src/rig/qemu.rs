@@ -7,6 +7,7 @@ use crate::rig::packages::Tools;
 use crate::rig::process::OwnedProcess;
 use crate::rig::qmp::Qmp;
 use crate::rig::topology::Topology;
+use crate::rig::variation::Variation;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -69,7 +70,7 @@ impl QemuProcess {
     pub fn start(
         tools: &Tools,
         accel: Accel,
-        topology: &Topology,
+        machine: (&Topology, &Variation),
         device: &Device<'_>,
         files: &RunFiles,
         initramfs: &[u8],
@@ -78,6 +79,8 @@ impl QemuProcess {
             let path = files.folder.join(name);
             fs::write(&path, bytes).doing(format!("write {}", path.display())).map(|()| path)
         };
+        let (topology, variation) = machine;
+        let topology = variation.memory.map_or_else(|| topology.clone(), |mib| topology.with_memory(mib));
         let config = match device {
             Device::MirrorGpu(_) => topology.config.clone(),
             Device::Reference => topology.reference_config(),
@@ -90,8 +93,9 @@ impl QemuProcess {
             command.arg("-set").arg(format!("chardev.gpu.path={}", socket.display()));
         }
         command.arg("-kernel").arg(&tools.kernel.image).arg("-initrd").arg(initramfs);
-        command.arg("-append").arg(format!("{GUEST_WORDS} {}", topology.guest));
+        command.arg("-append").arg(format!("{GUEST_WORDS} {} {}", topology.guest, variation.guest));
         add_ports(&mut command, files);
+        command.args(variation.qemu);
         let output = files.qemu_output();
         let file = File::create(&output).doing(format!("create {}", output.display()))?;
         let second = file.try_clone().doing("duplicate a descriptor")?;
@@ -109,6 +113,16 @@ impl QemuProcess {
     /// Its control socket.
     pub fn qmp(&mut self) -> &mut Qmp {
         &mut self.qmp
+    }
+
+    /// Stops the process itself, as a host does that has other things to do: nothing of it goes on.
+    pub fn freeze(&self) -> Result<(), RigError> {
+        self.process.signal(libc::SIGSTOP)
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) -> Result<(), RigError> {
+        self.process.signal(libc::SIGCONT)
     }
 
     /// Ends it, and waits for its end.

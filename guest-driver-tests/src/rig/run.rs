@@ -4,8 +4,9 @@
 use crate::rig::accel::Accel;
 use crate::rig::backend_process::Backend;
 use crate::rig::cargo_build;
-use crate::rig::console;
+use crate::rig::console::{self, Forgiven};
 use crate::rig::error::{Doing, RigError};
+use crate::rig::evidence;
 use crate::rig::guest::Guest;
 use crate::rig::initramfs::Initramfs;
 use crate::rig::instruments::{self, Verdicts};
@@ -17,6 +18,7 @@ use crate::rig::report::say;
 use crate::rig::screen::Screen;
 use crate::rig::stats::Stats;
 use crate::rig::topology::Topology;
+use crate::rig::variation::Variation;
 use guest_agent::protocol::{Command, Drawn, Event};
 use job_stream::Mode;
 use serde_json::Value;
@@ -34,9 +36,9 @@ const MODULE_PARAMETERS: [(&str, &str); 2] =
     [("drm_kms_helper", "fbdev_emulation=0"), ("vfio_iommu_type1", "allow_unsafe_interrupts=1")];
 /// How long the screen may lag behind the guest's fences: the display is a peer of its own.
 const SCREEN_LIMIT: Duration = Duration::from_secs(10);
-const LINES_OF_EVIDENCE: usize = 25;
 
 /// All that runs have in common.
+#[derive(Clone)]
 pub struct Rig {
     tools: Tools,
     accel: Accel,
@@ -45,7 +47,7 @@ pub struct Rig {
     backend: Option<PathBuf>,
     /// How it is to misbehave.
     inject: Vec<String>,
-    /// Whether it judges QEMU: it does, unless it misbehaves, or is another than the checkout's, which may not know how.
+    /// Whether it knows how to judge QEMU: another than the checkout's may not.
     judges: bool,
     timeout: Duration,
     keep: bool,
@@ -68,9 +70,35 @@ impl Rig {
         if !options.inject.is_empty() {
             say(&format!("The back-end is told to misbehave: {}", options.inject.join(", ")));
         }
-        let judges = options.inject.is_empty() && options.backend.is_none();
-        let (inject, timeout, keep) = (options.inject.clone(), options.timeout, options.keep);
+        let (inject, judges) = (options.inject.clone(), options.backend.is_none());
+        let (timeout, keep) = (options.timeout, options.keep);
         Ok(Self { tools, accel, agent, backend, inject, judges, timeout, keep })
+    }
+
+    /// What runs are made with, by name.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        let mut all = vec![
+            ("QEMU".to_owned(), self.tools.qemu.version.clone()),
+            ("accelerator".to_owned(), self.accel.name().to_owned()),
+            ("guest kernel".to_owned(), self.tools.kernel.release.clone()),
+        ];
+        if !self.inject.is_empty() {
+            all.push(("injected".to_owned(), self.inject.join(", ")));
+        }
+        all
+    }
+
+    /// The same with a back-end that misbehaves so, too.
+    #[must_use]
+    pub fn misbehaving(&self, inject: &[&str]) -> Self {
+        let mut other = self.clone();
+        other.inject.extend(inject.iter().map(|&bug| bug.to_owned()));
+        other
+    }
+
+    /// Whether the device is ours, and not QEMU's own.
+    pub fn has_backend(&self) -> bool {
+        self.backend.is_some()
     }
 
     /// Why a topology cannot be run, if so.
@@ -84,14 +112,14 @@ impl Rig {
     }
 
     /// The agent as /init, with the modules that it loads and their order.
-    fn initramfs(&self, topology: &Topology) -> Result<Vec<u8>, RigError> {
+    fn initramfs(&self, topology: &Topology, variation: &Variation) -> Result<Vec<u8>, RigError> {
         let mut archive = Initramfs::new();
         archive.program("init", &self.agent);
         archive.folder("modules");
         let mut list = String::new();
         let vfio = VFIO_MODULES.iter().copied().filter(|_| topology.has_iommu());
         let wanted = topology.modules.iter().map(String::as_str).chain(vfio).chain([DISPLAY_MODULE]);
-        for module in wanted {
+        for module in wanted.chain(variation.modules.iter().copied()) {
             for path in self.tools.kernel.module_with_dependencies(module)? {
                 let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 let bytes = fs::read(&path).doing(format!("read {}", path.display()))?;
@@ -116,8 +144,12 @@ pub struct Run<'a> {
     qemu: QemuProcess,
     guest: Guest,
     backend: Option<Backend>,
-    /// From where on the guest's console may tell of faults that the IOMMU has stopped: the driver makes them.
-    faults_from: Option<usize>,
+    /// How the machine differs from its topology.
+    pub variation: Variation,
+    /// What of the guest's console was caused on purpose.
+    forgiven: Forgiven,
+    /// Nobody minds that the back-end is gone: it was killed.
+    backend_is_gone: bool,
     /// Dropped last: it removes the files.
     _folder: Option<TempDir>,
 }
@@ -125,6 +157,11 @@ pub struct Run<'a> {
 impl<'a> Run<'a> {
     /// Boots the guest and waits for its agent. A failure shows the ends of the logs.
     pub fn boot(rig: &Rig, topology: &'a Topology) -> Result<Self, RigError> {
+        Self::boot_varied(rig, topology, Variation::NONE)
+    }
+
+    /// The same on a machine that differs from the topology's.
+    pub fn boot_varied(rig: &Rig, topology: &'a Topology, variation: Variation) -> Result<Self, RigError> {
         let folder = TempDir::with_prefix("mirrorgpu-").doing("create a folder for the run")?;
         let files = RunFiles { folder: folder.path().to_owned() };
         let kept = if rig.keep {
@@ -133,16 +170,42 @@ impl<'a> Run<'a> {
         } else {
             Some(folder)
         };
-        let started = start(rig, topology, &files).map_err(|error| with_evidence(error, &files));
+        let started =
+            start(rig, (topology, &variation), &files).map_err(|error| evidence::of_logs(error, &files));
         let (qemu, guest, backend, kernel) = started?;
-        Ok(Self { topology, kernel, files, qemu, guest, backend, faults_from: None, _folder: kept })
+        Ok(Self {
+            topology,
+            kernel,
+            files,
+            qemu,
+            guest,
+            backend,
+            variation,
+            forgiven: Forgiven::default(),
+            backend_is_gone: false,
+            _folder: kept,
+        })
     }
 
     /// Makes a request of the agent and waits for its answer.
     pub fn ask(&mut self, what: &str, command: Command) -> Result<Event, RigError> {
         self.guest.send(command)?;
-        let (qemu, backend) = (&mut self.qemu, &mut self.backend);
-        self.guest.event(what, || check_alive(qemu, backend))
+        self.hear(what)
+    }
+
+    /// Waits for the agent's answer to a request that was made before.
+    pub fn hear(&mut self, what: &str) -> Result<Event, RigError> {
+        let gone = self.backend_is_gone;
+        let (qemu, mut backend) = (&mut self.qemu, self.backend.as_mut().filter(|_| !gone));
+        self.guest.event(what, || {
+            backend.as_mut().map_or(Ok(()), |backend| backend.check_alive())?;
+            qemu.check_alive()
+        })
+    }
+
+    /// Makes a request of the agent; [`Self::hear`] waits for the answer.
+    pub fn tell(&mut self, command: Command) -> Result<(), RigError> {
+        self.guest.send(command)
     }
 
     /// Has the agent draw, and waits for its counts.
@@ -210,39 +273,111 @@ impl<'a> Run<'a> {
         self.qemu.qmp().screendump(path, "png")
     }
 
-    /// Adds the ends of the logs to an error.
-    pub fn explain(&self, error: RigError) -> RigError {
-        with_evidence(error, &self.files)
+    /// Adds to an error what there is to see: the logs, an oops whole, what the back-end works on, and a trace.
+    pub fn explain(&mut self, error: RigError) -> RigError {
+        // A frozen QEMU would keep us from ending it.
+        let _ = self.qemu.thaw();
+        evidence::of_run(error, &self.files, self.backend.as_mut().filter(|_| !self.backend_is_gone))
+    }
+
+    /// What the back-end has logged so far.
+    pub fn backend_log(&self) -> String {
+        RunFiles::text(&self.files.backend_log())
+    }
+
+    /// Where the files of the run are.
+    pub fn folder(&self) -> &Path {
+        &self.files.folder
+    }
+
+    /// How many accesses of the device the guest's kernel says that the IOMMU has stopped.
+    pub fn faults_logged(&self) -> u64 {
+        console::faults(&RunFiles::text(&self.files.console()))
     }
 
     /// From here on the guest's driver makes mistakes, and the IOMMU may stop the device where it is sent astray.
     pub fn expect_faults(&mut self) {
-        self.faults_from = Some(RunFiles::text(&self.files.console()).len());
+        self.forgiven.faults(self.console().len());
+    }
+
+    /// This place of the guest's console, for [`Self::troubles_since`] and [`Self::forgive`].
+    pub fn console_mark(&self) -> Mark {
+        Mark(self.console().len())
+    }
+
+    /// Troubles that the guest's kernel has told of since `mark`.
+    pub fn troubles_since(&self, mark: Mark) -> Vec<String> {
+        self.forgiven.troubles(&self.console(), mark.0)
+    }
+
+    /// Lines with `words` that the guest's kernel has written since `mark` were caused on purpose, and are no troubles.
+    /// Says how many there are.
+    pub fn forgive(&mut self, mark: Mark, words: &'static str) -> usize {
+        let log = self.console();
+        self.forgiven.lines(&log, mark.0..log.len(), words)
+    }
+
+    /// What the guest's kernel has written since `mark`.
+    pub fn console_since(&self, mark: Mark) -> String {
+        self.console().get(mark.0..).unwrap_or_default().to_owned()
+    }
+
+    /// Stops QEMU itself, as a busy host does. [`Self::thaw`] has to come before anything is asked of it.
+    pub fn freeze(&mut self) -> Result<(), RigError> {
+        self.qemu.freeze()
+    }
+
+    /// Lets QEMU go on.
+    pub fn thaw(&mut self) -> Result<(), RigError> {
+        self.qemu.thaw()
+    }
+
+    /// Kills the back-end. From here on nothing minds that it is gone, until it is restarted.
+    pub fn kill_backend(&mut self) -> Result<(), RigError> {
+        self.backend_is_gone = true;
+        self.backend.as_mut().map_or(Ok(()), Backend::kill)
+    }
+
+    /// Starts the back-end again where it was; its counts begin anew.
+    pub fn restart_backend(&mut self) -> Result<(), RigError> {
+        self.backend.as_mut().map_or(Ok(()), Backend::restart)?;
+        self.backend_is_gone = false;
+        Ok(())
+    }
+
+    fn console(&self) -> String {
+        RunFiles::text(&self.files.console())
     }
 
     /// Ends the guest, QEMU and the back-end, and judges their logs.
     pub fn end(self) -> Result<(), RigError> {
         self.qemu.end()?;
-        self.backend.map(Backend::end).transpose()?;
+        if !self.backend_is_gone {
+            self.backend.map(Backend::end).transpose()?;
+        }
         let log = RunFiles::text(&self.files.console());
-        let (before, after) =
-            log.split_at_checked(self.faults_from.unwrap_or(log.len())).unwrap_or((&log, ""));
-        let mut troubles = console::troubles(before);
-        troubles.extend(console::troubles_but_faults(after));
+        let mut troubles = self.forgiven.troubles(&log, 0);
         troubles.extend(console::qemu_troubles(&RunFiles::text(&self.files.qemu_output())));
         if troubles.is_empty() { Ok(()) } else { Err(RigError::check(troubles.join("\n"))) }
     }
 }
 
+/// A place of the guest's console.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark(usize);
+
 type Started = (QemuProcess, Guest, Option<Backend>, String);
 
-fn start(rig: &Rig, topology: &Topology, files: &RunFiles) -> Result<Started, RigError> {
-    let initramfs = rig.initramfs(topology)?;
+fn start(rig: &Rig, machine: (&Topology, &Variation), files: &RunFiles) -> Result<Started, RigError> {
+    let initramfs = rig.initramfs(machine.0, machine.1)?;
     let program = rig.backend.as_deref();
-    let mut backend =
-        program.map(|program| Backend::start(program, &files.folder, &rig.inject, rig.judges)).transpose()?;
+    // A device that misbehaves would judge wrongly.
+    let judges = rig.judges && rig.inject.is_empty();
+    let mut backend = program
+        .map(|program| Backend::start(program, &files.folder, &rig.inject, machine.1.backend, judges))
+        .transpose()?;
     let device = backend.as_ref().map_or(Device::Reference, |backend| Device::MirrorGpu(backend.socket()));
-    let mut qemu = QemuProcess::start(&rig.tools, rig.accel, topology, &device, files, &initramfs)?;
+    let mut qemu = QemuProcess::start(&rig.tools, rig.accel, machine, &device, files, &initramfs)?;
     let mut guest = Guest::connect(&files.agent_port(), rig.timeout, || qemu.check_alive())?;
     let kernel = guest.ready(|| check_alive(&mut qemu, &mut backend))?;
     Ok((qemu, guest, backend, kernel))
@@ -252,22 +387,4 @@ fn check_alive(qemu: &mut QemuProcess, backend: &mut Option<Backend>) -> Result<
     // The back-end first: when it dies, QEMU may follow, and the cause is what is to be named.
     backend.as_mut().map_or(Ok(()), Backend::check_alive)?;
     qemu.check_alive()
-}
-
-fn with_evidence(error: RigError, files: &RunFiles) -> RigError {
-    let logs = [
-        ("The guest's console", files.console()),
-        ("QEMU's output", files.qemu_output()),
-        ("The back-end's log", files.backend_log()),
-    ];
-    let mut text = error.to_string();
-    for (name, path) in logs {
-        let log = RunFiles::text(&path);
-        if log.trim().is_empty() {
-            text.push_str(&format!("\n--- {name} is empty"));
-        } else {
-            text.push_str(&format!("\n--- {name} ends with:\n{}", console::end(&log, LINES_OF_EVIDENCE)));
-        }
-    }
-    RigError::Check(text)
 }

@@ -3,17 +3,15 @@
 
 use crate::rig::error::RigError;
 use crate::rig::guest::unexpected;
-use crate::rig::jobs;
 use crate::rig::process::wait_until;
 use crate::rig::run::Run;
 use crate::rig::stats::{self, Stats};
 use crate::rig::topology::{Invalidations, Topology};
-use crate::rig::vfio;
 use guest_agent::protocol::{Amount, Command, Drawn, Driver, Event};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
-/// What a scenario of `verify` draws.
+/// What a scenario draws, usually.
 const AMOUNT: Amount = Amount { page_flips: 30, dirty_flushes: 10, cursor_moves: 20 };
 const STOPS: u32 = 10;
 const CURSOR_PIXELS: u64 = 64 * 64;
@@ -28,60 +26,37 @@ const SILENCE: Duration = Duration::from_millis(50);
 
 /// What a scenario cannot do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Needs {
+pub enum Needs {
+    /// It can be done anywhere.
     Nothing,
+    /// A screen to look at.
     Screen,
+    /// An IOMMU in front of the device.
+    Iommu,
+    /// A device that translates addresses by itself.
+    Ats,
     /// A front-end that passes all feature bits of the device on.
     AllFeatures,
-    /// An IOMMU that is told of each unmap at once. (Asking for a page whose end is about to be told leaves a fault in the
-    /// guest's log.)
+    /// An IOMMU that is told of each unmap at once. (Whoever asks for a page whose end is about to be told leaves a fault
+    /// in the guest's log.)
     Strict,
 }
 
-/// A scenario.
-pub struct Scenario {
-    /// Its name.
-    pub name: &'static str,
-    needs: Needs,
-    /// What it does.
-    pub run: fn(&mut Run<'_>) -> Result<(), RigError>,
-}
-
-/// All scenarios of `verify`, in an order in which each leaves a guest that the next can use.
-const ALL: [Scenario; 11] = [
-    Scenario { name: "picture", needs: Needs::Screen, run: |run| picture(run, AMOUNT).map(drop) },
-    Scenario { name: "jobs", needs: Needs::Nothing, run: jobs::jobs },
-    Scenario { name: "rings", needs: Needs::AllFeatures, run: jobs::rings },
-    Scenario { name: "stop-cont", needs: Needs::Screen, run: stop_and_cont },
-    Scenario { name: "rebind-idle", needs: Needs::Screen, run: rebind_idle },
-    Scenario { name: "rebind-drawing", needs: Needs::Screen, run: rebind_drawing },
-    Scenario { name: "reboot-drawing", needs: Needs::Screen, run: reboot_drawing },
-    Scenario { name: "invalidations", needs: Needs::Screen, run: invalidations },
-    Scenario { name: "audit", needs: Needs::Strict, run: audit },
-    Scenario { name: "vfio", needs: Needs::Nothing, run: vfio::vfio },
-    Scenario { name: "driver-bugs", needs: Needs::Nothing, run: vfio::driver_bugs },
-];
-
-/// The names of all.
-pub const NAMES: [&str; ALL.len()] = {
-    let mut names = [""; ALL.len()];
-    let mut index = 0;
-    while index < ALL.len() {
-        names[index] = ALL[index].name;
-        index += 1;
-    }
-    names
-};
-
-/// The scenarios for a topology.
-pub fn of(topology: &Topology) -> Vec<&'static Scenario> {
-    let has = |needs| match needs {
+/// Whether a topology has what a scenario needs.
+pub fn has(needs: Needs, topology: &Topology) -> bool {
+    match needs {
         Needs::Nothing => true,
         Needs::Screen => topology.has_display,
+        Needs::Iommu => topology.has_iommu(),
+        Needs::Ats => topology.has_ats(),
         Needs::AllFeatures => topology.has_all_features(),
         Needs::Strict => topology.invalidations == Invalidations::Strict,
-    };
-    ALL.iter().filter(|scenario| has(scenario.needs)).collect()
+    }
+}
+
+/// Some drawing of each kind.
+pub(crate) fn usual_picture(run: &mut Run<'_>) -> Result<(), RigError> {
+    picture(run, AMOUNT).map(drop)
 }
 
 /// The guest draws; the screen shows it, and both sides have counted the same.
@@ -122,7 +97,7 @@ fn compare(drawn: &Drawn, before: &Stats, after: &Stats) -> Result<(), RigError>
 }
 
 /// The invalidations of this topology came, and found in flight what they may find.
-fn invalidations(run: &mut Run<'_>) -> Result<(), RigError> {
+pub(crate) fn invalidations(run: &mut Run<'_>) -> Result<(), RigError> {
     let expected = run.topology.invalidations;
     let before = run.stats()?;
     if expected == Invalidations::Lazy && before.is_some() {
@@ -145,7 +120,7 @@ fn invalidations(run: &mut Run<'_>) -> Result<(), RigError> {
 }
 
 /// Every translation that the device holds is asked for again: none has ended without an INVALIDATE.
-fn audit(run: &mut Run<'_>) -> Result<(), RigError> {
+pub(crate) fn audit(run: &mut Run<'_>) -> Result<(), RigError> {
     settled(run)?;
     let mut audit = run.control("audit", json!({ "restart": true }))?;
     wait_until("The end of the audit", AUDIT_LIMIT, || {
@@ -184,7 +159,7 @@ fn draw_until_hit(run: &mut Run<'_>, hits: u64) -> Result<Drawn, RigError> {
 }
 
 /// The machine is stopped in the middle of drawing, again and again: silence while it stands, nothing lost after.
-fn stop_and_cont(run: &mut Run<'_>) -> Result<(), RigError> {
+pub(crate) fn stop_and_cont(run: &mut Run<'_>) -> Result<(), RigError> {
     let begin = run.stats()?;
     start_drawing(run)?;
     for _ in 0..STOPS {
@@ -222,7 +197,7 @@ fn touches(stats: &Stats) -> [(&'static str, u64); 4] {
 }
 
 /// The PCI driver is taken away from an idle device, the IOMMU's domain with it; then all is as after a boot.
-fn rebind_idle(run: &mut Run<'_>) -> Result<(), RigError> {
+pub(crate) fn rebind_idle(run: &mut Run<'_>) -> Result<(), RigError> {
     match run.ask("The screen's release", Command::Release)? {
         Event::Released => settled(run)?,
         other => return Err(unexpected(&other)),
@@ -232,7 +207,7 @@ fn rebind_idle(run: &mut Run<'_>) -> Result<(), RigError> {
 
 /// The display's driver is taken away with transfers in flight; then all is as after a boot. (In between, misses may
 /// be refused and jobs fail: the driver takes the memory away from under them.)
-fn rebind_drawing(run: &mut Run<'_>) -> Result<(), RigError> {
+pub(crate) fn rebind_drawing(run: &mut Run<'_>) -> Result<(), RigError> {
     start_drawing(run)?;
     rebind(run, Driver::VirtioGpu)
 }
@@ -246,7 +221,7 @@ fn rebind(run: &mut Run<'_>, driver: Driver) -> Result<(), RigError> {
 
 /// The guest reboots with transfers in flight; then all is as after the first boot. (In between, misses are refused
 /// and rings break: Linux 6.12 switches the IOMMU off before it resets the device.)
-fn reboot_drawing(run: &mut Run<'_>) -> Result<(), RigError> {
+pub(crate) fn reboot_drawing(run: &mut Run<'_>) -> Result<(), RigError> {
     start_drawing(run)?;
     run.reboot()?;
     picture(run, AMOUNT).map(drop)

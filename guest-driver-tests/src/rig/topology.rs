@@ -118,9 +118,24 @@ impl Topology {
         self.invalidations != Invalidations::None
     }
 
+    /// Whether the device translates addresses by itself (Address Translation Services).
+    pub fn has_ats(&self) -> bool {
+        self.config.contains("ats = \"on\"")
+    }
+
     /// Whether all feature bits of the device reach the guest.
     pub fn has_all_features(&self) -> bool {
         self.config.contains("vhost-user-test-device-pci")
+    }
+
+    /// The same machine with so many MiB of memory.
+    #[must_use]
+    pub fn with_memory(&self, mib: u32) -> Self {
+        let sized = |line: &str| match line.trim_start().starts_with("size = ") {
+            true => format!("  size = \"{mib}M\"\n"),
+            false => format!("{line}\n"),
+        };
+        Self { config: self.config.lines().map(sized).collect(), ..self.clone() }
     }
 
     /// The same machine with QEMU's own device in the place of ours, to compare with.
@@ -172,6 +187,15 @@ mod tests {
             let config = topology.reference_config();
             assert!(config.contains(r#"driver = "virtio-gpu-pci""#), "{config}");
             assert!(!config.contains("vhost-user") && !config.contains("chardev"), "{config}");
+        }
+    }
+
+    #[test]
+    fn more_memory_is_more_in_both_places_and_changes_nothing_else() {
+        for topology in Topology::all().unwrap() {
+            let (config, more) = (&topology.config, topology.with_memory(768).config);
+            assert_eq!(more.matches(r#"size = "768M""#).count(), 2, "{more}");
+            assert_eq!(&more.replace("768M", "512M"), config);
         }
     }
 

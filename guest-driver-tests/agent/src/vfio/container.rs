@@ -19,7 +19,8 @@ const MAP_DMA: libc::c_ulong = KIND | 113;
 const UNMAP_DMA: libc::c_ulong = KIND | 114;
 const TYPE1V2: libc::c_ulong = 3;
 const VIABLE: u32 = 1;
-const READ_AND_WRITE: u32 = 3;
+const READ: u32 = 1;
+const WRITE: u32 = 2;
 
 #[repr(C)]
 struct GroupStatus {
@@ -94,12 +95,17 @@ impl Container {
         Ok(unsafe { File::from_raw_fd(result) })
     }
 
-    /// Lets the device read and write `len` bytes of `memory`, from `iova` on. The kernel pins them: they stay until
-    /// they are unmapped here, whatever happens to our mapping of them.
-    pub(crate) fn map(&mut self, iova: u64, memory: &Mapping, len: usize) -> Result<(), AgentError> {
-        let argsz = size_of::<MapDma>() as u32;
-        let request =
-            MapDma { argsz, flags: READ_AND_WRITE, vaddr: memory.address(), iova, size: len as u64 };
+    /// Lets the device read, and maybe write, `len` bytes of `memory`, from `iova` on. The kernel pins them: they stay
+    /// until they are unmapped here, whatever happens to our mapping of them.
+    pub(crate) fn map(
+        &mut self,
+        iova: u64,
+        memory: &Mapping,
+        len: usize,
+        write: bool,
+    ) -> Result<(), AgentError> {
+        let (argsz, flags) = (size_of::<MapDma>() as u32, if write { READ | WRITE } else { READ });
+        let request = MapDma { argsz, flags, vaddr: memory.address(), iova, size: len as u64 };
         // SAFETY: the struct is the one of this call, and lives as long; the kernel checks what it says.
         let result = unsafe { libc::ioctl(self.container.as_raw_fd(), MAP_DMA, &raw const request) };
         check(result).doing(format!("map {len:#x} bytes at {iova:#x}"))

@@ -10,7 +10,7 @@ mod function;
 mod queue;
 
 pub(crate) use command::{Command, OK};
-pub(crate) use queue::Ticket;
+pub(crate) use queue::{Answer, Ticket};
 
 use crate::error::AgentError;
 use crate::mapping::Mapping;
@@ -66,7 +66,18 @@ impl Gpu {
 
     /// Lets the device at `memory`, from `iova` on.
     pub(crate) fn map(&mut self, iova: u64, memory: &Mapping, len: usize) -> Result<(), AgentError> {
-        self.container.map(iova, memory, len)
+        self.map_for(iova, memory, len, true)
+    }
+
+    /// The same, with or without the right to write.
+    pub(crate) fn map_for(
+        &mut self,
+        iova: u64,
+        memory: &Mapping,
+        len: usize,
+        write: bool,
+    ) -> Result<(), AgentError> {
+        self.container.map(iova, memory, len, write)
     }
 
     /// Takes it away again; returns when the device has acked that it is gone.
@@ -76,7 +87,12 @@ impl Gpu {
 
     /// Hands a command to the device.
     pub(crate) fn submit(&mut self, command: &Command) -> Result<Ticket, AgentError> {
-        let ticket = self.control.submit(&command.bytes())?;
+        self.submit_bytes(&command.bytes())
+    }
+
+    /// The same for one of the host's making.
+    pub(crate) fn submit_bytes(&mut self, command: &[u8]) -> Result<Ticket, AgentError> {
+        let ticket = self.control.submit(command)?;
         self.function.notify(0)?;
         Ok(ticket)
     }
@@ -88,7 +104,19 @@ impl Gpu {
 
     /// The type of the device's answer; waits for it.
     pub(crate) fn wait(&mut self, ticket: Ticket) -> Result<u32, AgentError> {
-        self.control.wait(ticket, REPLY_LIMIT)
+        let answer = self.control.wait(ticket, REPLY_LIMIT)?;
+        answer
+            .map(|answer| answer.kind())
+            .map_err(|_| AgentError::NoAnswer { seconds: REPLY_LIMIT.as_secs() })
+    }
+
+    /// The device's answer, if it comes within `limit`; else the ticket, to wait again.
+    pub(crate) fn answer_within(
+        &mut self,
+        ticket: Ticket,
+        limit: Duration,
+    ) -> Result<Result<Answer, Ticket>, AgentError> {
+        self.control.wait(ticket, limit)
     }
 
     /// Hands a command to the device, which must not refuse it.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 pub(crate) const BYTES: usize = PAGE * (1 + SLOTS);
 
 const PAGE: usize = 4096;
-const SLOTS: usize = 8;
+const SLOTS: usize = 32;
 const SIZE: u16 = 2 * SLOTS as u16;
 const AVAILABLE: usize = 0x400;
 const USED: usize = 0x800;
@@ -32,6 +32,26 @@ pub(crate) struct Addresses {
     pub(crate) parts: [u64; 3],
 }
 
+/// What answers are written over.
+const BLANK: u8 = 0xff;
+
+/// An answer of the device.
+pub(crate) struct Answer {
+    /// What the device says that it wrote.
+    pub(crate) bytes: Vec<u8>,
+    /// Whether nothing behind it was written.
+    pub(crate) rest_intact: bool,
+    /// How many were answered before.
+    pub(crate) order: u64,
+}
+
+impl Answer {
+    /// Its type.
+    pub(crate) fn kind(&self) -> u32 {
+        self.bytes.first_chunk().map_or(0, |word| u32::from_le_bytes(*word))
+    }
+}
+
 /// A command on its way.
 #[must_use = "its slot is free again when it has been waited for"]
 pub(crate) struct Ticket {
@@ -42,7 +62,8 @@ pub(crate) struct Ticket {
 enum Slot {
     Free,
     OnItsWay,
-    Answered,
+    /// So many bytes were written, and so many commands were answered before.
+    Answered(usize, u64),
 }
 
 /// The queue.
@@ -52,6 +73,7 @@ pub(crate) struct Queue {
     slots: [Slot; SLOTS],
     next_available: u16,
     next_used: u16,
+    answered: u64,
 }
 
 impl Queue {
@@ -59,8 +81,8 @@ impl Queue {
     pub(crate) fn new(container: &mut Container, iova: u64) -> Result<Self, AgentError> {
         let memory = Mapping::anonymous(BYTES)?;
         memory.store(AVAILABLE, NO_INTERRUPT);
-        container.map(iova, &memory, BYTES)?;
-        Ok(Self { memory, iova, slots: [Slot::Free; SLOTS], next_available: 0, next_used: 0 })
+        container.map(iova, &memory, BYTES, true)?;
+        Ok(Self { memory, iova, slots: [Slot::Free; SLOTS], next_available: 0, next_used: 0, answered: 0 })
     }
 
     pub(crate) fn addresses(&self) -> Addresses {
@@ -79,7 +101,7 @@ impl Queue {
         *state = Slot::OnItsWay;
         let (page, head) = (PAGE * (1 + slot), 2 * slot as u16);
         self.memory.write(page, command);
-        self.memory.write(page + ANSWER, &[0xff; ANSWER_BYTES as usize]);
+        self.memory.write(page + ANSWER, &[BLANK; ANSWER_BYTES as usize]);
         self.describe(head, (page, command.len() as u32), NEXT, head + 1);
         self.describe(head + 1, (page + ANSWER, ANSWER_BYTES), WRITES, 0);
         let entry = AVAILABLE + 4 + 2 * usize::from(self.next_available % SIZE);
@@ -92,22 +114,35 @@ impl Queue {
     /// Whether the device has answered.
     pub(crate) fn is_answered(&mut self, ticket: &Ticket) -> Result<bool, AgentError> {
         self.take_used()?;
-        Ok(self.slots.get(ticket.slot) == Some(&Slot::Answered))
+        Ok(matches!(self.slots.get(ticket.slot), Some(Slot::Answered(..))))
     }
 
-    /// The type of the answer; waits for it up to `limit`.
-    pub(crate) fn wait(&mut self, ticket: Ticket, limit: Duration) -> Result<u32, AgentError> {
+    /// The answer, if it comes within `limit`; else the ticket, to wait again.
+    pub(crate) fn wait(
+        &mut self,
+        ticket: Ticket,
+        limit: Duration,
+    ) -> Result<Result<Answer, Ticket>, AgentError> {
         let end = Instant::now() + limit;
-        while !self.is_answered(&ticket)? {
-            if Instant::now() > end {
-                return Err(AgentError::NoAnswer { seconds: limit.as_secs() });
+        loop {
+            self.take_used()?;
+            if let Some(Slot::Answered(len, order)) = self.slots.get(ticket.slot).copied() {
+                return Ok(Ok(self.answer(ticket.slot, len, order)));
+            }
+            if Instant::now() >= end {
+                return Ok(Err(ticket));
             }
             thread::sleep(LOOK);
         }
-        let mut kind = [0; 4];
-        self.memory.read(PAGE * (1 + ticket.slot) + ANSWER, &mut kind);
-        self.slots.iter_mut().skip(ticket.slot).take(1).for_each(|slot| *slot = Slot::Free);
-        Ok(u32::from_le_bytes(kind))
+    }
+
+    fn answer(&mut self, slot: usize, len: usize, order: u64) -> Answer {
+        let mut bytes = vec![0; ANSWER_BYTES as usize];
+        self.memory.read(PAGE * (1 + slot) + ANSWER, &mut bytes);
+        self.slots.iter_mut().skip(slot).take(1).for_each(|slot| *slot = Slot::Free);
+        let rest_intact = bytes.iter().skip(len).all(|byte| *byte == BLANK);
+        bytes.truncate(len);
+        Answer { bytes, rest_intact, order }
     }
 
     fn describe(&self, index: u16, (at, len): (usize, u32), flags: u16, next: u16) {
@@ -120,11 +155,16 @@ impl Queue {
 
     fn take_used(&mut self) -> Result<(), AgentError> {
         while self.next_used != self.memory.load(USED + 2) {
-            let mut head = [0; 4];
-            self.memory.read(USED + 4 + 8 * usize::from(self.next_used % SIZE), &mut head);
+            let (mut head, mut len) = ([0; 4], [0; 4]);
+            let entry = USED + 4 + 8 * usize::from(self.next_used % SIZE);
+            self.memory.read(entry, &mut head);
+            self.memory.read(entry + 4, &mut len);
             let slot = self.slots.get_mut(u32::from_le_bytes(head) as usize / 2);
             match slot {
-                Some(slot) if *slot == Slot::OnItsWay => *slot = Slot::Answered,
+                Some(slot) if *slot == Slot::OnItsWay => {
+                    *slot = Slot::Answered(u32::from_le_bytes(len) as usize, self.answered);
+                    self.answered += 1;
+                }
                 _ => return Err(io::Error::other("it is not on its way")).doing("take a used command"),
             }
             self.next_used = self.next_used.wrapping_add(1);

@@ -1,0 +1,42 @@
+//! `mirrorgpu-vm`: boots guests against MirrorGPU and puts their drivers through the scenarios.
+
+mod list;
+mod test;
+
+use clap::{Parser, Subcommand};
+use guest_driver_tests::rig::error::RigError;
+use guest_driver_tests::rig::options;
+use std::process::ExitCode;
+
+/// Boots guests against MirrorGPU, and puts their drivers through numbered scenarios.
+///
+/// Nothing needs root. What is missing, QEMU or a guest kernel, is fetched from Debian and unpacked beside the checkout,
+/// unless --no-install forbids it; once it is there, no network is needed.
+#[derive(Parser)]
+#[command(name = "mirrorgpu-vm", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Run scenarios; ends with 0 if all held, 1 if one failed, 2 if the rig did, 125 if none could be run
+    Test(Box<test::Arguments>),
+    /// List the scenarios, and where each is shown
+    List(list::Arguments),
+}
+
+fn main() -> ExitCode {
+    let arguments: Arguments = options::parse();
+    let done = match arguments.command {
+        Verb::Test(arguments) => test::run(&arguments),
+        Verb::List(arguments) => list::run(&arguments),
+    };
+    done.map_or_else(|error| failed(&error), ExitCode::from)
+}
+
+fn failed(error: &RigError) -> ExitCode {
+    eprintln!("mirrorgpu-vm: {error}");
+    ExitCode::from(2)
+}

@@ -1,0 +1,176 @@
+//! `mirrorgpu-vm test`: runs scenarios, tells of each, and ends with a code that `git bisect run` understands.
+
+use clap::ValueEnum;
+use guest_driver_tests::rig::error::RigError;
+use guest_driver_tests::rig::options::Options;
+use guest_driver_tests::rig::report::say;
+use guest_driver_tests::rig::run::Rig;
+use guest_driver_tests::rig::topology::Topology;
+use guest_driver_tests::suite::report::console::Teller;
+use guest_driver_tests::suite::report::{html, junit, ktap};
+use guest_driver_tests::suite::results::{Case, Results, Score};
+use guest_driver_tests::suite::runner::{self, Plan, Shard};
+use guest_driver_tests::suite::score::{self, Breadth};
+use guest_driver_tests::suite::soft::SoftPlace;
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime};
+
+/// What `test` understands.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Only scenarios with this number, or whose name or group has this in it
+    #[arg(value_name = "PATTERN")]
+    patterns: Vec<String>,
+    /// Only on this machine (a file's name in qemu-configs, without its ending); may be given again. Default: all
+    #[arg(long, value_name = "NAME")]
+    topology: Vec<String>,
+    /// Only without a VM, or only in real guests. Default: both
+    #[arg(long, value_enum)]
+    level: Option<LevelChoice>,
+    /// Only the i-th of n equal parts of the scenarios, as 1/3
+    #[arg(long, value_name = "I/N", default_value = "1/1", value_parser = Shard::parse)]
+    shard: Shard,
+    /// Decides what is left to chance
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Guests side by side. Default: as many as there are processors and memory for
+    #[arg(long, value_name = "COUNT")]
+    jobs: Option<usize>,
+    /// Instead: seed each known bug, of the device and of drivers, and print who catches it (exit code 1 if one gets
+    /// away). Without a VM; and, with --topology, in real guests too
+    #[arg(long)]
+    score: bool,
+    /// With --score: each bug against all scenarios, and not only against those that are counted on
+    #[arg(long, requires = "score")]
+    all: bool,
+    /// Write the results as JUnit XML
+    #[arg(long, value_name = "FILE")]
+    junit: Option<PathBuf>,
+    /// Write the results as KTAP
+    #[arg(long, value_name = "FILE")]
+    ktap: Option<PathBuf>,
+    /// Write the results as one HTML page, with timelines and screenshots
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// The levels that can be asked for.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LevelChoice {
+    /// Without a VM.
+    Soft,
+    /// In Linux guests.
+    Real,
+}
+
+/// Runs what was asked for.
+pub(crate) fn run(arguments: &Arguments) -> Result<u8, RigError> {
+    let (begin, started) = (Instant::now(), SystemTime::now());
+    let topologies = match arguments.topology.as_slice() {
+        [] => Topology::all()?,
+        names => names.iter().map(|name| Topology::named(name)).collect::<Result<_, _>>()?,
+    };
+    let mut results = Results {
+        started,
+        took: Duration::ZERO,
+        environment: Vec::new(),
+        cases: Vec::new(),
+        score: Vec::new(),
+    };
+    let teller = Teller::new();
+    if arguments.score {
+        results.score = score(arguments, &topologies, &mut results.environment)?;
+    } else {
+        results.cases = cases(arguments, topologies, &mut results.environment, &teller)?;
+    }
+    results.took = begin.elapsed();
+    write_files(arguments, &results)?;
+    if arguments.score {
+        let away = results.score.iter().filter(|row| !score::is_caught(row)).count();
+        println!("{} passed, {away} failed, 0 skipped", results.score.len() - away);
+        return Ok(u8::from(away > 0));
+    }
+    teller.end(&results);
+    Ok(results.exit_code())
+}
+
+fn cases(
+    arguments: &Arguments,
+    topologies: Vec<Topology>,
+    environment: &mut Vec<(String, String)>,
+    teller: &Teller,
+) -> Result<Vec<Case>, RigError> {
+    let scenarios = runner::matching(&arguments.patterns, arguments.shard);
+    if scenarios.is_empty() && !arguments.patterns.is_empty() {
+        let patterns = arguments.patterns.join(", ");
+        return Err(RigError::Missing(format!(
+            "No scenario is named by {patterns}: see `mirrorgpu-vm list`"
+        )));
+    }
+    let is_wanted = |level| arguments.level.is_none_or(|wanted| wanted == level);
+    let has_real = scenarios.iter().any(|scenario| scenario.has_real_part());
+    let rig =
+        (is_wanted(LevelChoice::Real) && has_real).then(|| Rig::prepare(&arguments.options)).transpose()?;
+    environment.push(("seed".into(), arguments.seed.to_string()));
+    environment.extend(rig.as_ref().map(Rig::environment).into_iter().flatten());
+    let (inject, seed) = (arguments.options.inject.clone(), arguments.seed);
+    let soft = is_wanted(LevelChoice::Soft) && arguments.topology.is_empty();
+    let plan = Plan {
+        scenarios,
+        soft: soft.then_some(SoftPlace { inject, seed, ..SoftPlace::default() }),
+        rig: rig.as_ref(),
+        topologies,
+        seed,
+        side_by_side: arguments.jobs.unwrap_or_else(usual_jobs),
+    };
+    teller.begin(plan.cases());
+    Ok(plan.run(&|case| teller.case(case)))
+}
+
+fn score(
+    arguments: &Arguments,
+    topologies: &[Topology],
+    environment: &mut Vec<(String, String)>,
+) -> Result<Vec<Score>, RigError> {
+    let breadth = if arguments.all { Breadth::All } else { Breadth::Expected };
+    let tell = |row: &Score| {
+        let told = match (&row.cannot_show, row.caught_by.as_slice()) {
+            (Some(reason), _) => format!("cannot show: {reason}"),
+            (None, []) => "GOT AWAY".to_owned(),
+            (None, by) => format!("caught by {}", by.join(", ")),
+        };
+        say(&format!("{:<7} {:<25} {:<20} {told}", row.whose, row.bug, row.place));
+    };
+    let mut rows = Vec::new();
+    if arguments.level != Some(LevelChoice::Real) {
+        rows.extend(score::soft(arguments.seed, breadth, &tell));
+    }
+    if !arguments.topology.is_empty() && arguments.level != Some(LevelChoice::Soft) {
+        let rig = Rig::prepare(&arguments.options)?;
+        environment.extend(rig.environment());
+        for topology in topologies {
+            rows.extend(score::real(&rig, topology, arguments.seed, &tell));
+        }
+    }
+    Ok(rows)
+}
+
+fn write_files(arguments: &Arguments, results: &Results) -> Result<(), RigError> {
+    let write = |path: &Option<PathBuf>, text: &dyn Fn() -> Result<String, RigError>| match path {
+        Some(path) => std::fs::write(path, text()?)
+            .map_err(|source| RigError::Io { what: format!("write {}", path.display()), source }),
+        None => Ok(()),
+    };
+    write(&arguments.junit, &|| {
+        junit::render(results).map_err(|error| RigError::Check(format!("The results are no XML: {error}")))
+    })?;
+    write(&arguments.ktap, &|| Ok(ktap::render(results)))?;
+    write(&arguments.html, &|| Ok(html::render(results)))
+}
+
+/// As many guests as there are processors, and 1 GiB of memory each.
+fn usual_jobs() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}

@@ -1,0 +1,65 @@
+//! What there is to see when a run has failed: the ends of the logs, an oops whole, and what the back-end says that
+//! it works on. Knows where to look; knows nothing of what was expected.
+
+use crate::rig::backend_process::Backend;
+use crate::rig::console;
+use crate::rig::error::RigError;
+use crate::rig::qemu::RunFiles;
+use serde_json::{Value, json};
+use std::path::Path;
+
+const LINES: usize = 25;
+/// What the back-end is asked for, and how much of an answer is shown.
+const QUESTIONS: [&str; 3] = ["stats", "jobs", "contexts"];
+const ANSWER_CHARACTERS: usize = 4_000;
+
+/// Adds to an error what the back-end says, and the logs.
+pub(super) fn of_run(error: RigError, files: &RunFiles, backend: Option<&mut Backend>) -> RigError {
+    let mut text = of_logs(error, files).to_string();
+    if let Some(backend) = backend {
+        for question in QUESTIONS {
+            let answer = match backend.control(question, json!({})) {
+                Ok(answer) => answer.unwrap_or_default().to_string(),
+                Err(error) => format!("nothing: {error}"),
+            };
+            let shown: String = answer.chars().take(ANSWER_CHARACTERS).collect();
+            text.push_str(&format!("\n--- The back-end's `{question}`: {shown}"));
+        }
+        text.push_str(&trace(backend, &files.folder.join("trace.json")));
+    }
+    RigError::Check(text)
+}
+
+/// Adds the logs to an error.
+pub(super) fn of_logs(error: RigError, files: &RunFiles) -> RigError {
+    let logs = [
+        ("The guest's console", files.console()),
+        ("QEMU's output", files.qemu_output()),
+        ("The back-end's log", files.backend_log()),
+    ];
+    let mut text = error.to_string();
+    if let Some(oops) = console::oops(&RunFiles::text(&files.console())) {
+        text.push_str(&format!("\n--- The guest's kernel was in trouble:\n{oops}"));
+    }
+    for (name, path) in logs {
+        let log = RunFiles::text(&path);
+        if log.trim().is_empty() {
+            text.push_str(&format!("\n--- {name} is empty"));
+        } else {
+            text.push_str(&format!("\n--- {name} ends with:\n{}", console::end(&log, LINES)));
+        }
+    }
+    RigError::Check(text)
+}
+
+/// Has the flight recorder's events written, and says where they are.
+fn trace(backend: &mut Backend, path: &Path) -> String {
+    let written = backend.control("record", json!({ "path": path }));
+    let events = written.ok().flatten().and_then(|answer| answer.get("events").and_then(Value::as_u64));
+    match events {
+        Some(events) => {
+            format!("\n--- The last {events} events of the device: {} (if --keep is given)", path.display())
+        }
+        None => "\n--- The back-end gave no trace".to_owned(),
+    }
+}

@@ -1,0 +1,93 @@
+//! Why a scenario did not hold: because of what it looks at, because of the rig, or because it cannot be shown here.
+
+use crate::rig::error::RigError;
+use crate::soft_guest;
+
+/// Result of everything that a scenario does.
+pub type Result<T> = std::result::Result<T, Failure>;
+
+/// Why a scenario ended early.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// What it promises does not hold.
+    #[error("{0}")]
+    Check(String),
+    /// Nothing can be said: the rig itself failed.
+    #[error("The rig failed: {0}")]
+    Rig(String),
+    /// This place cannot show it.
+    #[error("{0}")]
+    Skip(String),
+}
+
+impl Failure {
+    /// A promise that does not hold.
+    pub fn check(text: impl Into<String>) -> Self {
+        Self::Check(text.into())
+    }
+}
+
+impl From<soft_guest::Error> for Failure {
+    fn from(error: soft_guest::Error) -> Self {
+        use soft_guest::Error;
+        let text = with_sources(&error);
+        match error {
+            // A system call of the test's own, or a program that is not there.
+            Error::Io { .. } | Error::Backend { .. } | Error::OutOfFrames { .. } => Self::Rig(text),
+            _ => Self::Check(text),
+        }
+    }
+}
+
+impl From<RigError> for Failure {
+    fn from(error: RigError) -> Self {
+        match error {
+            RigError::Check(_)
+            | RigError::Guest(_)
+            | RigError::Late { .. }
+            | RigError::Ended { .. }
+            | RigError::Closed { .. }
+            | RigError::Refused { .. }
+            | RigError::Unexpected(_) => Self::Check(error.to_string()),
+            RigError::Skip(reason) => Self::Skip(reason),
+            _ => Self::Rig(error.to_string()),
+        }
+    }
+}
+
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
+}
+
+/// Fails with a text unless something holds.
+macro_rules! ensure {
+    ($holds:expr, $($text:tt)+) => {
+        if !$holds {
+            return Err($crate::suite::failure::Failure::check(format!($($text)+)));
+        }
+    };
+}
+
+pub(crate) use ensure;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    #[test]
+    fn a_failed_system_call_is_the_rigs_failure_and_a_lost_fence_is_not() {
+        let broken = soft_guest::Error::io("make a socket")(io::Error::other("none left"));
+        assert_eq!(Failure::from(broken), Failure::Rig("Could not make a socket: none left".into()));
+        let lost = soft_guest::Error::NotInFlight { index: 1, head: 2 };
+        assert!(matches!(Failure::from(lost), Failure::Check(_)));
+        assert!(matches!(Failure::from(RigError::Guest("x".into())), Failure::Check(_)));
+        assert!(matches!(Failure::from(RigError::Missing("x".into())), Failure::Rig(_)));
+    }
+}

@@ -1,0 +1,104 @@
+//! A driver that has the device, with an IOMMU that it commands: what scenarios about mappings do things with, written
+//! once for a guest without a VM (`soft`) and for a driver in user space of a real guest (`vfio`). Knows memory,
+//! mappings, commands and answers; knows nothing of jobs.
+
+pub mod soft;
+pub mod vfio;
+
+pub use crate::soft_guest::gpu::{Command, Response};
+pub use crate::soft_guest::{Permission, SoftGuest};
+
+use crate::suite::failure::Result;
+use crate::suite::results::Level;
+use serde_json::Value;
+use std::ops::Range;
+use std::time::Duration;
+
+/// Memory that the device can be let at: pieces that are mapped and unmapped one by one, under I/O addresses that
+/// follow one another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Area {
+    /// Which one.
+    pub id: u32,
+    /// Where the device finds its first byte.
+    pub iova: u64,
+    /// How many pieces it has.
+    pub pieces: usize,
+    /// Pages of each piece. The memory of different pieces lies anywhere.
+    pub pages: usize,
+}
+
+impl Area {
+    /// All pieces.
+    pub fn all(&self) -> Range<usize> {
+        0..self.pieces
+    }
+
+    /// Length in bytes.
+    pub fn bytes(&self) -> u64 {
+        (self.pieces * self.pages) as u64 * crate::soft_guest::PAGE
+    }
+}
+
+/// What becomes of memory that is taken from the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// It is somebody else's from now on, and watched: the device must not touch it. The pieces get other memory,
+    /// which is not mapped yet.
+    Retire,
+    /// It stays where it is, for another mapping.
+    Keep,
+}
+
+/// A command on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[must_use = "its answer has to be waited for"]
+pub struct Ticket(pub u64);
+
+/// A driver with a device and an IOMMU.
+pub trait Machine {
+    /// Where it runs.
+    fn level(&self) -> Level;
+
+    /// Takes memory and maps it: `pieces` mappings of `pages` pages each, full of poison.
+    fn map(&mut self, pieces: usize, pages: usize, access: Permission) -> Result<Area>;
+
+    /// Maps the memory of one area a second time, elsewhere. The two share their bytes.
+    fn alias(&mut self, of: &Area, access: Permission) -> Result<Area>;
+
+    /// Takes pieces away from the device; returns how long that took, when the device has acked it.
+    fn unmap(&mut self, area: &Area, pieces: Range<usize>, then: Then) -> Result<Duration>;
+
+    /// Maps pieces that are not mapped, at their old place.
+    fn map_again(&mut self, area: &Area, pieces: Range<usize>, access: Permission) -> Result<()>;
+
+    /// Gives up an area: unmaps what of it is mapped.
+    fn free(&mut self, area: &Area) -> Result<()>;
+
+    /// Writes as the processor does.
+    fn write(&mut self, area: &Area, at: u64, bytes: &[u8]) -> Result<()>;
+
+    /// Reads as the processor does.
+    fn read(&mut self, area: &Area, at: u64, len: usize) -> Result<Vec<u8>>;
+
+    /// How much of the memory that was retired has been touched since (I1 says: none), in the machine's own unit. In
+    /// the soft guest reads are seen too; in a real guest, writes.
+    fn late(&mut self) -> Result<u64>;
+
+    /// Hands a command to the device.
+    fn submit(&mut self, command: &Command) -> Result<Ticket>;
+
+    /// The answer, if it comes within `limit`.
+    fn answer(&mut self, ticket: Ticket, limit: Duration) -> Result<Option<Response>>;
+
+    /// How many accesses of the device the guest's IOMMU says that it has stopped.
+    fn faults_logged(&mut self) -> Result<u64>;
+
+    /// Makes a request of the back-end's control socket.
+    fn control(&mut self, command: &str, arguments: Value) -> Result<Value>;
+
+    /// The guest itself, where it is one without a VM: for what only such a one can do.
+    fn soft(&mut self) -> Option<&mut SoftGuest> {
+        None
+    }
+}

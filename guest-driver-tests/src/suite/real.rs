@@ -1,0 +1,372 @@
+//! Runs scenarios in real guests: one boot for many of them, and another where one has failed. Knows when a guest has to
+//! be booted and who has the device; knows nothing of what a scenario does.
+
+use crate::rig::error::RigError;
+use crate::rig::run::{Mark, Rig, Run};
+use crate::rig::scenario::{self, Needs};
+use crate::rig::topology::Topology;
+use crate::rig::variation::Variation;
+use crate::rig::vfio;
+use crate::suite::failure::{Failure, Result};
+use crate::suite::machine::vfio::VfioMachine;
+use crate::suite::results::{Case, Evidence, Level, Outcome};
+use crate::suite::soft;
+use crate::suite::stage::Stage;
+use crate::suite::table::{OnStage, Scenario, StockPart};
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+/// A topology to run scenarios on.
+pub struct RealPlace<'r> {
+    /// Tools and programs.
+    pub rig: &'r Rig,
+    /// The machine.
+    pub topology: &'r Topology,
+    /// Decides what is left to chance.
+    pub seed: u64,
+    /// Also what is done with the stock driver, and not only with the one in user space.
+    pub stock: bool,
+}
+
+/// Who has the device.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Holder {
+    Stock,
+    Vfio,
+}
+
+/// A part of a scenario that can be run in a real guest.
+#[derive(Clone, Copy)]
+enum Act {
+    /// With the stock driver.
+    Stock(StockPart),
+    /// With a driver in user space.
+    Stage(OnStage),
+}
+
+impl Act {
+    fn holder(self) -> Holder {
+        match self {
+            Self::Stock(_) => Holder::Stock,
+            Self::Stage(_) => Holder::Vfio,
+        }
+    }
+
+    fn variation(self) -> Variation {
+        match self {
+            Self::Stock(part) => part.variation,
+            Self::Stage(_) => Variation::NONE,
+        }
+    }
+}
+
+/// What a part has shown.
+#[derive(Default)]
+struct Shown {
+    outcome: Option<Outcome>,
+    took: Duration,
+    evidence: Evidence,
+}
+
+impl Shown {
+    /// The worse of two, with the evidence of both.
+    fn add(&mut self, other: Self) {
+        let rank = |shown: &Self| match shown.outcome {
+            None => 0,
+            Some(Outcome::Skipped(_)) => 1,
+            Some(Outcome::Passed) => 2,
+            Some(Outcome::Broken(_)) => 3,
+            Some(Outcome::Failed(_)) => 4,
+        };
+        if rank(&other) > rank(self) {
+            self.outcome = other.outcome;
+        }
+        self.took += other.took;
+        let (mine, theirs) = (&mut self.evidence, other.evidence);
+        mine.numbers.extend(theirs.numbers);
+        mine.notes.extend(theirs.notes);
+        mine.reports.extend(theirs.reports);
+        mine.console.push_str(&theirs.console);
+        mine.backend_log.push_str(&theirs.backend_log);
+        mine.trace = theirs.trace.or(mine.trace.take());
+        mine.screenshot = theirs.screenshot.or(mine.screenshot.take());
+    }
+}
+
+impl RealPlace<'_> {
+    /// Runs these scenarios, and hands each case to `tell` when all of it has been run. Those that have no part in a
+    /// real guest are passed over.
+    pub fn run(&self, scenarios: &[&'static Scenario], tell: &(dyn Fn(Case) + Sync)) {
+        let mut shown: Vec<(&Scenario, usize, Shown)> = Vec::new();
+        let mut acts: Vec<(usize, Act)> = Vec::new();
+        for scenario in scenarios {
+            let (mut result, mut count, mut has_part) = (Shown::default(), 0, false);
+            let stages = scenario.on_stage(Level::Real).map(Act::Stage);
+            let stock = scenario.with_the_stock_driver().filter(|_| self.stock);
+            for act in stock.map(Act::Stock).chain(stages) {
+                has_part = true;
+                match self.cannot_show(act) {
+                    Some(reason) => {
+                        result.add(Shown { outcome: Some(Outcome::Skipped(reason)), ..Shown::default() });
+                    }
+                    None => {
+                        acts.push((shown.len(), act));
+                        count += 1;
+                    }
+                }
+            }
+            if has_part {
+                shown.push((scenario, count, result));
+            }
+        }
+        // One change of hands is enough; and machines that differ come last, each once.
+        let mut variations = vec![Variation::NONE];
+        for (_, act) in &acts {
+            if !variations.contains(&act.variation()) {
+                variations.push(act.variation());
+            }
+        }
+        acts.sort_by_key(|(_, act)| {
+            let variation = variations.iter().position(|known| *known == act.variation());
+            (variation, act.holder() == Holder::Vfio)
+        });
+        for (scenario, _, result) in shown.iter_mut().filter(|(_, count, _)| *count == 0) {
+            tell(self.case(scenario, std::mem::take(result)));
+        }
+        let mut house = House::new(self);
+        for (index, act) in acts {
+            let one = house.act(act);
+            let Some((scenario, left, result)) = shown.get_mut(index) else { continue };
+            result.add(one);
+            *left -= 1;
+            if *left == 0 {
+                tell(self.case(scenario, std::mem::take(result)));
+            }
+        }
+        if let Some(last) = house.end() {
+            tell(last);
+        }
+    }
+
+    fn case(&self, scenario: &Scenario, shown: Shown) -> Case {
+        Case {
+            number: scenario.number,
+            name: scenario.name,
+            group: scenario.group,
+            promise: scenario.promise,
+            level: Level::Real,
+            topology: Some(self.topology.name.clone()),
+            outcome: shown.outcome.unwrap_or_else(|| Outcome::Broken("Nothing of it was run".into())),
+            took: shown.took,
+            evidence: shown.evidence,
+        }
+    }
+
+    /// Why this machine cannot show something, if so.
+    fn cannot_show(&self, act: Act) -> Option<String> {
+        if let Some(reason) = self.rig.cannot_run(self.topology) {
+            return Some(reason);
+        }
+        let topology = self.topology;
+        let lacks = |has: bool, what: &str| (!has).then(|| what.to_owned());
+        match act {
+            Act::Stage(_) => lacks(
+                topology.has_iommu() && self.rig.has_backend(),
+                "a driver in user space takes the device by way of VFIO, which needs an IOMMU",
+            ),
+            Act::Stock(part) => lacks(
+                scenario::has(part.needs, topology),
+                match part.needs {
+                    Needs::Nothing => "",
+                    Needs::Screen => "it has no screen",
+                    Needs::Iommu => "it has no IOMMU",
+                    Needs::Ats => "it has no ATS",
+                    Needs::Strict => "it has no IOMMU that is told of each unmap at once",
+                    Needs::AllFeatures => "QEMU's vhost-user-gpu does not pass blobs and context-init on",
+                },
+            ),
+        }
+    }
+}
+
+/// A guest that is up, or none.
+struct House<'h, 'r> {
+    place: &'h RealPlace<'r>,
+    guest: Option<(Run<'h>, Holder)>,
+    /// Why the last boot failed: another is not tried.
+    boot_failed: Option<String>,
+    /// What was found when guests ended.
+    complaints: Vec<Failure>,
+    /// How many guests have ended by themselves.
+    ended: usize,
+}
+
+impl<'h, 'r> House<'h, 'r> {
+    fn new(place: &'h RealPlace<'r>) -> Self {
+        Self { place, guest: None, boot_failed: None, complaints: Vec::new(), ended: 0 }
+    }
+
+    /// Runs a part, in a guest that is booted for it if need be. One in which something has failed is not used again:
+    /// what state it is in is anybody's guess.
+    fn act(&mut self, act: Act) -> Shown {
+        let begin = Instant::now();
+        if let Some(reason) = &self.boot_failed {
+            let text = format!("The guest did not boot: {reason}");
+            return Shown { outcome: Some(Outcome::Skipped(text)), ..Shown::default() };
+        }
+        let seed = self.place.seed;
+        let mut shown = match self.guest_for(act) {
+            Ok(run) => perform(run, act, seed),
+            Err(failure) => {
+                if self.guest.is_none() && act.variation().is_none() {
+                    self.boot_failed = failure.to_string().lines().next().map(str::to_owned);
+                }
+                Shown { outcome: Some(soft::outcome(Err(failure))), ..Shown::default() }
+            }
+        };
+        if matches!(shown.outcome, Some(Outcome::Failed(_) | Outcome::Broken(_))) {
+            self.guest = None;
+        }
+        shown.took = begin.elapsed();
+        shown
+    }
+
+    /// A guest on the right machine, in which the right driver has the device.
+    fn guest_for(&mut self, act: Act) -> Result<&mut Run<'h>> {
+        let (wanted, variation) = (act.holder(), act.variation());
+        if self.guest.as_ref().is_some_and(|(run, _)| run.variation != variation) {
+            self.leave();
+        }
+        if self.guest.is_none() {
+            let place = self.place;
+            let run = Run::boot_varied(place.rig, place.topology, variation)?;
+            self.guest = Some((run, Holder::Stock));
+        }
+        let Some((run, holder)) = &mut self.guest else {
+            return Err(Failure::Rig("There is no guest".into()));
+        };
+        if *holder != wanted {
+            let changed = match wanted {
+                Holder::Vfio => {
+                    // From here on the IOMMU has reason to complain.
+                    run.expect_faults();
+                    vfio::take(run)
+                }
+                Holder::Stock => vfio::give_back(run),
+            };
+            changed.map_err(|error| run.explain(error))?;
+            *holder = wanted;
+        }
+        Ok(run)
+    }
+
+    /// Ends the guest, and judges its logs.
+    fn leave(&mut self) {
+        if let Some((run, _)) = self.guest.take() {
+            self.ended += 1;
+            self.complaints.extend(run.end().map_err(Failure::from).err());
+        }
+    }
+
+    /// Ends the last guest; says how all have ended.
+    fn end(mut self) -> Option<Case> {
+        let begin = Instant::now();
+        self.leave();
+        if self.ended == 0 {
+            return None;
+        }
+        let (number, name, group, promise) = CLEAN_END;
+        Some(Case {
+            number,
+            name,
+            group,
+            promise,
+            level: Level::Real,
+            topology: Some(self.place.topology.name.clone()),
+            outcome: soft::outcome(self.complaints.into_iter().next().map_or(Ok(()), Err)),
+            took: begin.elapsed(),
+            evidence: Evidence::default(),
+        })
+    }
+}
+
+/// What ends each guest: number, name, group, promise.
+const CLEAN_END: (u32, &str, &str, &str) =
+    (112, "clean-end", "Platform", "Guest, QEMU and back-end end, and none has complained.");
+
+fn perform(run: &mut Run<'_>, act: Act, seed: u64) -> Shown {
+    let mark = run.console_mark();
+    let (log_before, last) = (run.backend_log().len(), last_violation(run));
+    let mut shown = Shown::default();
+    let result = match act {
+        Act::Stock(part) => (part.run)(run),
+        Act::Stage(act) => on_stage(run, act, seed, &mut shown.evidence),
+    };
+    let result = result.and_then(|()| no_troubles(run, mark));
+    shown.evidence.reports = reports_after(run, last);
+    shown.evidence.trace = matches!(act, Act::Stage(_)).then(|| trace(run)).flatten();
+    if run.topology.has_display && matches!(act, Act::Stock(_)) {
+        shown.evidence.screenshot = screenshot(run);
+    }
+    // What there is to see is looked at before the guest goes.
+    let result = result.map_err(|error| match run.explain(error) {
+        RigError::Skip(reason) => RigError::Skip(reason),
+        error => error,
+    });
+    shown.evidence.console = run.console_since(mark);
+    shown.evidence.backend_log = run.backend_log().get(log_before..).unwrap_or_default().to_owned();
+    shown.outcome = Some(soft::outcome(result.map_err(Failure::from)));
+    shown
+}
+
+fn on_stage(
+    run: &mut Run<'_>,
+    act: OnStage,
+    seed: u64,
+    evidence: &mut Evidence,
+) -> std::result::Result<(), RigError> {
+    let mut machine = VfioMachine::new(run);
+    machine.forget_retired().map_err(|failure| RigError::Missing(failure.to_string()))?;
+    let mut stage = Stage::new(&mut machine, seed);
+    let result = act(&mut stage).and_then(|()| stage.close());
+    (evidence.numbers, evidence.notes) = stage.take_notes();
+    result.map_err(|failure| match failure {
+        Failure::Check(text) => RigError::Check(text),
+        Failure::Skip(text) => RigError::Skip(text),
+        Failure::Rig(text) => RigError::Missing(text),
+    })
+}
+
+/// A WARN, a BUG or an oops fails the scenario that brought it about.
+fn no_troubles(run: &mut Run<'_>, mark: Mark) -> std::result::Result<(), RigError> {
+    match run.troubles_since(mark).as_slice() {
+        [] => Ok(()),
+        troubles => Err(RigError::check(troubles.join("\n"))),
+    }
+}
+
+fn violations(run: &mut Run<'_>) -> Vec<Value> {
+    let all = run.control("violations", json!({})).ok().flatten().unwrap_or_default();
+    all["violations"].as_array().cloned().unwrap_or_default()
+}
+
+fn last_violation(run: &mut Run<'_>) -> u64 {
+    violations(run).iter().filter_map(|one| one["id"].as_u64()).max().unwrap_or(0)
+}
+
+fn reports_after(run: &mut Run<'_>, last: u64) -> Vec<String> {
+    let new = violations(run).into_iter().filter(|one| one["id"].as_u64().is_some_and(|id| id > last));
+    new.filter_map(|one| one["report"].as_str().map(str::to_owned)).collect()
+}
+
+fn trace(run: &mut Run<'_>) -> Option<Value> {
+    let path = run.folder().join("trace.json");
+    run.control("record", json!({ "path": path })).ok()?;
+    serde_json::from_slice(&std::fs::read(&path).ok()?).ok()
+}
+
+fn screenshot(run: &mut Run<'_>) -> Option<Vec<u8>> {
+    let path = run.folder().join("screen.png");
+    run.save_picture(&path).ok()?;
+    std::fs::read(&path).ok()
+}

@@ -1,0 +1,181 @@
+//! Results on the terminal: a line for each case as it ends, a bar below them where a person looks on, and at the end
+//! what went wrong, a table and the counts. Knows what is said and when; knows nothing of how cases are run.
+
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::super::super::rig::report::table;
+use super::super::results::{Case, Counts, Outcome, Results};
+use super::{cases_at, places, text, told};
+
+/// Bytes of a message that are told at the end.
+const MESSAGE: usize = 4 << 10;
+/// Characters of a reason that are told beside a case.
+const REASON: usize = 100;
+
+/// Tells how a run goes; may be called by many threads.
+pub struct Teller(Mutex<Inner>);
+
+struct Inner {
+    out: Box<dyn Write + Send>,
+    colour: bool,
+    bar: Option<ProgressBar>,
+    bad: usize,
+}
+
+impl fmt::Debug for Teller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Teller")
+    }
+}
+
+impl Default for Teller {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Teller {
+    /// Tells it on standard output: with a bar and colours if that is a terminal with a person before it.
+    pub fn new() -> Self {
+        let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+        let terminal = io::stdout().is_terminal() && !set("CI") && !dumb;
+        let bar = terminal.then(|| ProgressBar::with_draw_target(None, ProgressDrawTarget::stdout()));
+        let colour = terminal && !set("NO_COLOR");
+        Self(Mutex::new(Inner { out: Box::new(io::stdout()), colour, bar, bad: 0 }))
+    }
+
+    /// Tells it in plain lines, there.
+    pub fn plain(out: Box<dyn Write + Send>) -> Self {
+        Self(Mutex::new(Inner { out, colour: false, bar: None, bad: 0 }))
+    }
+
+    /// A run of so many cases begins.
+    pub fn begin(&self, total: usize) {
+        let inner = self.lock();
+        let Some(bar) = &inner.bar else { return };
+        bar.set_length(total as u64);
+        let style = ProgressStyle::with_template("{bar:30} {pos}/{len}{msg}  {elapsed}");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        // The time goes on although nothing ends.
+        bar.enable_steady_tick(Duration::from_secs(1));
+    }
+
+    /// A case has ended.
+    pub fn case(&self, case: &Case) {
+        let mut inner = self.lock();
+        let line = inner.line(case);
+        inner.say(&line);
+        inner.bad += usize::from(matches!(case.outcome, Outcome::Failed(_) | Outcome::Broken(_)));
+        if let Some(bar) = &inner.bar {
+            bar.inc(1);
+            if inner.bad > 0 {
+                bar.set_message(format!(", {} not passed", inner.bad));
+            }
+        }
+    }
+
+    /// The run is over. The last line has the counts and nothing else.
+    pub fn end(&self, results: &Results) {
+        let mut inner = self.lock();
+        if let Some(bar) = inner.bar.take() {
+            bar.finish_and_clear();
+        }
+        let said = inner.ending(results);
+        inner.say(&said);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// Says something of one or more lines, above the bar if there is one.
+    fn say(&mut self, what: &str) {
+        let Self { out, bar, .. } = self;
+        let mut write = || {
+            // A reader who has gone away is no reason to stop.
+            let _ = writeln!(out, "{what}").and_then(|()| out.flush());
+        };
+        match bar {
+            Some(bar) => bar.suspend(write),
+            None => write(),
+        }
+    }
+
+    /// `ok     15-unmap-then-remap  soft  0.4 s`
+    fn line(&self, case: &Case) -> String {
+        let (id, place) = (case.id(), text::one_line(&case.place()));
+        let rest = match &case.outcome {
+            Outcome::Passed => text::took(case.took),
+            Outcome::Skipped(reason) => short(reason),
+            Outcome::Failed(why) | Outcome::Broken(why) => {
+                format!("{}  {}", text::took(case.took), short(why))
+            }
+        };
+        format!("{}  {id}  {place}  {rest}", self.word(&case.outcome))
+    }
+
+    /// The outcome in six columns.
+    fn word(&self, outcome: &Outcome) -> String {
+        let (word, colour) = match outcome {
+            Outcome::Passed => ("ok", "32"),
+            Outcome::Failed(_) => ("FAILED", "1;31"),
+            Outcome::Skipped(_) => ("skip", "2"),
+            Outcome::Broken(_) => ("BROKEN", "1;33"),
+        };
+        match self.colour {
+            true => format!("\x1b[{colour}m{word:<6}\x1b[0m"),
+            false => format!("{word:<6}"),
+        }
+    }
+
+    fn ending(&self, results: &Results) -> String {
+        let mut said = String::new();
+        let bad = |case: &&Case| matches!(case.outcome, Outcome::Failed(_) | Outcome::Broken(_));
+        for case in results.cases.iter().filter(bad) {
+            let (word, place) = (self.word(&case.outcome), text::one_line(&case.place()));
+            said += &format!("\n{}  {}  {place}\n", word, case.id());
+            for line in text::beginning(told(&case.outcome).1, MESSAGE).lines() {
+                said += &format!("    {line}\n");
+            }
+        }
+        said += &format!("\n{}\n", counted(results));
+        let Counts { passed, failed, skipped, broken } = results.counts();
+        if broken > 0 {
+            said += &format!(
+                "\nBroken, and counted as failed: {broken}. The rig could not judge them; see above why.\n"
+            );
+        }
+        said + &format!("\n{passed} passed, {} failed, {skipped} skipped", failed + broken)
+    }
+}
+
+/// A reason as the rest of a line.
+fn short(reason: &str) -> String {
+    let line = text::headline(reason);
+    match line.char_indices().nth(REASON) {
+        Some((end, _)) => format!("{}…", line.get(..end).unwrap_or_default()),
+        None => line,
+    }
+}
+
+/// The counts by place.
+fn counted(results: &Results) -> String {
+    let head = ["", "passed", "failed", "broken", "skipped"].map(str::to_owned).to_vec();
+    let row = |place: String| {
+        let count = |word: &str| {
+            cases_at(results, &place).filter(|case| told(&case.outcome).0 == word).count().to_string()
+        };
+        let counts = ["passed", "failed", "broken", "skipped"].map(count);
+        [text::one_line(&place)].into_iter().chain(counts).collect()
+    };
+    let rows: Vec<Vec<String>> = [head].into_iter().chain(places(results).into_iter().map(row)).collect();
+    table(&rows)
+}

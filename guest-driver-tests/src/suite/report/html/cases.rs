@@ -1,0 +1,223 @@
+//! What each case left: message, reports, timeline, numbers, the ends of console and log, the screen. Those that did not
+//! pass come first and open; the page has a size that it keeps to, and says what it leaves out for that.
+
+use std::cell::Cell;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use maud::{Markup, html};
+
+use super::super::super::results::{Case, Outcome};
+use super::super::timeline::Timeline;
+use super::super::trace::Trace;
+use super::super::{svg, text, told};
+use super::{Page, matrix, sign};
+
+/// Bytes of a message or a report, of a console or a log of a case that did not pass, and of one that did.
+const MESSAGE: usize = 16 << 10;
+const LONG: usize = 32 << 10;
+const SHORT: usize = 2 << 10;
+/// Bytes of consoles, logs and pictures in each part of the page.
+const MOST: usize = 3 << 19;
+/// Bytes of one screen.
+const SCREEN: usize = 512 << 10;
+
+/// How a timeline is read.
+const HOW: &str = "A timeline shows the drain that mattered most, and time runs to the right from its INVALIDATE. \
+    In blue is the job that it waited for: light while the job is on an engine, solid in each of its steps. The hatched \
+    bar is the ack that waits; it may end only when the last solid piece has. Below are the misses, what the guest was \
+    told (▲ submit, ▼ fence), and what was found (◆).";
+
+/// What a part of the page has left for evidence.
+struct Room(Cell<usize>);
+
+impl Room {
+    fn new() -> Self {
+        Self(Cell::new(MOST))
+    }
+
+    fn take(&self, bytes: usize) -> bool {
+        let left = self.0.get().checked_sub(bytes);
+        self.0.set(left.unwrap_or(self.0.get()));
+        left.is_some()
+    }
+}
+
+fn did_not_pass(case: &Case) -> bool {
+    matches!(case.outcome, Outcome::Failed(_) | Outcome::Broken(_))
+}
+
+/// Cases that did not pass, and those that did and have a trace.
+pub(super) fn sections(page: &Page<'_>) -> Markup {
+    let (room, bad) = (Room::new(), page.results.cases.iter().filter(|case| did_not_pass(case)).count());
+    let with_trace = |case: &Case| case.outcome == Outcome::Passed && timeline(case).is_some();
+    html! {
+        @if bad > 0 {
+            section #failures {
+                h2 { "What did not pass" }
+                @for (case, anchor) in page.cases().filter(|(case, _)| did_not_pass(case)) {
+                    article class={ "case " (sign(&case.outcome).0) } id=(anchor) {
+                        h3 { (heading(case)) }
+                        (evidence(case, LONG, &room))
+                    }
+                }
+            }
+        }
+        section #timelines {
+            h2 { "Timelines of what passed" }
+            p #how { (HOW) }
+            @let room = Room::new();
+            @if !page.results.cases.iter().any(with_trace) { p { "No case that passed has a trace." } }
+            @for (case, anchor) in page.cases().filter(|(case, _)| with_trace(case)) {
+                article.case.passed id=(anchor) {
+                    h3 { (heading(case)) }
+                    (evidence(case, SHORT, &room))
+                }
+            }
+        }
+    }
+}
+
+/// Cases that passed and have no trace.
+pub(super) fn passed(page: &Page<'_>) -> Markup {
+    let room = Room::new();
+    let plain = |case: &Case| case.outcome == Outcome::Passed && timeline(case).is_none();
+    html! {
+        section #passed {
+            h2 { "Passed" }
+            @for (case, anchor) in page.cases().filter(|(case, _)| plain(case)) {
+                details.case.passed id=(anchor) {
+                    summary { (heading(case)) }
+                    (evidence(case, SHORT, &room))
+                }
+            }
+        }
+    }
+}
+
+/// Cases that were not run, by their reason.
+pub(super) fn skips(page: &Page<'_>) -> Markup {
+    let mut reasons: Vec<&str> = Vec::new();
+    for case in &page.results.cases {
+        if let Outcome::Skipped(reason) = &case.outcome
+            && !reasons.contains(&reason.as_str())
+        {
+            reasons.push(reason);
+        }
+    }
+    html! {
+        section #skips {
+            h2 { "Skipped, and why" }
+            @if reasons.is_empty() { p { "Nothing was skipped." } }
+            @for reason in reasons {
+                @let same = |case: &Case| told(&case.outcome) == ("skipped", reason);
+                div.skip {
+                    p { (text::beginning(reason, MESSAGE)) }
+                    ul { @for (case, anchor) in page.cases().filter(|(case, _)| same(case)) {
+                        li id=(anchor) { (case.id()) " " span.place { (text::one_line(&case.place())) } }
+                    } }
+                }
+            }
+        }
+    }
+}
+
+fn heading(case: &Case) -> Markup {
+    let (word, sign) = sign(&case.outcome);
+    html! {
+        span.sign aria-hidden="true" { (sign) } span.unseen { (word) ": " }
+        span.id { (case.id()) } " " span.place { (text::one_line(&case.place())) } " "
+        span.took { (text::took(case.took)) }
+    }
+}
+
+fn timeline(case: &Case) -> Option<Timeline> {
+    Some(Timeline::of(&Trace::of(case.evidence.trace.as_ref()?)?))
+}
+
+fn evidence(case: &Case, most: usize, room: &Room) -> Markup {
+    let evidence = &case.evidence;
+    let (_, message) = told(&case.outcome);
+    let bad = did_not_pass(case);
+    html! {
+        p.promise { (case.promise) " " a.back href={ "#" (matrix::row(&case.id())) } { "to the matrix" } }
+        @if !message.is_empty() { (self::message(message, room)) }
+        @if let Some(line) = timeline(case) { (figure(&line, room)) }
+        (reports(&evidence.reports, bad, room))
+        @if !evidence.numbers.is_empty() {
+            dl.numbers { @for (name, value) in &evidence.numbers {
+                div { dt { (text::one_line(name)) } dd { (text::one_line(value)) } }
+            } }
+        }
+        @if !evidence.notes.is_empty() {
+            ul.notes { @for note in &evidence.notes { li { (text::headline(note)) } } }
+        }
+        (said("Console", &evidence.console, most, bad, room))
+        (said("Back-end log", &evidence.backend_log, most, bad, room))
+        @if let Some(screen) = &evidence.screenshot { (screenshot(case, screen, room)) }
+    }
+}
+
+fn message(message: &str, room: &Room) -> Markup {
+    let whole = text::beginning(message, MESSAGE);
+    let fits = room.take(whole.len());
+    html! {
+        pre.message { (if fits { whole } else { text::headline(message) }) }
+        @if !fits { (left_out("The rest of the message")) }
+    }
+}
+
+fn reports(reports: &[String], open: bool, room: &Room) -> Markup {
+    html! {
+        @if !reports.is_empty() {
+            details.said open[open] {
+                summary { "Reports of the back-end: " (reports.len()) }
+                @for report in reports {
+                    @if room.take(report.len().min(MESSAGE)) {
+                        pre.report tabindex="0" { (text::beginning(report, MESSAGE)) }
+                    } @else { (left_out("A report")) }
+                }
+            }
+        }
+    }
+}
+
+fn figure(line: &Timeline, room: &Room) -> Markup {
+    let picture = svg::inline(line);
+    html! {
+        @if room.take(picture.0.len()) {
+            figure {
+                div.scroll tabindex="0" role="region" aria-label="Timeline" { (picture) }
+                figcaption { (line.not_shown()) " " a href="#how" { "How to read this" } }
+            }
+        } @else { (left_out("The timeline")) }
+    }
+}
+
+fn said(whose: &str, what: &str, most: usize, open: bool, room: &Room) -> Markup {
+    let end = text::excerpt(what, most);
+    html! {
+        @if what.is_empty() {} @else if room.take(end.len()) {
+            details.said open[open] {
+                summary { (whose) }
+                pre tabindex="0" { (end) }
+            }
+        } @else { (left_out(whose)) }
+    }
+}
+
+fn screenshot(case: &Case, screen: &[u8], room: &Room) -> Markup {
+    html! {
+        @if screen.len() <= SCREEN && room.take(screen.len() / 3 * 4) {
+            details.said open {
+                summary { "Screen" }
+                img src={ "data:image/png;base64," (STANDARD.encode(screen)) }
+                    alt={ "The screen at the end of " (case.id()) };
+            }
+        } @else { (left_out("The screen")) }
+    }
+}
+
+fn left_out(what: &str) -> Markup {
+    html! { p.left-out { (what) " is left out: the page would become too large." } }
+}

@@ -1,0 +1,151 @@
+//! Results as one page for a person: no other file, no script, nothing from a network. Made of `matrix` (scenarios by
+//! places), `cases` (what each left), `score` (bugs by places) and `page.css`. Escaping is maud's; nothing here writes
+//! markup by itself. The page forbids the browser to run or to fetch anything, so that a guest's words stay words.
+
+mod cases;
+mod matrix;
+mod score;
+
+use std::collections::BTreeMap;
+
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+use super::super::results::{Case, Counts, Outcome, Results};
+use super::{places, svg, text, told};
+
+const STYLE: &str = include_str!("page.css");
+/// What the browser may do: show the styles and the pictures that are in the page.
+const POLICY: &str =
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
+
+/// The results as a page.
+pub fn render(results: &Results) -> String {
+    page(&Page::new(results)).into_string()
+}
+
+/// What all parts of the page know.
+struct Page<'a> {
+    results: &'a Results,
+    places: Vec<String>,
+    /// What each case is called in links.
+    anchors: Vec<String>,
+}
+
+impl<'a> Page<'a> {
+    fn new(results: &'a Results) -> Self {
+        let mut seen: BTreeMap<String, usize> = BTreeMap::new();
+        let mut anchor = |case: &Case| {
+            let anchor = slug(&format!("{}--{}", case.id(), case.place()));
+            let times = seen.entry(anchor.clone()).and_modify(|times| *times += 1).or_insert(1);
+            if *times == 1 { anchor } else { format!("{anchor}--{times}") }
+        };
+        let anchors = results.cases.iter().map(&mut anchor).collect();
+        Self { results, places: places(results), anchors }
+    }
+
+    /// The cases with their anchors, in their order.
+    fn cases(&self) -> impl Iterator<Item = (&'a Case, &str)> {
+        self.results.cases.iter().zip(self.anchors.iter().map(String::as_str))
+    }
+}
+
+/// A name as part of a link.
+fn slug(name: &str) -> String {
+    name.chars().map(|next| if next.is_ascii_alphanumeric() { next } else { '-' }).collect()
+}
+
+/// What an outcome is called, and the sign that tells it from the others without colour.
+fn sign(outcome: &Outcome) -> (&'static str, &'static str) {
+    let (word, _) = told(outcome);
+    let sign = match outcome {
+        Outcome::Passed => "✓",
+        Outcome::Failed(_) => "✗",
+        Outcome::Skipped(_) => "–",
+        Outcome::Broken(_) => "!",
+    };
+    (word, sign)
+}
+
+fn page(page: &Page<'_>) -> Markup {
+    let counts = page.results.counts();
+    html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta http-equiv="Content-Security-Policy" content=(POLICY);
+                meta name="color-scheme" content="light dark";
+                title { (summary(counts)) " · MirrorGPU guest driver tests" }
+                style { (PreEscaped(STYLE)) (PreEscaped(svg::STYLE)) }
+            }
+            body {
+                (header(page, counts))
+                main {
+                    (matrix::section(page))
+                    (cases::sections(page))
+                    (score::section(page))
+                    (cases::skips(page))
+                    (cases::passed(page))
+                }
+            }
+        }
+    }
+}
+
+fn summary(counts: Counts) -> String {
+    let parts = [
+        (counts.failed, "failed"),
+        (counts.broken, "broken"),
+        (counts.passed, "passed"),
+        (counts.skipped, "skipped"),
+    ];
+    let told = parts.iter().filter(|(count, _)| *count > 0).map(|(count, word)| format!("{count} {word}"));
+    let told = told.collect::<Vec<_>>().join(", ");
+    if told.is_empty() { "Nothing ran".to_owned() } else { told }
+}
+
+fn header(page: &Page<'_>, counts: Counts) -> Markup {
+    let results = page.results;
+    let bad = |case: &Case| matches!(case.outcome, Outcome::Failed(_) | Outcome::Broken(_));
+    html! {
+        header {
+            p.product { "MirrorGPU guest driver tests" }
+            h1 { (summary(counts)) }
+            div.bar aria-hidden="true" {
+                @for (word, count) in [("failed", counts.failed), ("broken", counts.broken),
+                    ("passed", counts.passed), ("skipped", counts.skipped)] {
+                    @if count > 0 { span class=(word) style={ "flex-grow:" (count) } {} }
+                }
+            }
+            p.when {
+                (humantime::format_rfc3339_seconds(results.started)) ", took " (text::took(results.took))
+            }
+            @if results.cases.iter().any(bad) {
+                ul.first {
+                    @for (case, anchor) in page.cases().filter(|(case, _)| bad(case)) {
+                        @let (word, sign) = sign(&case.outcome);
+                        li class=(word) {
+                            span.sign aria-hidden="true" { (sign) } " "
+                            a href={ "#" (anchor) } { (case.id()) } " " span.place { (text::one_line(&case.place())) }
+                            " " span.why { (text::headline(told(&case.outcome).1)) }
+                        }
+                    }
+                }
+            }
+            dl.environment {
+                @for (name, value) in &results.environment {
+                    div { dt { (text::one_line(name)) } dd { (text::one_line(value)) } }
+                }
+            }
+            nav aria-label="Parts of this page" {
+                a href="#matrix" { "Matrix" }
+                @if results.cases.iter().any(bad) { a href="#failures" { "Failures" } }
+                a href="#timelines" { "Timelines" }
+                @if !results.score.is_empty() { a href="#score" { "Score" } }
+                a href="#skips" { "Skips" }
+                a href="#passed" { "Passed" }
+            }
+        }
+    }
+}

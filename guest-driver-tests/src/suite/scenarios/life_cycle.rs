@@ -1,0 +1,245 @@
+//! Life cycle and scheduling: what ends while jobs are in flight, and who waits for whom (scenarios 44, 46, 49, 51, 83,
+//! 84, 86, 103, 104).
+
+use super::ranges::{LONG, overtaken};
+use crate::soft_guest::{Command, dma_api, kind};
+use crate::suite::failure::{Result, ensure};
+use crate::suite::results::Level;
+use crate::suite::stage::{COHERENT, DRAIN_TIMEOUT, GRACE, PAGES, Stage, and_spin, pages, spin};
+use job_stream::{Mode, SpinBehaviour, Stream};
+use std::time::{Duration, Instant};
+
+const POISON: u32 = u32::from_le_bytes([crate::suite::stage::POISON; 4]);
+
+/// 44: DETACH_BACKING and UNREF with a job in flight are answered when no job uses the memory any more; a context that
+/// is destroyed takes its job with it.
+pub(crate) fn ends_under_jobs(stage: &mut Stage<'_>) -> Result<()> {
+    for mode in COHERENT {
+        for end in [Command::detach_backing, Command::unref] {
+            let (context, buffer, before) = (stage.context(mode)?, stage.buffer(PAGES)?, stage.stats()?);
+            let job = overtaken(stage, context, buffer.whole(), DRAIN_TIMEOUT / 2)?;
+            let command = end(buffer.id);
+            let answered = stage.run(&command)?;
+            // As the stock driver does: what the device has given back is unmapped at once.
+            stage.take(&buffer, 0..PAGES)?;
+            let ended = stage.end_well(job)?;
+            ensure!(
+                answered.order > ended.order,
+                "The command {:#x} was answered while a job used the memory, in mode {mode}",
+                command.kind
+            );
+            stage.must_be_left_alone()?;
+            stage.nobody_is_accused(&before)?;
+            stage.destroy(context)?;
+            if command.kind == kind::RESOURCE_UNREF {
+                stage.forget(&buffer);
+                stage.machine().free(&buffer.area)?;
+            } else {
+                stage.free(&buffer)?;
+            }
+        }
+        destroyed(stage, mode)?;
+    }
+    Ok(())
+}
+
+fn destroyed(stage: &mut Stage<'_>, mode: Mode) -> Result<()> {
+    let (context, buffer) = (stage.context(mode)?, stage.buffer(PAGES)?);
+    let job = overtaken(stage, context, buffer.whole(), 5 * LONG)?;
+    let begin = Instant::now();
+    stage.destroy(context)?;
+    stage.end_badly(job)?;
+    let took = begin.elapsed();
+    ensure!(took < 4 * LONG, "The end of a context waited {took:?} for its job, in mode {mode}");
+    stage.take(&buffer, 0..PAGES)?;
+    stage.must_be_left_alone()?;
+    stage.free(&buffer)
+}
+
+/// 46: the device is reset with jobs in flight: they are gone, their memory is left alone, and it comes up again.
+pub(crate) fn reset(stage: &mut Stage<'_>) -> Result<()> {
+    let (context, buffer) = (stage.context(Mode::Fence)?, stage.buffer(PAGES)?);
+    let _gone = overtaken(stage, context, buffer.whole(), LONG)?;
+    let begin = Instant::now();
+    stage.soft()?.reboot()?;
+    ensure!(begin.elapsed() < GRACE, "The reset took {:?}", begin.elapsed());
+    stage.forget_all();
+    stage.machine().unmap(&buffer.area, buffer.area.all(), crate::suite::machine::Then::Retire)?;
+    stage.pause(LONG);
+    stage.must_be_left_alone()?;
+    let (context, buffer) = (stage.context(Mode::Fence)?, stage.buffer(PAGES)?);
+    stage.run_job(context, Stream::new().fill(buffer.whole(), 3))?;
+    stage.must_be(&buffer, 0, pages(PAGES) as usize, 3)
+}
+
+/// 49: stop and cont with a job in flight: silence while the machine stands, then the job goes on.
+pub(crate) fn stop(stage: &mut Stage<'_>) -> Result<()> {
+    for mode in COHERENT {
+        let (context, buffer) = (stage.context(mode)?, stage.buffer(PAGES)?);
+        let job = overtaken(stage, context, buffer.whole(), LONG)?;
+        stage.soft()?.stop()?;
+        let still = stage.stats()?;
+        stage.write(&buffer, 0, &[0; 64])?;
+        stage.pause(Duration::from_millis(30));
+        let moved = stage.grown(&still, "bytes_moved")? + stage.grown(&still, "misses")?;
+        ensure!(moved == 0, "The device went on while the machine was stopped, in mode {mode}");
+        stage.must_be(&buffer, 0, 64, 0)?;
+        stage.soft()?.start()?;
+        stage.end_well(job)?;
+        stage.must_be(&buffer, 0, pages(PAGES) as usize, 2)?;
+        stage.destroy(context)?;
+    }
+    Ok(())
+}
+
+/// 51: a context names what it was not given: its job is refused, the memory stays as it was, the owner goes on.
+pub(crate) fn isolation(stage: &mut Stage<'_>) -> Result<()> {
+    let owner = stage.context(Mode::Fence)?;
+    let buffer = stage.buffer(PAGES)?;
+    let stranger = stage.stranger(Mode::Fence)?;
+    let (own, secret) = (stage.buffer(1)?, buffer.whole());
+    for stream in [Stream::new().fill(secret, 1), Stream::new().checksum(secret, own.at(0))] {
+        let job = stage.submit(stranger, stream)?;
+        let refused = stage.end(job)?.kind();
+        ensure!(
+            refused == kind::ERR_INVALID_RESOURCE_ID,
+            "A context used a resource that it was not given: it was answered with {refused:#x}"
+        );
+    }
+    stage.must_be(&buffer, 0, pages(PAGES) as usize, POISON)?;
+    stage.must_be(&own, 0, 64, POISON)?;
+    stage.run_job(owner, Stream::new().fill(secret, 2))?;
+    stage.must_be(&buffer, 0, pages(PAGES) as usize, 2)
+}
+
+/// 83: a job that never leaves its engine and never ends: the ladder, to its end, within the bound (I2).
+pub(crate) fn ladder(stage: &mut Stage<'_>) -> Result<()> {
+    for mode in COHERENT {
+        let (context, buffer) = (stage.context(mode)?, stage.buffer(PAGES)?);
+        let hangs = Stream::new().fill(buffer.whole(), 1).spin(SpinBehaviour::Wedged, 0);
+        let job = stage.submit(context, hangs.fill(buffer.whole(), 2))?;
+        stage.until_packet(context, 1)?;
+        let took = stage.take(&buffer, 0..PAGES)?;
+        stage.number(format!("unmap under a wedged job, {mode}"), format!("{took:?}"));
+        let limit = DRAIN_TIMEOUT + GRACE;
+        ensure!(took < limit, "The unmap took {took:?} in mode {mode}, where {limit:?} is the bound (I2)");
+        stage.end_badly(job)?;
+        stage.must_be_left_alone()?;
+        stage.destroy(context)?;
+    }
+    Ok(())
+}
+
+/// 84: the job ends just when the drain's patience does: one or the other, but nothing in between.
+pub(crate) fn at_the_timeout(stage: &mut Stage<'_>) -> Result<()> {
+    let mut well = 0;
+    let rounds = if stage.level() == Level::Soft { 12 } else { 5 };
+    for round in 0..rounds {
+        let (context, buffer) = (stage.context(Mode::Fence)?, stage.buffer(2)?);
+        let time = DRAIN_TIMEOUT + Duration::from_millis(round) - Duration::from_millis(rounds / 2);
+        let job = overtaken(stage, context, buffer.whole(), time)?;
+        let took = stage.take(&buffer, 0..2)?;
+        ensure!(took < DRAIN_TIMEOUT + GRACE, "The unmap took {took:?} beside a job of {time:?}");
+        well += usize::from(stage.end(job)?.is_ok());
+        stage.must_be_left_alone()?;
+        stage.destroy(context)?;
+        stage.free(&buffer)?;
+    }
+    stage.number("jobs that ended in time", format!("{well} of {rounds}"));
+    Ok(())
+}
+
+/// 86: a storm of invalidations does not starve a job: it comes to its end while the storm goes on.
+pub(crate) fn storm(stage: &mut Stage<'_>) -> Result<()> {
+    for mode in COHERENT {
+        let (context, buffer, before) = (stage.context(mode)?, stage.buffer(PAGES)?, stage.stats()?);
+        let spare = stage.buffer(4)?;
+        let work = (1..=20).fold(Stream::new(), |stream, value| {
+            and_spin(stream.fill(buffer.whole(), value), Duration::from_millis(2))
+        });
+        let job = stage.submit(context, work)?;
+        let mut count: usize = 0;
+        stage.until("The end of a job in a storm", |stage| {
+            if stage.level() == Level::Soft {
+                stage.soft()?.front_end.invalidate_all(&dma_api::WHOLE_DOMAIN)?;
+            } else {
+                let page = count % 4;
+                stage.protect(&spare, page..page + 1, crate::soft_guest::Permission::ReadWrite)?;
+            }
+            count += 1;
+            Ok(stage.grown(&before, "jobs_done")? > 0)
+        })?;
+        stage.number(format!("invalidations until the end of the job, {mode}"), count);
+        stage.end_well(job)?;
+        stage.must_be(&buffer, 0, pages(PAGES) as usize, 20)?;
+        stage.nobody_is_accused(&before)?;
+        stage.destroy(context)?;
+    }
+    Ok(())
+}
+
+/// 103: the VMM stands still, and serves no MISS meanwhile: nobody takes that for an answer.
+pub(crate) fn frozen(stage: &mut Stage<'_>) -> Result<()> {
+    let (context, buffer, before) = (stage.context(Mode::Fence)?, stage.buffer(PAGES)?, stage.stats()?);
+    let front_end = stage.soft()?.front_end.clone();
+    let job = {
+        let _stands = front_end.freeze();
+        let job = stage.submit(context, Stream::new().fill(buffer.whole(), 1))?;
+        stage.pause(LONG);
+        job
+    };
+    stage.end_well(job)?;
+    let timeouts = stage.grown(&before, "miss_timeouts")?;
+    ensure!(timeouts == 0, "{timeouts} misses were given up while the VMM stood still");
+    stage.must_be(&buffer, 0, pages(PAGES) as usize, 1)
+}
+
+/// 104: a ring full of jobs without an end, and UNREF behind them: it waits, other commands do not.
+pub(crate) fn full_ring(stage: &mut Stage<'_>) -> Result<()> {
+    let (context, buffer) = (stage.context(Mode::Fence)?, stage.buffer(PAGES)?);
+    let mut jobs = Vec::new();
+    for _ in 0..8 {
+        let endless = Stream::new().fill(buffer.whole(), 1).spin(SpinBehaviour::Preemptible, 10_000_000_000);
+        jobs.push(stage.submit(context, endless)?);
+    }
+    stage.until_packet(context, 1)?;
+    let unref = stage.command(&Command::unref(buffer.id))?;
+    let begin = Instant::now();
+    for _ in 0..20 {
+        stage.ok(&Command::capset_info(0))?;
+    }
+    ensure!(begin.elapsed() < 4 * GRACE, "Twenty commands took {:?} behind endless jobs", begin.elapsed());
+    let early = stage.machine().answer(unref, Duration::ZERO)?;
+    ensure!(early.is_none(), "UNREF was answered while jobs used the memory");
+    stage.destroy(context)?;
+    for job in jobs {
+        ensure!(!stage.end(job)?.is_ok(), "An endless job of a destroyed context ended well");
+    }
+    let answer = stage.machine().answer(unref, Duration::from_secs(10))?;
+    ensure!(answer.is_some_and(|answer| answer.is_ok()), "UNREF was not answered after the last job");
+    stage.forget(&buffer);
+    stage.machine().free(&buffer.area)?;
+    stage.must_be_left_alone()
+}
+
+/// The available index wraps: more commands than it can count.
+pub(crate) fn index_wrap(stage: &mut Stage<'_>) -> Result<()> {
+    const COMMANDS: usize = 66_000;
+    const BATCH: usize = 24;
+    let context = stage.context(Mode::Fence)?;
+    let mut done = 0;
+    while done < COMMANDS {
+        let mut tickets = Vec::new();
+        for _ in 0..BATCH {
+            tickets.push(stage.command(&Command::ctx_attach(context, 0xffff))?);
+        }
+        for ticket in tickets {
+            let answer = stage.machine().answer(ticket, Duration::from_secs(10))?;
+            let kind = answer.map_or(0, |answer| answer.kind());
+            ensure!(kind == kind::ERR_INVALID_RESOURCE_ID, "Command {done} was answered with {kind:#x}");
+            done += 1;
+        }
+    }
+    let job = stage.submit(context, spin(Duration::from_millis(1)))?;
+    stage.end_well(job).map(drop)
+}

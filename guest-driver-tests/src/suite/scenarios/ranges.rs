@@ -1,0 +1,216 @@
+//! Range arithmetic: which invalidation concerns which job (scenarios 1 to 9).
+
+use crate::soft_guest::{Iova, Queue, dma_api};
+use crate::suite::failure::{Result, ensure};
+use crate::suite::stage::{Buffer, COHERENT, DRAIN_TIMEOUT, GRACE, PAGES, Stage, and_spin, pages, spin};
+use job_stream::{Mode, Stream};
+use std::ops::Range;
+use std::time::Duration;
+
+/// A job that is not waited for takes so long. It is far longer than the drain timeout.
+pub(crate) const LONG: Duration = Duration::from_millis(400);
+
+/// A job that fills its buffer, spins, and fills it again; returns when it spins.
+pub(crate) fn overtaken(
+    stage: &mut Stage<'_>,
+    context: u32,
+    to: job_stream::Range,
+    time: Duration,
+) -> Result<crate::suite::stage::Job> {
+    let job = stage.submit(context, and_spin(Stream::new().fill(to, 1), time).fill(to, 2))?;
+    stage.until_packet(context, 1)?;
+    Ok(job)
+}
+
+/// 1: what no job uses goes at once, whatever else is in flight, and the job beside it is right.
+pub(crate) fn idle(stage: &mut Stage<'_>) -> Result<()> {
+    for mode in COHERENT {
+        let context = stage.context(mode)?;
+        let (busy, spare) = (stage.buffer(PAGES)?, stage.buffer_in_one(PAGES)?);
+        let before = stage.stats()?;
+        let job = overtaken(stage, context, busy.whole(), LONG)?;
+        let took = stage.take(&spare, 0..1)?;
+        stage.number(format!("unmap of an idle range, {mode}"), format!("{took:?}"));
+        ensure!(
+            took < LONG / 2,
+            "The unmap of an idle range took {took:?} in mode {mode}, beside a job of {LONG:?}"
+        );
+        let hits = stage.grown(&before, "invalidations_with_work_in_flight")?;
+        ensure!(hits == 0, "{hits} invalidations of an idle range hit a job in mode {mode}");
+        stage.end_well(job)?;
+        stage.must_be(&busy, 0, pages(PAGES) as usize, 2)?;
+        stage.nobody_is_accused(&before)?;
+        stage.destroy(context)?;
+    }
+    Ok(())
+}
+
+/// Takes pages from under a job that uses others or the same, in each coherent mode: the ack is bounded, nothing is
+/// touched after it, and a job that lost memory does not end well.
+fn taken(stage: &mut Stage<'_>, used: &Range<usize>, taken: &Range<usize>) -> Result<()> {
+    for mode in COHERENT {
+        let context = stage.context(mode)?;
+        let buffer = stage.buffer(PAGES)?;
+        let before = stage.stats()?;
+        let to = buffer.range(pages(used.start), pages(used.len()));
+        let job = overtaken(stage, context, to, LONG)?;
+        let took = stage.take(&buffer, taken.clone())?;
+        stage
+            .number(format!("unmap of pages {taken:?} under a job of {used:?}, {mode}"), format!("{took:?}"));
+        let limit = bound(mode, taken.len());
+        ensure!(took < limit, "The unmap took {took:?} in mode {mode}, where {limit:?} is the bound (I2)");
+        let hits = stage.grown(&before, "invalidations_with_work_in_flight")?;
+        ensure!(hits > 0 || mode != Mode::Fence, "No invalidation has met the job in mode {mode}");
+        stage.end_badly(job)?;
+        stage.must_be_left_alone()?;
+        let found = stage.verdicts(&before, mode)?;
+        ensure!(
+            found.gone > 0,
+            "Memory was taken from under a job in mode {mode}, and nobody has noticed: {found:?}"
+        );
+        stage.destroy(context)?;
+    }
+    Ok(())
+}
+
+/// How long an unmap may take: fence mode waits for the drain timeout; a real guest may send an INVALIDATE a page, but
+/// the job is off the engine after the first.
+fn bound(mode: Mode, _pages: usize) -> Duration {
+    if mode == Mode::Fence { DRAIN_TIMEOUT + GRACE } else { GRACE }
+}
+
+/// 2: exactly what the job uses.
+pub(crate) fn exact(stage: &mut Stage<'_>) -> Result<()> {
+    taken(stage, &(0..PAGES), &(0..PAGES))
+}
+
+/// 3: head, tail and middle of it.
+pub(crate) fn partial(stage: &mut Stage<'_>) -> Result<()> {
+    for part in [0..3, PAGES - 3..PAGES, 6..8] {
+        taken(stage, &(0..PAGES), &part)?;
+    }
+    Ok(())
+}
+
+/// 4: more than it uses.
+pub(crate) fn larger(stage: &mut Stage<'_>) -> Result<()> {
+    taken(stage, &(5..9), &(0..PAGES))
+}
+
+/// 5: a neighbour, which the job does not use: nothing waits longer than a step.
+pub(crate) fn adjacent(stage: &mut Stage<'_>) -> Result<()> {
+    for mode in COHERENT {
+        let context = stage.context(mode)?;
+        let buffer = stage.buffer(PAGES)?;
+        let before = stage.stats()?;
+        let job = overtaken(stage, context, buffer.range(pages(4), pages(4)), LONG)?;
+        for neighbour in [3..4, 8..9] {
+            let took = stage.take(&buffer, neighbour.clone())?;
+            ensure!(took < LONG / 2, "Page {neighbour:?} took {took:?} in mode {mode}, beside a job on 4..8");
+        }
+        let hits = stage.grown(&before, "invalidations_with_work_in_flight")?;
+        ensure!(hits == 0, "{hits} invalidations of a neighbour hit the job in mode {mode}");
+        stage.end_well(job)?;
+        stage.must_be(&buffer, pages(4), pages(4) as usize, 2)?;
+        stage.nobody_is_accused(&before)?;
+        stage.destroy(context)?;
+    }
+    Ok(())
+}
+
+/// Invalidations with odd numbers: each is acked, and afterwards every page is asked for again.
+fn odd(stage: &mut Stage<'_>, ranges: &[(Iova, u64)]) -> Result<()> {
+    let context = stage.context(Mode::Strict)?;
+    let buffer = stage.buffer(PAGES)?;
+    stage.run_job(context, Stream::new().fill(buffer.whole(), 1))?;
+    for &(iova, size) in ranges {
+        let before = stage.stats()?;
+        let ack = stage.soft()?.front_end.invalidate(iova, size)?;
+        ensure!(ack.status == 0, "INVALIDATE {iova}+{size:#x} was acked with status {}", ack.status);
+        stage.run_job(context, Stream::new().fill(buffer.whole(), 2))?;
+        let misses = stage.grown(&before, "misses")?;
+        ensure!(
+            misses >= PAGES as u64,
+            "After INVALIDATE {iova}+{size:#x} only {misses} pages of {PAGES} were asked for again"
+        );
+        stage.must_be(&buffer, 0, pages(PAGES) as usize, 2)?;
+        stage.write(&buffer, 0, &[0; 64])?;
+    }
+    Ok(())
+}
+
+/// 6: size 0 is the whole space.
+pub(crate) fn size_zero(stage: &mut Stage<'_>) -> Result<()> {
+    odd(stage, &[(Iova(0), 0)])
+}
+
+/// 7: up to 2^64, and wrapping, as QEMU really sends them.
+pub(crate) fn to_the_end(stage: &mut Stage<'_>) -> Result<()> {
+    odd(stage, &[(Iova(0), u64::MAX), (Iova(0x1000), u64::MAX), (Iova(0), 1 << 63)])?;
+    for _ in 0..3 {
+        let context = stage.context(Mode::Fence)?;
+        let buffer = stage.buffer(PAGES)?;
+        stage.run_job(context, Stream::new().fill(buffer.whole(), 3))?;
+        stage.soft()?.front_end.invalidate_all(&dma_api::WHOLE_DOMAIN)?;
+        stage.run_job(context, Stream::new().fill(buffer.whole(), 4))?;
+        stage.must_be(&buffer, 0, pages(PAGES) as usize, 4)?;
+    }
+    Ok(())
+}
+
+/// 8: thirty in a row while a job runs, none of which concerns it: none waits for it.
+pub(crate) fn thirty(stage: &mut Stage<'_>) -> Result<()> {
+    const BLOCKS: usize = 30;
+    for mode in COHERENT {
+        let context = stage.context(mode)?;
+        let (busy, spare) = (stage.buffer(PAGES)?, stage.buffer(BLOCKS)?);
+        let before = stage.stats()?;
+        let job = overtaken(stage, context, busy.whole(), LONG)?;
+        let mut longest = Duration::ZERO;
+        for block in 0..BLOCKS {
+            longest = longest.max(stage.take(&spare, block..block + 1)?);
+        }
+        stage.number(format!("longest of {BLOCKS} unmaps, {mode}"), format!("{longest:?}"));
+        ensure!(
+            longest < LONG / 2,
+            "One of {BLOCKS} unmaps took {longest:?} in mode {mode}, beside a job of {LONG:?}"
+        );
+        stage.end_well(job)?;
+        let seen = stage.grown(&before, "invalidations")?;
+        ensure!(seen >= BLOCKS as u64, "{BLOCKS} unmaps were {seen} invalidations to the back-end");
+        stage.must_be(&busy, 0, pages(PAGES) as usize, 2)?;
+        stage.nobody_is_accused(&before)?;
+        stage.destroy(context)?;
+    }
+    Ok(())
+}
+
+/// The burst of 28 that QEMU sends when translation is switched off, while a job runs: the job ends well.
+pub(crate) fn burst(stage: &mut Stage<'_>) -> Result<()> {
+    for mode in COHERENT {
+        let context = stage.context(mode)?;
+        let busy = stage.buffer(PAGES)?;
+        let job = overtaken(stage, context, busy.whole(), DRAIN_TIMEOUT / 2)?;
+        let acks = stage.soft()?.front_end.invalidate_all(&dma_api::burst())?;
+        ensure!(acks.iter().all(|ack| ack.status == 0), "An INVALIDATE of the burst failed in mode {mode}");
+        stage.end_well(job)?;
+        stage.must_be(&busy, 0, pages(PAGES) as usize, 2)?;
+        stage.destroy(context)?;
+    }
+    Ok(())
+}
+
+/// 9: the pages of a ring: the device asks for them again, and no command is lost.
+pub(crate) fn ring_page(stage: &mut Stage<'_>) -> Result<()> {
+    let context = stage.context(Mode::Fence)?;
+    let buffer: Buffer = stage.buffer(PAGES)?;
+    for round in 0..20 {
+        let job = stage
+            .submit(context, and_spin(Stream::new().fill(buffer.whole(), round), Duration::from_millis(2)))?;
+        stage.soft()?.flush_ring(Queue::Control)?;
+        stage.end_well(job)?;
+        stage.must_be(&buffer, 0, pages(PAGES) as usize, round)?;
+    }
+    let job = stage.submit(context, spin(Duration::from_millis(1)))?;
+    stage.end_well(job).map(drop)
+}

@@ -1,0 +1,101 @@
+//! Runs scenarios in the soft guest: each on a back-end and a guest of its own. Knows the back-end's command line;
+//! knows nothing of what a scenario does.
+
+use crate::soft_guest::{Backend, GuestConfig};
+use crate::suite::failure::{Failure, Result};
+use crate::suite::machine::soft::SoftMachine;
+use crate::suite::results::{Case, Evidence, Level, Outcome};
+use crate::suite::stage::{PATIENCE, Stage};
+use crate::suite::table::Scenario;
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+/// How scenarios run in the soft guest.
+#[derive(Clone, Debug)]
+pub struct SoftPlace {
+    /// Seeded misbehaviour of the back-end, as `--inject` takes it.
+    pub inject: Vec<String>,
+    /// Decides what is left to chance.
+    pub seed: u64,
+    /// How long whatever has to come may take.
+    pub patience: Duration,
+}
+
+impl Default for SoftPlace {
+    fn default() -> Self {
+        Self { inject: Vec::new(), seed: 1, patience: PATIENCE }
+    }
+}
+
+/// One engine: whoever is to wait for another does, on every machine.
+const ARGUMENTS: [&str; 5] = ["--allow-incoherent", "--engines", "1", "--drain-timeout", "100ms"];
+
+impl SoftPlace {
+    /// Runs a scenario; nothing if it has no part here.
+    pub fn run(&self, scenario: &Scenario) -> Option<Case> {
+        let parts: Vec<_> = scenario.on_stage(Level::Soft).collect();
+        if parts.is_empty() {
+            return None;
+        }
+        let begin = Instant::now();
+        let mut evidence = Evidence::default();
+        let result = parts.into_iter().try_for_each(|part| self.on_stage(&mut evidence, part));
+        Some(Case {
+            number: scenario.number,
+            name: scenario.name,
+            group: scenario.group,
+            promise: scenario.promise,
+            level: Level::Soft,
+            topology: None,
+            outcome: outcome(result),
+            took: begin.elapsed(),
+            evidence,
+        })
+    }
+
+    /// Does something on a stage of its own, which has to be empty afterwards.
+    pub fn on_stage(
+        &self,
+        evidence: &mut Evidence,
+        act: impl FnOnce(&mut Stage<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let injected = self.inject.iter().flat_map(|bug| ["--inject", bug.as_str()]);
+        let arguments: Vec<&str> = ARGUMENTS.into_iter().chain(injected).collect();
+        let backend = Backend::start(&arguments)?;
+        let config = GuestConfig { seed: self.seed, ..GuestConfig::headless() };
+        let mut machine = SoftMachine::boot(&backend, config)?;
+        let mut stage = Stage::new(&mut machine, self.seed).with_patience(self.patience);
+        let result = act(&mut stage).and_then(|()| stage.close());
+        let (numbers, notes) = stage.take_notes();
+        evidence.numbers.extend(numbers);
+        evidence.notes.extend(notes);
+        evidence.reports.extend(reports(&mut stage));
+        evidence.trace = trace(&backend).or(evidence.trace.take());
+        evidence.backend_log.push_str(&backend.stderr());
+        result
+    }
+}
+
+/// How a scenario ended.
+pub fn outcome(result: Result<()>) -> Outcome {
+    match result {
+        Ok(()) => Outcome::Passed,
+        Err(Failure::Check(text)) => Outcome::Failed(text),
+        Err(Failure::Skip(text)) => Outcome::Skipped(text),
+        Err(Failure::Rig(text)) => Outcome::Broken(text),
+    }
+}
+
+/// The back-end's reports; none if it is gone, for that is told already.
+fn reports(stage: &mut Stage<'_>) -> Vec<String> {
+    let all = stage.control("violations", json!({})).unwrap_or_default();
+    let reports = all["violations"].as_array().into_iter().flatten();
+    reports.filter_map(|one| one["report"].as_str().map(str::to_owned)).collect()
+}
+
+fn trace(backend: &Backend) -> Option<Value> {
+    let path = backend.directory().join("trace.json");
+    let mut control = backend.control().ok()?;
+    control.execute_with("record", json!({ "path": path })).ok()?;
+    serde_json::from_slice(&std::fs::read(&path).ok()?).ok()
+}

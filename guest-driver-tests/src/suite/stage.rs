@@ -1,0 +1,563 @@
+//! What a scenario about jobs and mappings stands on: a machine, contexts, buffers and jobs on it, the back-end's counts
+//! beside them, and what is noted down meanwhile. Knows the job stream and virtio-gpu's commands; knows nothing of which
+//! machine it is.
+
+use crate::soft_guest::control::Stats;
+use crate::soft_guest::{PAGE, kind};
+use crate::suite::failure::{Failure, Result, ensure};
+use crate::suite::machine::{Area, Command, Machine, Permission, Response, SoftGuest, Then, Ticket};
+use crate::suite::results::Level;
+use job_stream::{At, Choice, Context, Mode, Range, Space, SpinBehaviour, Stream};
+use serde_json::{Value, json};
+use std::ops;
+use std::time::{Duration, Instant};
+
+/// The modes in which no job touches memory after its unmap.
+pub const COHERENT: [Mode; 4] = [Mode::Strict, Mode::Fence, Mode::Preempt, Mode::Fault];
+/// What memory holds that nobody has written to.
+pub const POISON: u8 = crate::soft_guest::oracle::POISON;
+/// The drain timeout of the back-ends that scenarios run on.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
+/// What an ack may take beyond the drain timeout: a step, and what a busy machine adds (I2).
+pub const GRACE: Duration = Duration::from_millis(1_500);
+/// How long whatever has to come may take, usually.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+const MOMENT: Duration = Duration::from_millis(1);
+/// Pages of a usual buffer.
+pub const PAGES: usize = 16;
+
+/// A buffer: an area and the resource whose backing it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Buffer {
+    /// The resource.
+    pub id: u32,
+    /// Its memory.
+    pub area: Area,
+}
+
+impl Buffer {
+    /// A byte of it, to a job.
+    pub fn at(&self, address: u64) -> At {
+        At::new(Space::resource(self.id), address)
+    }
+
+    /// Some bytes of it, to a job.
+    pub fn range(&self, address: u64, len: u64) -> Range {
+        self.at(address).range(len)
+    }
+
+    /// All of it, to a job.
+    pub fn whole(&self) -> Range {
+        self.range(0, self.area.bytes())
+    }
+}
+
+/// A job on its way.
+#[derive(Clone, Copy, Debug)]
+#[must_use = "it has to be waited for"]
+pub struct Job {
+    ticket: Ticket,
+    /// Its context.
+    pub context: u32,
+    /// Its fence.
+    pub fence: u64,
+}
+
+/// The stage.
+pub struct Stage<'m> {
+    machine: &'m mut dyn Machine,
+    /// Decides what is left to chance.
+    pub seed: u64,
+    next_id: u32,
+    next_fence: u64,
+    contexts: Vec<u32>,
+    buffers: Vec<Buffer>,
+    numbers: Vec<(String, String)>,
+    notes: Vec<String>,
+    forgiven: u64,
+    patience: Duration,
+}
+
+impl<'m> Stage<'m> {
+    /// A stage with nothing on it.
+    pub fn new(machine: &'m mut dyn Machine, seed: u64) -> Self {
+        Self {
+            machine,
+            seed,
+            next_id: 1,
+            next_fence: 1,
+            contexts: Vec::new(),
+            buffers: Vec::new(),
+            numbers: Vec::new(),
+            notes: Vec::new(),
+            forgiven: 0,
+            patience: PATIENCE,
+        }
+    }
+
+    /// The same with less patience, or more: for a device of which it is known that it loses answers.
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// The machine underneath.
+    pub fn machine(&mut self) -> &mut dyn Machine {
+        self.machine
+    }
+
+    /// Where this is.
+    pub fn level(&self) -> Level {
+        self.machine.level()
+    }
+
+    /// The guest itself, for what only one without a VM can do.
+    pub fn soft(&mut self) -> Result<&mut SoftGuest> {
+        self.machine.soft().ok_or_else(|| Failure::Rig("This needs a guest without a VM".into()))
+    }
+
+    /// Writes a figure down, for the reports.
+    pub fn number(&mut self, name: impl Into<String>, value: impl ToString) {
+        self.numbers.push((name.into(), value.to_string()));
+    }
+
+    /// Writes a sentence down, for the reports.
+    pub fn note(&mut self, text: impl Into<String>) {
+        self.notes.push(text.into());
+    }
+
+    /// What was written down.
+    pub fn take_notes(&mut self) -> (Vec<(String, String)>, Vec<String>) {
+        (std::mem::take(&mut self.numbers), std::mem::take(&mut self.notes))
+    }
+
+    fn id(&mut self) -> u32 {
+        self.next_id += 1;
+        self.next_id - 1
+    }
+
+    /// A context of this mode, which may use the buffers that are there.
+    pub fn context(&mut self, mode: Mode) -> Result<u32> {
+        let context = self.id();
+        self.ok(&Command::ctx_create(context))?;
+        self.contexts.push(context);
+        for buffer in self.buffers.clone() {
+            self.attach(context, &buffer)?;
+        }
+        self.run_job(context, Stream::new().mode(mode))?;
+        Ok(context)
+    }
+
+    /// Ends a context, and makes another of this mode with the same buffers: for when one is lost.
+    pub fn renew(&mut self, context: u32, mode: Mode) -> Result<u32> {
+        self.destroy(context)?;
+        self.context(mode)
+    }
+
+    /// Ends a context.
+    pub fn destroy(&mut self, context: u32) -> Result<()> {
+        self.contexts.retain(|known| *known != context);
+        self.ok(&Command::ctx_destroy(context)).map(drop)
+    }
+
+    /// A buffer of `pages` pages, each mapped by itself, which the contexts that are there may use.
+    pub fn buffer(&mut self, pages: usize) -> Result<Buffer> {
+        let area = self.machine.map(pages, 1, Permission::ReadWrite)?;
+        self.buffer_on(area)
+    }
+
+    /// A buffer of one mapping.
+    pub fn buffer_in_one(&mut self, pages: usize) -> Result<Buffer> {
+        let area = self.machine.map(1, pages, Permission::ReadWrite)?;
+        self.buffer_on(area)
+    }
+
+    /// A buffer that the device may only read.
+    pub fn read_only(&mut self, pages: usize) -> Result<Buffer> {
+        let area = self.machine.map(pages, 1, Permission::ReadOnly)?;
+        self.buffer_on(area)
+    }
+
+    /// A buffer on memory that is mapped.
+    pub fn buffer_on(&mut self, area: Area) -> Result<Buffer> {
+        self.buffer_on_part(area, 0, area.bytes())
+    }
+
+    /// A buffer on a part of such memory; `area` is freed with it.
+    pub fn buffer_on_part(&mut self, area: Area, at: u64, bytes: u64) -> Result<Buffer> {
+        let buffer = Buffer { id: self.id(), area };
+        let len = u32::try_from(bytes).unwrap_or(u32::MAX);
+        self.ok(&Command::create_buffer(buffer.id, len))?;
+        let iova = crate::soft_guest::Iova(area.iova + at);
+        self.ok(&Command::attach_backing(buffer.id, &[crate::soft_guest::dma::Segment { at: iova, len }]))?;
+        for context in self.contexts.clone() {
+            self.attach(context, &buffer)?;
+        }
+        self.buffers.push(buffer);
+        Ok(buffer)
+    }
+
+    /// Lets the jobs of a context name a buffer.
+    pub fn attach(&mut self, context: u32, buffer: &Buffer) -> Result<()> {
+        self.ok(&Command::ctx_attach(context, buffer.id)).map(drop)
+    }
+
+    /// Ends a buffer as a good driver does: UNREF, its answer, then unmap.
+    pub fn free(&mut self, buffer: &Buffer) -> Result<()> {
+        self.buffers.retain(|known| known.id != buffer.id);
+        self.ok(&Command::unref(buffer.id))?;
+        self.machine.free(&buffer.area)
+    }
+
+    /// A context that was given none of the buffers that are there.
+    pub fn stranger(&mut self, mode: Mode) -> Result<u32> {
+        let known = std::mem::take(&mut self.buffers);
+        let context = self.context(mode);
+        self.buffers = known;
+        context
+    }
+
+    /// A buffer's resource has ended by other means; its memory is the caller's.
+    pub fn forget(&mut self, buffer: &Buffer) {
+        self.buffers.retain(|known| known.id != buffer.id);
+    }
+
+    /// The device was reset: contexts and resources are gone.
+    pub fn forget_all(&mut self) {
+        self.buffers.clear();
+        self.contexts.clear();
+    }
+
+    /// Hands a command to the device.
+    pub fn command(&mut self, command: &Command) -> Result<Ticket> {
+        self.machine.submit(command)
+    }
+
+    /// Hands a command to the device, and gives its answer.
+    pub fn run(&mut self, command: &Command) -> Result<Response> {
+        let ticket = self.machine.submit(command)?;
+        self.answer(ticket, &format!("the command {:#x}", command.kind))
+    }
+
+    /// Hands a command to the device that it must not refuse.
+    pub fn ok(&mut self, command: &Command) -> Result<Response> {
+        let response = self.run(command)?;
+        ensure!(response.is_ok(), "The command {:#x} was answered with {:#x}", command.kind, response.kind());
+        Ok(response)
+    }
+
+    fn answer(&mut self, ticket: Ticket, what: &str) -> Result<Response> {
+        let answer = self.machine.answer(ticket, self.patience)?;
+        answer.ok_or_else(|| {
+            let text = format!(
+                "There was no answer to {what} within {:?}: its fence is lost, or it hangs",
+                self.patience
+            );
+            Failure::Check(text)
+        })
+    }
+
+    /// Submits a job with a fence.
+    pub fn submit(&mut self, context: u32, stream: Stream) -> Result<Job> {
+        let fence = self.next_fence;
+        self.next_fence += 1;
+        self.submit_as(context, stream, fence)
+    }
+
+    /// Submits a job with this fence.
+    pub fn submit_as(&mut self, context: u32, stream: Stream, fence: u64) -> Result<Job> {
+        let command = Command::submit_3d(context, &stream.finish()).fenced(fence);
+        Ok(Job { ticket: self.machine.submit(&command)?, context, fence })
+    }
+
+    /// Submits a job whose end is told by a value at `at`: 1, or 2 if it fails. The command is answered at once.
+    pub fn submit_with_user_fence(&mut self, context: u32, at: At, stream: Stream) -> Result<()> {
+        let says = Context { mode: None, priority: None, fence: Some(at), done: 1, failed: 2 };
+        let words = Stream::new().push(says).finish();
+        let all: Vec<u32> = words.into_iter().chain(stream.finish()).collect();
+        self.ok(&Command::submit_3d(context, &all)).map(drop)
+    }
+
+    /// Waits for the end of a job.
+    pub fn end(&mut self, job: Job) -> Result<Response> {
+        let response = self.answer(job.ticket, &format!("the job with fence {}", job.fence))?;
+        ensure!(
+            response.fence() == Some(job.fence),
+            "The job with fence {} was answered with the fence {:?}",
+            job.fence,
+            response.fence()
+        );
+        Ok(response)
+    }
+
+    /// Waits for the end of a job that must end well.
+    pub fn end_well(&mut self, job: Job) -> Result<Response> {
+        let response = self.end(job)?;
+        ensure!(
+            response.is_ok(),
+            "The job with fence {} failed with {:#x}, where it should have ended well",
+            job.fence,
+            response.kind()
+        );
+        Ok(response)
+    }
+
+    /// Waits for the end of a job that must not end well.
+    pub fn end_badly(&mut self, job: Job) -> Result<Response> {
+        let response = self.end(job)?;
+        ensure!(
+            response.kind() == kind::ERR_UNSPEC,
+            "The job with fence {} was answered with {:#x}, where it should have failed with {:#x}",
+            job.fence,
+            response.kind(),
+            kind::ERR_UNSPEC
+        );
+        Ok(response)
+    }
+
+    /// Submits a job and waits for its end.
+    pub fn run_job(&mut self, context: u32, stream: Stream) -> Result<Response> {
+        let job = self.submit(context, stream)?;
+        self.end_well(job)
+    }
+
+    /// The answer to a job, if it is there by now.
+    pub fn ended(&mut self, job: &Job) -> Result<Option<Response>> {
+        self.machine.answer(job.ticket, Duration::ZERO)
+    }
+
+    /// Waits until the newest job of a context executes its packet `packet`.
+    pub fn until_packet(&mut self, context: u32, packet: u64) -> Result<()> {
+        self.until(&format!("A job of context {context} at packet {packet}"), |stage| {
+            let jobs = stage.control("jobs", json!({}))?;
+            let mut jobs = jobs["jobs"].as_array().into_iter().flatten();
+            Ok(jobs.any(|job| job["context"] == context && job["packet"] == packet))
+        })
+    }
+
+    /// Waits until something is so.
+    pub fn until(&mut self, what: &str, mut is: impl FnMut(&mut Self) -> Result<bool>) -> Result<()> {
+        let begin = Instant::now();
+        while !is(self)? {
+            ensure!(begin.elapsed() < self.patience, "{what} did not come within {:?}", self.patience);
+            self.pause(MOMENT);
+        }
+        Ok(())
+    }
+
+    /// Lets time pass.
+    pub fn pause(&self, time: Duration) {
+        std::thread::sleep(time);
+    }
+
+    /// Takes pages of a buffer from the device, for good: other memory, not mapped yet, stands in their place.
+    pub fn take(&mut self, buffer: &Buffer, pages: ops::Range<usize>) -> Result<Duration> {
+        self.machine.unmap(&buffer.area, pages, Then::Retire)
+    }
+
+    /// Takes pages away and maps other memory in their place, at once.
+    pub fn move_away(&mut self, buffer: &Buffer, pages: ops::Range<usize>) -> Result<Duration> {
+        let took = self.machine.unmap(&buffer.area, pages.clone(), Then::Retire)?;
+        self.machine.map_again(&buffer.area, pages, Permission::ReadWrite)?;
+        Ok(took)
+    }
+
+    /// Maps the same memory with other rights.
+    pub fn protect(
+        &mut self,
+        buffer: &Buffer,
+        pages: ops::Range<usize>,
+        access: Permission,
+    ) -> Result<Duration> {
+        let took = self.machine.unmap(&buffer.area, pages.clone(), Then::Keep)?;
+        self.machine.map_again(&buffer.area, pages, access)?;
+        Ok(took)
+    }
+
+    /// Bytes of a buffer.
+    pub fn read(&mut self, buffer: &Buffer, at: u64, len: usize) -> Result<Vec<u8>> {
+        self.machine.read(&buffer.area, at, len)
+    }
+
+    /// Writes to a buffer as the processor does.
+    pub fn write(&mut self, buffer: &Buffer, at: u64, bytes: &[u8]) -> Result<()> {
+        self.machine.write(&buffer.area, at, bytes)
+    }
+
+    /// A 32-bit word of a buffer.
+    pub fn word(&mut self, buffer: &Buffer, at: u64) -> Result<u32> {
+        let bytes = self.machine.read(&buffer.area, at, 4)?;
+        Ok(bytes.try_into().map_or(0, u32::from_le_bytes))
+    }
+
+    /// Some bytes of a buffer must be these words, again and again.
+    pub fn must_be(&mut self, buffer: &Buffer, at: u64, len: usize, word: u32) -> Result<()> {
+        let bytes = self.read(buffer, at, len)?;
+        let wrong = bytes.chunks(4).position(|chunk| chunk != &word.to_le_bytes()[..chunk.len()]);
+        let Some(wrong) = wrong else { return Ok(()) };
+        let found = bytes.get(4 * wrong..4 * wrong + 4).unwrap_or_default();
+        Err(Failure::Check(format!(
+            "Buffer {} holds {found:02x?} at {:#x}, where the word {word:#010x} was due",
+            buffer.id,
+            at + 4 * wrong as u64
+        )))
+    }
+
+    /// No memory was touched after its unmap (I1).
+    pub fn must_be_left_alone(&mut self) -> Result<()> {
+        let late = self.machine.late()?;
+        let what = if self.level() == Level::Soft { "pages were touched" } else { "bytes were written" };
+        ensure!(
+            late <= self.forgiven,
+            "{late} {what} after their unmap had returned: a translation outlived its ack (I1)"
+        );
+        Ok(())
+    }
+
+    /// What was touched late so far is as it should be: the mode is one that does so.
+    pub fn forgive_late(&mut self) -> Result<u64> {
+        let late = self.machine.late()?;
+        let new = late.saturating_sub(self.forgiven);
+        self.forgiven = late;
+        Ok(new)
+    }
+
+    /// The back-end's counts.
+    pub fn stats(&mut self) -> Result<Stats> {
+        self.control("stats", json!({})).map(Stats)
+    }
+
+    /// By how much a count has grown since.
+    pub fn grown(&mut self, since: &Stats, name: &str) -> Result<u64> {
+        Ok(self.stats()?.since(since, name)?)
+    }
+
+    /// Makes a request of the back-end's control socket.
+    pub fn control(&mut self, command: &str, arguments: Value) -> Result<Value> {
+        self.machine.control(command, arguments)
+    }
+
+    /// Has the back-end misbehave, as `--inject` has it.
+    pub fn inject(&mut self, what: &str) -> Result<()> {
+        let arguments = match what.split_once('=') {
+            Some((name, argument)) => json!({ "on": name, "argument": argument }),
+            None => json!({ "on": what }),
+        };
+        self.control("inject", arguments).map(drop)
+    }
+
+    /// Ends that.
+    pub fn end_injection(&mut self, name: &str) -> Result<()> {
+        self.control("inject", json!({ "off": name })).map(drop)
+    }
+
+    /// Verdicts on jobs of this mode since then, by name.
+    pub fn verdicts(&mut self, since: &Stats, mode: Mode) -> Result<Verdicts> {
+        let now = self.stats()?;
+        let count = |name: &str| now.since(since, &format!("verdicts.{}.{name}", mode.name()));
+        Ok(Verdicts {
+            benign: count("benign")?,
+            moved: count("moved")?,
+            gone: count("gone")?,
+            untold: count("untold")?,
+        })
+    }
+
+    /// The number of the latest violation, if there was one.
+    pub fn last_violation(&mut self) -> Result<u64> {
+        let all = self.control("violations", json!({}))?;
+        let ids = all["violations"].as_array().into_iter().flatten().filter_map(|one| one["id"].as_u64());
+        Ok(ids.max().unwrap_or(0))
+    }
+
+    /// The report of the first violation after `last`, which has to be there in a moment.
+    pub fn report_after(&mut self, last: u64) -> Result<String> {
+        let mut report = String::new();
+        self.until("The report of a violation", |stage| {
+            let all = stage.control("violations", json!({}))?;
+            let mut new = all["violations"].as_array().into_iter().flatten();
+            let found = new.find(|one| one["id"].as_u64().is_some_and(|id| id > last));
+            report = found.and_then(|one| one["report"].as_str()).unwrap_or_default().to_owned();
+            Ok(!report.is_empty())
+        })?;
+        Ok(report)
+    }
+
+    /// Nobody was accused since then, in no mode.
+    pub fn nobody_is_accused(&mut self, since: &Stats) -> Result<()> {
+        for mode in Mode::ALL {
+            let found = self.verdicts(since, *mode)?;
+            ensure!(
+                found.accusations() == 0,
+                "A driver that does all right was accused in mode {mode}: {found:?}"
+            );
+        }
+        Ok(())
+    }
+
+    /// Asks for every translation in the mirror again; gives what no longer holds although nobody said so.
+    pub fn audit(&mut self) -> Result<Value> {
+        self.control("audit", json!({ "restart": true }))?;
+        let mut found = Value::Null;
+        self.until("The end of an audit", |stage| {
+            let state = stage.control("audit", json!({}))?;
+            found = state["stale"].clone();
+            Ok(state["state"] == "done")
+        })?;
+        Ok(found)
+    }
+
+    /// Takes all contexts and buffers down.
+    pub fn clear(&mut self) -> Result<()> {
+        for context in std::mem::take(&mut self.contexts) {
+            self.ok(&Command::ctx_destroy(context))?;
+        }
+        for buffer in std::mem::take(&mut self.buffers) {
+            self.ok(&Command::unref(buffer.id))?;
+            self.machine.free(&buffer.area)?;
+        }
+        Ok(())
+    }
+
+    /// Takes everything down, and sees that the device lets go of it: nothing late, nothing left.
+    pub fn close(&mut self) -> Result<()> {
+        self.clear()?;
+        self.must_be_left_alone()?;
+        self.until("The end of all work in the back-end", |stage| {
+            let contexts = stage.control("contexts", json!({}))?;
+            Ok(contexts["contexts"].as_array().is_some_and(Vec::is_empty))
+        })
+    }
+}
+
+/// What was found where memory had been taken from jobs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are the verdicts")]
+pub struct Verdicts {
+    pub benign: u64,
+    pub moved: u64,
+    pub gone: u64,
+    pub untold: u64,
+}
+
+impl Verdicts {
+    /// Verdicts that accuse the driver, or nearly.
+    pub fn accusations(&self) -> u64 {
+        self.moved + self.gone + self.untold
+    }
+}
+
+/// So many pages, in bytes.
+pub fn pages(count: usize) -> u64 {
+    count as u64 * PAGE
+}
+
+/// A spin that leaves its engine when it is asked to.
+pub fn spin(time: Duration) -> Stream {
+    and_spin(Stream::new(), time)
+}
+
+/// The same behind other packets.
+pub fn and_spin(stream: Stream, time: Duration) -> Stream {
+    stream.spin(SpinBehaviour::Preemptible, time.as_nanos() as u64)
+}
