@@ -14,6 +14,8 @@ const NAME: &str = "The back-end";
 const CONTROL: &str = "The back-end's control socket";
 /// The class of the error by which a command is refused that is not known.
 const UNKNOWN_COMMAND: &str = "CommandNotFound";
+/// With this code it ends that has found fault with the front-end.
+const FOUND_FAULT: i32 = 1;
 const READY_LIMIT: Duration = Duration::from_secs(5);
 /// A trace of all that was recorded takes its time on a busy machine.
 const REPLY_LIMIT: Duration = Duration::from_secs(20);
@@ -37,19 +39,22 @@ struct Launch {
     folder: PathBuf,
     inject: Vec<String>,
     arguments: &'static [&'static str],
+    /// Whether it judges QEMU.
+    judges: bool,
 }
 
 impl Backend {
     /// Starts `program` with its sockets and its log in `folder`, misbehaving as `inject` has it, with these
-    /// `arguments` besides, and waits until it accepts connections.
+    /// `arguments` besides, and waits until it accepts connections. It judges QEMU if that is wanted.
     pub fn start(
         program: &Path,
         folder: &Path,
         inject: &[String],
         arguments: &'static [&'static str],
+        judges: bool,
     ) -> Result<Self, RigError> {
         let (program, folder, inject) = (program.to_owned(), folder.to_owned(), inject.to_vec());
-        Launch { program, folder, inject, arguments }.start()
+        Launch { program, folder, inject, arguments, judges }.start()
     }
 
     /// Kills it, as the kernel does when memory is short: it has no last word.
@@ -111,21 +116,39 @@ impl Backend {
         }
     }
 
-    /// Asks it to end, and fails if it does not end well.
+    /// Asks it to end, and fails if it does not end well, or has found fault with QEMU.
     pub fn end(mut self) -> Result<(), RigError> {
+        let judges = self.launch.judges;
+        let findings = if judges { self.control("findings", json!({}))? } else { None };
         self.process.terminate()?;
         let status = self.process.wait(END_LIMIT)?;
-        if status.success() {
-            Ok(())
-        } else {
-            Err(RigError::Ended { name: NAME, status: status.to_string() })
+        match status.code() {
+            Some(0) => Ok(()),
+            Some(FOUND_FAULT) if judges => {
+                let reports = accusations(&findings.unwrap_or_default());
+                Err(RigError::check(format!("The back-end has found fault with QEMU.\n{reports}")))
+            }
+            _ => Err(RigError::Ended { name: NAME, status: status.to_string() }),
         }
+    }
+}
+
+/// The reports of findings that count against QEMU.
+fn accusations(findings: &Value) -> String {
+    let all = findings.get("findings").and_then(Value::as_array).into_iter().flatten();
+    let accuses = |finding: &&Value| finding.get("severity").is_some_and(|severity| severity != "note");
+    let reports: Vec<_> =
+        all.filter(accuses).filter_map(|finding| finding.get("report").and_then(Value::as_str)).collect();
+    if reports.is_empty() {
+        "It was found at the very end: --keep keeps its log".to_owned()
+    } else {
+        reports.join("\n")
     }
 }
 
 impl Launch {
     fn start(self) -> Result<Backend, RigError> {
-        let Self { program, folder, inject, arguments } = &self;
+        let Self { program, folder, inject, arguments, judges } = &self;
         let (socket, control) = (folder.join("gpu.sock"), folder.join("control.sock"));
         let log = folder.join("backend.log");
         let file = File::options().create(true).append(true).open(&log);
@@ -137,6 +160,9 @@ impl Launch {
         command.arg("--allow-incoherent");
         for bug in inject {
             command.arg("--inject").arg(bug);
+        }
+        if *judges {
+            command.arg("--check-front-end");
         }
         command.args(*arguments);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
@@ -164,6 +190,18 @@ fn refusal(command: &str, error: &Value) -> Result<Option<Value>, RigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_note_is_no_accusation() {
+        let finding = |severity: &str, report: &str| json!({ "severity": severity, "report": report });
+        let found =
+            json!({ "findings": [finding("note", "a"), finding("likely", "b"), finding("certain", "c")] });
+        assert_eq!(accusations(&found), "b\nc");
+        assert!(
+            accusations(&json!({ "findings": [finding("note", "a")] }))
+                .starts_with("It was found at the very end")
+        );
+    }
 
     #[test]
     fn only_a_command_that_is_not_known_is_no_error() {

@@ -48,6 +48,8 @@ pub struct Rig {
     modules: Vec<PathBuf>,
     /// The user's own files.
     initramfs: Option<PathBuf>,
+    /// Whether it knows how to judge QEMU: another than the checkout's may not.
+    pub(super) judges: bool,
     timeout: Duration,
     keep: bool,
 }
@@ -69,9 +71,10 @@ impl Rig {
         if !options.inject.is_empty() {
             say(&format!("The back-end is told to misbehave: {}", options.inject.join(", ")));
         }
-        let (inject, timeout, keep) = (options.inject.clone(), options.timeout, options.keep);
+        let (inject, judges) = (options.inject.clone(), options.backend.is_none());
         let (modules, initramfs) = (options.module.clone(), options.initramfs.clone());
-        Ok(Self { tools, accel, agent, backend, inject, modules, initramfs, timeout, keep })
+        let (timeout, keep) = (options.timeout, options.keep);
+        Ok(Self { tools, accel, agent, backend, inject, modules, initramfs, judges, timeout, keep })
     }
 
     /// What runs are made with, by name.
@@ -383,8 +386,10 @@ type Started = (QemuProcess, Guest, Option<Backend>, String);
 fn start(rig: &Rig, machine: (&Topology, &Variation), files: &RunFiles) -> Result<Started, RigError> {
     let initramfs = rig.initramfs(machine.0, machine.1)?;
     let program = rig.backend.as_deref();
+    // A device that misbehaves would judge wrongly.
+    let judges = rig.judges && rig.inject.is_empty();
     let mut backend = program
-        .map(|program| Backend::start(program, &files.folder, &rig.inject, machine.1.backend))
+        .map(|program| Backend::start(program, &files.folder, &rig.inject, machine.1.backend, judges))
         .transpose()?;
     let device = backend.as_ref().map_or(Device::Reference, |backend| Device::MirrorGpu(backend.socket()));
     let mut qemu = QemuProcess::start(&rig.tools, rig.accel, machine, &device, files, &initramfs)?;

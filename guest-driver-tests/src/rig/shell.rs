@@ -42,7 +42,7 @@ pub fn run(rig: &Rig, topology: &Topology, wish: Wish<'_>) -> Result<(), RigErro
     })?;
     let program = rig.backend.as_deref();
     let backend =
-        program.map(|program| Backend::start(program, &files.folder, &rig.inject, &[])).transpose()?;
+        program.map(|program| Backend::start(program, &files.folder, &rig.inject, &[], false)).transpose()?;
     let device = backend.as_ref().map_or(Device::Reference, |backend| Device::MirrorGpu(backend.socket()));
     let mut command =
         qemu::command(&rig.tools, rig.accel, (topology, &variation), &device, &files, &initramfs)?;

@@ -195,6 +195,7 @@ fn lacks(act: Act, topology: &Topology) -> Option<&'static str> {
         Needs::Screen => "it has no screen",
         Needs::Iommu => "it has no IOMMU",
         Needs::Ats => "it has no ATS",
+        Needs::Strict => "it has no IOMMU that is told of each unmap at once",
         Needs::AllFeatures => "QEMU's vhost-user-gpu does not pass blobs and context-init on",
     };
     (!scenario::has(needs, topology)).then_some(what)

@@ -240,6 +240,8 @@ scenarios! {
         [with_stock(Needs::Iommu, vfio::driver_bugs)], "tests/verdicts.rs";
     113 "flagged-bugs", MEANING, "Each seeded bug of a driver is flagged with job, packet, address and invalidation.",
         [Both(driver_bugs::all)];
+    114 "nothing-in-silence", MEANING, "An audit of all that the device holds of a stock driver's memory finds nothing stale.",
+        [with_stock(Needs::Strict, scenario::audit)], "tests/check_front_end.rs";
 }
 
 #[cfg(test)]
