@@ -10,6 +10,7 @@ use clap::{CommandFactory, Parser, ValueEnum, value_parser};
 use job_stream::{Choice, Mode};
 use log::LevelFilter;
 
+use crate::front_end_check;
 use crate::inject::{self, Setting};
 
 /// Most engine threads that are started unless more are asked for.
@@ -103,6 +104,10 @@ pub struct Args {
     /// The environment variable RUST_LOG does the same, per module if wanted; the flag wins.
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<LogLevel>,
+
+    /// Judge the front-end.
+    #[arg(long, help = front_end_check::SHORT_HELP, long_help = front_end_check::long_help())]
+    pub check_front_end: bool,
 
     /// Seeded bugs to turn on.
     #[arg(long, value_name = "BUG", help = inject::SHORT_HELP, long_help = inject::long_help())]
@@ -315,7 +320,7 @@ mod tests {
             max_descriptors: 256,
         };
         assert_eq!(args.quotas, quotas);
-        assert!(!args.once && !args.stats_at_exit && !args.print_capabilities);
+        assert!(!args.once && !args.stats_at_exit && !args.print_capabilities && !args.check_front_end);
         assert!(args.inject.is_empty() && args.control_socket.is_none() && args.log_level.is_none());
     }
 

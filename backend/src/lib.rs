@@ -7,6 +7,7 @@ pub mod control;
 pub mod display;
 pub mod engine;
 pub mod error;
+pub mod front_end_check;
 pub mod inject;
 pub mod instruments;
 pub mod limits;

@@ -9,6 +9,7 @@ use device_model::stats::Stats;
 use mirrorgpu::args::{Args, Endpoint};
 use mirrorgpu::capabilities::CAPABILITIES;
 use mirrorgpu::control::{ControlServer, Hooks};
+use mirrorgpu::front_end_check::{Findings, Severity};
 use mirrorgpu::inject::Injection;
 use mirrorgpu::instruments::Instruments;
 use mirrorgpu::limits;
@@ -19,6 +20,16 @@ use mirrorgpu::session::SessionConfig;
 use mirrorgpu::session::start::DeviceSettings;
 use mirrorgpu::signals::StopSignals;
 
+/// Exit codes of `--check-front-end`; the latter is also that of a command line that is wrong.
+const FRONT_END_AT_FAULT: u8 = 1;
+const COULD_NOT_JUDGE: u8 = 2;
+
+/// What a process that did its work has to say.
+enum Verdict {
+    Clean,
+    FrontEndAtFault,
+}
+
 fn main() -> ExitCode {
     let args = Args::from_command_line();
     if args.print_capabilities {
@@ -26,15 +37,17 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     match run(&args) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Verdict::Clean) => ExitCode::SUCCESS,
+        Ok(Verdict::FrontEndAtFault) => ExitCode::from(FRONT_END_AT_FAULT),
         Err(e) => {
             eprintln!("mirrorgpu: {}", mirrorgpu::error::chain(e.as_ref()));
-            ExitCode::FAILURE
+            // With the flag, 1 says something of the front-end.
+            if args.check_front_end { ExitCode::from(COULD_NOT_JUDGE) } else { ExitCode::FAILURE }
         }
     }
 }
 
-fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
+fn run(args: &Args) -> Result<Verdict, Box<dyn std::error::Error>> {
     let source = match args.endpoint() {
         Some(Endpoint::Path(path)) => Source::bind(path)?,
         // SAFETY: called once, before this process opens anything: nobody else owns the number.
@@ -49,6 +62,9 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     let stats = Arc::new(Stats::default());
     let injection = Arc::new(Injection::new(&args.inject));
     let instruments = Instruments::start(args.engines(), args.record_dir.clone(), Arc::clone(&stats))?;
+    if args.check_front_end {
+        instruments.front_end.turn_on();
+    }
     let hooks = Hooks {
         stats: Arc::clone(&stats),
         instruments: Arc::clone(&instruments),
@@ -63,6 +79,7 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
         instruments: Arc::clone(&instruments),
         signals,
         once: args.once,
+        check_front_end: args.check_front_end,
     };
     let result = server.run(source);
     instruments.flush();
@@ -72,7 +89,15 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     if args.stats_at_exit {
         println!("{counted}");
     }
-    Ok(result?)
+    result?;
+    Ok(if args.check_front_end { verdict(&instruments.front_end) } else { Verdict::Clean })
+}
+
+/// Says what was found in all, and what that means.
+fn verdict(findings: &Findings) -> Verdict {
+    let [certain, likely, notes] = Severity::ALL.map(|severity| findings.of(severity));
+    eprintln!("mirrorgpu: findings about the front-end: {certain} certain, {likely} likely; notes: {notes}");
+    if findings.accuse() { Verdict::FrontEndAtFault } else { Verdict::Clean }
 }
 
 fn start_control(args: &Args, hooks: Hooks) -> Result<Option<ControlServer>, Box<dyn std::error::Error>> {

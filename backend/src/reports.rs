@@ -35,7 +35,8 @@ impl<T> Default for Newest<T> {
 }
 
 impl<T> Newest<T> {
-    fn push(&mut self, record: T) {
+    /// Keeps a record, and forgets the oldest if there are too many.
+    pub(crate) fn push(&mut self, record: T) {
         if self.records.len() >= KEPT {
             self.records.pop_front();
             self.dropped = self.dropped.saturating_add(1);
@@ -57,14 +58,20 @@ pub struct Reported {
 
 /// How often something may be printed.
 #[derive(Debug)]
-struct Rate {
+pub(crate) struct Rate {
     left: u32,
     since: Duration,
 }
 
+impl Default for Rate {
+    fn default() -> Self {
+        Self { left: BURST, since: Duration::ZERO }
+    }
+}
+
 impl Rate {
     /// Whether it may be printed now.
-    fn take(&mut self, now: Duration) -> bool {
+    pub(crate) fn take(&mut self, now: Duration) -> bool {
         let earned = now.saturating_sub(self.since).as_secs() / ONE_MORE.as_secs();
         if let Ok(earned) = u32::try_from(earned)
             && earned > 0
@@ -93,13 +100,13 @@ pub struct Reports(Mutex<Inner>);
 
 impl Default for Reports {
     fn default() -> Self {
-        let rate = Rate { left: BURST, since: Duration::ZERO };
+        let rate = Rate::default();
         let (violations, faults) = (Newest::default(), Newest::default());
         Self(Mutex::new(Inner { violations, faults, next_id: 1, rate, unprinted: 0 }))
     }
 }
 
-/// What is to be printed about a violation.
+/// What is to be printed about a violation or a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Print {
     /// Its report, and how many before it were not printed.

@@ -80,6 +80,8 @@ pub struct Server {
     pub signals: StopSignals,
     /// Ends after the first front-end.
     pub once: bool,
+    /// Whether front-ends are judged.
+    pub check_front_end: bool,
 }
 
 impl Server {
@@ -146,7 +148,10 @@ impl Server {
     fn serve(&self, stream: UnixStream) -> io::Result<SessionEnd> {
         self.stats.connections.add(1);
         let waker = Waker::new()?;
-        let state = start(&self.device, &self.stats, &self.instruments, &waker)?;
+        let mut state = start(&self.device, &self.stats, &self.instruments, &waker)?;
+        if self.check_front_end {
+            state.appoint_referee(self.device.miss_timeout);
+        }
         let session = Session::new(stream, state, self.session.clone(), waker, &self.signals)?;
         info!("A front-end has connected");
         let end = session.run();

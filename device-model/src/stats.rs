@@ -238,6 +238,12 @@ stats! {
         ring_errors,
         /// Events that a client of the control socket did not get, because it did not read.
         events_dropped,
+        /// Findings about the front-end that are certain (`--check-front-end`), each once for a message or page.
+        findings_certain,
+        /// The same that are likely.
+        findings_likely,
+        /// What is known of the front-end and not held against it.
+        findings_noted,
         /// Bytes of the mirror's page tables now.
         mapped_bytes,
     }
@@ -336,6 +342,9 @@ mod tests {
             "cursor_moves",
             "ring_errors",
             "events_dropped",
+            "findings_certain",
+            "findings_likely",
+            "findings_noted",
             "mapped_bytes",
             "verdicts",
         ];

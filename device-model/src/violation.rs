@@ -217,8 +217,8 @@ impl Report<'_> {
 /// Columns of the text beside the words in front.
 const COLUMNS: usize = 88;
 
-/// A long text in lines, beside the words in front.
-fn wrapped(text: &str) -> String {
+/// A long text in lines, beside the words in front: for reports in this form.
+pub fn wrapped(text: &str) -> String {
     let mut lines = vec![String::new()];
     for word in text.split(' ') {
         if let Some(line) = lines.last_mut().filter(|line| line.len().saturating_add(word.len()) < COLUMNS) {

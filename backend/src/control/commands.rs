@@ -47,6 +47,7 @@ const COMMANDS: &[Command] = &[
     Command { name: "audit", run: |hooks, arguments| arguments.of(hooks, views::audit) },
     Command { name: "contexts", run: |hooks, arguments| arguments.of(hooks, views::contexts) },
     Command { name: "faults", run: |hooks, arguments| arguments.of(hooks, views::faults) },
+    Command { name: "findings", run: |hooks, arguments| arguments.of(hooks, views::findings) },
     Command { name: "inject", run: |hooks, arguments| arguments.of(hooks, inject) },
     Command { name: "iotlb", run: |hooks, arguments| arguments.of(hooks, views::iotlb) },
     Command { name: "jobs", run: |hooks, arguments| arguments.of(hooks, views::jobs) },

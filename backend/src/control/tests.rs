@@ -100,6 +100,7 @@ fn an_id_comes_back_with_answers_and_errors() {
         "audit",
         "contexts",
         "faults",
+        "findings",
         "inject",
         "iotlb",
         "jobs",

@@ -10,10 +10,11 @@ use device_model::schedule::{AtRest, JobState, JobStatus};
 use device_model::violation::Report;
 use job_stream::Choice;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::Hooks;
 use super::commands::{Failure, NoArguments};
+use crate::front_end_check::{self, Kept};
 use crate::instruments::desk::Question;
 use crate::instruments::{HOW_TO_TRACE, OnEngine};
 use crate::miss_port::Waiter;
@@ -138,6 +139,36 @@ pub(super) fn violations(hooks: &Hooks, _: NoArguments) -> Result<Value, Failure
     let violations = hooks.instruments.reports.violations();
     let records: Vec<_> = violations.records.iter().map(|reported| reported_json(hooks, reported)).collect();
     Ok(json!({ "violations": records, "dropped": violations.dropped }))
+}
+
+/// What the front-end did, as far as it is judged.
+pub(super) fn findings(hooks: &Hooks, _: NoArguments) -> Result<Value, Failure> {
+    let findings = &hooks.instruments.front_end;
+    let newest = findings.newest();
+    let records: Vec<_> = newest.records.iter().map(|kept| kept_json(hooks, kept)).collect();
+    let counts: Map<String, Value> =
+        findings.counts().iter().map(|(rule, count)| (rule.row().name.to_owned(), (*count).into())).collect();
+    Ok(json!({
+        "checking": findings.is_on(),
+        "findings": records,
+        "dropped": newest.dropped,
+        "counts": counts,
+    }))
+}
+
+fn kept_json(hooks: &Hooks, kept: &Kept) -> Value {
+    let Kept { finding, names, trace } = kept;
+    // The scribe may not have come to it yet.
+    let look_up = || finding.range.map(|range| hooks.instruments.names().of(finding.at, range));
+    let late = if names.is_none() { look_up() } else { None };
+    let names = names.as_ref().or(late.as_ref()).map_or(&[][..], Vec::as_slice);
+    let trace = if trace.is_empty() { HOW_TO_TRACE } else { trace };
+    let mut value = finding.json();
+    if let Some(object) = value.as_object_mut() {
+        let report = front_end_check::Report { finding, names, trace };
+        object.insert("report".to_owned(), report.to_string().into());
+    }
+    value
 }
 
 fn reported_json(hooks: &Hooks, reported: &Reported) -> Value {

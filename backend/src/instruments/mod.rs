@@ -26,6 +26,7 @@ use device_model::violation::{Fault, Violation};
 pub use self::outbox::Outbox;
 pub(crate) use self::scribe::HOW_TO_TRACE;
 use self::scribe::{Note, Scribe};
+use crate::front_end_check::{Finding, Findings};
 use crate::reports::Reports;
 
 /// The clock of the device: one for all connections, so that records can be compared.
@@ -107,6 +108,8 @@ pub struct Instruments {
     progress: Box<[Progress]>,
     /// What went wrong.
     pub reports: Reports,
+    /// What the front-end did.
+    pub front_end: Findings,
     /// News for the clients of the control socket.
     pub outbox: Outbox,
     /// The front-end that is served.
@@ -130,6 +133,7 @@ impl Instruments {
             names: Mutex::default(),
             progress: (0..engines).map(|_| Progress::default()).collect(),
             reports: Reports::default(),
+            front_end: Findings::default(),
             outbox: Outbox::new(stats)?,
             desk: desk::Desk::default(),
             scribe,
@@ -195,6 +199,13 @@ impl Instruments {
         self.find(Event::Fault { job: fault.job, range: fault.range, access: fault.access });
         self.reports.fault(fault.clone());
         self.scribe.tell(Note::Fault(fault));
+    }
+
+    /// Keeps what a front-end did, and has it reported: on the log, to the clients of the control socket, as a trace. Does
+    /// not wait.
+    pub fn finding(&self, finding: Finding) {
+        let (id, print) = self.front_end.add(finding);
+        self.scribe.tell(Note::Finding(id, print));
     }
 
     /// The device has hung, or nearly: a trace is written if there is a place for it. Does not wait.

@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use device_model::violation::{Fault, Report};
 use job_stream::Choice;
-use log::{debug, warn};
+use log::{debug, info, warn};
 use serde_json::json;
 
 use super::Instruments;
+use crate::front_end_check;
 use crate::reports::Print;
 use crate::trace;
 
@@ -27,6 +28,8 @@ const TRACES: u32 = 32;
 pub(super) enum Note {
     /// The violation of this number was found.
     Violation(u64, Print),
+    /// The finding of this number was made.
+    Finding(u64, Print),
     /// A job needs what the front-end refused.
     Fault(Fault),
     /// Something that a trace helps to understand.
@@ -82,6 +85,7 @@ impl Instruments {
     fn write_down(&self, note: Note, traces: &mut u32) {
         match note {
             Note::Violation(id, print) => self.tell_violation(id, print, traces),
+            Note::Finding(id, print) => self.tell_finding(id, print, traces),
             Note::Fault(fault) => self.tell_fault(&fault),
             // Whoever waited may have given up.
             Note::Flush(done) => drop(done.send(())),
@@ -115,6 +119,34 @@ impl Instruments {
             data.insert("report".to_owned(), text.into());
         }
         self.outbox.send("VIOLATION", data);
+    }
+
+    fn tell_finding(&self, id: u64, print: Print, traces: &mut u32) {
+        let Some(kept) = self.front_end.get(id) else { return };
+        let finding = kept.finding;
+        let names = finding.range.map(|range| self.names().of(finding.at, range)).unwrap_or_default();
+        let row = finding.rule.row();
+        let trace = match print {
+            Print::Report { .. } if row.severity.accuses() => self.trace_of(&format!("finding-{id}"), traces),
+            _ => HOW_TO_TRACE.to_owned(),
+        };
+        let text = front_end_check::Report { finding: &finding, names: &names, trace: &trace }.to_string();
+        self.front_end.named(id, names, trace);
+        if let Print::Report { unprinted } = print {
+            if unprinted > 0 {
+                warn!("{unprinted} findings were not printed: ask the control socket for them (findings)");
+            }
+            if row.severity.accuses() {
+                warn!("{text}");
+            } else {
+                info!("Finding {id}: {} (note). {} Seen: {}", row.name, row.deed, finding.seen);
+            }
+        }
+        let mut data = finding.json();
+        if let Some(data) = data.as_object_mut() {
+            data.insert("report".to_owned(), text.into());
+        }
+        self.outbox.send("FINDING", data);
     }
 
     fn tell_fault(&self, fault: &Fault) {

@@ -88,15 +88,12 @@ impl SessionState {
         loop {
             let Some(channel) = &mut self.channel else { return false };
             match channel.next_answer() {
-                Ok(Some(granted)) => match self.misses.on_reply(now, granted) {
-                    Answer::Resolved(resolution) => self.resolve(resolution),
-                    Answer::AskedAgain => self.stats.miss_retries.add(1),
-                    Answer::Stale => {}
-                    Answer::Unexpected => {
+                Ok(Some(granted)) => {
+                    if !self.take_answer(now, granted) {
                         self.lose_channel(&ChannelError::Unasked);
                         return false;
                     }
-                },
+                }
                 Ok(None) => return true,
                 Err(e) => {
                     self.lose_channel(&e);
@@ -104,6 +101,20 @@ impl SessionState {
                 }
             }
         }
+    }
+
+    /// Takes an answer to the oldest miss. `false`: nothing was asked.
+    fn take_answer(&mut self, now: Duration, granted: bool) -> bool {
+        if let Some(referee) = &mut self.referee {
+            referee.miss_answered(now, granted);
+        }
+        match self.misses.on_reply(now, granted) {
+            Answer::Resolved(resolution) => self.resolve(resolution),
+            Answer::AskedAgain => self.stats.miss_retries.add(1),
+            Answer::Stale => {}
+            Answer::Unexpected => return false,
+        }
+        true
     }
 
     /// Sends what misses the channel takes.
@@ -116,6 +127,9 @@ impl SessionState {
         while channel.is_ready() {
             let Some(miss) = self.misses.next_to_send() else { return };
             self.stats.misses.add(1);
+            if let Some(referee) = &mut self.referee {
+                referee.miss_sent(now, miss);
+            }
             if let Some(range) = page_range(miss) {
                 self.pen.record(Event::Miss { range, access: miss.access });
             }
@@ -190,6 +204,7 @@ impl SessionState {
         let page = resolution.request;
         self.judge(&resolution);
         let now = self.scheduler.now();
+        self.judge_answer(now, &resolution);
         for waiter in &resolution.waiters {
             if let Waiter::Audit(number) = waiter {
                 self.audit_answered(now, *number, &resolution.outcome);
@@ -263,6 +278,9 @@ impl SessionState {
 
     /// Without a channel, nothing that is missing will ever come: what was asked for times out.
     fn lose_channel(&mut self, error: &ChannelError) {
+        if let Some(referee) = &mut self.referee {
+            referee.channel_failed(self.scheduler.now(), error);
+        }
         warn!("The back-end channel is gone, no translation can be asked for any more: {error}");
         self.channel = None;
     }

@@ -7,6 +7,7 @@
 //! that the `vhost` crate handles it and replies at once.
 
 pub mod drain;
+mod front_end;
 mod iommu;
 mod owed;
 pub mod questions;
@@ -177,6 +178,7 @@ impl Session {
                 break end;
             }
         };
+        self.lock().judge_end(&end);
         self.close();
         end
     }
@@ -214,6 +216,7 @@ impl Session {
         state.expire_misses(now);
         state.answer_questions(now);
         state.send_misses(now);
+        state.judge_front_end(now, &self.socket, matches!(self.owed, Owed::Nothing));
         Ok(())
     }
 
@@ -279,7 +282,10 @@ impl Session {
         self.message_due = None;
         let now = self.now();
         // The answer to a MISS comes before the UPDATE of the next one.
-        self.lock().read_answers(now);
+        let mut state = self.lock();
+        state.read_answers(now);
+        state.judge_message(now, &self.socket, header)?;
+        drop(state);
         match header.code() {
             request::IOTLB_MSG => self.iotlb_message(header),
             request::SET_BACKEND_REQ_FD => self.take_channel(header),
@@ -344,7 +350,7 @@ impl Session {
             )));
         }
         let result = self.requests.handle_request();
-        let refusal = self.lock().refusal.take();
+        let refusal = self.lock().take_refusal();
         match (result, refusal) {
             (Ok(()), None) => Ok(()),
             (_, Some(why)) if header.needs_reply() && self.lock().has_reply_ack() => {
@@ -363,6 +369,9 @@ impl Session {
         self.poller.add(channel.as_fd().as_raw_fd(), CHANNEL, events)?;
         let mut state = self.lock();
         state.misses.channel_replaced();
+        if let Some(referee) = &mut state.referee {
+            referee.channel_replaced();
+        }
         state.channel = Some(channel);
         drop(state);
         self.acknowledge_plain(header)

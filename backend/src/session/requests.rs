@@ -23,6 +23,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use virtio_queue::QueueT;
 
 use super::state::{ACCESS_PLATFORM, SessionState};
+use crate::front_end_check::Offer;
 use crate::memory::table::MAX_REGIONS;
 use crate::memory::{MemoryTable, RegionSpec};
 use crate::queue::mailbox::Mail;
@@ -53,6 +54,12 @@ impl SessionState {
             | ACCESS_PLATFORM
             | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
         transport | self.device_features
+    }
+
+    /// What the front-end may choose from.
+    pub(super) fn offer(&self) -> Offer {
+        let (virtio, protocol) = (self.offered_features(), PROTOCOL_FEATURES.bits());
+        Offer { virtio, passed_on: UNASKED, protocol }
     }
 
     /// Refuses a request: nothing was changed. The front-end is told, if it asked to be.

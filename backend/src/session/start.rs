@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ use super::{LAST_DRAIN, SessionState};
 use crate::display::Display;
 use crate::engine::{Engine, FinishedJob};
 use crate::inject::{Bug, Injection};
-use crate::instruments::desk::Connection;
+use crate::instruments::desk::{Connection, Question};
 use crate::instruments::{Instruments, Producer};
 use crate::miss_port::MissPort;
 use crate::queue::mailbox::{Mail, Mailbox};
@@ -85,13 +85,7 @@ pub fn start(
     let threads: Vec<_> = (0..settings.engines).map(|_| ThreadName::default()).collect();
     let common =
         Common { settings, scheduler: &scheduler, misses: &miss_port, mailbox: &mailbox, stats, instruments };
-    let (session, questions) = channel();
-    instruments.desk.connect(Some(Connection {
-        session,
-        waker: waker.clone(),
-        queue: mailbox.clone(),
-        scheduler: Arc::clone(&scheduler),
-    }));
+    let questions = open_desk(instruments, waker, &mailbox, &scheduler);
     Ok(SessionState {
         features: 0,
         protocol_features: 0,
@@ -116,7 +110,21 @@ pub fn start(
         refusal: None,
         pen: instruments.pen(Producer::Session),
         questions: Questions::new(questions),
+        referee: None,
     })
+}
+
+/// Lets the control thread ask the threads of this session from now on.
+fn open_desk(
+    instruments: &Instruments,
+    waker: &Waker,
+    queue: &Mailbox,
+    scheduler: &Arc<Scheduler>,
+) -> Receiver<Question> {
+    let (session, questions) = channel();
+    let (waker, queue, scheduler) = (waker.clone(), queue.clone(), Arc::clone(scheduler));
+    instruments.desk.connect(Some(Connection { session, waker, queue, scheduler }));
+    questions
 }
 
 /// Wakes the session for a drain whose last one is out.

@@ -21,6 +21,7 @@ use super::seeded::Seeded;
 use super::turns::Turns;
 use super::verdicts::TakenAway;
 use crate::display::Display;
+use crate::front_end_check::Referee;
 use crate::inject::Bug;
 use crate::instruments::{Instruments, Pen};
 use crate::memory::{MemoryTable, Region};
@@ -81,6 +82,8 @@ pub struct SessionState {
     pub pen: Pen,
     /// What the control thread asks.
     pub questions: Questions,
+    /// Judges the front-end, if that is wanted.
+    pub referee: Option<Referee>,
 }
 
 impl SessionState {
@@ -104,6 +107,7 @@ impl SessionState {
             audit.invalidated(everything);
         }
         self.seeded.forget();
+        self.forget_suspicions();
         // No mode goes on with memory that goes away.
         self.mirror.begin_for_good(SpaceId::DEVICE, everything)
     }
@@ -237,7 +241,8 @@ impl SessionState {
     /// watches.
     pub fn next_deadline(&mut self) -> Option<Duration> {
         let questions = self.questions.deadline(self.scheduler.now());
-        [self.misses.next_deadline(), self.seeded.next_due(), questions].into_iter().flatten().min()
+        let referee = self.referee.as_ref().and_then(Referee::deadline);
+        [self.misses.next_deadline(), self.seeded.next_due(), questions, referee].into_iter().flatten().min()
     }
 }
 

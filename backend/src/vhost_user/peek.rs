@@ -105,6 +105,15 @@ pub fn payload_u32(socket: &UnixStream) -> io::Result<Option<u32>> {
     Ok(word.filter(|_| seen == bytes.len()))
 }
 
+/// The payload of the message whose header [`next`] returned, left in place: as much of it as can be looked at, which is
+/// all, unless the front-end has sent it apart from a header with descriptors.
+pub fn payload(socket: &UnixStream, header: Header) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; size_of::<Header>().saturating_add(header.payload_len())];
+    let seen = peek(socket, &mut bytes)?;
+    bytes.truncate(seen);
+    Ok(bytes.split_off(size_of::<Header>().min(seen)))
+}
+
 /// Takes the message whose header [`next`] returned: its payload into `payload` (of exactly its length), and its
 /// descriptors.
 pub fn take(socket: &UnixStream, payload: &mut [u8]) -> io::Result<Vec<OwnedFd>> {
@@ -222,6 +231,26 @@ mod tests {
             assert_eq!(next(&ours).unwrap(), Next::Whole(header));
         }
         assert_eq!(take(&ours, &mut []).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_payload_can_be_looked_at_before_its_message_is_taken() {
+        let (ours, theirs) = pair();
+        let header = Header::request(12, 3, false);
+        let mut bytes = header.as_bytes().to_vec();
+        bytes.extend([1, 2, 3]);
+        theirs.send_with_fd(&bytes[..], theirs.as_raw_fd()).unwrap();
+        (&theirs).write_all(b"next").unwrap();
+        for _ in 0..2 {
+            assert_eq!(payload(&ours, header).unwrap(), [1, 2, 3]);
+        }
+        let mut taken = [0; 3];
+        assert_eq!(take(&ours, &mut taken).unwrap().len(), 1);
+        // Sent apart from its header, behind descriptors, it cannot be seen yet.
+        let (ours, theirs) = pair();
+        theirs.send_with_fd(header.as_bytes(), theirs.as_raw_fd()).unwrap();
+        (&theirs).write_all(&[1, 2, 3]).unwrap();
+        assert_eq!(payload(&ours, header).unwrap(), [0; 0]);
     }
 
     #[test]

@@ -59,6 +59,10 @@ pub(crate) enum AgentError {
     Refused { command: u32, response: u32 },
     #[error("Unmapped {found:#x} bytes at {iova:#x}, not {wanted:#x}")]
     UnmappedOther { iova: u64, wanted: u64, found: u64 },
+    #[error("No disk at /dev/vda after {seconds} s: does the kernel have virtio-blk?")]
+    NoDisk { seconds: u64 },
+    #[error("The root file system has none of {tried}")]
+    NoInit { tried: String },
     #[error("There is no area {area}")]
     NoArea { area: u32 },
     #[error("Byte {at:#x} lies past the end of its area")]

@@ -3,10 +3,11 @@
 //! an init does), port (lines in and out), screen (KMS), drm_jobs and drm_rings (jobs through the stock driver, whose
 //! ioctls are virtgpu), vfio_jobs (jobs through a driver of our own, which is vfio), storm (what both do with jobs in
 //! flight), operations (what the rig wants of that driver, one by one), stock (scenarios with the stock driver), and
-//! commands. Unsafe code: system, port, mapping, virtgpu, stock/process and vfio/container. It draws, compares bytes,
+//! commands. Instead of the rig, a person may have the guest (console). Unsafe code: system, console, port, mapping, virtgpu, stock/process and vfio/container. It draws, compares bytes,
 //! counts and reports.
 
 mod commands;
+mod console;
 mod drm_jobs;
 mod drm_rings;
 mod error;
@@ -35,8 +36,10 @@ fn main() {
 
 fn run() -> Result<(), AgentError> {
     system::mount_all()?;
+    let loaded = system::load_modules("/modules");
+    console::serve()?;
     let mut port = Port::open("/dev/ttyS1")?;
-    match system::load_modules("/modules").and_then(|()| system::wait_for_card()) {
+    match loaded.and_then(|()| system::wait_for_card()) {
         Ok(_) => port.send(&Event::Ready { kernel: system::kernel_release()? })?,
         Err(error) => port.send(&Event::Failed { what: error.to_string() })?,
     }

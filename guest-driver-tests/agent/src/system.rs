@@ -37,6 +37,22 @@ fn mount(kind: &CStr, at: &CStr) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Mounts a disk with a file system of this kind, to read and write.
+pub(crate) fn mount_disk(kind: &str, disk: &CStr, at: &CStr) -> io::Result<()> {
+    let kind = CString::new(kind).unwrap_or_default();
+    // SAFETY: all strings end with a NUL and outlive the call; no data is passed.
+    let result = unsafe { libc::mount(disk.as_ptr(), at.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Moves a mount to another place.
+pub(crate) fn move_mount(from: &CStr, to: &CStr) -> io::Result<()> {
+    let none = std::ptr::null();
+    // SAFETY: both strings end with a NUL and outlive the call; a move has neither a kind nor data.
+    let result = unsafe { libc::mount(from.as_ptr(), to.as_ptr(), none, libc::MS_MOVE, none.cast()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Loads the modules that the file `list` of `folder` names, in its order: a file name and parameters a line.
 pub(crate) fn load_modules(folder: &str) -> Result<(), AgentError> {
     let list = Path::new(folder).join("list");

@@ -14,8 +14,11 @@ const NAME: &str = "The back-end";
 const CONTROL: &str = "The back-end's control socket";
 /// The class of the error by which a command is refused that is not known.
 const UNKNOWN_COMMAND: &str = "CommandNotFound";
+/// With this code it ends that has found fault with the front-end.
+const FOUND_FAULT: i32 = 1;
 const READY_LIMIT: Duration = Duration::from_secs(5);
-const REPLY_LIMIT: Duration = Duration::from_secs(5);
+/// A trace of all that was recorded takes its time on a busy machine.
+const REPLY_LIMIT: Duration = Duration::from_secs(20);
 /// It promises to end within 1 s of SIGTERM; the rest is for a busy machine.
 const END_LIMIT: Duration = Duration::from_secs(5);
 
@@ -23,6 +26,8 @@ const END_LIMIT: Duration = Duration::from_secs(5);
 pub struct Backend {
     process: OwnedProcess,
     control: JsonLines,
+    /// Requests that were made of it.
+    asked: u64,
     socket: PathBuf,
     launch: Launch,
 }
@@ -34,19 +39,22 @@ struct Launch {
     folder: PathBuf,
     inject: Vec<String>,
     arguments: &'static [&'static str],
+    /// Whether it judges QEMU.
+    judges: bool,
 }
 
 impl Backend {
     /// Starts `program` with its sockets and its log in `folder`, misbehaving as `inject` has it, with these
-    /// `arguments` besides, and waits until it accepts connections.
+    /// `arguments` besides, and waits until it accepts connections. It judges QEMU if that is wanted.
     pub fn start(
         program: &Path,
         folder: &Path,
         inject: &[String],
         arguments: &'static [&'static str],
+        judges: bool,
     ) -> Result<Self, RigError> {
         let (program, folder, inject) = (program.to_owned(), folder.to_owned(), inject.to_vec());
-        Launch { program, folder, inject, arguments }.start()
+        Launch { program, folder, inject, arguments, judges }.start()
     }
 
     /// Kills it, as the kernel does when memory is short: it has no last word.
@@ -89,35 +97,58 @@ impl Backend {
 
     /// Makes a request of its control socket; nothing if it does not know the command.
     pub fn control(&mut self, command: &str, arguments: Value) -> Result<Option<Value>, RigError> {
-        self.control.send(&json!({ "execute": command, "arguments": arguments }))?;
+        self.asked += 1;
+        let id = self.asked;
+        self.control.send(&json!({ "execute": command, "arguments": arguments, "id": id }))?;
         let what = format!("The back-end's answer to `{command}`");
         loop {
             let mut reply: Value = self.control.receive(&what, REPLY_LIMIT, || self.process.check_alive())?;
+            // An answer that somebody has given up waiting for may still come.
+            if reply.get("id").and_then(Value::as_u64) != Some(id) {
+                continue;
+            }
             if let Some(answer) = reply.get_mut("return") {
                 return Ok(Some(answer.take()));
             }
-            // Anything else is an event, which nobody here has asked for.
             if let Some(error) = reply.get("error") {
                 return refusal(command, error);
             }
         }
     }
 
-    /// Asks it to end, and fails if it does not end well.
+    /// Asks it to end, and fails if it does not end well, or has found fault with QEMU.
     pub fn end(mut self) -> Result<(), RigError> {
+        let judges = self.launch.judges;
+        let findings = if judges { self.control("findings", json!({}))? } else { None };
         self.process.terminate()?;
         let status = self.process.wait(END_LIMIT)?;
-        if status.success() {
-            Ok(())
-        } else {
-            Err(RigError::Ended { name: NAME, status: status.to_string() })
+        match status.code() {
+            Some(0) => Ok(()),
+            Some(FOUND_FAULT) if judges => {
+                let reports = accusations(&findings.unwrap_or_default());
+                Err(RigError::check(format!("The back-end has found fault with QEMU.\n{reports}")))
+            }
+            _ => Err(RigError::Ended { name: NAME, status: status.to_string() }),
         }
+    }
+}
+
+/// The reports of findings that count against QEMU.
+fn accusations(findings: &Value) -> String {
+    let all = findings.get("findings").and_then(Value::as_array).into_iter().flatten();
+    let accuses = |finding: &&Value| finding.get("severity").is_some_and(|severity| severity != "note");
+    let reports: Vec<_> =
+        all.filter(accuses).filter_map(|finding| finding.get("report").and_then(Value::as_str)).collect();
+    if reports.is_empty() {
+        "It was found at the very end: --keep keeps its log".to_owned()
+    } else {
+        reports.join("\n")
     }
 }
 
 impl Launch {
     fn start(self) -> Result<Backend, RigError> {
-        let Self { program, folder, inject, arguments } = &self;
+        let Self { program, folder, inject, arguments, judges } = &self;
         let (socket, control) = (folder.join("gpu.sock"), folder.join("control.sock"));
         let log = folder.join("backend.log");
         let file = File::options().create(true).append(true).open(&log);
@@ -130,6 +161,9 @@ impl Launch {
         for bug in inject {
             command.arg("--inject").arg(bug);
         }
+        if *judges {
+            command.arg("--check-front-end");
+        }
         command.args(*arguments);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
         let mut process = OwnedProcess::spawn(NAME, &mut command)?;
@@ -140,7 +174,7 @@ impl Launch {
         })?;
         let mut control = JsonLines::connect(CONTROL, &control, READY_LIMIT, || process.check_alive())?;
         let _greeting: Value = control.receive("The back-end's greeting", REPLY_LIMIT, || Ok(()))?;
-        Ok(Backend { process, control, socket, launch: self })
+        Ok(Backend { process, control, asked: 0, socket, launch: self })
     }
 }
 
@@ -156,6 +190,18 @@ fn refusal(command: &str, error: &Value) -> Result<Option<Value>, RigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_note_is_no_accusation() {
+        let finding = |severity: &str, report: &str| json!({ "severity": severity, "report": report });
+        let found =
+            json!({ "findings": [finding("note", "a"), finding("likely", "b"), finding("certain", "c")] });
+        assert_eq!(accusations(&found), "b\nc");
+        assert!(
+            accusations(&json!({ "findings": [finding("note", "a")] }))
+                .starts_with("It was found at the very end")
+        );
+    }
 
     #[test]
     fn only_a_command_that_is_not_known_is_no_error() {

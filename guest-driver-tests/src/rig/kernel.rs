@@ -51,6 +51,16 @@ impl Kernel {
         Ok(order)
     }
 
+    /// What the module in `file`, which is no part of this kernel's tree, needs of it, in the order of loading.
+    pub fn dependencies_of(&self, file: &Path) -> Result<Vec<PathBuf>, RigError> {
+        let files = self.module_files()?;
+        let mut order = Vec::new();
+        for dependency in dependencies(file)? {
+            visit(&dependency, &files, &mut order)?;
+        }
+        Ok(order)
+    }
+
     fn is_builtin(&self, module: &str) -> bool {
         let list = fs::read_to_string(self.modules.join("modules.builtin")).unwrap_or_default();
         list.lines().any(|line| module_name(Path::new(line)) == Some(canonical(module)))
@@ -134,7 +144,7 @@ fn release_of(image: &[u8]) -> Option<String> {
 }
 
 /// The name of a module's file, with dashes and underscores made one.
-fn module_name(path: &Path) -> Option<String> {
+pub(crate) fn module_name(path: &Path) -> Option<String> {
     let file = path.file_name()?.to_str()?;
     Some(canonical(file.split(".ko").next()?))
 }

@@ -13,12 +13,23 @@ pub struct Options {
     /// fetched from Debian and unpacked under .cache
     #[arg(long, value_name = "PROGRAM|VERSION", value_parser = qemu_choice)]
     pub qemu: Option<QemuChoice>,
-    /// Kernel image to boot. Default: Debian's, fetched and unpacked under .cache
-    #[arg(long, value_name = "IMAGE")]
-    pub kernel: Option<PathBuf>,
+    /// Kernel to boot: an image, a version (6.1), or a package of Debian's (linux-image-…); the latter two are fetched if
+    /// need be. Default: Debian's newest, fetched and unpacked under .cache
+    #[arg(long, value_name = "IMAGE|VERSION|PACKAGE", value_parser = kernel_choice)]
+    pub kernel: Option<KernelChoice>,
     /// Folder of the kernel's modules. Default: /lib/modules/RELEASE, where --kernel is given
     #[arg(long, value_name = "FOLDER", requires = "kernel")]
     pub modules: Option<PathBuf>,
+    /// Your own module: loaded after the display's, with what it depends on; or in the place of a stock one that is called
+    /// the same (virtio-gpu.ko). Plain or xz-compressed; may be given again
+    #[arg(long, value_name = "FILE")]
+    pub module: Vec<PathBuf>,
+    /// Your own initramfs (cpio, compressed or not), for more files: the agent's own is laid over it
+    #[arg(long, value_name = "FILE")]
+    pub initramfs: Option<PathBuf>,
+    /// One more argument for QEMU, behind all others; may be given again
+    #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
+    pub qemu_arg: Vec<String>,
     /// Fetch nothing: say what is missing, and stop
     #[arg(long)]
     pub no_install: bool,
@@ -76,6 +87,27 @@ fn qemu_choice(text: &str) -> Result<QemuChoice, std::convert::Infallible> {
     Ok(text.parse().map_or_else(|_| QemuChoice::Program(text.into()), QemuChoice::Version))
 }
 
+/// Which kernel is to be booted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KernelChoice {
+    /// This image.
+    Image(PathBuf),
+    /// Debian's of this version.
+    Version(u32, u32),
+    /// This package of Debian's.
+    Package(String),
+}
+
+fn kernel_choice(text: &str) -> Result<KernelChoice, std::convert::Infallible> {
+    let version =
+        text.split_once('.').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+    Ok(match version {
+        Some((major, minor)) => KernelChoice::Version(major, minor),
+        None if text.starts_with("linux-image-") => KernelChoice::Package(text.to_owned()),
+        None => KernelChoice::Image(text.into()),
+    })
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     match text.parse::<u64>() {
         Ok(0) | Err(_) => Err("a number of seconds, 1 or more".into()),
@@ -113,6 +145,16 @@ mod tests {
     fn a_number_is_a_version_and_anything_else_a_program() {
         assert_eq!(qemu_choice("11"), Ok(QemuChoice::Version(11)));
         assert_eq!(qemu_choice("./11"), Ok(QemuChoice::Program("./11".into())));
+    }
+
+    #[test]
+    fn a_kernel_is_a_version_a_package_or_an_image() {
+        assert_eq!(kernel_choice("6.1"), Ok(KernelChoice::Version(6, 1)));
+        let package = "linux-image-6.1.0-30-amd64";
+        assert_eq!(kernel_choice(package), Ok(KernelChoice::Package(package.into())));
+        for path in ["./6.1", "/boot/vmlinuz-6.1.0", "bzImage"] {
+            assert_eq!(kernel_choice(path), Ok(KernelChoice::Image(path.into())));
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use crate::rig::apt::Apt;
 use crate::rig::error::{Doing, RigError};
 use crate::rig::kernel::Kernel;
-use crate::rig::options::{Options, QemuChoice};
+use crate::rig::options::{KernelChoice, Options, QemuChoice};
 use crate::rig::process::run;
 use crate::rig::report::say;
 use crate::rig::workspace;
@@ -31,6 +31,8 @@ pub struct Qemu {
     program: PathBuf,
     /// Where its packages were unpacked, if they are not installed.
     unpacked: Option<PathBuf>,
+    /// What the user wants it to be given, behind all else.
+    pub arguments: Vec<String>,
 }
 
 impl Qemu {
@@ -55,7 +57,12 @@ impl Qemu {
         if !devices.contains(&format!("\"{QEMU_DEVICE}\"")) {
             return Err(RigError::QemuWithoutDevice(program.to_owned()));
         }
-        Ok(Self { version, program: program.to_owned(), unpacked: unpacked.map(Path::to_owned) })
+        Ok(Self {
+            version,
+            program: program.to_owned(),
+            unpacked: unpacked.map(Path::to_owned),
+            arguments: Vec::new(),
+        })
     }
 }
 
@@ -96,9 +103,65 @@ impl Tools {
         if options.no_install && (qemu.is_none() || kernel.is_none()) {
             return Err(missing(qemu.is_none().then_some(source.oldest), kernel.is_none()));
         }
-        let qemu = qemu.map_or_else(|| store.fetch_qemu(&source), Ok)?;
-        let kernel = kernel.map_or_else(|| store.fetch_kernel(), Ok)?;
+        let mut qemu = qemu.map_or_else(|| store.fetch_qemu(&source), Ok)?;
+        qemu.arguments.clone_from(&options.qemu_arg);
+        let kernel = kernel.map_or_else(|| store.fetch_kernel(&KernelSource::of(options)), Ok)?;
         Ok(Self { qemu, kernel })
+    }
+
+    /// What is here already, without fetching anything: QEMU of this major version or a newer one, and the kernel.
+    pub fn at_hand(
+        options: &Options,
+        qemu: u32,
+    ) -> (Result<Option<Qemu>, RigError>, Result<Option<Kernel>, RigError>) {
+        let store = Store { folder: workspace().join(".cache/rig") };
+        let source = if qemu > QEMU_OLDEST { Source::newer(qemu) } else { Source::USUAL };
+        (find_qemu(options, &store, &source), find_kernel(options, &store))
+    }
+}
+
+/// A static busybox, for a guest with a shell: from the PATH, or fetched.
+pub fn busybox(options: &Options) -> Result<Vec<u8>, RigError> {
+    let store = Store { folder: workspace().join(".cache/rig") };
+    let path = store.folder.join(BUSYBOX.1).join("bin/busybox");
+    if !path.is_file() {
+        if options.no_install {
+            let text = "A shell in the guest needs Debian's busybox-static, which is not here, and --no-install forbids \
+                        to fetch it";
+            return Err(RigError::Missing(text.into()));
+        }
+        let apt = store.apt(false)?;
+        say("Fetching busybox-static (about 1 MB), and unpacking it; it is not installed");
+        store.fill(BUSYBOX.1, |to| apt.unpack(BUSYBOX.0, apt.release(), false, to))?;
+    }
+    fs::read(&path).doing(format!("read {}", path.display()))
+}
+
+/// The package, and the folder that it is unpacked into.
+const BUSYBOX: (&str, &str) = ("busybox-static", "busybox");
+
+/// Which of Debian's kernels, and the folder that it is unpacked into.
+enum KernelSource {
+    Newest,
+    Version(u32, u32),
+    Package(String),
+}
+
+impl KernelSource {
+    fn of(options: &Options) -> Self {
+        match &options.kernel {
+            Some(KernelChoice::Version(major, minor)) => Self::Version(*major, *minor),
+            Some(KernelChoice::Package(package)) => Self::Package(package.clone()),
+            Some(KernelChoice::Image(_)) | None => Self::Newest,
+        }
+    }
+
+    fn folder(&self) -> String {
+        match self {
+            Self::Newest => "kernel".into(),
+            Self::Version(major, minor) => format!("kernel-{major}.{minor}"),
+            Self::Package(package) => package.clone(),
+        }
     }
 }
 
@@ -136,8 +199,8 @@ fn find_qemu(options: &Options, store: &Store, source: &Source) -> Result<Option
 
 fn find_kernel(options: &Options, store: &Store) -> Result<Option<Kernel>, RigError> {
     match &options.kernel {
-        Some(image) => Kernel::open(image, options.modules.as_deref()).map(Some),
-        None => store.kernel(),
+        Some(KernelChoice::Image(image)) => Kernel::open(image, options.modules.as_deref()).map(Some),
+        _ => store.kernel(&KernelSource::of(options).folder()),
     }
 }
 
@@ -156,8 +219,8 @@ impl Store {
         Qemu::check(&program, Some(&root), source.oldest).map(Some)
     }
 
-    fn kernel(&self) -> Result<Option<Kernel>, RigError> {
-        let root = self.folder.join("kernel");
+    fn kernel(&self, folder: &str) -> Result<Option<Kernel>, RigError> {
+        let root = self.folder.join(folder);
         if !root.join(COMPLETE).exists() {
             return Ok(None);
         }
@@ -184,17 +247,28 @@ impl Store {
             .ok_or_else(|| RigError::check("The unpacked packages of QEMU have no QEMU in them"))
     }
 
-    fn fetch_kernel(&self) -> Result<Kernel, RigError> {
+    fn fetch_kernel(&self, source: &KernelSource) -> Result<Kernel, RigError> {
         let apt = self.apt(false)?;
-        let suite = suite(&apt, two_numbers(&apt.version(KERNEL_PACKAGE)?) >= KERNEL_OLDEST);
-        let package = apt.first_dependency(KERNEL_PACKAGE, &suite)?;
+        let folder = source.folder();
+        let suites = [apt.release().to_owned(), apt.backports().to_owned()];
+        let newest = || -> Result<String, RigError> {
+            Ok(suite(&apt, two_numbers(&apt.version(KERNEL_PACKAGE)?) >= KERNEL_OLDEST))
+        };
+        let (package, suite) = match source {
+            KernelSource::Newest => {
+                let suite = newest()?;
+                (apt.first_dependency(KERNEL_PACKAGE, &suite)?, suite)
+            }
+            KernelSource::Version(major, minor) => kernel_of(&apt, &suites, (*major, *minor))?,
+            KernelSource::Package(package) => (package.clone(), newest()?),
+        };
         say(&format!(
             "Fetching the kernel for the guest, {package} of {suite} (about 110 MB), and unpacking it into {}; \
              it is not installed",
-            self.folder.join("kernel").display()
+            self.folder.join(&folder).display()
         ));
-        self.fill("kernel", |to| apt.unpack(&package, &suite, false, to))?;
-        self.kernel()?
+        self.fill(&folder, |to| apt.unpack(&package, &suite, false, to))?;
+        self.kernel(&folder)?
             .ok_or_else(|| RigError::check(format!("The package {package} has no kernel image in it")))
     }
 
@@ -219,6 +293,24 @@ impl Store {
         apt.update()?;
         Ok(apt)
     }
+}
+
+/// The package of the kernel with this version, and the suite that has it.
+fn kernel_of(apt: &Apt, suites: &[String], wanted: (u32, u32)) -> Result<(String, String), RigError> {
+    let mut found = Vec::new();
+    for suite in suites {
+        let package = apt.first_dependency(KERNEL_PACKAGE, suite)?;
+        let version = two_numbers(package.trim_start_matches("linux-image-"));
+        if version == wanted {
+            return Ok((package, suite.clone()));
+        }
+        found.push(package);
+    }
+    let (major, minor) = wanted;
+    Err(RigError::Missing(format!(
+        "Debian has no kernel {major}.{minor} here, only {}: give an image with --kernel",
+        found.join(" and ")
+    )))
 }
 
 fn suite(apt: &Apt, release_will_do: bool) -> String {

@@ -75,27 +75,10 @@ impl QemuProcess {
         files: &RunFiles,
         initramfs: &[u8],
     ) -> Result<Self, RigError> {
-        let write = |name: &str, bytes: &[u8]| {
-            let path = files.folder.join(name);
-            fs::write(&path, bytes).doing(format!("write {}", path.display())).map(|()| path)
-        };
-        let (topology, variation) = machine;
-        let topology = variation.memory.map_or_else(|| topology.clone(), |mib| topology.with_memory(mib));
-        let config = match device {
-            Device::MirrorGpu(_) => topology.config.clone(),
-            Device::Reference => topology.reference_config(),
-        };
-        let (config, initramfs) = (write("topology.cfg", config.as_bytes())?, write("initramfs", initramfs)?);
-        let mut command = tools.qemu.command();
-        command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
-        command.args(accel.arguments()).arg("-readconfig").arg(config);
-        if let Device::MirrorGpu(socket) = device {
-            command.arg("-set").arg(format!("chardev.gpu.path={}", socket.display()));
-        }
-        command.arg("-kernel").arg(&tools.kernel.image).arg("-initrd").arg(initramfs);
-        command.arg("-append").arg(format!("{GUEST_WORDS} {} {}", topology.guest, variation.guest));
+        let mut command = command(tools, accel, machine, device, files, initramfs)?;
+        command.args(["-display", "none"]);
         add_ports(&mut command, files);
-        command.args(variation.qemu);
+        command.args(machine.1.qemu).args(&tools.qemu.arguments);
         let output = files.qemu_output();
         let file = File::create(&output).doing(format!("create {}", output.display()))?;
         let second = file.try_clone().doing("duplicate a descriptor")?;
@@ -135,6 +118,37 @@ impl QemuProcess {
             Err(RigError::Ended { name: "QEMU", status: status.to_string() })
         }
     }
+}
+
+/// QEMU with the machine, the device, the kernel and its files; without ports, and without what the user adds.
+pub(crate) fn command(
+    tools: &Tools,
+    accel: Accel,
+    machine: (&Topology, &Variation),
+    device: &Device<'_>,
+    files: &RunFiles,
+    initramfs: &[u8],
+) -> Result<Command, RigError> {
+    let write = |name: &str, bytes: &[u8]| {
+        let path = files.folder.join(name);
+        fs::write(&path, bytes).doing(format!("write {}", path.display())).map(|()| path)
+    };
+    let (topology, variation) = machine;
+    let topology = variation.memory.map_or_else(|| topology.clone(), |mib| topology.with_memory(mib));
+    let config = match device {
+        Device::MirrorGpu(_) => topology.config.clone(),
+        Device::Reference => topology.reference_config(),
+    };
+    let (config, initramfs) = (write("topology.cfg", config.as_bytes())?, write("initramfs", initramfs)?);
+    let mut command = tools.qemu.command();
+    command.args(["-nodefaults", "-no-user-config", "-no-reboot"]);
+    command.args(accel.arguments()).arg("-readconfig").arg(config);
+    if let Device::MirrorGpu(socket) = device {
+        command.arg("-set").arg(format!("chardev.gpu.path={}", socket.display()));
+    }
+    command.arg("-kernel").arg(&tools.kernel.image).arg("-initrd").arg(initramfs);
+    command.arg("-append").arg(format!("{GUEST_WORDS} {} {}", topology.guest, variation.guest));
+    Ok(command)
 }
 
 /// The console, the agent's port and the control socket.

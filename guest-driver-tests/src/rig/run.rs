@@ -10,6 +10,7 @@ use crate::rig::evidence;
 use crate::rig::guest::Guest;
 use crate::rig::initramfs::Initramfs;
 use crate::rig::instruments::{self, Verdicts};
+use crate::rig::modules::Modules;
 use crate::rig::options::Options;
 use crate::rig::packages::Tools;
 use crate::rig::process::wait_until;
@@ -30,23 +31,25 @@ use tempfile::TempDir;
 const DISPLAY_MODULE: &str = "virtio-gpu";
 /// What a driver in user space needs where there is an IOMMU.
 const VFIO_MODULES: [&str; 2] = ["vfio-pci", "vfio_iommu_type1"];
-/// The console of the kernel's own would draw beside the agent. And not every IOMMU here can remap interrupts, but the
-/// agent's driver uses none.
-const MODULE_PARAMETERS: [(&str, &str); 2] =
-    [("drm_kms_helper", "fbdev_emulation=0"), ("vfio_iommu_type1", "allow_unsafe_interrupts=1")];
 /// How long the screen may lag behind the guest's fences: the display is a peer of its own.
 const SCREEN_LIMIT: Duration = Duration::from_secs(10);
 
 /// All that runs have in common.
 #[derive(Clone)]
 pub struct Rig {
-    tools: Tools,
-    accel: Accel,
+    pub(super) tools: Tools,
+    pub(super) accel: Accel,
     agent: Vec<u8>,
     /// Our back-end; none where QEMU's own device is to be tested.
-    backend: Option<PathBuf>,
+    pub(super) backend: Option<PathBuf>,
     /// How it is to misbehave.
-    inject: Vec<String>,
+    pub(super) inject: Vec<String>,
+    /// The user's own modules.
+    modules: Vec<PathBuf>,
+    /// The user's own files.
+    initramfs: Option<PathBuf>,
+    /// Whether it knows how to judge QEMU: another than the checkout's may not.
+    pub(super) judges: bool,
     timeout: Duration,
     keep: bool,
 }
@@ -68,8 +71,10 @@ impl Rig {
         if !options.inject.is_empty() {
             say(&format!("The back-end is told to misbehave: {}", options.inject.join(", ")));
         }
-        let (inject, timeout, keep) = (options.inject.clone(), options.timeout, options.keep);
-        Ok(Self { tools, accel, agent, backend, inject, timeout, keep })
+        let (inject, judges) = (options.inject.clone(), options.backend.is_none());
+        let (modules, initramfs) = (options.module.clone(), options.initramfs.clone());
+        let (timeout, keep) = (options.timeout, options.keep);
+        Ok(Self { tools, accel, agent, backend, inject, modules, initramfs, judges, timeout, keep })
     }
 
     /// What runs are made with, by name.
@@ -108,26 +113,34 @@ impl Rig {
         (!stands_in).then(|| "QEMU's own device cannot stand in for its test device".to_owned())
     }
 
-    /// The agent as /init, with the modules that it loads and their order.
+    /// The agent as /init, with the modules that it loads and their order, over the user's own files.
     fn initramfs(&self, topology: &Topology, variation: &Variation) -> Result<Vec<u8>, RigError> {
-        let mut archive = Initramfs::new();
-        archive.program("init", &self.agent);
-        archive.folder("modules");
-        let mut list = String::new();
+        self.initramfs_with(topology, variation, |_| ())
+    }
+
+    /// The same with more in it.
+    pub(super) fn initramfs_with(
+        &self,
+        topology: &Topology,
+        variation: &Variation,
+        more: impl FnOnce(&mut Initramfs),
+    ) -> Result<Vec<u8>, RigError> {
         let vfio = VFIO_MODULES.iter().copied().filter(|_| topology.has_iommu());
         let wanted = topology.modules.iter().map(String::as_str).chain(vfio).chain([DISPLAY_MODULE]);
-        for module in wanted.chain(variation.modules.iter().copied()) {
-            for path in self.tools.kernel.module_with_dependencies(module)? {
-                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                let bytes = fs::read(&path).doing(format!("read {}", path.display()))?;
-                let stem = name.split('.').next().unwrap_or_default().replace('-', "_");
-                let parameters = MODULE_PARAMETERS.iter().find(|(module, _)| *module == stem);
-                list.push_str(&format!("{name} {}\n", parameters.map_or("", |(_, words)| words)));
-                archive.file(&format!("modules/{name}"), &bytes);
-            }
-        }
-        archive.file("modules/list", list.as_bytes());
-        Ok(archive.finish())
+        let wanted: Vec<_> = wanted.chain(variation.modules.iter().copied()).collect();
+        let modules = Modules::of(&self.tools.kernel, &wanted, &self.modules)?;
+        let mut archive = Initramfs::new();
+        archive.program("init", &self.agent);
+        modules.pack(&mut archive)?;
+        more(&mut archive);
+        let mut bytes = match &self.initramfs {
+            Some(path) => fs::read(path).doing(format!("read {}", path.display()))?,
+            None => Vec::new(),
+        };
+        // The kernel unpacks archives that follow one another, each from a multiple of four bytes on.
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes.extend(archive.finish());
+        Ok(bytes)
     }
 }
 
@@ -373,8 +386,10 @@ type Started = (QemuProcess, Guest, Option<Backend>, String);
 fn start(rig: &Rig, machine: (&Topology, &Variation), files: &RunFiles) -> Result<Started, RigError> {
     let initramfs = rig.initramfs(machine.0, machine.1)?;
     let program = rig.backend.as_deref();
+    // A device that misbehaves would judge wrongly.
+    let judges = rig.judges && rig.inject.is_empty();
     let mut backend = program
-        .map(|program| Backend::start(program, &files.folder, &rig.inject, machine.1.backend))
+        .map(|program| Backend::start(program, &files.folder, &rig.inject, machine.1.backend, judges))
         .transpose()?;
     let device = backend.as_ref().map_or(Device::Reference, |backend| Device::MirrorGpu(backend.socket()));
     let mut qemu = QemuProcess::start(&rig.tools, rig.accel, machine, &device, files, &initramfs)?;

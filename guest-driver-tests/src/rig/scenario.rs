@@ -8,6 +8,7 @@ use crate::rig::run::Run;
 use crate::rig::stats::{self, Stats};
 use crate::rig::topology::{Invalidations, Topology};
 use guest_agent::protocol::{Amount, Command, Drawn, Driver, Event};
+use serde_json::json;
 use std::time::{Duration, Instant};
 
 /// What a scenario draws, usually.
@@ -17,6 +18,8 @@ const CURSOR_PIXELS: u64 = 64 * 64;
 const HITS_TO_SHOW: u64 = 20;
 const TIME_TO_SHOW: Duration = Duration::from_secs(2);
 const HIT_LIMIT: Duration = Duration::from_secs(30);
+/// An audit asks for at most 16 pages a millisecond.
+const AUDIT_LIMIT: Duration = Duration::from_secs(30);
 /// An emulated guest that has other work beside it on a busy machine goes on drawing for a while.
 const SETTLE_LIMIT: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_millis(50);
@@ -34,6 +37,9 @@ pub enum Needs {
     Ats,
     /// A front-end that passes all feature bits of the device on.
     AllFeatures,
+    /// An IOMMU that is told of each unmap at once. (Whoever asks for a page whose end is about to be told leaves a fault
+    /// in the guest's log.)
+    Strict,
 }
 
 /// Whether a topology has what a scenario needs.
@@ -44,6 +50,7 @@ pub fn has(needs: Needs, topology: &Topology) -> bool {
         Needs::Iommu => topology.has_iommu(),
         Needs::Ats => topology.has_ats(),
         Needs::AllFeatures => topology.has_all_features(),
+        Needs::Strict => topology.invalidations == Invalidations::Strict,
     }
 }
 
@@ -112,6 +119,23 @@ pub(crate) fn invalidations(run: &mut Run<'_>) -> Result<(), RigError> {
     }
 }
 
+/// Every translation that the device holds is asked for again: none has ended without an INVALIDATE.
+pub(crate) fn audit(run: &mut Run<'_>) -> Result<(), RigError> {
+    settled(run)?;
+    let mut audit = run.control("audit", json!({ "restart": true }))?;
+    wait_until("The end of the audit", AUDIT_LIMIT, || {
+        let done = audit.as_ref().is_none_or(|audit| audit["state"] == "done");
+        if !done {
+            audit = run.control("audit", json!({}))?;
+        }
+        Ok(done)
+    })?;
+    let Some(audit) = audit else { return Ok(()) };
+    at_least("translations in the audit", audit["checked"].as_u64().unwrap_or(0), 1)?;
+    let is_good = audit["stale"] == json!([]) && audit["unanswered"] == 0 && audit["interrupted"] == false;
+    if is_good { Ok(()) } else { Err(RigError::check(format!("The audit has found: {audit}"))) }
+}
+
 /// The guest draws, while buffers come and go, until there is enough to look at: in lazy mode, invalidations that
 /// found work in flight; else, some frames.
 pub fn draw_under_invalidations(run: &mut Run<'_>) -> Result<Drawn, RigError> {
@@ -174,11 +198,17 @@ fn touches(stats: &Stats) -> [(&'static str, u64); 4] {
 
 /// The PCI driver is taken away from an idle device, the IOMMU's domain with it; then all is as after a boot.
 pub(crate) fn rebind_idle(run: &mut Run<'_>) -> Result<(), RigError> {
-    match run.ask("The screen's release", Command::Release)? {
-        Event::Released => settled(run)?,
-        other => return Err(unexpected(&other)),
-    };
+    release_screen(run)?;
+    settled(run)?;
     rebind(run, Driver::VirtioPci)
+}
+
+/// Nobody holds the screen any more.
+pub(crate) fn release_screen(run: &mut Run<'_>) -> Result<(), RigError> {
+    match run.ask("The screen's release", Command::Release)? {
+        Event::Released => Ok(()),
+        other => Err(unexpected(&other)),
+    }
 }
 
 /// The display's driver is taken away with transfers in flight; then all is as after a boot. (In between, misses may

@@ -113,6 +113,35 @@ impl Topology {
         Ok(topology)
     }
 
+    /// The machine as arguments of QEMU's: what the file's sections say, one `-machine`, `-object`, `-device` … each.
+    pub fn command_line(&self, socket: &Path) -> Vec<String> {
+        let mut words: Vec<String> = Vec::new();
+        for line in self.config.lines().map(str::trim) {
+            if let Some(section) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+                let (kind, id) = section.split_once(' ').unwrap_or((section, ""));
+                words.push(if kind == "memory" { "-m".into() } else { format!("-{kind}") });
+                let id = id.trim_matches('"');
+                words.push(if id.is_empty() { String::new() } else { format!("id={id}") });
+            } else if let Some((key, value)) = line.split_once('=').filter(|_| !line.starts_with('#'))
+                && let Some(last) = words.last_mut()
+            {
+                let (key, value) = (key.trim(), value.trim().trim_matches('"'));
+                // The first word of an option is what it is: it goes without its key, and first.
+                let is_kind = ["type", "qom-type", "driver", "backend", "size"].contains(&key);
+                if key == "path" {
+                    last.push_str(&format!(",path={}", socket.display()));
+                } else if is_kind && !last.contains('=') {
+                    *last = format!("{value}{last}");
+                } else if is_kind && last.starts_with("id=") {
+                    *last = format!("{value},{last}");
+                } else {
+                    last.push_str(&format!("{}{key}={value}", if last.is_empty() { "" } else { "," }));
+                }
+            }
+        }
+        words
+    }
+
     /// Whether the guest has an IOMMU.
     pub fn has_iommu(&self) -> bool {
         self.invalidations != Invalidations::None
@@ -202,6 +231,26 @@ mod tests {
             assert_eq!(more.matches(r#"size = "768M""#).count(), 2, "{more}");
             assert_eq!(&more.replace("768M", "512M"), config);
         }
+    }
+
+    #[test]
+    fn a_machine_can_be_given_on_a_command_line() {
+        let words = Topology::named("intel-iommu-strict").unwrap().command_line(Path::new("/s"));
+        let expected = [
+            "-machine",
+            "q35,memory-backend=mem0",
+            "-m",
+            "512M",
+            "-object",
+            "memory-backend-memfd,id=mem0,size=512M,share=on",
+            "-device",
+            "intel-iommu,id=iommu",
+            "-chardev",
+            "socket,id=gpu,path=/s",
+            "-device",
+            "vhost-user-gpu-pci,id=gpu,chardev=gpu,iommu_platform=on",
+        ];
+        assert_eq!(words, expected);
     }
 
     #[test]

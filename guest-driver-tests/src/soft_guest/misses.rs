@@ -44,6 +44,12 @@ pub enum Answer {
     /// UPDATE as QEMU sends it, but the reply only when [`super::front_end::FrontEnd::release_replies`] is called;
     /// the big lock is free meanwhile. QEMU never does so, others may.
     ServeTorn,
+    /// As [`Self::Serve`], but nobody waits for the acknowledgement of the UPDATE, nor asks for one.
+    ServeHasty,
+    /// As [`Self::Serve`], but the reply comes twice.
+    ServeTwice,
+    /// As [`Self::Serve`], but half of the reply's payload is missing.
+    ServeGarbled,
     /// Reply 1 and a fault in the log, although the page may be mapped.
     Refuse,
     /// Nothing, ever.
@@ -212,6 +218,11 @@ fn serve(core: &Core, channel: &UnixStream, message: &Message) -> Result<()> {
     };
     let Some(answer) = core.desk.decide(&miss) else { return Ok(()) };
     let torn = matches!(answer, Answer::ServeTorn);
+    let (copies, length) = match answer {
+        Answer::ServeTwice => (2, 8),
+        Answer::ServeGarbled => (1, 4),
+        _ => (1, 8),
+    };
     let mut link = core.link.lock();
     let Some(status) = answer_with(core, &mut link, &miss, answer)? else {
         core.desk.count(|counts| counts.ignored += 1);
@@ -227,9 +238,12 @@ fn serve(core: &Core, channel: &UnixStream, message: &Message) -> Result<()> {
         drop(link);
         core.desk.keep_reply_back();
     }
-    let flags = VERSION | REPLY;
-    wire::send(channel, request::BACKEND_IOTLB_MSG, flags, &status.to_le_bytes(), &[])
-        .map_err(Error::io("reply on the back-end channel"))
+    let payload = &status.to_le_bytes()[..length];
+    for _ in 0..copies {
+        wire::send(channel, request::BACKEND_IOTLB_MSG, VERSION | REPLY, payload, &[])
+            .map_err(Error::io("reply on the back-end channel"))?;
+    }
+    Ok(())
 }
 
 fn parse(message: &Message) -> Option<Miss> {
@@ -260,7 +274,13 @@ fn answer_with(core: &Core, link: &mut Link, miss: &Miss, answer: Answer) -> Res
             }
             Ok(Some(status))
         }
-        Answer::Serve | Answer::ServeRun | Answer::ServeTorn => {
+        Answer::ServeHasty => {
+            let Some(update) = update_for(core, miss.iova, miss.write, false) else { return Ok(Some(1)) };
+            link.send(request::IOTLB_MSG, VERSION, update.as_bytes(), &[])?;
+            core.desk.count(|counts| counts.updates += 1);
+            Ok(Some(0))
+        }
+        Answer::Serve | Answer::ServeRun | Answer::ServeTorn | Answer::ServeTwice | Answer::ServeGarbled => {
             let run = matches!(answer, Answer::ServeRun);
             let Some(update) = update_for(core, miss.iova, miss.write, run) else { return Ok(Some(1)) };
             send_update(core, link, &update)?;

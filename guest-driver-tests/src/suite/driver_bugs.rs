@@ -8,6 +8,7 @@ use crate::suite::machine::Then;
 use crate::suite::results::Level;
 use crate::suite::scenarios::ranges::{LONG, overtaken};
 use crate::suite::stage::{PAGES, Stage, pages};
+use crate::suite::table::OnStage;
 use job_stream::{Mode, Stream};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -20,6 +21,8 @@ pub struct DriverBug {
     pub what: &'static str,
     /// Whether only a guest without a VM can do it, and why.
     pub soft_only: Option<&'static str>,
+    /// Makes it, and notes what is said of it.
+    pub alone: OnStage,
     make: fn(&mut Stage<'_>, Mode) -> Result<Flag>,
 }
 
@@ -39,60 +42,70 @@ pub const ALL: [DriverBug; 10] = [
         name: "unmap-before-fence",
         what: "a buffer is unmapped while a job uses it",
         soft_only: None,
+        alone: |stage| alone(stage, "unmap-before-fence"),
         make: unmap_before_fence,
     },
     DriverBug {
         name: "reuse-in-flight",
         what: "a buffer in flight gets other memory at the same address",
         soft_only: None,
+        alone: |stage| alone(stage, "reuse-in-flight"),
         make: reuse_in_flight,
     },
     DriverBug {
         name: "wrong-fence",
         what: "the fence of another context is waited for, then the buffer is unmapped",
         soft_only: None,
+        alone: |stage| alone(stage, "wrong-fence"),
         make: wrong_fence,
     },
     DriverBug {
         name: "unmap-too-much",
         what: "an unmap takes a page of the neighbour along, which is in flight",
         soft_only: None,
+        alone: |stage| alone(stage, "unmap-too-much"),
         make: unmap_too_much,
     },
     DriverBug {
         name: "double-unmap",
         what: "a buffer is unmapped a second time, when its address is another's",
         soft_only: None,
+        alone: |stage| alone(stage, "double-unmap"),
         make: double_unmap,
     },
     DriverBug {
         name: "unref-not-awaited",
         what: "UNREF is sent, and the memory unmapped without waiting for its answer",
         soft_only: None,
+        alone: |stage| alone(stage, "unref-not-awaited"),
         make: unref_not_awaited,
     },
     DriverBug {
         name: "wrong-permission",
         what: "a buffer that a job writes is mapped for reading",
         soft_only: None,
+        alone: |stage| alone(stage, "wrong-permission"),
         make: wrong_permission,
     },
     DriverBug {
         name: "mapping-too-short",
         what: "fewer pages are mapped than the backing has",
         soft_only: None,
+        alone: |stage| alone(stage, "mapping-too-short"),
         make: mapping_too_short,
     },
     DriverBug {
         name: "use-after-unmap",
         what: "a job names a buffer that was unmapped long ago",
         soft_only: None,
+        alone: |stage| alone(stage, "use-after-unmap"),
         make: use_after_unmap,
     },
     DriverBug {
         name: "missing-flush",
         what: "memory is unmapped, and the IOMMU's caches are not flushed",
         soft_only: Some("a kernel's VFIO always flushes"),
+        alone: |stage| alone(stage, "missing-flush"),
         make: missing_flush,
     },
 ];
@@ -116,6 +129,16 @@ pub fn make(stage: &mut Stage<'_>, bug: &DriverBug) -> Result<Vec<String>> {
         stage.clear()?;
     }
     Ok(said)
+}
+
+/// Makes the bug of this name, and notes what is said of it.
+fn alone(stage: &mut Stage<'_>, name: &str) -> Result<()> {
+    for bug in ALL.iter().filter(|bug| bug.name == name) {
+        for said in make(stage, bug)? {
+            stage.note(said.lines().next().unwrap_or_default());
+        }
+    }
+    Ok(())
 }
 
 fn named(bug: &DriverBug, mode: Mode, failure: &Failure) -> Failure {

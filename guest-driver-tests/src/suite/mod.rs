@@ -10,6 +10,7 @@
 //! Scenarios are written once for both levels: what differs between a guest without a VM and a real one is a machine.
 
 pub mod driver_bugs;
+mod excerpt;
 pub mod failure;
 pub mod machine;
 pub mod real;

@@ -7,6 +7,7 @@ use crate::rig::scenario::{self, Needs};
 use crate::rig::topology::Topology;
 use crate::rig::variation::Variation;
 use crate::rig::vfio;
+use crate::suite::excerpt;
 use crate::suite::failure::{Failure, Result};
 use crate::suite::machine::vfio::VfioMachine;
 use crate::suite::results::{Case, Evidence, Level, Outcome};
@@ -148,6 +149,12 @@ impl RealPlace<'_> {
         }
     }
 
+    /// Does something with the driver in user space, in a guest of its own.
+    pub fn on_stage(&self, act: OnStage) -> (Outcome, Evidence) {
+        let shown = House::new(self).act(Act::Stage(act));
+        (shown.outcome.unwrap_or(Outcome::Broken("Nothing of it was run".into())), shown.evidence)
+    }
+
     fn case(&self, scenario: &Scenario, shown: Shown) -> Case {
         Case {
             number: scenario.number,
@@ -167,25 +174,40 @@ impl RealPlace<'_> {
         if let Some(reason) = self.rig.cannot_run(self.topology) {
             return Some(reason);
         }
-        let topology = self.topology;
-        let lacks = |has: bool, what: &str| (!has).then(|| what.to_owned());
-        match act {
-            Act::Stage(_) => lacks(
-                topology.has_iommu() && self.rig.has_backend(),
-                "a driver in user space takes the device by way of VFIO, which needs an IOMMU",
-            ),
-            Act::Stock(part) => lacks(
-                scenario::has(part.needs, topology),
-                match part.needs {
-                    Needs::Nothing => "",
-                    Needs::Screen => "it has no screen",
-                    Needs::Iommu => "it has no IOMMU",
-                    Needs::Ats => "it has no ATS",
-                    Needs::AllFeatures => "QEMU's vhost-user-gpu does not pass blobs and context-init on",
-                },
-            ),
+        if act.holder() == Holder::Vfio && !self.rig.has_backend() {
+            return Some("QEMU's own device takes no jobs".to_owned());
         }
+        lacks(act, self.topology).map(str::to_owned)
     }
+}
+
+/// What a topology lacks for something, if so.
+fn lacks(act: Act, topology: &Topology) -> Option<&'static str> {
+    let needs = match act {
+        Act::Stage(_) if topology.has_iommu() => return None,
+        Act::Stage(_) => {
+            return Some("a driver in user space takes the device by way of VFIO, which needs an IOMMU");
+        }
+        Act::Stock(part) => part.needs,
+    };
+    let what = match needs {
+        Needs::Nothing => "",
+        Needs::Screen => "it has no screen",
+        Needs::Iommu => "it has no IOMMU",
+        Needs::Ats => "it has no ATS",
+        Needs::Strict => "it has no IOMMU that is told of each unmap at once",
+        Needs::AllFeatures => "QEMU's vhost-user-gpu does not pass blobs and context-init on",
+    };
+    (!scenario::has(needs, topology)).then_some(what)
+}
+
+/// Why nothing of a scenario can be shown on a topology, if so.
+pub fn reason_against(scenario: &Scenario, topology: &Topology) -> Option<&'static str> {
+    let stages = scenario.on_stage(Level::Real).map(Act::Stage);
+    let acts = scenario.with_the_stock_driver().map(Act::Stock).chain(stages);
+    let mut reasons = acts.map(|act| lacks(act, topology));
+    let first = reasons.next()??;
+    reasons.all(|reason| reason.is_some()).then_some(first)
 }
 
 /// A guest that is up, or none.
@@ -223,7 +245,8 @@ impl<'h, 'r> House<'h, 'r> {
                 Shown { outcome: Some(soft::outcome(Err(failure))), ..Shown::default() }
             }
         };
-        if matches!(shown.outcome, Some(Outcome::Failed(_) | Outcome::Broken(_))) {
+        let is_lost = matches!(shown.outcome, Some(Outcome::Failed(_) | Outcome::Broken(_)));
+        if is_lost || act.variation().alone {
             self.guest = None;
         }
         shown.took = begin.elapsed();
@@ -294,16 +317,16 @@ const CLEAN_END: (u32, &str, &str, &str) =
     (112, "clean-end", "Platform", "Guest, QEMU and back-end end, and none has complained.");
 
 fn perform(run: &mut Run<'_>, act: Act, seed: u64) -> Shown {
-    let mark = run.console_mark();
+    let (begin, mark) = (Instant::now(), run.console_mark());
     let (log_before, last) = (run.backend_log().len(), last_violation(run));
     let mut shown = Shown::default();
     let result = match act {
-        Act::Stock(part) => (part.run)(run),
+        Act::Stock(part) => with_stock_driver(run, part),
         Act::Stage(act) => on_stage(run, act, seed, &mut shown.evidence),
     };
     let result = result.and_then(|()| no_troubles(run, mark));
     shown.evidence.reports = reports_after(run, last);
-    shown.evidence.trace = matches!(act, Act::Stage(_)).then(|| trace(run)).flatten();
+    shown.evidence.trace = matches!(act, Act::Stage(_)).then(|| trace(run, begin.elapsed())).flatten();
     if run.topology.has_display && matches!(act, Act::Stock(_)) {
         shown.evidence.screenshot = screenshot(run);
     }
@@ -316,6 +339,14 @@ fn perform(run: &mut Run<'_>, act: Act, seed: u64) -> Shown {
     shown.evidence.backend_log = run.backend_log().get(log_before..).unwrap_or_default().to_owned();
     shown.outcome = Some(soft::outcome(result.map_err(Failure::from)));
     shown
+}
+
+/// Who does not need the screen may count on nobody holding it: it is a context of the device.
+fn with_stock_driver(run: &mut Run<'_>, part: StockPart) -> std::result::Result<(), RigError> {
+    if part.needs != Needs::Screen {
+        scenario::release_screen(run)?;
+    }
+    (part.run)(run)
 }
 
 fn on_stage(
@@ -358,10 +389,10 @@ fn reports_after(run: &mut Run<'_>, last: u64) -> Vec<String> {
     new.filter_map(|one| one["report"].as_str().map(str::to_owned)).collect()
 }
 
-fn trace(run: &mut Run<'_>) -> Option<Value> {
+fn trace(run: &mut Run<'_>, took: Duration) -> Option<Value> {
     let path = run.folder().join("trace.json");
     run.control("record", json!({ "path": path })).ok()?;
-    serde_json::from_slice(&std::fs::read(&path).ok()?).ok()
+    excerpt::of(serde_json::from_slice(&std::fs::read(&path).ok()?).ok()?, took)
 }
 
 fn screenshot(run: &mut Run<'_>) -> Option<Vec<u8>> {

@@ -103,6 +103,23 @@ impl Plan<'_> {
     }
 }
 
+/// As many guests as there are processors, and memory for: about 1 GiB each.
+pub fn usual_jobs() -> usize {
+    processors().min(memory_mib() / 1_024).max(1)
+}
+
+/// Processors that this process may use.
+pub fn processors() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// MiB of memory that can be had (linux: Documentation/filesystems/proc.rst, MemAvailable).
+pub fn memory_mib() -> usize {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<usize>().ok()).unwrap_or(0) / 1_024
+}
+
 /// Does something for each item, for so many at a time.
 fn side_by_side<T: Sync>(count: usize, items: &[T], each: impl Fn(&T) + Sync) {
     let next = AtomicUsize::new(0);

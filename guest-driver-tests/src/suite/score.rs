@@ -75,6 +75,21 @@ const DEVICE_BUGS: [DeviceBug; 12] = [
     },
 ];
 
+/// The names of the device's bugs.
+pub fn device_bugs() -> impl Iterator<Item = &'static str> {
+    DEVICE_BUGS.iter().map(|bug| bug.name)
+}
+
+/// What is injected for a bug of the device, and the scenarios that are counted on to catch it.
+pub fn counted_on(name: &str) -> (&'static [&'static str], &'static [u32]) {
+    DEVICE_BUGS.iter().find(|bug| bug.name == name).map_or((&[], &[]), |bug| (bug.inject, bug.soft))
+}
+
+/// Whether a bug of the device is caught in the soft guest by something that a real guest cannot do.
+pub fn is_soft_only(name: &str) -> bool {
+    DEVICE_BUGS.iter().any(|bug| bug.name == name && bug.soft != bug.real)
+}
+
 /// How much of the matrix is tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Breadth {

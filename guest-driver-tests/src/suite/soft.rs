@@ -2,6 +2,7 @@
 //! knows nothing of what a scenario does.
 
 use crate::soft_guest::{Backend, GuestConfig};
+use crate::suite::excerpt;
 use crate::suite::failure::{Failure, Result};
 use crate::suite::machine::soft::SoftMachine;
 use crate::suite::results::{Case, Evidence, Level, Outcome};
@@ -59,6 +60,7 @@ impl SoftPlace {
         evidence: &mut Evidence,
         act: impl FnOnce(&mut Stage<'_>) -> Result<()>,
     ) -> Result<()> {
+        let begin = Instant::now();
         let injected = self.inject.iter().flat_map(|bug| ["--inject", bug.as_str()]);
         let arguments: Vec<&str> = ARGUMENTS.into_iter().chain(injected).collect();
         let backend = Backend::start(&arguments)?;
@@ -70,7 +72,7 @@ impl SoftPlace {
         evidence.numbers.extend(numbers);
         evidence.notes.extend(notes);
         evidence.reports.extend(reports(&mut stage));
-        evidence.trace = trace(&backend).or(evidence.trace.take());
+        evidence.trace = trace(&backend, begin.elapsed()).or(evidence.trace.take());
         evidence.backend_log.push_str(&backend.stderr());
         result
     }
@@ -93,9 +95,9 @@ fn reports(stage: &mut Stage<'_>) -> Vec<String> {
     reports.filter_map(|one| one["report"].as_str().map(str::to_owned)).collect()
 }
 
-fn trace(backend: &Backend) -> Option<Value> {
+fn trace(backend: &Backend, took: Duration) -> Option<Value> {
     let path = backend.directory().join("trace.json");
     let mut control = backend.control().ok()?;
     control.execute_with("record", json!({ "path": path })).ok()?;
-    serde_json::from_slice(&std::fs::read(&path).ok()?).ok()
+    excerpt::of(serde_json::from_slice(&std::fs::read(&path).ok()?).ok()?, took)
 }

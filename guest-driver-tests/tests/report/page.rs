@@ -141,6 +141,16 @@ fn what_did_not_pass_comes_first_and_skips_stand_under_their_reason() {
 }
 
 #[test]
+fn a_run_for_the_score_alone_says_how_many_bugs_got_away() {
+    let score = Results { cases: Vec::new(), ..results().clone() };
+    let seen = look(&html::render(&score));
+    assert!(seen.text.contains("1 of 8 seeded bugs got away") && !seen.text.contains("Scenarios and places"));
+    for (link, _) in &seen.links {
+        assert!(seen.ids.iter().any(|id| link.strip_prefix('#') == Some(id)), "{link} leads nowhere");
+    }
+}
+
+#[test]
 fn a_page_stays_small_however_much_was_said_and_says_what_it_leaves_out() {
     let (small, _) = page();
     assert!(small.len() < 1 << 20, "{}", small.len());

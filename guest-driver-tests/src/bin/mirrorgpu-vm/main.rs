@@ -1,6 +1,11 @@
 //! `mirrorgpu-vm`: boots guests against MirrorGPU and puts their drivers through the scenarios.
 
+mod break_bug;
+mod demo;
+mod doctor;
 mod list;
+mod qemu_args;
+mod shell;
 mod test;
 
 use clap::{Parser, Subcommand};
@@ -25,6 +30,14 @@ enum Verb {
     Test(Box<test::Arguments>),
     /// List the scenarios, and where each is shown
     List(list::Arguments),
+    /// Boot a guest with the device, and give its console to you: a shell, or a root file system of your own
+    Run(Box<shell::Arguments>),
+    /// Show it: a picture from a guest behind an IOMMU, jobs in every mode, and bugs that are found
+    Demo(Box<demo::Arguments>),
+    /// Say what is here, what is missing, and what will be skipped because of it
+    Doctor(Box<doctor::Arguments>),
+    /// Print what your own launcher (virtme-ng, syzkaller, LAVA, …) has to give QEMU and the back-end
+    QemuArgs(qemu_args::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -32,6 +45,10 @@ fn main() -> ExitCode {
     let done = match arguments.command {
         Verb::Test(arguments) => test::run(&arguments),
         Verb::List(arguments) => list::run(&arguments),
+        Verb::Run(arguments) => shell::run(&arguments),
+        Verb::Demo(arguments) => demo::run(&arguments),
+        Verb::Doctor(arguments) => doctor::run(&arguments),
+        Verb::QemuArgs(arguments) => qemu_args::run(&arguments),
     };
     done.map_or_else(|error| failed(&error), ExitCode::from)
 }

@@ -123,7 +123,7 @@ fn cases(
         rig: rig.as_ref(),
         topologies,
         seed,
-        side_by_side: arguments.jobs.unwrap_or_else(usual_jobs),
+        side_by_side: arguments.jobs.unwrap_or_else(runner::usual_jobs),
     };
     teller.begin(plan.cases());
     Ok(plan.run(&|case| teller.case(case)))
@@ -168,9 +168,4 @@ fn write_files(arguments: &Arguments, results: &Results) -> Result<(), RigError>
     })?;
     write(&arguments.ktap, &|| Ok(ktap::render(results)))?;
     write(&arguments.html, &|| Ok(html::render(results)))
-}
-
-/// As many guests as there are processors, and 1 GiB of memory each.
-fn usual_jobs() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }

@@ -80,6 +80,11 @@ impl Teller {
         }
     }
 
+    /// Something else is to be said meanwhile: in lines of its own, above the bar.
+    pub fn say(&self, what: &str) {
+        self.lock().say(what);
+    }
+
     /// The run is over. The last line has the counts and nothing else.
     pub fn end(&self, results: &Results) {
         let mut inner = self.lock();

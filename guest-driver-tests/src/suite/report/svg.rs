@@ -309,7 +309,10 @@ impl Canvas<'_> {
         let Span { from, to } = self.line.window;
         let (step, ticks) = labels::ticks(from, to);
         let mut row = Self::row();
-        let zero = format!("0 = {}", self.line.zero);
+        let zero = match self.line.zero.as_str() {
+            "" => "0".to_owned(),
+            what => format!("0 = {what}"),
+        };
         let zero = (from <= 0.0).then(|| word_at(&mut row, self.x(0.0), y + 18.0, &zero));
         html! {
             path.rule d={ "M0 " (y) "H" (WIDTH) } {}

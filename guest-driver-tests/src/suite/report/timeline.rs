@@ -1,6 +1,8 @@
 //! Which part of a trace tells the story of a drain: a window around the drain that matters most, what is in it, and how
 //! much is not. Knows traces; knows nothing of pictures.
 
+use std::collections::BTreeSet;
+
 use super::super::super::rig::report::duration;
 use super::trace::{Drain, Engine, Mark, Miss, Sign, Span, Trace};
 
@@ -16,10 +18,12 @@ const END: f64 = 20_000.0;
 pub struct Timeline {
     /// What it shows, in a sentence.
     pub headline: String,
-    /// What lies at 0, in a word or two.
+    /// What lies at 0, in a word or two; empty: nothing, it is where the window begins.
     pub zero: String,
     /// From where to where.
     pub window: Span,
+    /// The same in the trace's own time.
+    pub absolute: Span,
     /// The drain that it is about: its place in `drains`.
     pub subject: Option<usize>,
     /// The job that it is about.
@@ -57,7 +61,7 @@ impl Timeline {
         let (zero, name) = match (subject, verdict) {
             (Some(drain), _) => (drain.at.from, name(drain)),
             (None, Some((_, at))) => (at, "the verdict".to_owned()),
-            (None, None) => (window.from, "here".to_owned()),
+            (None, None) => (window.from, String::new()),
         };
         let headline = match (subject, verdict) {
             (Some(drain), _) => story(trace, drain),
@@ -74,6 +78,7 @@ impl Timeline {
             headline: String::new(),
             zero: String::new(),
             window: trace.at,
+            absolute: trace.at,
             subject: None,
             job: None,
             engines: Vec::new(),
@@ -98,17 +103,25 @@ impl Timeline {
 fn subject(trace: &Trace) -> Option<&Drain> {
     let waited = trace.drains.iter().filter(|drain| drain.parked.is_some());
     let longest = |a: &&Drain, b: &&Drain| a.at.length().total_cmp(&b.at.length());
-    let found_out = |drain: &&Drain| trace.accused().any(|(job, _)| drain.job == Some(job));
+    let accused: BTreeSet<u64> = trace.accused().map(|(job, _)| job).collect();
+    let found_out = |drain: &&Drain| drain.job.is_some_and(|job| accused.contains(&job));
     waited.clone().filter(found_out).max_by(longest).or_else(|| waited.max_by(longest))
 }
 
-/// A window around a drain, with the life of its job as far as that is not much longer.
+/// A window around a drain, with the life of its job as far as that is not much longer: from its submit, or at least from
+/// when an engine took it, to its end and what was found out about it.
 fn around(trace: &Trace, drain: Span, job: Option<u64>) -> Span {
-    let (earliest, latest) = (drain.from - drain.length(), drain.to + drain.length());
-    let submitted =
-        job.and_then(|job| trace.submitted(job)).filter(|at| (earliest..=drain.from).contains(at));
-    let ended = job.and_then(|job| trace.ended(job)).filter(|at| (drain.to..=latest).contains(at));
-    let (from, to) = (submitted.unwrap_or(drain.from), ended.unwrap_or(drain.to));
+    let (earliest, latest) = (drain.from - 2.0 * drain.length(), drain.to + 3.0 * drain.length());
+    let before = |at: &f64| (earliest..=drain.from).contains(at);
+    let taken = |job: u64| {
+        let holds = trace.engines.iter().flat_map(|engine| &engine.holds).filter(move |hold| hold.job == job);
+        holds.map(|hold| hold.at.from).filter(before).max_by(f64::total_cmp)
+    };
+    let begin = job.and_then(|job| trace.submitted(job).filter(before).or_else(|| taken(job)));
+    let verdicts = trace.accused().filter(|(accused, _)| job == Some(*accused)).map(|(_, at)| at);
+    let after = verdicts.chain(job.and_then(|job| trace.ended(job)));
+    let end = after.filter(|at| (drain.to..=latest).contains(at)).max_by(f64::total_cmp);
+    let (from, to) = (begin.unwrap_or(drain.from), end.unwrap_or(drain.to));
     let margin = ((to - from) * MARGIN).max(LEAST);
     Span { from: from - margin, to: to + margin }
 }
@@ -148,6 +161,7 @@ fn cut(trace: &Trace, window: Span, zero: f64, mut line: Timeline, subject: Opti
     let moved = |span: Span| Span { from: span.from - zero, to: span.to - zero };
     let inside = |at: &f64| (window.from..=window.to).contains(at);
     line.window = moved(window);
+    line.absolute = window;
     line.recorded.0 = (window.to.min(trace.at.to) - window.from.max(trace.at.from)).max(0.0);
     line.events.0 = trace.events.iter().filter(|at| inside(at)).count();
     for drain in trace.drains.iter().filter(|drain| drain.at.meets(window)) {
@@ -220,7 +234,7 @@ mod tests {
         assert_eq!(line.window, Span { from: -500.0 - 136.0, to: 1_200.0 + 136.0 });
         assert_eq!(line.drains[0].at, Span { from: 0.0, to: 1_000.5 });
         assert_eq!(line.headline, "INVALIDATE 1 of 0x1000+0x1000: its ack waited 1.0 ms for job 1");
-        assert_eq!(line.not_shown(), "2.0 ms of 80.6 ms that were recorded; 7 of 14 events are not shown.");
+        assert_eq!(line.not_shown(), "1.8 ms of 80.6 ms that were recorded; 7 of 14 events are not shown.");
     }
 
     #[test]

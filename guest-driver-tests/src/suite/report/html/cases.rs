@@ -9,9 +9,8 @@ use maud::{Markup, html};
 
 use super::super::super::results::{Case, Outcome};
 use super::super::timeline::Timeline;
-use super::super::trace::Trace;
 use super::super::{svg, text, told};
-use super::{Page, matrix, sign};
+use super::{Entry, Page, matrix, sign};
 
 /// Bytes of a message or a report, of a console or a log of a case that did not pass, and of one that did.
 const MESSAGE: usize = 16 << 10;
@@ -43,22 +42,20 @@ impl Room {
     }
 }
 
-fn did_not_pass(case: &Case) -> bool {
-    matches!(case.outcome, Outcome::Failed(_) | Outcome::Broken(_))
-}
-
 /// Cases that did not pass, and those that did and have a trace.
 pub(super) fn sections(page: &Page<'_>) -> Markup {
-    let (room, bad) = (Room::new(), page.results.cases.iter().filter(|case| did_not_pass(case)).count());
-    let with_trace = |case: &Case| case.outcome == Outcome::Passed && timeline(case).is_some();
+    let bad: Vec<&Entry<'_>> = page.of(Entry::did_not_pass).collect();
+    let traced = |entry: &Entry<'_>| entry.case.outcome == Outcome::Passed && entry.timeline.is_some();
+    let traced: Vec<&Entry<'_>> = page.of(traced).collect();
+    let room = Room::new();
     html! {
-        @if bad > 0 {
+        @if !bad.is_empty() {
             section #failures {
                 h2 { "What did not pass" }
-                @for (case, anchor) in page.cases().filter(|(case, _)| did_not_pass(case)) {
-                    article class={ "case " (sign(&case.outcome).0) } id=(anchor) {
-                        h3 { (heading(case)) }
-                        (evidence(case, LONG, &room))
+                @for entry in bad {
+                    article class={ "case " (sign(&entry.case.outcome).0) } id=(entry.anchor) {
+                        h3 { (heading(entry.case)) }
+                        (evidence(entry, LONG, &room))
                     }
                 }
             }
@@ -67,11 +64,11 @@ pub(super) fn sections(page: &Page<'_>) -> Markup {
             h2 { "Timelines of what passed" }
             p #how { (HOW) }
             @let room = Room::new();
-            @if !page.results.cases.iter().any(with_trace) { p { "No case that passed has a trace." } }
-            @for (case, anchor) in page.cases().filter(|(case, _)| with_trace(case)) {
-                article.case.passed id=(anchor) {
-                    h3 { (heading(case)) }
-                    (evidence(case, SHORT, &room))
+            @if traced.is_empty() { p { "No case that passed has a trace." } }
+            @for entry in traced {
+                article.case.passed id=(entry.anchor) {
+                    h3 { (heading(entry.case)) }
+                    (evidence(entry, SHORT, &room))
                 }
             }
         }
@@ -81,14 +78,14 @@ pub(super) fn sections(page: &Page<'_>) -> Markup {
 /// Cases that passed and have no trace.
 pub(super) fn passed(page: &Page<'_>) -> Markup {
     let room = Room::new();
-    let plain = |case: &Case| case.outcome == Outcome::Passed && timeline(case).is_none();
+    let plain = |entry: &Entry<'_>| entry.case.outcome == Outcome::Passed && entry.timeline.is_none();
     html! {
         section #passed {
             h2 { "Passed" }
-            @for (case, anchor) in page.cases().filter(|(case, _)| plain(case)) {
-                details.case.passed id=(anchor) {
-                    summary { (heading(case)) }
-                    (evidence(case, SHORT, &room))
+            @for entry in page.of(plain) {
+                details.case.passed id=(entry.anchor) {
+                    summary { (heading(entry.case)) }
+                    (evidence(entry, SHORT, &room))
                 }
             }
         }
@@ -110,10 +107,10 @@ pub(super) fn skips(page: &Page<'_>) -> Markup {
             h2 { "Skipped, and why" }
             @if reasons.is_empty() { p { "Nothing was skipped." } }
             @for reason in reasons {
-                @let same = |case: &Case| told(&case.outcome) == ("skipped", reason);
+                @let same = |entry: &Entry<'_>| told(&entry.case.outcome) == ("skipped", reason);
                 div.skip {
                     p { (text::beginning(reason, MESSAGE)) }
-                    ul { @for (case, anchor) in page.cases().filter(|(case, _)| same(case)) {
+                    ul { @for Entry { case, anchor, .. } in page.of(same) {
                         li id=(anchor) { (case.id()) " " span.place { (text::one_line(&case.place())) } }
                     } }
                 }
@@ -131,18 +128,15 @@ fn heading(case: &Case) -> Markup {
     }
 }
 
-fn timeline(case: &Case) -> Option<Timeline> {
-    Some(Timeline::of(&Trace::of(case.evidence.trace.as_ref()?)?))
-}
-
-fn evidence(case: &Case, most: usize, room: &Room) -> Markup {
+fn evidence(entry: &Entry<'_>, most: usize, room: &Room) -> Markup {
+    let Entry { case, timeline, .. } = entry;
     let evidence = &case.evidence;
     let (_, message) = told(&case.outcome);
-    let bad = did_not_pass(case);
+    let bad = entry.did_not_pass();
     html! {
         p.promise { (case.promise) " " a.back href={ "#" (matrix::row(&case.id())) } { "to the matrix" } }
         @if !message.is_empty() { (self::message(message, room)) }
-        @if let Some(line) = timeline(case) { (figure(&line, room)) }
+        @if let Some(line) = timeline { (figure(line, &timeline_of(case), room)) }
         (reports(&evidence.reports, bad, room))
         @if !evidence.numbers.is_empty() {
             dl.numbers { @for (name, value) in &evidence.numbers {
@@ -182,12 +176,16 @@ fn reports(reports: &[String], open: bool, room: &Room) -> Markup {
     }
 }
 
-fn figure(line: &Timeline, room: &Room) -> Markup {
+fn timeline_of(case: &Case) -> String {
+    format!("Timeline of {} at {}", case.id(), text::one_line(&case.place()))
+}
+
+fn figure(line: &Timeline, label: &str, room: &Room) -> Markup {
     let picture = svg::inline(line);
     html! {
         @if room.take(picture.0.len()) {
             figure {
-                div.scroll tabindex="0" role="region" aria-label="Timeline" { (picture) }
+                div.scroll tabindex="0" role="region" aria-label=(label) { (picture) }
                 figcaption { (line.not_shown()) " " a href="#how" { "How to read this" } }
             }
         } @else { (left_out("The timeline")) }

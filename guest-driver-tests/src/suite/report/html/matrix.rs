@@ -4,7 +4,7 @@ use maud::{Markup, html};
 
 use super::super::super::results::Case;
 use super::super::text;
-use super::{Page, sign, slug};
+use super::{Entry, Page, sign, slug};
 
 pub(super) fn section(page: &Page<'_>) -> Markup {
     html! {
@@ -41,7 +41,7 @@ fn groups<'a>(page: &Page<'a>) -> Vec<&'a str> {
 
 fn rows(page: &Page<'_>, group: &str) -> Markup {
     let mut scenarios: Vec<&Case> = Vec::new();
-    for (case, _) in page.cases().filter(|(case, _)| case.group == group) {
+    for Entry { case, .. } in page.of(|entry| entry.case.group == group) {
         if scenarios.iter().all(|known| known.id() != case.id()) {
             scenarios.push(case);
         }
@@ -68,10 +68,11 @@ pub(super) fn row(id: &str) -> String {
 }
 
 fn cells(page: &Page<'_>, scenario: &Case, place: &str) -> Markup {
-    let here =
-        |case: &Case| case.number == scenario.number && case.name == scenario.name && case.place() == place;
+    let here = |Entry { case, .. }: &Entry<'_>| {
+        case.number == scenario.number && case.name == scenario.name && case.place() == place
+    };
     html! {
-        @for (case, anchor) in page.cases().filter(|(case, _)| here(case)) {
+        @for Entry { case, anchor, .. } in page.of(here) {
             @let (word, sign) = sign(&case.outcome);
             a class={ "cell " (word) } href={ "#" (anchor) } title={ (case.id()) " at " (text::one_line(place)) ": " (word) } {
                 span.sign aria-hidden="true" { (sign) } span.unseen { (word) }

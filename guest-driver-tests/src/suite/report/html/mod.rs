@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::super::results::{Case, Counts, Outcome, Results};
+use super::timeline::Timeline;
+use super::trace::Trace;
 use super::{places, svg, text, told};
 
 const STYLE: &str = include_str!("page.css");
@@ -27,25 +29,39 @@ pub fn render(results: &Results) -> String {
 struct Page<'a> {
     results: &'a Results,
     places: Vec<String>,
-    /// What each case is called in links.
-    anchors: Vec<String>,
+    entries: Vec<Entry<'a>>,
+}
+
+/// A case on the page.
+struct Entry<'a> {
+    case: &'a Case,
+    /// What it is called in links.
+    anchor: String,
+    /// What its trace shows; taken apart once, for it may be long.
+    timeline: Option<Timeline>,
+}
+
+impl Entry<'_> {
+    fn did_not_pass(&self) -> bool {
+        matches!(self.case.outcome, Outcome::Failed(_) | Outcome::Broken(_))
+    }
 }
 
 impl<'a> Page<'a> {
     fn new(results: &'a Results) -> Self {
         let mut seen: BTreeMap<String, usize> = BTreeMap::new();
-        let mut anchor = |case: &Case| {
+        let mut entry = |case: &'a Case| {
             let anchor = slug(&format!("{}--{}", case.id(), case.place()));
             let times = seen.entry(anchor.clone()).and_modify(|times| *times += 1).or_insert(1);
-            if *times == 1 { anchor } else { format!("{anchor}--{times}") }
+            let anchor = if *times == 1 { anchor } else { format!("{anchor}--{times}") };
+            let trace = case.evidence.trace.as_ref().and_then(Trace::of);
+            Entry { case, anchor, timeline: trace.map(|trace| Timeline::of(&trace)) }
         };
-        let anchors = results.cases.iter().map(&mut anchor).collect();
-        Self { results, places: places(results), anchors }
+        Self { results, places: places(results), entries: results.cases.iter().map(&mut entry).collect() }
     }
 
-    /// The cases with their anchors, in their order.
-    fn cases(&self) -> impl Iterator<Item = (&'a Case, &str)> {
-        self.results.cases.iter().zip(self.anchors.iter().map(String::as_str))
+    fn of(&self, wanted: impl Fn(&Entry<'a>) -> bool) -> impl Iterator<Item = &Entry<'a>> {
+        self.entries.iter().filter(move |entry| wanted(entry))
     }
 }
 
@@ -76,24 +92,30 @@ fn page(page: &Page<'_>) -> Markup {
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta http-equiv="Content-Security-Policy" content=(POLICY);
                 meta name="color-scheme" content="light dark";
-                title { (summary(counts)) " · MirrorGPU guest driver tests" }
+                title { (summary(page.results)) " · MirrorGPU guest driver tests" }
                 style { (PreEscaped(STYLE)) (PreEscaped(svg::STYLE)) }
             }
             body {
                 (header(page, counts))
                 main {
-                    (matrix::section(page))
-                    (cases::sections(page))
+                    @if !page.entries.is_empty() {
+                        (matrix::section(page))
+                        (cases::sections(page))
+                    }
                     (score::section(page))
-                    (cases::skips(page))
-                    (cases::passed(page))
+                    @if !page.entries.is_empty() {
+                        (cases::skips(page))
+                        (cases::passed(page))
+                    }
                 }
             }
         }
     }
 }
 
-fn summary(counts: Counts) -> String {
+/// What came of it, in a line; a run for the score has no cases.
+fn summary(results: &Results) -> String {
+    let (counts, bugs) = (results.counts(), results.score.len());
     let parts = [
         (counts.failed, "failed"),
         (counts.broken, "broken"),
@@ -102,16 +124,23 @@ fn summary(counts: Counts) -> String {
     ];
     let told = parts.iter().filter(|(count, _)| *count > 0).map(|(count, word)| format!("{count} {word}"));
     let told = told.collect::<Vec<_>>().join(", ");
-    if told.is_empty() { "Nothing ran".to_owned() } else { told }
+    match (told.is_empty(), bugs) {
+        (false, _) => told,
+        (true, 0) => "Nothing ran".to_owned(),
+        (true, _) => {
+            let away = results.score.iter().filter(|row| score::got_away(row)).count();
+            format!("{away} of {bugs} seeded bugs got away")
+        }
+    }
 }
 
 fn header(page: &Page<'_>, counts: Counts) -> Markup {
     let results = page.results;
-    let bad = |case: &Case| matches!(case.outcome, Outcome::Failed(_) | Outcome::Broken(_));
+    let bad: Vec<&Entry<'_>> = page.of(Entry::did_not_pass).collect();
     html! {
         header {
             p.product { "MirrorGPU guest driver tests" }
-            h1 { (summary(counts)) }
+            h1 { (summary(results)) }
             div.bar aria-hidden="true" {
                 @for (word, count) in [("failed", counts.failed), ("broken", counts.broken),
                     ("passed", counts.passed), ("skipped", counts.skipped)] {
@@ -121,9 +150,9 @@ fn header(page: &Page<'_>, counts: Counts) -> Markup {
             p.when {
                 (humantime::format_rfc3339_seconds(results.started)) ", took " (text::took(results.took))
             }
-            @if results.cases.iter().any(bad) {
+            @if !bad.is_empty() {
                 ul.first {
-                    @for (case, anchor) in page.cases().filter(|(case, _)| bad(case)) {
+                    @for Entry { case, anchor, .. } in &bad {
                         @let (word, sign) = sign(&case.outcome);
                         li class=(word) {
                             span.sign aria-hidden="true" { (sign) } " "
@@ -139,12 +168,14 @@ fn header(page: &Page<'_>, counts: Counts) -> Markup {
                 }
             }
             nav aria-label="Parts of this page" {
-                a href="#matrix" { "Matrix" }
-                @if results.cases.iter().any(bad) { a href="#failures" { "Failures" } }
-                a href="#timelines" { "Timelines" }
+                @if !page.entries.is_empty() { a href="#matrix" { "Matrix" } }
+                @if !bad.is_empty() { a href="#failures" { "Failures" } }
+                @if !page.entries.is_empty() { a href="#timelines" { "Timelines" } }
                 @if !results.score.is_empty() { a href="#score" { "Score" } }
-                a href="#skips" { "Skips" }
-                a href="#passed" { "Passed" }
+                @if !page.entries.is_empty() {
+                    a href="#skips" { "Skips" }
+                    a href="#passed" { "Passed" }
+                }
             }
         }
     }

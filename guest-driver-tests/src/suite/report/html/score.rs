@@ -39,7 +39,7 @@ pub(super) fn section(page: &Page<'_>) -> Markup {
     }
 }
 
-fn got_away(row: &Score) -> bool {
+pub(super) fn got_away(row: &Score) -> bool {
     row.caught_by.is_empty() && row.cannot_show.is_none()
 }
 

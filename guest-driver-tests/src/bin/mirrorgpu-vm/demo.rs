@@ -1,12 +1,12 @@
-//! `cargo demo`: a picture from a real guest behind a vIOMMU, in strict and in lazy mode, with jobs beside it in every
+//! `mirrorgpu-vm demo`: a picture from a real guest behind a vIOMMU, in strict and in lazy mode, with jobs beside it in every
 //! mode of the device; then a driver's bugs, made on purpose, and the report that catches them.
 
-use clap::Parser;
+use crate::break_bug;
 use guest_agent::protocol::{Amount, Drawn};
 use guest_driver_tests::rig::blame::{self, Blame};
 use guest_driver_tests::rig::error::RigError;
 use guest_driver_tests::rig::jobs::{self, ModeRun};
-use guest_driver_tests::rig::options::{self, Options};
+use guest_driver_tests::rig::options::Options;
 use guest_driver_tests::rig::report::{self, say};
 use guest_driver_tests::rig::run::{Rig, Run};
 use guest_driver_tests::rig::scenario;
@@ -15,7 +15,6 @@ use guest_driver_tests::rig::topology::Topology;
 use guest_driver_tests::rig::workspace;
 use guest_driver_tests::soft_guest::{self, demo};
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 /// The topologies to show, with the name of each column.
 const MODES: [(&str, &str); 2] = [("strict", "intel-iommu-strict"), ("lazy", "intel-iommu-lazy")];
@@ -24,14 +23,16 @@ const BREAKS: &str = "lazy";
 const TRACE: &str = "mirrorgpu-trace.json";
 const AMOUNT: Amount = Amount { page_flips: 40, dirty_flushes: 10, cursor_moves: 60 };
 
-/// Boots a Linux guest behind an IOMMU, has it draw on MirrorGPU and run jobs, takes its screen, and shows what the
-/// mirror did; then breaks something on purpose, and shows who is blamed.
-#[derive(Parser)]
-#[command(name = "cargo demo", version)]
-struct Arguments {
+/// What `demo` understands.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
     /// Without a virtual machine: the soft guest, a driver and an IOMMU in one process
     #[arg(long)]
     soft: bool,
+    /// Only break something, and show who finds out: a bug of a driver (reuse-in-flight, …) or of the device
+    /// (drop-zap, …); `mirrorgpu-vm test --score` names them all
+    #[arg(long = "break", value_name = "BUG", value_parser = break_bug::names())]
+    breaks: Option<String>,
     #[command(flatten)]
     options: Options,
 }
@@ -48,16 +49,14 @@ struct Shown {
     blame: Option<Blame>,
 }
 
-fn main() -> ExitCode {
-    let arguments: Arguments = options::parse();
-    let shown = if arguments.soft { soft_guest() } else { real_guests(&arguments.options) };
-    match shown.and_then(|shown| conclude(&shown)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("cargo demo: {error}");
-            ExitCode::FAILURE
-        }
+/// Shows it.
+pub(crate) fn run(arguments: &Arguments) -> Result<u8, RigError> {
+    if let Some(bug) = &arguments.breaks {
+        return break_bug::run(bug, arguments.soft, &arguments.options);
     }
+    let shown = if arguments.soft { soft_guest()? } else { real_guests(&arguments.options)? };
+    conclude(&shown)?;
+    Ok(0)
 }
 
 /// The same without a virtual machine.

@@ -1,0 +1,427 @@
+//! MISSes and what answers them: each is answered once, in order, by an UPDATE that covers what was asked and a reply
+//! that says success, or by a reply that says no. Knows nothing of sockets, of the mirror, or of memory.
+//!
+//! The UPDATE and the reply come on two sockets, so a reply may be read before an UPDATE that was sent ahead of it, if
+//! the front-end did not wait for our ack. A success without its UPDATE is therefore *unsettled* until the main socket
+//! was seen empty after it.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use device_model::addr::{Access, ByteRange, Iova};
+use device_model::mmu::miss::MissRequest;
+
+use super::book::Book;
+use super::rules::Rule;
+use crate::vhost_user::iotlb::Update;
+
+/// A MISS that was late is given up for good after so many miss timeouts more.
+const PATIENCE: u32 = 9;
+
+/// A MISS that was sent.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    page: ByteRange<Iova>,
+    access: Access,
+    sent: Duration,
+    /// An UPDATE came that covers the page and allows the access.
+    updated: bool,
+    /// An INVALIDATE of the page came between, or an UPDATE that was found fault with in itself.
+    excused: bool,
+    /// An UPDATE came that belongs here and does not do.
+    short: Option<Update>,
+    /// When the miss timeout was over.
+    late: Option<Duration>,
+    /// It was found to be unanswered.
+    told: bool,
+}
+
+impl Asked {
+    fn is_covered_by(&self, update: &Update) -> bool {
+        update.range.whole_pages().is_some_and(|pages| pages.covers(self.page))
+    }
+
+    fn is_allowed_by(&self, update: &Update) -> bool {
+        match self.access {
+            Access::Read => update.read,
+            Access::Write => update.write,
+        }
+    }
+}
+
+/// MISSes that are not answered, or whose answer cannot be judged yet.
+#[derive(Debug)]
+pub(super) struct Misses {
+    timeout: Duration,
+    asked: VecDeque<Asked>,
+    unsettled: Vec<Asked>,
+    /// The answers do not come in order: which belongs to which is not known before all are in.
+    lost: bool,
+}
+
+impl Misses {
+    pub(super) fn new(timeout: Duration) -> Self {
+        Self { timeout, asked: VecDeque::new(), unsettled: Vec::new(), lost: false }
+    }
+
+    /// A MISS went out.
+    pub(super) fn sent(&mut self, now: Duration, request: MissRequest) {
+        let Some(page) = ByteRange::inclusive(request.iova, request.iova).map(ByteRange::page_aligned) else {
+            return;
+        };
+        self.lost &= !self.asked.is_empty();
+        let access = request.access;
+        let asked = Asked {
+            page,
+            access,
+            sent: now,
+            updated: false,
+            excused: false,
+            short: None,
+            late: None,
+            told: false,
+        };
+        self.asked.push_back(asked);
+    }
+
+    /// A sound UPDATE came.
+    pub(super) fn updated(&mut self, update: &Update, book: &mut Book) {
+        let mut wanted = false;
+        for asked in self.unsettled.iter_mut().chain(&mut self.asked) {
+            if asked.is_covered_by(update) && asked.is_allowed_by(update) {
+                asked.updated = true;
+                wanted = true;
+            }
+        }
+        self.unsettled.retain(|asked| !asked.updated);
+        if !wanted {
+            return self.updated_otherwise(update, book);
+        }
+        let claims_more = |asked: &Asked| match asked.access {
+            Access::Read => update.write,
+            Access::Write => update.read,
+        };
+        if let Some(asked) = self.asked.iter().find(|asked| asked.is_covered_by(update) && claims_more(asked))
+        {
+            let seen = format!("the MISS was for {}, and the UPDATE allows read and write", asked.access);
+            let (page, access) = (asked.page, asked.access);
+            let found = book.find(Rule::UpdateClaimsMore, page.first().raw(), seen);
+            about(found, page, access);
+        }
+    }
+
+    /// An UPDATE came that does for no MISS. It belongs to the first that it touches, or else to the first that has none.
+    fn updated_otherwise(&mut self, update: &Update, book: &mut Book) {
+        let outstanding = || self.unsettled.iter().chain(&self.asked);
+        let touched = outstanding().position(|asked| asked.page.overlaps(update.range));
+        let first =
+            || outstanding().position(|asked| asked.short.is_none() && !asked.updated && !asked.excused);
+        let index = touched.or_else(first);
+        match index.and_then(|index| self.unsettled.iter_mut().chain(&mut self.asked).nth(index)) {
+            Some(asked) => asked.short = Some(*update),
+            None => {
+                let seen =
+                    format!("the UPDATE was of {}, and no MISS was waiting for an answer", update.range);
+                if let Some(found) = book.find(Rule::UpdateUnasked, 0, seen) {
+                    found.range = Some(update.range);
+                }
+            }
+        }
+    }
+
+    /// An UPDATE came that is not sound: that is a finding of its own.
+    pub(super) fn update_rejected(&mut self) {
+        let first = self.unsettled.first_mut().or(self.asked.front_mut());
+        if let Some(asked) = first {
+            asked.excused = true;
+        }
+    }
+
+    /// An INVALIDATE came: what was answered of its range has to be asked for again.
+    pub(super) fn invalidated(&mut self, range: ByteRange<Iova>) {
+        let is_hit = |asked: &Asked| {
+            let short = asked.short.is_some_and(|update| update.range.page_aligned().overlaps(range));
+            short || asked.page.overlaps(range)
+        };
+        self.unsettled.retain(|asked| !is_hit(asked));
+        self.asked.iter_mut().filter(|asked| is_hit(asked)).for_each(|asked| asked.excused = true);
+    }
+
+    /// A reply came on the back-end channel.
+    pub(super) fn answered(&mut self, granted: bool, book: &mut Book) {
+        let Some(head) = self.asked.pop_front() else { return };
+        if self.lost || !granted || head.updated || head.excused {
+            return;
+        }
+        let Some(later) = self.asked.iter().find(|asked| asked.updated && head.short.is_none()) else {
+            return self.unsettled.push(head);
+        };
+        let seen = format!(
+            "success came for the MISS of {} for {}, when the UPDATE for that of {} for {} had come and its own had not",
+            head.page, head.access, later.page, later.access
+        );
+        let found = book.find(Rule::AnswerOutOfOrder, 0, seen);
+        about(found, head.page, head.access);
+        self.lost = true;
+    }
+
+    /// Whether [`Self::settle`] has something to do.
+    pub(super) fn has_unsettled(&self) -> bool {
+        !self.unsettled.is_empty()
+    }
+
+    /// The main socket is empty: the UPDATEs of all answers have come, or never will.
+    pub(super) fn settle(&mut self, book: &mut Book) {
+        for asked in std::mem::take(&mut self.unsettled) {
+            let waited = book.now().saturating_sub(asked.sent);
+            let (rule, what) = match &asked.short {
+                None => (Rule::MissWithoutUpdate, "no UPDATE".to_owned()),
+                Some(update) if asked.is_covered_by(update) => {
+                    (Rule::UpdateLacksPermission, format!("an UPDATE that does not allow {}", asked.access))
+                }
+                Some(update) => (Rule::UpdateDoesNotCover, format!("an UPDATE of {}", update.range)),
+            };
+            let seen =
+                format!("success came {waited:?} after the MISS for {}, with {what} before it", asked.access);
+            let found = book.find(rule, asked.page.first().raw(), seen);
+            about(found, asked.page, asked.access);
+        }
+    }
+
+    /// The miss timeout was over for this MISS.
+    pub(super) fn gave_up(&mut self, request: MissRequest, book: &mut Book) {
+        let (now, timeout) = (book.now(), self.timeout);
+        let same = |asked: &&mut Asked| {
+            asked.page.first() == request.iova && asked.access == request.access && asked.late.is_none()
+        };
+        // Where answers are out of order, which MISS this one's was is not known.
+        let Some(asked) = self.asked.iter_mut().find(same).filter(|_| !self.lost) else { return };
+        asked.late = Some(now);
+        let waited = now.saturating_sub(asked.sent);
+        let seen = format!("no answer within {timeout:?}; {waited:?} have passed since it was sent");
+        let found = book.find(Rule::MissLate, 0, seen);
+        about(found, asked.page, asked.access);
+    }
+
+    fn given_up(&self, asked: &Asked) -> Option<Duration> {
+        let late = asked.late.filter(|_| !asked.told && !self.lost)?;
+        Some(late.saturating_add(self.timeout.saturating_mul(PATIENCE)))
+    }
+
+    /// When [`Self::expire`] is to be called next.
+    pub(super) fn deadline(&self) -> Option<Duration> {
+        self.asked.iter().filter_map(|asked| self.given_up(asked)).min()
+    }
+
+    /// Finds what will not be answered any more.
+    pub(super) fn expire(&mut self, book: &mut Book) {
+        let now = book.now();
+        let due: Vec<_> =
+            self.asked.iter().map(|asked| self.given_up(asked).is_some_and(|due| due <= now)).collect();
+        self.find_unanswered(&due, book);
+    }
+
+    /// The connection is over: what was late by then was not answered.
+    pub(super) fn end(&mut self, book: &mut Book) {
+        self.settle(book);
+        let (now, timeout) = (book.now(), self.timeout);
+        let is_due = |asked: &Asked| {
+            let late = asked.late.filter(|_| !asked.told && !self.lost);
+            late.is_some_and(|late| late.saturating_add(timeout) <= now)
+        };
+        let due: Vec<_> = self.asked.iter().map(is_due).collect();
+        self.find_unanswered(&due, book);
+    }
+
+    fn find_unanswered(&mut self, due: &[bool], book: &mut Book) {
+        let now = book.now();
+        for (asked, _) in self.asked.iter_mut().zip(due).filter(|(_, due)| **due) {
+            asked.told = true;
+            let waited = now.saturating_sub(asked.sent);
+            let seen = format!("no answer came in {waited:?} since the MISS was sent");
+            let found = book.find(Rule::MissUnanswered, asked.page.first().raw(), seen);
+            about(found, asked.page, asked.access);
+        }
+    }
+
+    /// The channel was replaced: what was sent on the old one is not answered.
+    pub(super) fn channel_replaced(&mut self) {
+        self.asked.clear();
+        self.unsettled.clear();
+        self.lost = false;
+    }
+}
+
+fn about(found: Option<&mut super::finding::Finding>, page: ByteRange<Iova>, access: Access) {
+    if let Some(found) = found {
+        (found.range, found.access) = (Some(page), Some(access));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use device_model::addr::{FrontendVa, SpaceId};
+
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_millis(100);
+
+    fn page(number: u64) -> Iova {
+        Iova::new(number << 12)
+    }
+
+    fn update(first: u64, pages: u64, read: bool, write: bool) -> Update {
+        let range = ByteRange::new(page(first), pages << 12).unwrap();
+        let target = ByteRange::new(FrontendVa::new(0x7f00_0000_0000), pages << 12).unwrap();
+        Update { range, target, read, write }
+    }
+
+    fn request(number: u64, access: Access) -> MissRequest {
+        MissRequest { space: SpaceId::DEVICE, access, iova: page(number) }
+    }
+
+    /// MISSes for reads of these pages, sent.
+    fn asked(pages: &[u64]) -> (Misses, Book) {
+        let mut misses = Misses::new(TIMEOUT);
+        pages.iter().for_each(|number| misses.sent(Duration::ZERO, request(*number, Access::Read)));
+        (misses, Book::default())
+    }
+
+    fn rules(book: &mut Book) -> Vec<Rule> {
+        book.take().iter().map(|finding| finding.rule).collect()
+    }
+
+    #[test]
+    fn an_answer_with_its_update_is_right_in_any_order_of_updates() {
+        let (mut misses, mut book) = asked(&[1, 2, 3, 4]);
+        misses.updated(&update(2, 1, true, false), &mut book);
+        misses.updated(&update(1, 1, true, false), &mut book);
+        misses.updated(&update(3, 2, true, false), &mut book);
+        (0..3).for_each(|_| misses.answered(true, &mut book));
+        misses.answered(false, &mut book);
+        misses.settle(&mut book);
+        assert_eq!(rules(&mut book), []);
+    }
+
+    #[test]
+    fn a_success_without_an_update_waits_for_an_empty_socket() {
+        let (mut misses, mut book) = asked(&[1, 2]);
+        misses.answered(true, &mut book);
+        misses.answered(true, &mut book);
+        assert!(misses.has_unsettled());
+        // It was on its way: the front-end did not wait for our ack.
+        misses.updated(&update(1, 1, true, false), &mut book);
+        misses.settle(&mut book);
+        let found = book.take();
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!((found[0].rule, found[0].access), (Rule::MissWithoutUpdate, Some(Access::Read)));
+        assert_eq!(found[0].range.unwrap().first(), page(2));
+    }
+
+    #[test]
+    fn an_update_beside_the_page_or_without_its_permission_is_found() {
+        let (mut misses, mut book) = asked(&[5]);
+        misses.updated(&update(1, 1, true, true), &mut book);
+        misses.answered(true, &mut book);
+        misses.settle(&mut book);
+        assert_eq!(rules(&mut book), [Rule::UpdateDoesNotCover]);
+        misses.sent(Duration::ZERO, request(5, Access::Write));
+        misses.updated(&update(5, 1, true, false), &mut book);
+        misses.answered(true, &mut book);
+        misses.settle(&mut book);
+        assert_eq!(rules(&mut book), [Rule::UpdateLacksPermission]);
+    }
+
+    #[test]
+    fn each_wrong_update_belongs_to_an_answer_of_its_own() {
+        let (mut misses, mut book) = asked(&[5, 6, 7]);
+        for _ in 0..3 {
+            misses.updated(&update(1, 1, true, true), &mut book);
+            misses.answered(true, &mut book);
+        }
+        misses.settle(&mut book);
+        assert_eq!(rules(&mut book), [Rule::UpdateDoesNotCover; 3]);
+    }
+
+    #[test]
+    fn part_of_a_page_does_not_cover_it() {
+        let (mut misses, mut book) = asked(&[5]);
+        let half = Update { range: ByteRange::new(page(5), 0x800).unwrap(), ..update(5, 1, true, true) };
+        misses.updated(&half, &mut book);
+        misses.answered(true, &mut book);
+        misses.settle(&mut book);
+        assert_eq!(rules(&mut book), [Rule::UpdateDoesNotCover]);
+    }
+
+    #[test]
+    fn an_invalidation_between_update_and_reply_excuses_the_answer() {
+        for before in [true, false] {
+            let (mut misses, mut book) = asked(&[5]);
+            if before {
+                misses.updated(&update(4, 1, true, true), &mut book);
+            }
+            misses.invalidated(ByteRange::new(page(4), 2 << 12).unwrap());
+            misses.answered(true, &mut book);
+            misses.settle(&mut book);
+            assert_eq!(rules(&mut book), []);
+        }
+    }
+
+    #[test]
+    fn what_qemu_claims_and_sends_unasked_is_a_note() {
+        let (mut misses, mut book) = asked(&[]);
+        misses.updated(&update(9, 1, true, true), &mut book);
+        misses.sent(Duration::ZERO, request(1, Access::Read));
+        misses.updated(&update(1, 1, true, true), &mut book);
+        misses.answered(true, &mut book);
+        misses.settle(&mut book);
+        assert_eq!(rules(&mut book), [Rule::UpdateUnasked, Rule::UpdateClaimsMore]);
+    }
+
+    #[test]
+    fn a_miss_that_is_left_out_is_found_once_and_what_follows_is_not_judged() {
+        let (mut misses, mut book) = asked(&[1, 2, 3]);
+        for number in [2, 3] {
+            misses.updated(&update(number, 1, true, false), &mut book);
+            misses.answered(true, &mut book);
+        }
+        misses.settle(&mut book);
+        assert_eq!(rules(&mut book), [Rule::AnswerOutOfOrder]);
+        misses.answered(true, &mut book);
+        misses.sent(Duration::ZERO, request(4, Access::Read));
+        misses.answered(true, &mut book);
+        misses.settle(&mut book);
+        assert_eq!(rules(&mut book), [Rule::MissWithoutUpdate]);
+    }
+
+    #[test]
+    fn a_late_answer_is_a_note_and_one_that_never_comes_a_finding() {
+        let (mut misses, mut book) = asked(&[1, 2]);
+        book.turn_to(TIMEOUT);
+        misses.gave_up(request(1, Access::Read), &mut book);
+        misses.gave_up(request(2, Access::Read), &mut book);
+        assert_eq!(rules(&mut book), [Rule::MissLate]);
+        misses.updated(&update(1, 1, true, false), &mut book);
+        misses.answered(true, &mut book);
+        assert_eq!(misses.deadline(), Some(TIMEOUT * 10));
+        book.turn_to(TIMEOUT * 10);
+        misses.expire(&mut book);
+        misses.expire(&mut book);
+        misses.end(&mut book);
+        assert_eq!(rules(&mut book), [Rule::MissUnanswered]);
+        assert_eq!(misses.deadline(), None);
+    }
+
+    #[test]
+    fn a_front_end_that_goes_away_late_is_found_and_one_that_goes_at_once_is_not() {
+        for (end, expected) in [(TIMEOUT, &[][..]), (TIMEOUT * 2, &[Rule::MissUnanswered][..])] {
+            let (mut misses, mut book) = asked(&[1]);
+            book.turn_to(TIMEOUT);
+            misses.gave_up(request(1, Access::Read), &mut book);
+            book.take();
+            book.turn_to(end);
+            misses.end(&mut book);
+            assert_eq!(rules(&mut book), expected, "{end:?}");
+        }
+    }
+}
