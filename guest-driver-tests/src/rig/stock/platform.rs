@@ -8,6 +8,7 @@ use crate::rig::guest::unexpected;
 use crate::rig::report::{self, say};
 use crate::rig::run::Run;
 use crate::rig::scenario::settled;
+use crate::rig::stats::Stats;
 use crate::rig::topology::Invalidations;
 use crate::rig::variation::Variation;
 use guest_agent::protocol::{Command, Event};
@@ -48,12 +49,10 @@ pub(crate) fn remove(run: &mut Run<'_>) -> Result<(), RigError> {
     let before = settled(run)?.unwrap_or_default();
     begin(run, JOBS, Until::Told)?;
     step(run, Step::Remove, 0)?;
-    let found = standing(run, StockCommand::Look { wait_ms: PATIENCE_MS })?;
-    in_flight(found, JOBS)?;
-    // One was out, and those behind it in the queue had not been submitted.
-    ended(&counted_since(run, &before)?, 0, 1)?;
+    in_flight(standing(run, StockCommand::Look { wait_ms: PATIENCE_MS })?, JOBS)?;
     standing(run, StockCommand::Forget)?;
     step(run, Step::Rescan, 0)?;
+    discarded(run, &before)?;
     works(run)
 }
 
@@ -63,15 +62,19 @@ pub(crate) fn sleep(run: &mut Run<'_>) -> Result<(), RigError> {
     release_screen(run)?;
     let before = settled(run)?.unwrap_or_default();
     begin(run, JOBS, Until::Told)?;
+    let mark = run.console_mark();
     let slept = step(run, Step::Sleep, 0)?;
     say(&format!("All devices slept for {}", report::duration(slept.took_ns)));
-    ended(&counted_since(run, &before)?, 0, 1)?;
     standing(run, StockCommand::More(Amount { jobs: 1, until: Until::AtOnce }))?;
     in_flight(standing(run, StockCommand::Look { wait_ms: PATIENCE_MS })?, JOBS + 1)?;
-    ended(&counted_since(run, &before)?, 0, 1)?;
+    // Where QEMU starts the device all the same, it looks for its queues at the address 0.
+    for words in ["fault addr 0x0 ", "DRHD: handling fault status", "fault from EP"] {
+        run.forgive(mark, words);
+    }
     standing(run, StockCommand::Forget)?;
     step(run, Step::Unbind, 0)?;
     step(run, Step::Bind, 0)?;
+    discarded(run, &before)?;
     works(run)
 }
 
@@ -116,12 +119,18 @@ pub(crate) fn reset(run: &mut Run<'_>) -> Result<(), RigError> {
     let before = settled(run)?.unwrap_or_default();
     begin(run, JOBS, Until::Told)?;
     step(run, Step::Reset, 0)?;
-    ended(&counted_since(run, &before)?, 0, 1)?;
     in_flight(standing(run, StockCommand::Look { wait_ms: PATIENCE_MS })?, JOBS)?;
     standing(run, StockCommand::Forget)?;
     step(run, Step::Unbind, 0)?;
     step(run, Step::Bind, 0)?;
+    discarded(run, &before)?;
     works(run)
+}
+
+/// Of the jobs from before, the one that was out is discarded, and those behind it had not been submitted. A front-end
+/// that tells of no reset, as QEMU's test device, leaves it to the next start to show that there was one.
+fn discarded(run: &mut Run<'_>, before: &Stats) -> Result<(), RigError> {
+    ended(&counted_since(run, before)?, 0, 1)
 }
 
 /// A device with a driver, as after a boot: jobs are done, and nothing is left of them.
