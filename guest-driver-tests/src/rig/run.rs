@@ -28,6 +28,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tempfile::TempDir;
 
+/// Built in, or a module that nothing names as a dependency (Linux 6.1 of Debian).
+const BUS_MODULE: &str = "virtio-pci";
 const DISPLAY_MODULE: &str = "virtio-gpu";
 /// What a driver in user space needs where there is an IOMMU.
 const VFIO_MODULES: [&str; 2] = ["vfio-pci", "vfio_iommu_type1"];
@@ -126,7 +128,8 @@ impl Rig {
         more: impl FnOnce(&mut Initramfs),
     ) -> Result<Vec<u8>, RigError> {
         let vfio = VFIO_MODULES.iter().copied().filter(|_| topology.has_iommu());
-        let wanted = topology.modules.iter().map(String::as_str).chain(vfio).chain([DISPLAY_MODULE]);
+        let wanted =
+            topology.modules.iter().map(String::as_str).chain(vfio).chain([BUS_MODULE, DISPLAY_MODULE]);
         let wanted: Vec<_> = wanted.chain(variation.modules.iter().copied()).collect();
         let modules = Modules::of(&self.tools.kernel, &wanted, &self.modules)?;
         let mut archive = Initramfs::new();

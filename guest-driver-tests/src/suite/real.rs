@@ -27,6 +27,8 @@ pub struct RealPlace<'r> {
     pub seed: u64,
     /// Also what is done with the stock driver, and not only with the one in user space.
     pub stock: bool,
+    /// Also what needs a machine that differs from the topology's: a boot for each.
+    pub variations: bool,
 }
 
 /// Who has the device.
@@ -173,6 +175,12 @@ impl RealPlace<'_> {
     fn cannot_show(&self, act: Act) -> Option<String> {
         if let Some(reason) = self.rig.cannot_run(self.topology) {
             return Some(reason);
+        }
+        if !self.variations && !act.variation().is_none() {
+            return Some(format!(
+                "it boots a machine of its own: `--topology {}` does so here",
+                self.topology.name
+            ));
         }
         if act.holder() == Holder::Vfio && !self.rig.has_backend() {
             return Some("QEMU's own device takes no jobs".to_owned());

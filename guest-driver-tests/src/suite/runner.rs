@@ -53,6 +53,9 @@ pub fn matching(patterns: &[String], shard: Shard) -> Vec<&'static Scenario> {
     named.enumerate().filter(|(place, _)| shard.has(*place)).map(|(_, scenario)| scenario).collect()
 }
 
+/// Where what needs a machine of its own is run, if nobody says where.
+const VARIED: [&str; 1] = ["intel-iommu-strict"];
+
 /// What is to be run where.
 pub struct Plan<'r> {
     /// The scenarios.
@@ -63,6 +66,8 @@ pub struct Plan<'r> {
     pub rig: Option<&'r Rig>,
     /// On these machines.
     pub topologies: Vec<Topology>,
+    /// Also there what needs a machine of its own, where it is not the usual place for it.
+    pub all_variations: bool,
     /// Decides what is left to chance.
     pub seed: u64,
     /// Guests, or scenarios without one, side by side.
@@ -94,7 +99,9 @@ impl Plan<'_> {
         }
         if let Some(rig) = self.rig {
             side_by_side(self.side_by_side, &self.topologies, |topology| {
-                RealPlace { rig, topology, seed: self.seed, stock: true }.run(&self.scenarios, &keep);
+                let variations = self.all_variations || VARIED.contains(&topology.name.as_str());
+                RealPlace { rig, topology, seed: self.seed, stock: true, variations }
+                    .run(&self.scenarios, &keep);
             });
         }
         let mut cases = cases.into_inner().unwrap_or_else(PoisonError::into_inner);

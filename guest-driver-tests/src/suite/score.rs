@@ -147,7 +147,7 @@ pub fn real(rig: &Rig, topology: &Topology, seed: u64, tell: &dyn Fn(&Score)) ->
         if cannot_show.is_none() {
             let cases = Mutex::new(Vec::new());
             let rig = rig.misbehaving(bug.inject);
-            let place = RealPlace { rig: &rig, topology, seed, stock: false };
+            let place = RealPlace { rig: &rig, topology, seed, stock: false, variations: false };
             let keep = |case: Case| {
                 if let Ok(mut cases) = cases.lock() {
                     cases.push(case);

@@ -66,7 +66,7 @@ fn of_a_driver(bug: &DriverBug, soft: bool, options: &Options) -> Result<Case, R
             "Booting a guest with `{}`; the driver is one in its user space, through VFIO",
             topology.guest
         ));
-        let place = RealPlace { rig: &rig, topology: &topology, seed: 1, stock: false };
+        let place = RealPlace { rig: &rig, topology: &topology, seed: 1, stock: false, variations: false };
         let (outcome, evidence) = place.on_stage(bug.alone);
         (Some(topology.name.clone()), outcome, evidence)
     };
@@ -97,11 +97,14 @@ fn of_the_device(bug: &str, soft: bool, options: &Options) -> Result<Vec<Case>, 
     let (rig, topology) = (Rig::prepare(options)?.misbehaving(inject), Topology::named(TOPOLOGY)?);
     say(&format!("Booting a guest with `{}`", topology.guest));
     let cases = Mutex::new(Vec::new());
-    RealPlace { rig: &rig, topology: &topology, seed: 1, stock: false }.run(&scenarios, &|case| {
-        if let Ok(mut cases) = cases.lock() {
-            cases.push(case);
-        }
-    });
+    RealPlace { rig: &rig, topology: &topology, seed: 1, stock: false, variations: false }.run(
+        &scenarios,
+        &|case| {
+            if let Ok(mut cases) = cases.lock() {
+                cases.push(case);
+            }
+        },
+    );
     Ok(cases.into_inner().unwrap_or_default())
 }
 

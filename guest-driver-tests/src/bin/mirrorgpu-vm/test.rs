@@ -127,6 +127,7 @@ fn cases(
         soft: soft.then_some(SoftPlace { inject, seed, ..SoftPlace::default() }),
         rig: rig.as_ref(),
         topologies,
+        all_variations: !arguments.topology.is_empty(),
         seed,
         side_by_side: arguments.jobs.unwrap_or_else(runner::usual_jobs),
     };
