@@ -5,6 +5,7 @@ use crate::error::AgentError;
 use crate::mapping::Mapping;
 use crate::vfio::{Gpu, Ticket};
 use guest_agent::remote::{Answer, Bytes, MOST_BYTES, Operation, Outcome, POISON, Pieces};
+use job_stream::Crc32c;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -45,6 +46,7 @@ impl Operations {
             Operation::Free { area } => self.free(gpu, area),
             Operation::Write { area, at, bytes } => self.write(area, at, &bytes.0),
             Operation::Read { area, at, len } => self.read(area, at, len),
+            Operation::Checksum { area, at, len } => self.checksum(area, at, len),
             Operation::Late => Ok(Outcome::Late { bytes: self.late() }),
             Operation::Forget => {
                 self.retired.clear();
@@ -154,6 +156,16 @@ impl Operations {
             bytes.extend(part);
         }
         Ok(Outcome::Bytes { bytes: Bytes(bytes) })
+    }
+
+    fn checksum(&mut self, area: u32, at: usize, len: usize) -> Result<Outcome, AgentError> {
+        let mut crc = Crc32c::new();
+        for (memory, within, count) in self.parts(area, at, len)? {
+            let mut part = vec![0; count];
+            memory.read(within, &mut part);
+            crc.update(&part);
+        }
+        Ok(Outcome::Checksum { crc: crc.value() })
     }
 
     fn late(&self) -> u64 {

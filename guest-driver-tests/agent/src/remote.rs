@@ -94,6 +94,15 @@ pub enum Operation {
         /// How much.
         len: usize,
     },
+    /// Compute the CRC-32C of some bytes, for those who know what it should be; answered by `Checksum`.
+    Checksum {
+        /// Where.
+        area: u32,
+        /// From which byte on.
+        at: usize,
+        /// How much.
+        len: usize,
+    },
     /// Say whether memory that was retired has been written since; answered by `Late`.
     Late,
     /// Watch retired memory no longer; answered by `Done`.
@@ -127,6 +136,11 @@ pub enum Outcome {
     Bytes {
         /// All of it.
         bytes: Bytes,
+    },
+    /// The CRC-32C.
+    Checksum {
+        /// That.
+        crc: u32,
     },
     /// How many bytes of retired memory were written.
     Late {

@@ -156,8 +156,9 @@ fn judge_backend(mode: Mode, broken: &Broken, backend: &Stats) -> Result<(), Rig
     let (who, failed) = ("the back-end", u64::from(broken.response != OK));
     same(&format!("failed jobs in mode {mode}"), who, backend.jobs_failed, failed)?;
     same(&format!("jobs that were done in mode {mode}"), who, backend.jobs_done, 1 - failed)?;
-    let hits = backend.invalidations_with_work_in_flight;
-    at_least(&format!("invalidations that found work in flight in mode {mode}"), hits, 1)?;
+    // A job in preempt mode holds nothing while it is off its engine: it may be that just then.
+    let (hits, due) = (backend.invalidations_with_work_in_flight, u64::from(mode != Mode::Preempt));
+    at_least(&format!("invalidations that found work in flight in mode {mode}"), hits, due)?;
     if mode == Mode::RegistrationCache {
         at_least("pins that an invalidation did not wait for", backend.incoherent_pins, 1)?;
     }

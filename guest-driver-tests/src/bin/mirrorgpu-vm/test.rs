@@ -7,7 +7,9 @@ use guest_driver_tests::rig::report::say;
 use guest_driver_tests::rig::run::Rig;
 use guest_driver_tests::rig::topology::Topology;
 use guest_driver_tests::suite::report::console::Teller;
-use guest_driver_tests::suite::report::{html, junit, ktap};
+use guest_driver_tests::suite::report::timeline::Timeline;
+use guest_driver_tests::suite::report::trace::Trace;
+use guest_driver_tests::suite::report::{html, junit, ktap, svg};
 use guest_driver_tests::suite::results::{Case, Results, Score};
 use guest_driver_tests::suite::runner::{self, Plan, Shard};
 use guest_driver_tests::suite::score::{self, Breadth};
@@ -52,6 +54,9 @@ pub(crate) struct Arguments {
     /// Write the results as one HTML page, with timelines and screenshots
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
+    /// Existing folder for the timeline of each case that has one, as SVG
+    #[arg(long, value_name = "FOLDER")]
+    timelines: Option<PathBuf>,
     #[command(flatten)]
     options: Options,
 }
@@ -167,5 +172,12 @@ fn write_files(arguments: &Arguments, results: &Results) -> Result<(), RigError>
         junit::render(results).map_err(|error| RigError::Check(format!("The results are no XML: {error}")))
     })?;
     write(&arguments.ktap, &|| Ok(ktap::render(results)))?;
+    for case in &results.cases {
+        let Some(folder) = &arguments.timelines else { break };
+        if let Some(trace) = case.evidence.trace.as_ref().and_then(Trace::of) {
+            let path = folder.join(format!("{}.{}.svg", case.id(), case.place()));
+            write(&Some(path), &|| Ok(svg::render(&Timeline::of(&trace))))?;
+        }
+    }
     write(&arguments.html, &|| Ok(html::render(results)))
 }

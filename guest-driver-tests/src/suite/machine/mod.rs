@@ -10,6 +10,7 @@ pub use crate::soft_guest::{Permission, SoftGuest};
 
 use crate::suite::failure::Result;
 use crate::suite::results::Level;
+use job_stream::Crc32c;
 use serde_json::Value;
 use std::ops::Range;
 use std::time::Duration;
@@ -80,6 +81,11 @@ pub trait Machine {
 
     /// Reads as the processor does.
     fn read(&mut self, area: &Area, at: u64, len: usize) -> Result<Vec<u8>>;
+
+    /// The CRC-32C of some bytes, for those who know what it should be.
+    fn checksum(&mut self, area: &Area, at: u64, len: usize) -> Result<u32> {
+        Ok(Crc32c::of(&self.read(area, at, len)?))
+    }
 
     /// How much of the memory that was retired has been touched since (I1 says: none), in the machine's own unit. In
     /// the soft guest reads are seen too; in a real guest, writes.

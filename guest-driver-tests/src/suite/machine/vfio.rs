@@ -125,6 +125,13 @@ impl Machine for VfioMachine<'_, '_> {
         Ok(all)
     }
 
+    fn checksum(&mut self, area: &Area, at: u64, len: usize) -> Result<u32> {
+        match self.operate(Operation::Checksum { area: area.id, at: at as usize, len })? {
+            Outcome::Checksum { crc } => Ok(crc),
+            other => Err(out_of_turn(&other)),
+        }
+    }
+
     fn late(&mut self) -> Result<u64> {
         match self.operate(Operation::Late)? {
             Outcome::Late { bytes } => Ok(bytes),
