@@ -23,6 +23,7 @@ pub(super) const PAGES: u32 = 16;
 /// Errors of Linux.
 const EAGAIN: i32 = 11;
 const EPERM: i32 = 1;
+const EBUSY: i32 = 16;
 /// For fences that must not come.
 const PATIENCE_MS: u64 = 500;
 
@@ -89,7 +90,7 @@ pub(crate) fn domain(run: &mut Run<'_>) -> Result<(), RigError> {
     release_screen(run)?;
     let before = settled(run)?.unwrap_or_default();
     begin(run, JOBS, Until::Told)?;
-    step(run, Step::Domain(Domain::Identity), EPERM)?;
+    step(run, Step::Domain(Domain::Identity), refusal(&run.kernel))?;
     if run.topology.invalidations == Invalidations::Strict {
         step(run, Step::Domain(Domain::DmaFq), 0)?;
     }
@@ -103,6 +104,11 @@ pub(crate) fn domain(run: &mut Run<'_>) -> Result<(), RigError> {
         works(run)?;
     }
     Ok(())
+}
+
+/// By which error Linux refuses to take the domain from a driver: another before 6.2.
+fn refusal(kernel: &str) -> i32 {
+    if kernel.starts_with("6.1.") { EBUSY } else { EPERM }
 }
 
 /// The kind that the topology asks for: what comes next counts on it.
