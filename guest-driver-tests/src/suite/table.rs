@@ -166,7 +166,7 @@ scenarios! {
     24 "second-page-unmapped", FAULTS, "What a job wrote before its fault is where it should be, and nothing else.",
         [Both(faults::second_page)];
     25 "correct-driver", MODES, "A driver that waits for its fences is never accused.", [Both(modes::correct)];
-    26 "preempt", MODES, "Off the engine within the bound, back again, right result.", [Soft(modes::preempt)], NEEDS_A_FLUSH;
+    26 "preempt", MODES, "Off the engine within the bound, back again, right result.", [Soft(modes::preempt), Both(modes::leaves_at_once)];
     27 "preempt-times-out", MODES, "A job that does not leave is taken off: the ack stays bounded (I2).", [Both(modes::stubborn)];
     28 "fault-map-replay", MODES, "In fault mode a job goes on in the memory that has come instead.", [Both(modes::replay)];
     29 "fault-storm", FAULTS, "Faults without end fill no memory, and the device goes on.", [Both(faults::storm)];

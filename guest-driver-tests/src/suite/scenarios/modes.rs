@@ -51,6 +51,26 @@ pub(crate) fn preempt(stage: &mut Stage<'_>) -> Result<()> {
     Ok(())
 }
 
+/// 26: the ack comes when the job has left its engine, and not at the end of the drain's patience.
+pub(crate) fn leaves_at_once(stage: &mut Stage<'_>) -> Result<()> {
+    let mut shortest = Duration::MAX;
+    // A busy machine may be late now and then, but not each time.
+    for _ in 0..4 {
+        let (context, buffer) = (stage.context(Mode::Preempt)?, stage.buffer_in_one(PAGES)?);
+        let job = overtaken(stage, context, buffer.whole(), LONG)?;
+        shortest = shortest.min(stage.take(&buffer, 0..1)?);
+        stage.end_badly(job)?;
+        stage.must_be_left_alone()?;
+        stage.destroy(context)?;
+    }
+    stage.number("shortest unmap under a job in preempt mode", format!("{shortest:?}"));
+    ensure!(
+        shortest < DRAIN_TIMEOUT / 2,
+        "Each unmap under a job in preempt mode took {shortest:?} or more: nobody notices when the job has left"
+    );
+    Ok(())
+}
+
 /// 27: a job that does not leave when it is asked to: the ack comes all the same, within the bound (I2).
 pub(crate) fn stubborn(stage: &mut Stage<'_>) -> Result<()> {
     for mode in [Mode::Preempt, Mode::Fence] {

@@ -223,17 +223,23 @@ pub(crate) fn slow_access(stage: &mut Stage<'_>) -> Result<()> {
         let fills = (1..=12).fold(Stream::new(), |stream, value| stream.fill(buffer.whole(), value));
         let job = stage.submit(context, fills)?;
         stage.until("The job's first step", |stage| Ok(stage.word(&buffer, 0)? > 0))?;
-        let mut waited = 0;
+        let mut waits = Vec::new();
         for page in 0..8 {
-            waited += u32::from(stage.take(&spare, page..page + 1)? > STEP / 4);
+            let took = stage.take(&spare, page..page + 1)?;
+            waits.extend((took > STEP / 4).then_some(took));
         }
         stage.end_injection("step-delay")?;
         stage.end_well(job)?;
         let parked = stage.grown(&before, "acks_parked")?;
         stage.number(format!("acks that waited for a step, {mode}"), format!("{parked} of 8"));
+        let (late, shortest) = (waits.len(), waits.into_iter().min().unwrap_or_default());
         ensure!(
-            parked > 0 && waited > 0,
-            "Of 8 acks {parked} were parked and {waited} came late, while each step took {STEP:?}: who waits for the access?"
+            parked > 0 && late > 0,
+            "Of 8 acks {parked} were parked and {late} came late, while each step took {STEP:?}: who waits for the access?"
+        );
+        ensure!(
+            shortest < DRAIN_TIMEOUT * 3 / 4,
+            "Each ack that waited for a step of {STEP:?} took {shortest:?} or more: nobody notices the step's end"
         );
         stage.must_be_left_alone()?;
         stage.destroy(context)?;
