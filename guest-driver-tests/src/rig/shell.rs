@@ -13,6 +13,9 @@ use tempfile::TempDir;
 
 /// What a guest needs that has its root on a disk.
 const DISK_MODULES: [&str; 2] = ["virtio_blk", "ext4"];
+/// The same where ext4 asks for its checksum by name, as it does until Linux 6.14.
+const OLDER_DISK_MODULES: [&str; 3] = ["virtio_blk", CHECKSUM_MODULE, "ext4"];
+const CHECKSUM_MODULE: &str = "crc32c_generic";
 
 /// What the person gets.
 #[derive(Clone, Copy)]
@@ -27,10 +30,13 @@ pub enum Wish<'a> {
 pub fn run(rig: &Rig, topology: &Topology, wish: Wish<'_>) -> Result<(), RigError> {
     let folder = TempDir::with_prefix("mirrorgpu-").doing("create a folder for the run")?;
     let files = RunFiles { folder: folder.path().to_owned() };
-    let variation = match wish {
-        Wish::Shell(_) => Variation::NONE,
-        Wish::Root(_) => Variation { modules: &DISK_MODULES, ..Variation::NONE },
+    let asks_by_name = rig.tools.kernel.module_with_dependencies(CHECKSUM_MODULE).is_ok();
+    let modules: &[&str] = match wish {
+        Wish::Shell(_) => &[],
+        Wish::Root(_) if asks_by_name => &OLDER_DISK_MODULES,
+        Wish::Root(_) => &DISK_MODULES,
     };
+    let variation = Variation { modules, ..Variation::NONE };
     let initramfs = rig.initramfs_with(topology, &variation, |archive| match wish {
         Wish::Shell(busybox) => {
             archive.folder("bin");

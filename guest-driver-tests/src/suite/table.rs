@@ -206,7 +206,7 @@ scenarios! {
     61 "narrow-mask", DMA, "A device that reaches 32 bits only.", [], "the stock driver asks for 64 bits and QEMU has no device with fewer; 60 bounces";
     62 "wrong-direction", DMA, "A buffer that is mapped for the wrong direction is not written.", [Both(faults::wrong_direction)];
     64 "huge-mapping", DMA, "Large mappings work; operands past their end are refused.", [Both(meaning::huge)];
-    83 "hang-to-the-end", SCHEDULING, "Against a job that never leaves, the ladder is climbed to its end (I2).", [Both(life_cycle::ladder)];
+    83 "hang-to-the-end", SCHEDULING, "Against a job that never leaves, the ladder is climbed to its end (I2).", [Both(modes::ladder)];
     84 "at-the-timeout", SCHEDULING, "A job that ends just at the timeout ends well or badly, not both.", [Both(life_cycle::at_the_timeout)];
     86 "invalidation-storm", SCHEDULING, "A storm of invalidations starves no job.", [Both(life_cycle::storm)];
     88 "interrupts", SCHEDULING, "A value without an interrupt is there; an interrupt without a value finds nothing.",

@@ -1,5 +1,5 @@
-//! Life cycle and scheduling: what ends while jobs are in flight, and who waits for whom (scenarios 44, 46, 49, 51, 83,
-//! 84, 86, 103, 104).
+//! Life cycle and scheduling: what ends while jobs are in flight, and who waits for whom (scenarios 44, 46, 49, 51, 84, 86,
+//! 103, 104).
 
 use super::ranges::{LONG, overtaken};
 use crate::soft_guest::{Command, dma_api, kind};
@@ -110,24 +110,6 @@ pub(crate) fn isolation(stage: &mut Stage<'_>) -> Result<()> {
     stage.must_be(&own, 0, 64, POISON)?;
     stage.run_job(owner, Stream::new().fill(secret, 2))?;
     stage.must_be(&buffer, 0, pages(PAGES) as usize, 2)
-}
-
-/// 83: a job that never leaves its engine and never ends: the ladder, to its end, within the bound (I2).
-pub(crate) fn ladder(stage: &mut Stage<'_>) -> Result<()> {
-    for mode in COHERENT {
-        let (context, buffer) = (stage.context(mode)?, stage.buffer(PAGES)?);
-        let hangs = Stream::new().fill(buffer.whole(), 1).spin(SpinBehaviour::Wedged, 0);
-        let job = stage.submit(context, hangs.fill(buffer.whole(), 2))?;
-        stage.until_packet(context, 1)?;
-        let took = stage.take(&buffer, 0..PAGES)?;
-        stage.number(format!("unmap under a wedged job, {mode}"), format!("{took:?}"));
-        let limit = DRAIN_TIMEOUT + GRACE;
-        ensure!(took < limit, "The unmap took {took:?} in mode {mode}, where {limit:?} is the bound (I2)");
-        stage.end_badly(job)?;
-        stage.must_be_left_alone()?;
-        stage.destroy(context)?;
-    }
-    Ok(())
 }
 
 /// 84: the job ends just when the drain's patience does: one or the other, but nothing in between.

@@ -1,4 +1,4 @@
-//! Modes: what an invalidation means to a job (scenarios 25 to 30, 52).
+//! Modes: what an invalidation means to a job (scenarios 25 to 30, 52, 83).
 
 use super::ranges::{LONG, overtaken};
 use crate::soft_guest::{Permission, dma_api};
@@ -73,21 +73,28 @@ pub(crate) fn leaves_at_once(stage: &mut Stage<'_>) -> Result<()> {
 
 /// 27: a job that does not leave when it is asked to: the ack comes all the same, within the bound (I2).
 pub(crate) fn stubborn(stage: &mut Stage<'_>) -> Result<()> {
-    for mode in [Mode::Preempt, Mode::Fence] {
-        let (context, buffer) = (stage.context(mode)?, stage.buffer(PAGES)?);
-        let stays =
-            Stream::new().fill(buffer.whole(), 1).spin(SpinBehaviour::Stubborn, 2 * LONG.as_nanos() as u64);
-        let job = stage.submit(context, stays.fill(buffer.whole(), 2))?;
-        stage.until_packet(context, 1)?;
-        let took = stage.take(&buffer, 0..PAGES)?;
-        stage.number(format!("unmap under a stubborn job, {mode}"), format!("{took:?}"));
-        let limit = DRAIN_TIMEOUT + GRACE;
-        ensure!(took < limit, "The unmap took {took:?} in mode {mode}, where {limit:?} is the bound (I2)");
-        stage.end_badly(job)?;
-        stage.must_be_left_alone()?;
-        stage.destroy(context)?;
-    }
-    Ok(())
+    let stays = (SpinBehaviour::Stubborn, 2 * LONG.as_nanos() as u64);
+    [Mode::Preempt, Mode::Fence].into_iter().try_for_each(|mode| stays_on(stage, mode, stays))
+}
+
+/// 83: a job that never leaves its engine and never ends: the ladder, to its end, within the bound (I2).
+pub(crate) fn ladder(stage: &mut Stage<'_>) -> Result<()> {
+    COHERENT.into_iter().try_for_each(|mode| stays_on(stage, mode, (SpinBehaviour::Wedged, 0)))
+}
+
+/// Memory is taken from under a job that stays on its engine.
+fn stays_on(stage: &mut Stage<'_>, mode: Mode, (behaviour, time): (SpinBehaviour, u64)) -> Result<()> {
+    let (context, buffer) = (stage.context(mode)?, stage.buffer(PAGES)?);
+    let stays = Stream::new().fill(buffer.whole(), 1).spin(behaviour, time).fill(buffer.whole(), 2);
+    let job = stage.submit(context, stays)?;
+    stage.until_packet(context, 1)?;
+    let took = stage.take(&buffer, 0..PAGES)?;
+    stage.number(format!("unmap under a job that stays, {mode}"), format!("{took:?}"));
+    let limit = DRAIN_TIMEOUT + GRACE;
+    ensure!(took < limit, "The unmap took {took:?} in mode {mode}, where {limit:?} is the bound (I2)");
+    stage.end_badly(job)?;
+    stage.must_be_left_alone()?;
+    stage.destroy(context)
 }
 
 /// 28: fault mode: memory goes and other memory comes while the job runs; the job goes on in the new, and nobody is
