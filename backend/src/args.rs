@@ -55,6 +55,8 @@ pub struct Args {
     pub drain_timeout: Duration,
 
     /// How long a translation that was asked for may take, before the job that needs it fails.
+    ///
+    /// It begins anew, for up to a minute, while the front-end has not even read what it was asked: then it stands still.
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = miss_timeout)]
     pub miss_timeout: Duration,
 

@@ -18,7 +18,7 @@ use crate::inject::Bug;
 use crate::memory::Region;
 use crate::miss_port::{MissAnswer, Waiter};
 use crate::queue::mailbox::{Mail, Side};
-use crate::vhost_user::channel::ChannelError;
+use crate::vhost_user::channel::{Channel, ChannelError};
 use crate::vhost_user::iotlb::Update;
 
 /// Why an UPDATE is answered with a non-zero reply, and changes nothing.
@@ -193,8 +193,15 @@ impl SessionState {
         }
     }
 
-    /// Ends the misses that were not answered in time.
+    /// Ends the misses that were not answered in time, by a front-end that has at least read them.
     pub fn expire_misses(&mut self, now: Duration) {
+        if self.misses.is_due(now) {
+            let is_unread = self.channel.as_ref().is_some_and(Channel::is_unread);
+            let bears = if is_unread { self.misses.put_off(now) } else { self.misses.reads_again(now) };
+            if bears {
+                return;
+            }
+        }
         for resolution in self.misses.expire(now) {
             self.resolve(resolution);
         }

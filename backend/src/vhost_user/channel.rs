@@ -58,6 +58,11 @@ impl Channel {
         self.flush()
     }
 
+    /// Whether the front-end has yet to read a MISS: then it stands still, or does not listen.
+    pub fn is_unread(&self) -> bool {
+        self.unsent.is_some() || peek::is_unread(&self.socket)
+    }
+
     /// Sends what did not fit before.
     pub fn flush(&mut self) -> Result<(), ChannelError> {
         if let Some(message) = &self.unsent
@@ -123,6 +128,16 @@ mod tests {
         assert_eq!(channel.next_answer().unwrap(), Some(true));
         assert_eq!(channel.next_answer().unwrap(), Some(false));
         assert_eq!(channel.next_answer().unwrap(), None);
+    }
+
+    #[test]
+    fn a_miss_is_unread_until_the_front_end_has_taken_it() {
+        let (mut channel, mut theirs) = pair();
+        assert!(!channel.is_unread());
+        channel.send_miss(Iova::new(0x1000), Access::Read).unwrap();
+        assert!(channel.is_unread());
+        theirs.read_exact(&mut [0; size_of::<MissMsg>()]).unwrap();
+        assert!(!channel.is_unread());
     }
 
     #[test]

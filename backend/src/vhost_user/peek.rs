@@ -161,6 +161,15 @@ fn readable(socket: &UnixStream) -> io::Result<usize> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(usize::try_from(count).unwrap_or(0)) }
 }
 
+/// Whether the peer has yet to read something that was sent. (SIOCOUTQ, which is TIOCOUTQ by another name: for a UNIX
+/// socket, what the peer has not taken, man 7 unix.)
+pub fn is_unread(socket: &impl AsFd) -> bool {
+    let mut count: libc::c_int = 0;
+    // SAFETY: TIOCOUTQ writes one int, to a place that is ours.
+    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut count) };
+    result == 0 && count > 0
+}
+
 /// Sends all of `message`, or nothing: a message of a few bytes fits a socket that is writable at all. `Ok(false)`:
 /// the socket is full; try again when it is writable.
 pub fn send_whole(socket: &impl AsFd, message: &(impl IntoBytes + Immutable)) -> io::Result<bool> {

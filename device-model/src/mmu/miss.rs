@@ -11,6 +11,8 @@ use std::time::Duration;
 use super::{HostRange, Permissions};
 use crate::addr::{Access, ByteRange, Iova, PAGE_SIZE, SpaceId};
 
+/// For how long a front-end may stand still, beyond the first timeout, before what it was asked for is given up.
+const LONGEST_STILL: Duration = Duration::from_secs(60);
 /// Most misses that are sent and not answered: fewer than fill the channel's socket (278).
 pub const MISS_WINDOW: usize = 128;
 /// Most distinct misses in the table.
@@ -131,8 +133,10 @@ pub struct MissTable<W> {
     /// The deadline of each miss that somebody waits for.
     deadlines: BTreeSet<(Duration, MissRequest)>,
     clock: Clock,
-    /// When the front-end last answered, in running time.
+    /// When the front-end last answered, in running time; or was last found to stand still.
     answered: Duration,
+    /// Since when it has been found to stand still each time, in running time.
+    still_since: Option<Duration>,
     timeout: Duration,
 }
 
@@ -159,6 +163,7 @@ impl<W: Copy + PartialEq> MissTable<W> {
             deadlines: BTreeSet::new(),
             clock: Clock::default(),
             answered: Duration::ZERO,
+            still_since: None,
             timeout,
         }
     }
@@ -233,6 +238,7 @@ impl<W: Copy + PartialEq> MissTable<W> {
     /// The reply to the oldest miss came: success, or refused.
     pub fn on_reply(&mut self, now: Duration, success: bool) -> Answer<W> {
         let Some(head) = self.sent.pop_front() else { return Answer::Unexpected };
+        self.still_since = None;
         self.answered = self.clock.running(now);
         let Some(request) = head.request else { return Answer::Stale };
         if !success {
@@ -271,6 +277,33 @@ impl<W: Copy + PartialEq> MissTable<W> {
         let (deadline, _) = self.deadlines.first()?;
         let deadline = self.not_while_answering(*deadline);
         self.clock.paused_since.is_none().then(|| deadline.saturating_add(self.clock.paused))
+    }
+
+    /// Whether [`Self::expire`] would give something up now.
+    pub fn is_due(&self, now: Duration) -> bool {
+        self.next_deadline().is_some_and(|deadline| deadline <= now)
+    }
+
+    /// The front-end has not even read what it was sent: it stands still, and is not late. The timeout begins anew; but
+    /// not for ever, for it may as well never read. Says whether it did.
+    pub fn put_off(&mut self, now: Duration) -> bool {
+        let running = self.clock.running(now);
+        let since = *self.still_since.get_or_insert(running);
+        let bears = running.saturating_sub(since) < LONGEST_STILL;
+        if bears {
+            self.answered = running;
+        }
+        bears
+    }
+
+    /// The front-end has read all that it was sent. If it was last found to stand still, it has the whole timeout from now
+    /// on. Says whether it has.
+    pub fn reads_again(&mut self, now: Duration) -> bool {
+        let stood_still = self.still_since.take().is_some();
+        if stood_still {
+            self.answered = self.clock.running(now);
+        }
+        stood_still
     }
 
     /// Gives up what was not answered in time. A late answer is still good for the mirror.

@@ -197,6 +197,41 @@ fn a_miss_behind_others_is_not_late_while_these_are_answered() {
 }
 
 #[test]
+fn a_front_end_that_stands_still_is_not_late_but_not_for_ever() {
+    let mut table = one_sent();
+    assert!(!table.is_due(at(999)) && table.is_due(at(1000)));
+    for seconds in 1..=60 {
+        assert!(table.put_off(at(1000 * seconds)), "{seconds} s");
+        assert_eq!(table.next_deadline(), Some(at(1000 * (seconds + 1))));
+        assert_eq!(table.expire(at(1000 * seconds + 999)), []);
+    }
+    assert!(!table.put_off(at(61_000)));
+    assert_eq!(table.expire(at(61_000)).len(), 1);
+}
+
+#[test]
+fn a_front_end_that_reads_again_has_the_whole_timeout_once() {
+    let mut table = one_sent();
+    assert!(!table.reads_again(at(1000)), "it never stood still");
+    assert!(table.put_off(at(1000)));
+    assert!(table.reads_again(at(2000)));
+    assert_eq!(table.next_deadline(), Some(at(3000)));
+    assert!(!table.reads_again(at(3000)));
+    assert_eq!(table.expire(at(3000)).len(), 1);
+}
+
+#[test]
+fn a_front_end_that_has_answered_may_stand_still_as_long_again() {
+    let mut table = one_sent();
+    assert!(table.put_off(at(1000)));
+    let _ = table.on_reply(at(50_000), false);
+    let _ = table.request(at(100_000), SPACE, Iova::new(0x2000), Access::Read, 8);
+    let _ = table.next_to_send();
+    assert!(table.put_off(at(101_000)));
+    assert_eq!(table.next_deadline(), Some(at(102_000)));
+}
+
+#[test]
 fn the_timeout_stands_still_while_we_owe_a_reply() {
     let mut table = one_sent();
     table.pause(at(400));
