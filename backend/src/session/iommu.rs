@@ -2,6 +2,7 @@
 //! against the memory table and cached only when its own MISS was granted, with the permission that this MISS
 //! asked for (I7). Invalidations are begun here and drained by [`super::Session`].
 
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use device_model::addr::{ByteRange, Gpa, Iova, SpaceId};
@@ -20,6 +21,7 @@ use crate::miss_port::{MissAnswer, Waiter};
 use crate::queue::mailbox::{Mail, Side};
 use crate::vhost_user::channel::{Channel, ChannelError};
 use crate::vhost_user::iotlb::Update;
+use crate::vhost_user::peek;
 
 /// Why an UPDATE is answered with a non-zero reply, and changes nothing.
 #[derive(Debug, thiserror::Error)]
@@ -193,10 +195,11 @@ impl SessionState {
         }
     }
 
-    /// Ends the misses that were not answered in time, by a front-end that has at least read them.
-    pub fn expire_misses(&mut self, now: Duration) {
+    /// Ends the misses that were not answered in time. A front-end that stands still is given more of it: it has not read
+    /// a MISS yet, or, on the main socket, the ack of the UPDATE that comes before an answer.
+    pub fn expire_misses(&mut self, now: Duration, main: &UnixStream) {
         if self.misses.is_due(now) {
-            let is_unread = self.channel.as_ref().is_some_and(Channel::is_unread);
+            let is_unread = self.channel.as_ref().is_some_and(Channel::is_unread) || peek::is_unread(main);
             let bears = if is_unread { self.misses.put_off(now) } else { self.misses.reads_again(now) };
             if bears {
                 return;

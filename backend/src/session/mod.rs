@@ -213,7 +213,7 @@ impl Session {
         }
         let now = self.now();
         let mut state = self.lock();
-        state.expire_misses(now);
+        state.expire_misses(now, &self.socket);
         state.answer_questions(now);
         state.send_misses(now);
         state.judge_front_end(now, &self.socket, matches!(self.owed, Owed::Nothing));

@@ -71,7 +71,7 @@ pub const ALL: [Stock; 25] = [
     Stock::new(&[90], "points", sync::points),
     Stock::new(&[104], "full-queue", pressure::full_queue),
     Stock::new(&[103], "frozen-briefly", pressure::frozen_briefly),
-    Stock::new(&[103], "frozen", pressure::frozen),
+    Stock::new(&[103], "frozen", pressure::frozen).on(pressure::PATIENT),
     Stock::new(&[64], "huge-buffer", memory::huge),
     Stock::new(&[105, 45], "unload", platform::unload),
     Stock::new(&[99], "removed", platform::remove),

@@ -7,6 +7,7 @@ use crate::rig::guest::unexpected;
 use crate::rig::report::say;
 use crate::rig::run::Run;
 use crate::rig::scenario::{no_troubles, same, settled};
+use crate::rig::variation::Variation;
 use guest_agent::jobs::CASES;
 use guest_agent::protocol::{Command, Event};
 use guest_agent::stock_words::{Full, StockCommand, StockEvent, Until};
@@ -18,7 +19,10 @@ use std::time::Duration;
 const MANY: u32 = 400;
 /// Entries of the control queue of a device with VIRGL: each command of the driver takes one.
 const ROOM: u32 = 256;
-/// For how long QEMU is frozen: far longer than a MISS may take.
+/// A back-end that bears with a front-end that says nothing for long: by default a MISS that was read has to be answered
+/// within 1 s, and a front-end may be frozen just then.
+pub(crate) const PATIENT: Variation = Variation { backend: &["--miss-timeout", "60s"], ..Variation::NONE };
+/// For how long QEMU is frozen: long, and so that the back-end's patience does not come into it.
 const LONG: Duration = Duration::from_secs(5);
 const BRIEF: Duration = Duration::from_millis(500);
 /// Jobs that are in flight while it is.
@@ -51,7 +55,7 @@ pub(crate) fn frozen(run: &mut Run<'_>) -> Result<(), RigError> {
     freezes(run, LONG, 1)
 }
 
-/// QEMU is frozen for a moment, again and again.
+/// QEMU is frozen for a moment, again and again, and the back-end's patience is what it is by default.
 pub(crate) fn frozen_briefly(run: &mut Run<'_>) -> Result<(), RigError> {
     freezes(run, BRIEF, 4)
 }
