@@ -2,12 +2,13 @@
 //! beside them, and what is noted down meanwhile. Knows the job stream and virtio-gpu's commands; knows nothing of which
 //! machine it is.
 
+use crate::rig::instruments::{self, Verdicts};
 use crate::soft_guest::control::Stats;
 use crate::soft_guest::{PAGE, kind};
 use crate::suite::failure::{Failure, Result, ensure};
 use crate::suite::machine::{Area, Command, Machine, Permission, Response, SoftGuest, Then, Ticket};
 use crate::suite::results::Level;
-use job_stream::{At, Choice, Context, Crc32c, Mode, Range, Space, SpinBehaviour, Stream};
+use job_stream::{At, Context, Crc32c, Mode, Range, Space, SpinBehaviour, Stream};
 use serde_json::{Value, json};
 use std::ops;
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 pub const COHERENT: [Mode; 4] = [Mode::Strict, Mode::Fence, Mode::Preempt, Mode::Fault];
 /// What memory holds that nobody has written to.
 pub const POISON: u8 = crate::soft_guest::oracle::POISON;
+const _: () = assert!(POISON == guest_agent::remote::POISON, "both machines fill memory with the same");
 /// The drain timeout of the back-ends that scenarios run on.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
 /// What an ack may take beyond the drain timeout: a step, and what a busy machine adds (I2).
@@ -457,14 +459,7 @@ impl<'m> Stage<'m> {
 
     /// Verdicts on jobs of this mode since then, by name.
     pub fn verdicts(&mut self, since: &Stats, mode: Mode) -> Result<Verdicts> {
-        let now = self.stats()?;
-        let count = |name: &str| now.since(since, &format!("verdicts.{}.{name}", mode.name()));
-        Ok(Verdicts {
-            benign: count("benign")?,
-            moved: count("moved")?,
-            gone: count("gone")?,
-            untold: count("untold")?,
-        })
+        Ok(instruments::verdicts(&self.stats()?.0, mode).since(&instruments::verdicts(&since.0, mode)))
     }
 
     /// The number of the latest violation, if there was one.
@@ -531,23 +526,6 @@ impl<'m> Stage<'m> {
             let contexts = stage.control("contexts", json!({}))?;
             Ok(contexts["contexts"].as_array().is_some_and(Vec::is_empty))
         })
-    }
-}
-
-/// What was found where memory had been taken from jobs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names are the verdicts")]
-pub struct Verdicts {
-    pub benign: u64,
-    pub moved: u64,
-    pub gone: u64,
-    pub untold: u64,
-}
-
-impl Verdicts {
-    /// Verdicts that accuse the driver, or nearly.
-    pub fn accusations(&self) -> u64 {
-        self.moved + self.gone + self.untold
     }
 }
 
