@@ -23,6 +23,7 @@ pub enum Bug {
     ReorderFence,
     ForgetWake,
     LoseJobOverStop,
+    KeepJobOverReset,
     DelayAck,
     StepDelay,
     DelayMiss,
@@ -196,6 +197,13 @@ pub(super) const ROWS: &[Row] = &[
         kind: Kind::Fault,
         argument: Argument::None,
         help: "forget the jobs that a stop finds",
+    },
+    Row {
+        bug: Bug::KeepJobOverReset,
+        name: "keep-job-over-reset",
+        kind: Kind::Fault,
+        argument: Argument::None,
+        help: "let the jobs that a reset finds go on when the device is started again",
     },
     Row {
         bug: Bug::DelayAck,

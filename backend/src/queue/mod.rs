@@ -251,7 +251,7 @@ impl Queues<'_, '_> {
     fn reset(&mut self) {
         let pending = self.thread.device.reset();
         // The session did so when it heard of the reset; until now the old device may have had another job to run.
-        self.thread.scheduler.discard();
+        self.discard();
         debug!("Device reset: {} commands in flight are forgotten", pending.len());
         // They are owed to a driver that no longer exists.
         drop(pending);
@@ -261,10 +261,16 @@ impl Queues<'_, '_> {
         self.held.clear();
         self.thread.stats.jobs_discarded.add(std::mem::take(&mut self.jobs));
         // A command that was taken just before the stop may have submitted a job after the session discarded them.
-        self.thread.scheduler.discard();
+        self.discard();
         self.thread.display.reset();
         self.rings.iter_mut().for_each(Ring::reset);
         self.ready = [false; QUEUES];
+    }
+
+    fn discard(&self) {
+        if !self.thread.injection.strikes(Bug::KeepJobOverReset) {
+            self.thread.scheduler.discard();
+        }
     }
 
     /// Takes commands off the rings, a turn each, until the mailbox wants attention or nothing is left.

@@ -6,7 +6,7 @@
 //! - the guest's parts: `topology` (a file of qemu-configs), `variation` (what a scenario needs beyond it), `kernel`
 //!   (image and modules), `initramfs`;
 //! - processes and their sockets: `process`, `json_lines`, `qmp`, `qemu`, `backend_process`, `guest`;
-//! - judgement: `screen` (pixels), `console` (the guest's log), `stats` (the back-end's counts), `scenario`,
+//! - judgement: `screen` (pixels), `memory` (the guest's, from outside), `console` (its log), `stats` (the back-end's counts), `scenario`,
 //!   `jobs`, `stock` (scenarios for the stock driver), `vfio`, `instruments` and `blame` (what the back-end has
 //!   seen of a driver's bugs);
 //! - `run`: all of these together, one boot a topology; `evidence`: what there is to see when it has failed; `report`:
@@ -28,6 +28,7 @@ pub mod instruments;
 pub mod jobs;
 pub mod json_lines;
 pub mod kernel;
+mod memory;
 mod modules;
 pub mod options;
 pub mod packages;

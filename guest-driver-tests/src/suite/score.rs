@@ -30,7 +30,7 @@ struct DeviceBug {
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// In the order of `mirrorgpu --help`.
-const DEVICE_BUGS: [DeviceBug; 12] = [
+const DEVICE_BUGS: [DeviceBug; 13] = [
     DeviceBug {
         name: "ack-before-drain",
         inject: &["ack-before-drain"],
@@ -72,6 +72,13 @@ const DEVICE_BUGS: [DeviceBug; 12] = [
         soft: &[49],
         real: &[],
         not_real: "a driver in user space cannot stop its machine; 49 does so for the stock driver",
+    },
+    DeviceBug {
+        name: "keep-job-over-reset",
+        inject: &["keep-job-over-reset"],
+        soft: &[46],
+        real: &[],
+        not_real: "a driver in user space resets its device with nothing in flight; 102 and 115 do so for the stock driver",
     },
 ];
 

@@ -220,7 +220,7 @@ scenarios! {
     99 "removal", PLATFORM, "The device is pulled out under jobs: nothing is written, the kernel survives, and it can come back.",
         [], NEEDS_A_KERNEL;
     100 "balloon", PLATFORM, "A balloon takes the guest's memory and gives it back: no job notices.", [], NEEDS_A_KERNEL;
-    102 "kdump", PLATFORM, "The crashed kernel's jobs do not write into the dump's.", [], "not yet: it takes a crash kernel in the guest";
+    102 "kdump", PLATFORM, "The crashed kernel's jobs do not write into the dump's.", [], NEEDS_A_KERNEL;
     103 "frozen-vmm", PLATFORM, "A VMM that stands still is not one that does not answer.", [Soft(life_cycle::frozen)];
     104 "full-ring", PLATFORM, "A ring full of endless jobs holds up UNREF, and nobody else; indices wrap.",
         [Both(life_cycle::full_ring), Soft(life_cycle::index_wrap)];
@@ -242,6 +242,7 @@ scenarios! {
         [Both(driver_bugs::all)];
     114 "nothing-in-silence", MEANING, "An audit of all that the device holds of a stock driver's memory finds nothing stale.",
         [with_stock(Needs::Strict, scenario::audit)], "tests/check_front_end.rs";
+    115 "kexec", LIFE, "A kernel that jumps into another leaves no job behind.", [], NEEDS_A_KERNEL;
 }
 
 #[cfg(test)]

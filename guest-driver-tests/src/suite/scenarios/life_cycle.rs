@@ -64,9 +64,12 @@ pub(crate) fn reset(stage: &mut Stage<'_>) -> Result<()> {
     stage.soft()?.reboot()?;
     ensure!(begin.elapsed() < GRACE, "The reset took {:?}", begin.elapsed());
     stage.forget_all();
+    let before = stage.stats()?;
     stage.machine().unmap(&buffer.area, buffer.area.all(), crate::suite::machine::Then::Retire)?;
     stage.pause(LONG);
     stage.must_be_left_alone()?;
+    let asked = stage.grown(&before, "miss_refused")?;
+    ensure!(asked == 0, "After the reset {asked} pages of a job from before it were asked for");
     let (context, buffer) = (stage.context(Mode::Fence)?, stage.buffer(PAGES)?);
     stage.run_job(context, Stream::new().fill(buffer.whole(), 3))?;
     stage.must_be(&buffer, 0, pages(PAGES) as usize, 3)
