@@ -335,6 +335,11 @@ pub enum Step {
     Domain(Domain),
     /// The PCI function is reset.
     Reset,
+    /// The kernel uses memory that is new, as soon as there is so much.
+    UseMemory {
+        /// MiB.
+        mib: u32,
+    },
 }
 
 /// A kind of a domain, as Linux names it.

@@ -17,6 +17,8 @@ pub struct Variation {
     pub memory: Option<u32>,
     /// The guest has its own kernel as a file, and an initramfs for it.
     pub second_kernel: bool,
+    /// The arguments of QEMU's say which memory is whose: the topology does not.
+    pub has_nodes: bool,
 }
 
 impl Variation {
@@ -29,6 +31,7 @@ impl Variation {
         alone: false,
         memory: None,
         second_kernel: false,
+        has_nodes: false,
     };
 
     /// Whether a machine of the topology's own will do.

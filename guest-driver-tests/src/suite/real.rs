@@ -44,21 +44,21 @@ enum Act {
     /// With the stock driver.
     Stock(StockPart),
     /// With a driver in user space.
-    Stage(OnStage),
+    Stage(Variation, OnStage),
 }
 
 impl Act {
     fn holder(self) -> Holder {
         match self {
             Self::Stock(_) => Holder::Stock,
-            Self::Stage(_) => Holder::Vfio,
+            Self::Stage(..) => Holder::Vfio,
         }
     }
 
     fn variation(self) -> Variation {
         match self {
             Self::Stock(part) => part.variation,
-            Self::Stage(_) => Variation::NONE,
+            Self::Stage(variation, _) => variation,
         }
     }
 }
@@ -104,7 +104,7 @@ impl RealPlace<'_> {
         let mut acts: Vec<(usize, Act)> = Vec::new();
         for scenario in scenarios {
             let (mut result, mut count, mut has_part) = (Shown::default(), 0, false);
-            let stages = scenario.on_stage(Level::Real).map(Act::Stage);
+            let stages = scenario.on_stage(Level::Real).map(|(variation, act)| Act::Stage(variation, act));
             let stock = scenario.with_the_stock_driver().filter(|_| self.stock);
             for act in stock.map(Act::Stock).chain(stages) {
                 has_part = true;
@@ -153,7 +153,7 @@ impl RealPlace<'_> {
 
     /// Does something with the driver in user space, in a guest of its own.
     pub fn on_stage(&self, act: OnStage) -> (Outcome, Evidence) {
-        let shown = House::new(self).act(Act::Stage(act));
+        let shown = House::new(self).act(Act::Stage(Variation::NONE, act));
         (shown.outcome.unwrap_or(Outcome::Broken("Nothing of it was run".into())), shown.evidence)
     }
 
@@ -192,8 +192,8 @@ impl RealPlace<'_> {
 /// What a topology lacks for something, if so.
 fn lacks(act: Act, topology: &Topology) -> Option<&'static str> {
     let needs = match act {
-        Act::Stage(_) if topology.has_iommu() => return None,
-        Act::Stage(_) => {
+        Act::Stage(..) if topology.has_iommu() => return None,
+        Act::Stage(..) => {
             return Some("a driver in user space takes the device by way of VFIO, which needs an IOMMU");
         }
         Act::Stock(part) => part.needs,
@@ -211,7 +211,7 @@ fn lacks(act: Act, topology: &Topology) -> Option<&'static str> {
 
 /// Why nothing of a scenario can be shown on a topology, if so.
 pub fn reason_against(scenario: &Scenario, topology: &Topology) -> Option<&'static str> {
-    let stages = scenario.on_stage(Level::Real).map(Act::Stage);
+    let stages = scenario.on_stage(Level::Real).map(|(variation, act)| Act::Stage(variation, act));
     let acts = scenario.with_the_stock_driver().map(Act::Stock).chain(stages);
     let mut reasons = acts.map(|act| lacks(act, topology));
     let first = reasons.next()??;
@@ -330,11 +330,11 @@ fn perform(run: &mut Run<'_>, act: Act, seed: u64) -> Shown {
     let mut shown = Shown::default();
     let result = match act {
         Act::Stock(part) => with_stock_driver(run, part),
-        Act::Stage(act) => on_stage(run, act, seed, &mut shown.evidence),
+        Act::Stage(_, act) => on_stage(run, act, seed, &mut shown.evidence),
     };
     let result = result.and_then(|()| no_troubles(run, mark));
     shown.evidence.reports = reports_after(run, last);
-    shown.evidence.trace = matches!(act, Act::Stage(_)).then(|| trace(run, begin.elapsed())).flatten();
+    shown.evidence.trace = matches!(act, Act::Stage(..)).then(|| trace(run, begin.elapsed())).flatten();
     if run.topology.has_display && matches!(act, Act::Stock(_)) {
         shown.evidence.screenshot = screenshot(run);
     }

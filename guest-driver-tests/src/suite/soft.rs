@@ -40,7 +40,7 @@ impl SoftPlace {
         }
         let begin = Instant::now();
         let mut evidence = Evidence::default();
-        let result = parts.into_iter().try_for_each(|part| self.on_stage(&mut evidence, part));
+        let result = parts.into_iter().try_for_each(|(_, part)| self.on_stage(&mut evidence, part));
         Some(Case {
             number: scenario.number,
             name: scenario.name,

@@ -2,6 +2,7 @@
 //! (a child that is killed), responses (the driver's tracepoints), and one file a group of scenarios. Knows which
 //! command is whose.
 
+mod blocks;
 mod client;
 mod failing;
 mod foreign;
