@@ -64,6 +64,10 @@ pub enum RigError {
     #[error("{0}")]
     Check(String),
     #[error("{0}")]
+    Corrupted(String),
+    #[error("{cause}{evidence}")]
+    Explained { cause: Box<RigError>, evidence: String },
+    #[error("{0}")]
     Skip(String),
     #[error("{0} checks failed")]
     Failed(usize),
@@ -73,6 +77,19 @@ impl RigError {
     /// A check that did not hold.
     pub fn check(text: impl Into<String>) -> Self {
         Self::Check(text.into())
+    }
+
+    /// This error, with what there is to see of it.
+    pub(crate) fn with_evidence(self, evidence: String) -> Self {
+        Self::Explained { cause: Box::new(self), evidence }
+    }
+
+    /// This error, without what there is to see of it.
+    pub(crate) fn cause(&self) -> &Self {
+        match self {
+            Self::Explained { cause, .. } => cause.cause(),
+            error => error,
+        }
     }
 }
 

@@ -18,7 +18,7 @@ pub(super) fn of_run(error: RigError, files: &RunFiles, backend: Option<&mut Bac
     if matches!(error, RigError::Skip(_)) {
         return error;
     }
-    let mut text = of_logs(error, files).to_string();
+    let mut text = logs(files);
     if let Some(backend) = backend {
         for question in QUESTIONS {
             let answer = match backend.control(question, json!({})) {
@@ -30,17 +30,21 @@ pub(super) fn of_run(error: RigError, files: &RunFiles, backend: Option<&mut Bac
         }
         text.push_str(&trace(backend, &files.folder.join("trace.json")));
     }
-    RigError::Check(text)
+    error.with_evidence(text)
 }
 
 /// Adds the logs to an error.
 pub(super) fn of_logs(error: RigError, files: &RunFiles) -> RigError {
+    error.with_evidence(logs(files))
+}
+
+fn logs(files: &RunFiles) -> String {
     let logs = [
         ("The guest's console", files.console()),
         ("QEMU's output", files.qemu_output()),
         ("The back-end's log", files.backend_log()),
     ];
-    let mut text = error.to_string();
+    let mut text = String::new();
     if let Some(oops) = console::oops(&RunFiles::text(&files.console())) {
         text.push_str(&format!("\n--- The guest's kernel was in trouble:\n{oops}"));
     }
@@ -52,7 +56,7 @@ pub(super) fn of_logs(error: RigError, files: &RunFiles) -> RigError {
             text.push_str(&format!("\n--- {name} ends with:\n{}", console::end(&log, LINES)));
         }
     }
-    RigError::Check(text)
+    text
 }
 
 /// Has the flight recorder's events written, and says where they are.
