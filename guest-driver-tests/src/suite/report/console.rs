@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::super::super::rig::report::table;
+use super::super::super::rig::report::{keep_below, table};
 use super::super::results::{Case, Counts, Outcome, Results};
 use super::{cases_at, places, text, told};
 
@@ -60,6 +60,7 @@ impl Teller {
         let inner = self.lock();
         let Some(bar) = &inner.bar else { return };
         bar.set_length(total as u64);
+        keep_below(Some(bar.clone()));
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len}{msg}  {elapsed}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         // The time goes on although nothing ends.
@@ -89,6 +90,7 @@ impl Teller {
     pub fn end(&self, results: &Results) {
         let mut inner = self.lock();
         if let Some(bar) = inner.bar.take() {
+            keep_below(None);
             bar.finish_and_clear();
         }
         let said = inner.ending(results);
