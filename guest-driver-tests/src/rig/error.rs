@@ -47,6 +47,12 @@ pub enum RigError {
     Topology { path: PathBuf, line: usize, text: String },
     #[error("There is no topology {name:?}. There are: {known}")]
     NoSuchTopology { name: String, known: String },
+    #[error(
+        "The disk with {} is full ({left} bytes are left), so that logs end early and nothing can be judged: make room, or \
+         set TMPDIR to a folder on another disk",
+        folder.display()
+    )]
+    DiskFull { folder: PathBuf, left: u64 },
     #[error("{what} did not come within {} s", limit.as_secs())]
     Late { what: String, limit: Duration },
     #[error("{name} ended by itself ({status})")]

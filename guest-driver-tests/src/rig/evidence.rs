@@ -3,6 +3,7 @@
 
 use crate::rig::backend_process::Backend;
 use crate::rig::console;
+use crate::rig::disk;
 use crate::rig::error::RigError;
 use crate::rig::qemu::RunFiles;
 use serde_json::{Value, json};
@@ -19,6 +20,7 @@ pub(super) fn of_run(error: RigError, files: &RunFiles, backend: Option<&mut Bac
         return error;
     }
     let mut text = logs(files);
+    let error = judged_on(files, error, &mut text);
     if let Some(backend) = backend {
         for question in QUESTIONS {
             let answer = match backend.control(question, json!({})) {
@@ -35,7 +37,19 @@ pub(super) fn of_run(error: RigError, files: &RunFiles, backend: Option<&mut Bac
 
 /// Adds the logs to an error.
 pub(super) fn of_logs(error: RigError, files: &RunFiles) -> RigError {
-    error.with_evidence(logs(files))
+    let mut text = logs(files);
+    judged_on(files, error, &mut text).with_evidence(text)
+}
+
+/// With a full disk, that is the error, and what came of it is evidence.
+fn judged_on(files: &RunFiles, error: RigError, text: &mut String) -> RigError {
+    match disk::has_room(&files.folder) {
+        Ok(()) => error,
+        Err(full) => {
+            text.insert_str(0, &format!("\n--- What came of it: {error}"));
+            full
+        }
+    }
 }
 
 fn logs(files: &RunFiles) -> String {

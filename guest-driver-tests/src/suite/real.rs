@@ -2,7 +2,7 @@
 //! be booted and who has the device; knows nothing of what a scenario does.
 
 use crate::rig::error::RigError;
-use crate::rig::run::{Mark, Rig, Run};
+use crate::rig::run::{Rig, Run};
 use crate::rig::scenario::{self, Needs};
 use crate::rig::topology::Topology;
 use crate::rig::variation::Variation;
@@ -339,7 +339,8 @@ fn perform(run: &mut Run<'_>, act: Act, seed: u64) -> (Result<()>, Evidence) {
         Act::Stock(part) => with_stock_driver(run, part),
         Act::Stage(act) => on_stage(run, act, seed, &mut seen),
     };
-    let result = result.and_then(|()| no_troubles(run, mark));
+    // A WARN, a BUG or an oops fails the scenario that brought it about.
+    let result = result.and_then(|()| run.no_troubles_since(mark));
     seen.reports = reports_after(run, last);
     seen.trace = matches!(act, Act::Stage(_)).then(|| trace(run, begin.elapsed())).flatten();
     if run.topology.has_display && matches!(act, Act::Stock(_)) {
@@ -377,14 +378,6 @@ fn on_stage(
         Failure::Skip(text) => RigError::Skip(text),
         Failure::Rig(text) => RigError::Missing(text),
     })
-}
-
-/// A WARN, a BUG or an oops fails the scenario that brought it about.
-fn no_troubles(run: &mut Run<'_>, mark: Mark) -> std::result::Result<(), RigError> {
-    match run.troubles_since(mark).as_slice() {
-        [] => Ok(()),
-        troubles => Err(RigError::check(troubles.join("\n"))),
-    }
 }
 
 fn violations(run: &mut Run<'_>) -> Vec<Value> {
