@@ -431,7 +431,7 @@ mod tests {
     #[test]
     fn the_help_has_every_row() {
         let help = long_help();
-        assert_eq!(ROWS.len(), 22);
+        assert_eq!(ROWS.len(), 23);
         for row in ROWS {
             assert!(help.contains(&format!("\n  {}: {}\n", row.usage(), row.help)), "{}", row.name);
         }
