@@ -179,7 +179,9 @@ pub(crate) fn huge(stage: &mut Stage<'_>) -> Result<()> {
         let (context, buffer) = (stage.context(mode)?, stage.buffer_in_one(many)?);
         let before = stage.stats()?;
         stage.run_job(context, Stream::new().fill(buffer.whole(), value))?;
-        stage.must_be(&buffer, 0, pages(many) as usize, value)?;
+        for at in [0, pages(many / 2) - PAGE, pages(many) - PAGE] {
+            stage.must_be(&buffer, at, PAGE as usize, value)?;
+        }
         let misses = stage.grown(&before, "misses")?;
         stage.number(format!("MISSes for {many} pages, {mode}"), misses);
         ensure!(
@@ -193,9 +195,12 @@ pub(crate) fn huge(stage: &mut Stage<'_>) -> Result<()> {
             refused == crate::soft_guest::kind::ERR_INVALID_PARAMETER,
             "An operand past the end of its resource was answered with {refused:#x}"
         );
-        stage.must_be(&buffer, 0, pages(many) as usize, value)?;
+        stage.must_be(&buffer, 0, 4, value)?;
         let took = stage.move_away(&buffer, 0..1)?;
         stage.number(format!("unmap of {many} pages, {mode}"), format!("{took:?}"));
+        let last = (pages(many) - PAGE, PAGE);
+        stage.run_job(context, Stream::new().fill(buffer.range(last.0, last.1), !value))?;
+        stage.must_be(&buffer, last.0, last.1 as usize, !value)?;
         stage.destroy(context)?;
     }
     stage.must_be_left_alone()
