@@ -116,7 +116,7 @@ pub fn soft(trial: &Trial<'_>, tell: &dyn Fn(&Score)) -> Vec<Score> {
     let mut rows = Vec::new();
     for bug in DEVICE_BUGS.iter().filter(|bug| trial.has(bug.name)) {
         let inject = bug.inject.iter().map(|&bug| bug.to_owned()).collect();
-        let place = SoftPlace { inject, seed, patience: PATIENCE };
+        let place = SoftPlace { inject, seed, patience: PATIENCE, ..SoftPlace::default() };
         let cases = chosen(bug.soft, breadth).into_iter().filter_map(|scenario| place.run(scenario));
         let caught_by: Vec<_> = cases.filter(failed).map(|case| case.id()).collect();
         let held = held(bug.soft, &caught_by);
@@ -163,7 +163,7 @@ pub fn real(rig: &Rig, topology: &Topology, trial: &Trial<'_>, tell: &dyn Fn(&Sc
         if cannot_show.is_none() {
             let cases = Mutex::new(Vec::new());
             let rig = rig.misbehaving(bug.inject);
-            let place = RealPlace { rig: &rig, topology, seed, stock: false, variations: false };
+            let place = RealPlace { rig: &rig, topology, seed, stock: false, variations: false, retries: 0 };
             let keep = |case: Case| {
                 if let Ok(mut cases) = cases.lock() {
                     cases.push(case);
