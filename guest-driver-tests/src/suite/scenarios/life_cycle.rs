@@ -67,7 +67,7 @@ pub(crate) fn reset(stage: &mut Stage<'_>) -> Result<()> {
     stage.forget_all();
     // The memory is still mapped, and is the driver's: whoever goes on with the job shows here.
     stage.write(&buffer, 0, &vec![0; pages(PAGES) as usize])?;
-    stage.pause(LONG);
+    stage.pause(4 * LONG);
     stage.must_be(&buffer, 0, pages(PAGES) as usize, 0)?;
     stage.machine().unmap(&buffer.area, buffer.area.all(), Then::Retire)?;
     stage.must_be_left_alone()?;
