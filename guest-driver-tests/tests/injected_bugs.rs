@@ -196,8 +196,8 @@ fn a_job_survives_a_reset(backend: &Backend) -> Result<()> {
 }
 
 #[test]
-fn keep_job_over_reset_is_caught_by_a_job_that_goes_on_after_it() {
-    assert!(a_job_survives_a_reset(&with("keep-job-over-reset", &[])).is_ok());
+fn keep_jobs_over_reset_is_caught_by_a_job_that_goes_on_after_it() {
+    assert!(a_job_survives_a_reset(&with("keep-jobs-over-reset", &[])).is_ok());
     assert!(matches!(a_job_survives_a_reset(&backend(&[])), Err(Error::Timeout { .. })));
 }
 

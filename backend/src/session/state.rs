@@ -224,7 +224,7 @@ impl SessionState {
     /// tell when another is started already.
     pub fn discard_device(&mut self) {
         self.pen.record(Event::Reset {});
-        if !self.seeded.injection.strikes(Bug::KeepJobOverReset) {
+        if !self.seeded.injection.strikes(Bug::KeepJobsOverReset) {
             self.scheduler.discard();
         }
         self.bases = [None; QUEUES];
