@@ -185,6 +185,22 @@ fn forget_wake_is_caught_by_an_ack_that_comes_only_at_its_deadline_and_no_later(
     assert!(latency < Duration::from_millis(1800), "{latency:?}");
 }
 
+/// Whether a job that a reset finds comes to its end after it.
+fn a_job_survives_a_reset(backend: &Backend) -> Result<()> {
+    let mut client = JobGuest::boot(backend, Mode::Fence, 48)?;
+    let spin = Stream::new().signal(place(3, 0), 0x51).spin(SpinBehaviour::Preemptible, 50_000_000);
+    let _lost = client.submit(spin.signal(place(3, 4), 0x52))?;
+    client.wait_for_word(3, 0, 0x51)?;
+    client.guest.reboot()?;
+    client.wait_for_word(3, 4, 0x52)
+}
+
+#[test]
+fn keep_jobs_over_reset_is_caught_by_a_job_that_goes_on_after_it() {
+    assert!(a_job_survives_a_reset(&with("keep-jobs-over-reset", &[])).is_ok());
+    assert!(matches!(a_job_survives_a_reset(&backend(&[])), Err(Error::Timeout { .. })));
+}
+
 /// Whether a job that a stop finds comes to its end after the next start.
 fn a_job_survives_a_stop(backend: &Backend) -> Result<Response> {
     let mut client = JobGuest::boot(backend, Mode::Fence, 46)?;

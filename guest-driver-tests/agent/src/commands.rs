@@ -4,6 +4,7 @@ use crate::error::AgentError;
 use crate::operations::Operations;
 use crate::port::Port;
 use crate::screen::Screen;
+use crate::second_kernel;
 use crate::stock::Stock;
 use crate::system::{self, End};
 use crate::vfio::Gpu;
@@ -66,6 +67,11 @@ impl Agent {
                 self.operations = Operations::default();
                 self.gpu.take().ok_or(AgentError::NotTaken)?.give_back()?;
                 Ok(Event::Rebound)
+            }
+            Command::Load { way } => second_kernel::load(way).map(|reserved| Event::Loaded { reserved }),
+            Command::Enter { way } => Err(second_kernel::enter(way)),
+            Command::Dump { addresses } => {
+                second_kernel::dump(&addresses).map(|words| Event::Dumped { words })
             }
             Command::Reboot => Err(system::end(End::Reboot)),
             Command::PowerOff => Err(system::end(End::PowerOff)),

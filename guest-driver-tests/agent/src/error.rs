@@ -81,6 +81,10 @@ pub(crate) enum AgentError {
     Thread,
     #[error("The driver's tracepoint has told of {found} answers, where {wanted} were due")]
     Answers { found: usize, wanted: usize },
+    #[error("The kernel was told to crash, and goes on")]
+    Survived,
+    #[error("The dump has no memory at {address:#x}")]
+    NotInTheDump { address: u64 },
     #[error("Not a command: {line:?}: {source}")]
     BadCommand { line: String, source: serde_json::Error },
     #[error("The rig has closed the port")]

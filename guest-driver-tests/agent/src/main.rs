@@ -3,7 +3,9 @@
 //! an init does), port (lines in and out), screen (KMS), drm_jobs and drm_rings (jobs through the stock driver, whose
 //! ioctls are virtgpu), vfio_jobs (jobs through a driver of our own, which is vfio), storm (what both do with jobs in
 //! flight), operations (what the rig wants of that driver, one by one), stock (scenarios with the stock driver), and
-//! commands. Instead of the rig, a person may have the guest (console). Unsafe code: system, console, port, mapping, virtgpu, stock/process and vfio/container. It draws, compares bytes,
+//! commands. A second kernel is loaded and entered by second_kernel. Instead of the rig, a person may
+//! have the guest (console). Unsafe code: system, second_kernel, console, port, mapping, virtgpu, stock/process and
+//! vfio/container. It draws, compares bytes,
 //! counts and reports.
 
 mod commands;
@@ -15,6 +17,7 @@ mod mapping;
 mod operations;
 mod port;
 mod screen;
+mod second_kernel;
 mod stock;
 mod storm;
 mod system;

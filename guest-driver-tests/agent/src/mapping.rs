@@ -31,6 +31,22 @@ impl Mapping {
         Self::map(flags, -1, 0, len).doing(format!("map {len} bytes of memory"))
     }
 
+    /// `len` bytes of zeros in the memory of a NUMA node; of another they are not taken.
+    pub(crate) fn on_node(len: usize, node: u32) -> Result<Self, AgentError> {
+        let memory = Self::map(libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1, 0, len)
+            .doing(format!("map {len} bytes of memory"))?;
+        let nodes = 1_u64.checked_shl(node).unwrap_or(0);
+        let (start, bits, none) = (memory.start.as_ptr(), u64::BITS, 0);
+        // SAFETY: the range is the mapping's own, and the set of nodes has as many bits as are said; it outlives the call.
+        let result = unsafe {
+            libc::syscall(libc::SYS_mbind, start, len, libc::MPOL_BIND, &raw const nodes, bits + 1, none)
+        };
+        let bound = if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
+        bound.doing(format!("take memory from the node {node}"))?;
+        memory.write(0, &vec![0; len]);
+        Ok(memory)
+    }
+
     fn map(flags: libc::c_int, fd: libc::c_int, offset: libc::off_t, len: usize) -> io::Result<Self> {
         let rights = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: no address is asked for, so nothing that is mapped is replaced; the kernel checks the rest.

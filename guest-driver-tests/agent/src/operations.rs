@@ -20,6 +20,8 @@ pub(crate) struct Operations {
     retired: Vec<Rc<Mapping>>,
     tickets: BTreeMap<u64, Ticket>,
     next_ticket: u64,
+    /// The NUMA node that memory is taken from, if that matters.
+    node: Option<u32>,
 }
 
 struct Area {
@@ -40,6 +42,10 @@ impl Operations {
             Operation::Map { pieces, bytes, at, write, of } => {
                 self.make(pieces, bytes, at, of)?;
                 self.map_again(gpu, pieces, write)
+            }
+            Operation::TakeFrom { node } => {
+                self.node = node;
+                Ok(Outcome::Done)
             }
             Operation::Unmap { pieces, retire } => self.unmap(gpu, pieces, retire),
             Operation::MapAgain { pieces, write } => self.map_again(gpu, pieces, write),
@@ -64,7 +70,7 @@ impl Operations {
     fn make(&mut self, pieces: Pieces, bytes: usize, at: u64, of: Option<u32>) -> Result<(), AgentError> {
         let memory: Vec<_> = match of {
             Some(area) => self.area(area)?.pieces.iter().map(|piece| piece.memory.clone()).collect(),
-            None => (0..pieces.count).map(|_| poisoned(bytes)).collect::<Result<_, _>>()?,
+            None => (0..pieces.count).map(|_| poisoned(bytes, self.node)).collect::<Result<_, _>>()?,
         };
         let pieces_of_it = memory.into_iter().map(|memory| Piece { memory, is_mapped: false }).collect();
         self.areas.insert(pieces.area, Area { at, bytes, pieces: pieces_of_it });
@@ -82,6 +88,7 @@ impl Operations {
     }
 
     fn unmap(&mut self, gpu: &mut Gpu, pieces: Pieces, retire: bool) -> Result<Outcome, AgentError> {
+        let node = self.node;
         let area = self.area(pieces.area)?;
         let at = area.at + (pieces.first * area.bytes) as u64;
         let len = pieces.count * area.bytes;
@@ -95,7 +102,7 @@ impl Operations {
             if retire {
                 // Whoever still writes through the translation from before the unmap is seen here.
                 piece.memory.write(0, &vec![RETIRED; bytes]);
-                old.push(std::mem::replace(&mut piece.memory, poisoned(bytes)?));
+                old.push(std::mem::replace(&mut piece.memory, poisoned(bytes, node)?));
             }
         }
         self.retired.extend(old);
@@ -195,8 +202,11 @@ impl Operations {
     }
 }
 
-fn poisoned(bytes: usize) -> Result<Rc<Mapping>, AgentError> {
-    let memory = Mapping::anonymous(bytes)?;
+fn poisoned(bytes: usize, node: Option<u32>) -> Result<Rc<Mapping>, AgentError> {
+    let memory = match node {
+        None => Mapping::anonymous(bytes)?,
+        Some(node) => Mapping::on_node(bytes, node)?,
+    };
     memory.write(0, &vec![POISON; bytes]);
     Ok(Rc::new(memory))
 }

@@ -62,6 +62,21 @@ pub enum Command {
     Stock(StockCommand),
     /// Reset the device and give it back to its driver; answered by `Rebound`.
     GiveBack,
+    /// Load a second kernel; answered by `Loaded`.
+    Load {
+        /// How it is to be entered.
+        way: Way,
+    },
+    /// Enter it; the next event is its agent's `Ready`.
+    Enter {
+        /// How.
+        way: Way,
+    },
+    /// Read words of the memory of the kernel that has crashed; answered by `Dumped`.
+    Dump {
+        /// Where, in physical memory.
+        addresses: Vec<u64>,
+    },
     /// Reboot the machine; the next event is the next boot's `Ready`.
     Reboot,
     /// Switch the machine off; nothing answers.
@@ -87,6 +102,25 @@ pub enum Driver {
     VirtioPci,
     /// The driver of the virtio device.
     VirtioGpu,
+}
+
+/// How a second kernel is entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Way {
+    /// The first one ends as before a reboot, and jumps.
+    Jump,
+    /// The first one crashes: nothing ends, and its memory is left alone.
+    Crash,
+}
+
+/// A word of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Word {
+    /// Where it lies.
+    pub address: u64,
+    /// What it holds.
+    pub value: u32,
 }
 
 /// Bugs that drivers have.
@@ -128,6 +162,16 @@ pub enum Event {
     Operated {
         /// That.
         outcome: Outcome,
+    },
+    /// A second kernel is loaded.
+    Loaded {
+        /// The memory that was kept for it, if any was: first byte and last.
+        reserved: Option<[u64; 2]>,
+    },
+    /// What a kernel that has crashed has left.
+    Dumped {
+        /// In the order of the question.
+        words: Vec<Word>,
     },
     /// What came of something with the stock driver.
     Stock(StockEvent),

@@ -57,6 +57,11 @@ pub enum Operation {
         /// The area whose memory it is, if it is not new.
         of: Option<u32>,
     },
+    /// Take memory from this NUMA node from here on, or from wherever the kernel likes; answered by `Done`.
+    TakeFrom {
+        /// Its number.
+        node: Option<u32>,
+    },
     /// Take pieces away from the device; answered by `Unmapped`.
     Unmap {
         /// Which.

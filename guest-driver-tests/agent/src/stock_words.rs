@@ -28,6 +28,8 @@ pub enum StockCommand {
     KeepExport,
     /// Close that dma-buf; answered by `Stepped`.
     DropExport,
+    /// Have a job write for longer than anybody waits ([`WRITER`]); answered by `Stepped` when it does.
+    Write,
     /// Do something to the platform; answered by `Stepped`.
     Step {
         /// What.
@@ -283,6 +285,34 @@ pub struct Full {
     pub signalled: u32,
 }
 
+/// What a job does that writes for longer than anybody waits: the buffer of so many bytes is filled with `value`, then
+/// with `value` + 1, and so on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Writer {
+    /// Bytes of the buffer.
+    pub bytes: u64,
+    /// What it is filled with first.
+    pub value: u32,
+    /// How often it is filled: less than [`Self::PASSES`].
+    pub passes: u32,
+}
+
+impl Writer {
+    /// Passes that have values of their own.
+    const PASSES: u32 = 1 << 16;
+
+    /// In which pass this word was written, if it was.
+    pub fn pass(&self, word: u32) -> Option<u32> {
+        word.checked_sub(self.value).filter(|pass| *pass < self.passes)
+    }
+}
+
+/// That job.
+pub const WRITER: Writer = Writer { bytes: 2 << 20, value: 0x57a1_0000, passes: 8_000 };
+
+const _: () =
+    assert!(WRITER.passes < Writer::PASSES && WRITER.value.is_multiple_of(Writer::PASSES), "values differ");
+
 /// Something that is done to the platform.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -305,6 +335,11 @@ pub enum Step {
     Domain(Domain),
     /// The PCI function is reset.
     Reset,
+    /// The kernel uses memory that is new, as soon as there is so much.
+    UseMemory {
+        /// MiB.
+        mib: u32,
+    },
 }
 
 /// A kind of a domain, as Linux names it.

@@ -151,6 +151,8 @@ pub(crate) fn is_gpu(device: &Path) -> bool {
 pub(crate) enum End {
     Reboot,
     PowerOff,
+    /// By a jump into the kernel that was loaded.
+    Kexec,
 }
 
 /// Reboots the machine or switches it off; returns only if the kernel refused.
@@ -158,6 +160,7 @@ pub(crate) fn end(how: End) -> AgentError {
     let (command, what) = match how {
         End::Reboot => (libc::LINUX_REBOOT_CMD_RESTART, "reboot"),
         End::PowerOff => (libc::LINUX_REBOOT_CMD_POWER_OFF, "power off"),
+        End::Kexec => (libc::LINUX_REBOOT_CMD_KEXEC, "jump into the second kernel"),
     };
     // SAFETY: takes no pointer; there is no file system that could lose anything.
     unsafe { libc::reboot(command) };

@@ -6,8 +6,8 @@
 //! - the guest's parts: `topology` (a file of qemu-configs), `variation` (what a scenario needs beyond it), `kernel`
 //!   (image and modules), `initramfs`;
 //! - processes and their sockets: `process`, `json_lines`, `qmp`, `qemu`, `backend_process`, `guest`;
-//! - judgement: `screen` (pixels), `console` (the guest's log), `stats` (the back-end's counts), `scenario`,
-//!   `jobs`, `stock` (scenarios for the stock driver), `vfio`, `instruments` and `blame` (what the back-end has
+//! - judgement: `screen` (pixels), `memory` (the guest's, from outside), `console` (its log), `stats` (the back-end's counts), `scenario`,
+//!   `hot_plug`, `jobs`, `stock` (scenarios for the stock driver), `vfio`, `instruments` and `blame` (what the back-end has
 //!   seen of a driver's bugs);
 //! - `run`: all of these together, one boot a topology; `evidence`: what there is to see when it has failed; `report`:
 //!   what a person reads.
@@ -24,11 +24,13 @@ mod disk;
 pub mod error;
 pub mod evidence;
 pub mod guest;
+pub(crate) mod hot_plug;
 pub mod initramfs;
 pub mod instruments;
 pub mod jobs;
 pub mod json_lines;
 pub mod kernel;
+mod memory;
 mod modules;
 pub mod options;
 pub mod packages;

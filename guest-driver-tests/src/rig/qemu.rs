@@ -135,6 +135,7 @@ pub(crate) fn command(
     };
     let (topology, variation) = machine;
     let topology = variation.memory.map_or_else(|| topology.clone(), |mib| topology.with_memory(mib));
+    let topology = if variation.has_nodes { topology.without_memory() } else { topology };
     let config = match device {
         Device::MirrorGpu(_) => topology.config.clone(),
         Device::Reference => topology.reference_config(),

@@ -118,7 +118,17 @@ impl Rig {
 
     /// The agent as /init, with the modules that it loads and their order, over the user's own files.
     fn initramfs(&self, topology: &Topology, variation: &Variation) -> Result<Vec<u8>, RigError> {
-        self.initramfs_with(topology, variation, |_| ())
+        let alone = self.initramfs_with(topology, variation, |_| ())?;
+        if !variation.second_kernel {
+            return Ok(alone);
+        }
+        let image = &self.tools.kernel.image;
+        let kernel = fs::read(image).doing(format!("read {}", image.display()))?;
+        self.initramfs_with(topology, variation, |archive| {
+            archive.folder("second");
+            archive.file("second/kernel", &kernel);
+            archive.file("second/initramfs", &alone);
+        })
     }
 
     /// The same with more in it.

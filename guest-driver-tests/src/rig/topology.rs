@@ -172,6 +172,13 @@ impl Topology {
         Self { config: self.config.lines().map(sized).collect(), ..self.clone() }
     }
 
+    /// The same machine without a word on which memory is the machine's: it is a NUMA node's, and who has nodes says so.
+    #[must_use]
+    pub fn without_memory(&self) -> Self {
+        let kept = self.config.lines().filter(|line| !line.trim_start().starts_with("memory-backend ="));
+        Self { config: kept.map(|line| format!("{line}\n")).collect(), ..self.clone() }
+    }
+
     /// The same machine with QEMU's own device in the place of ours, to compare with.
     pub fn reference_config(&self) -> String {
         let mut config = String::new();

@@ -15,12 +15,24 @@ pub struct Variation {
     pub alone: bool,
     /// MiB of memory, where the topology's do not do.
     pub memory: Option<u32>,
+    /// The guest has its own kernel as a file, and an initramfs for it.
+    pub second_kernel: bool,
+    /// The arguments of QEMU's say which memory is whose: the topology does not.
+    pub has_nodes: bool,
 }
 
 impl Variation {
     /// The topology's own machine.
-    pub const NONE: Self =
-        Self { guest: "", qemu: &[], modules: &[], backend: &[], alone: false, memory: None };
+    pub const NONE: Self = Self {
+        guest: "",
+        qemu: &[],
+        modules: &[],
+        backend: &[],
+        alone: false,
+        memory: None,
+        second_kernel: false,
+        has_nodes: false,
+    };
 
     /// Whether a machine of the topology's own will do.
     pub fn is_none(&self) -> bool {

@@ -46,21 +46,21 @@ enum Act {
     /// With the stock driver.
     Stock(StockPart),
     /// With a driver in user space.
-    Stage(OnStage),
+    Stage(Variation, OnStage),
 }
 
 impl Act {
     fn holder(self) -> Holder {
         match self {
             Self::Stock(_) => Holder::Stock,
-            Self::Stage(_) => Holder::Vfio,
+            Self::Stage(..) => Holder::Vfio,
         }
     }
 
     fn variation(self) -> Variation {
         match self {
             Self::Stock(part) => part.variation,
-            Self::Stage(_) => Variation::NONE,
+            Self::Stage(variation, _) => variation,
         }
     }
 }
@@ -100,7 +100,7 @@ impl RealPlace<'_> {
         let mut acts: Vec<(usize, Act)> = Vec::new();
         for scenario in scenarios {
             let (mut result, mut count, mut has_part) = (Shown::default(), 0, false);
-            let stages = scenario.on_stage(Level::Real).map(Act::Stage);
+            let stages = scenario.on_stage(Level::Real).map(|(variation, act)| Act::Stage(variation, act));
             let stock = scenario.with_the_stock_driver().filter(|_| self.stock);
             for act in stock.map(Act::Stock).chain(stages) {
                 has_part = true;
@@ -149,7 +149,7 @@ impl RealPlace<'_> {
 
     /// Does something with the driver in user space, in a guest of its own.
     pub fn on_stage(&self, act: OnStage) -> (Outcome, Evidence) {
-        let shown = House::new(self).act(Act::Stage(act));
+        let shown = House::new(self).act(Act::Stage(Variation::NONE, act));
         (shown.outcome.unwrap_or(Outcome::Broken("Nothing of it was run".into())), shown.evidence)
     }
 
@@ -188,8 +188,8 @@ impl RealPlace<'_> {
 /// What a topology lacks for something, if so.
 fn lacks(act: Act, topology: &Topology) -> Option<&'static str> {
     let needs = match act {
-        Act::Stage(_) if topology.has_iommu() => return None,
-        Act::Stage(_) => {
+        Act::Stage(..) if topology.has_iommu() => return None,
+        Act::Stage(..) => {
             return Some("a driver in user space takes the device by way of VFIO, which needs an IOMMU");
         }
         Act::Stock(part) => part.needs,
@@ -207,7 +207,7 @@ fn lacks(act: Act, topology: &Topology) -> Option<&'static str> {
 
 /// Why nothing of a scenario can be shown on a topology, if so.
 pub fn reason_against(scenario: &Scenario, topology: &Topology) -> Option<&'static str> {
-    let stages = scenario.on_stage(Level::Real).map(Act::Stage);
+    let stages = scenario.on_stage(Level::Real).map(|(variation, act)| Act::Stage(variation, act));
     let acts = scenario.with_the_stock_driver().map(Act::Stock).chain(stages);
     let mut reasons = acts.map(|act| lacks(act, topology));
     let first = reasons.next()??;
@@ -337,12 +337,12 @@ fn perform(run: &mut Run<'_>, act: Act, seed: u64) -> (Result<()>, Evidence) {
     let mut seen = Evidence::default();
     let result = match act {
         Act::Stock(part) => with_stock_driver(run, part),
-        Act::Stage(act) => on_stage(run, act, seed, &mut seen),
+        Act::Stage(_, act) => on_stage(run, act, seed, &mut seen),
     };
     // A WARN, a BUG or an oops fails the scenario that brought it about.
     let result = result.and_then(|()| run.no_troubles_since(mark));
     seen.reports = reports_after(run, last);
-    seen.trace = matches!(act, Act::Stage(_)).then(|| trace(run, begin.elapsed())).flatten();
+    seen.trace = matches!(act, Act::Stage(..)).then(|| trace(run, begin.elapsed())).flatten();
     if run.topology.has_display && matches!(act, Act::Stock(_)) {
         seen.screenshot = screenshot(run);
     }

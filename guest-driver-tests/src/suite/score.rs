@@ -61,7 +61,7 @@ const DEVICE_BUGS: [DeviceBug; 16] = [
     },
     DeviceBug {
         real: &[],
-        not_real: "the driver in user space keeps its device; 45 to 47 reset it under the stock driver",
+        not_real: "the driver in user space keeps its device; 45 to 47, 102 and 115 reset it under the stock driver",
         ..bug("keep-jobs-over-reset", &["keep-jobs-over-reset"], &[46])
     },
     DeviceBug {

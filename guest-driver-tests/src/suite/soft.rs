@@ -44,7 +44,7 @@ impl SoftPlace {
         let begin = Instant::now();
         let mut evidence = Evidence::default();
         let outcome = retry::judge(self.retries, || {
-            parts.iter().try_for_each(|part| self.on_stage(&mut evidence, *part))
+            parts.iter().try_for_each(|(_, part)| self.on_stage(&mut evidence, *part))
         });
         Some(Case {
             number: scenario.number,

@@ -2,6 +2,7 @@
 //! Knows nothing of how a part is run.
 
 use crate::rig::error::RigError;
+use crate::rig::hot_plug::SLOT;
 use crate::rig::run::Run;
 use crate::rig::scenario::Needs;
 use crate::rig::variation::Variation;
@@ -21,6 +22,8 @@ pub enum Part {
     Both(OnStage),
     /// In the soft guest alone.
     Soft(OnStage),
+    /// In a real guest with such a driver, on a machine of its own.
+    On(Variation, OnStage),
     /// In a real guest, whose stock driver has the device.
     Stock(StockPart),
 }
@@ -82,9 +85,10 @@ impl Scenario {
     }
 
     /// What shows it on a stage at this level.
-    pub fn on_stage(&self, level: Level) -> impl Iterator<Item = OnStage> + '_ {
+    pub fn on_stage(&self, level: Level) -> impl Iterator<Item = (Variation, OnStage)> + '_ {
         self.parts.iter().filter_map(move |part| match (part, level) {
-            (Part::Both(run), _) | (Part::Soft(run), Level::Soft) => Some(*run),
+            (Part::Both(run), _) | (Part::Soft(run), Level::Soft) => Some((Variation::NONE, *run)),
+            (Part::On(variation, run), Level::Real) => Some((*variation, *run)),
             _ => None,
         })
     }
@@ -129,7 +133,7 @@ const fn last(texts: &[&'static str]) -> &'static str {
     }
 }
 
-use Part::{Both, Soft};
+use Part::{Both, On, Soft};
 
 scenarios! {
     1 "idle-page", RANGES, "What no job uses goes at once, whatever else is in flight.", [Both(ranges::idle)];
@@ -186,7 +190,8 @@ scenarios! {
     46 "reset-under-jobs", LIFE, "A reset under jobs leaves memory alone, and the device comes up again.", [Soft(life_cycle::reset)];
     47 "reboot", LIFE, "A reboot while the guest draws: then all is as after the first boot.",
         [with_stock(Needs::Screen, scenario::reboot_drawing)], NEEDS_A_KERNEL;
-    48 "memory-hot-plug", LIFE, "Memory comes and goes under the device.", [], "tests/memory_table.rs: QEMU sends the same messages";
+    48 "memory-hot-plug", LIFE, "Memory comes and goes under the device, and under jobs.",
+        [On(SLOT, life_cycle::hot_plug)], "tests/memory_table.rs: what QEMU sends, and worse";
     49 "stop-and-cont", LIFE, "While the machine is stopped nothing moves; then all goes on.",
         [Soft(life_cycle::stop), with_stock(Needs::Screen, scenario::stop_and_cont)];
     50 "back-end-killed", LIFE, "The back-end dies and comes back: the guest has lost its device, and nothing else.", [], NEEDS_A_KERNEL;
@@ -220,7 +225,7 @@ scenarios! {
     99 "removal", PLATFORM, "The device is pulled out under jobs: nothing is written, the kernel survives, and it can come back.",
         [], NEEDS_A_KERNEL;
     100 "balloon", PLATFORM, "A balloon takes the guest's memory and gives it back: no job notices.", [], NEEDS_A_KERNEL;
-    102 "kdump", PLATFORM, "The crashed kernel's jobs do not write into the dump's.", [], "not yet: it takes a crash kernel in the guest";
+    102 "kdump", PLATFORM, "The crashed kernel's jobs do not write into the dump's.", [], NEEDS_A_KERNEL;
     103 "frozen-vmm", PLATFORM, "A VMM that stands still is not one that does not answer.", [Soft(life_cycle::frozen)];
     104 "full-ring", PLATFORM, "A ring full of endless jobs holds up UNREF, and nobody else; indices wrap.",
         [Both(life_cycle::full_ring), Soft(life_cycle::index_wrap)];
@@ -242,6 +247,7 @@ scenarios! {
         [Both(driver_bugs::all)];
     114 "nothing-in-silence", MEANING, "An audit of all that the device holds of a stock driver's memory finds nothing stale.",
         [with_stock(Needs::Strict, scenario::audit)], "tests/check_front_end.rs";
+    115 "kexec", LIFE, "A kernel that jumps into another leaves no job behind.", [], NEEDS_A_KERNEL;
 }
 
 #[cfg(test)]

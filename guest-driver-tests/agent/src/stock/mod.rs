@@ -2,6 +2,7 @@
 //! (a child that is killed), responses (the driver's tracepoints), and one file a group of scenarios. Knows which
 //! command is whose.
 
+mod blocks;
 mod client;
 mod failing;
 mod foreign;
@@ -14,12 +15,14 @@ mod points;
 mod process;
 mod responses;
 mod strangers;
+mod writer;
 
 use crate::error::AgentError;
 use client::Client;
 use guest_agent::stock_words::{Amount, Standing, Stepped, StockCommand, StockEvent};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
+use writer::Writer;
 
 /// What stands between two commands.
 #[derive(Default)]
@@ -28,6 +31,8 @@ pub(crate) struct Stock {
     client: Option<Client>,
     /// What is left of one.
     export: Option<OwnedFd>,
+    /// A job that writes.
+    writer: Option<Writer>,
 }
 
 impl Stock {
@@ -54,6 +59,10 @@ impl Stock {
             }
             StockCommand::DropExport => {
                 self.export = None;
+                Ok(StockEvent::Stepped(Stepped::default()))
+            }
+            StockCommand::Write => {
+                self.writer = Some(Writer::begin()?);
                 Ok(StockEvent::Stepped(Stepped::default()))
             }
             StockCommand::Step { step } => platform::take(step).map(StockEvent::Stepped),

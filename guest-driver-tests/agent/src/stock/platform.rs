@@ -1,6 +1,7 @@
 //! What is done to the platform under the driver: sleep, removal, unloading, another domain of the IOMMU. An error of the
 //! kernel's is an answer here. Knows sysfs; knows nothing of what was in flight.
 
+use super::blocks;
 use crate::error::{AgentError, Doing};
 use crate::system;
 use guest_agent::stock_words::{Domain, Step, Stepped};
@@ -47,6 +48,7 @@ fn done(step: Step) -> Result<io::Result<()>, AgentError> {
         }
         Step::Domain(domain) => fs::write(system::find_gpu()?.join("iommu_group/type"), name(domain)),
         Step::Reset => fs::write(system::find_gpu()?.join("reset"), "1"),
+        Step::UseMemory { mib } => blocks::use_all(mib)?,
     })
 }
 

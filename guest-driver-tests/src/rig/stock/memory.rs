@@ -1,10 +1,11 @@
-//! What happens to memory: a buffer as large as a table of translations would not like it, a balloon that takes the
-//! guest's memory away, and a kernel that bounces all that a device touches. Knows what must be left where.
+//! What happens to memory: a buffer as large as a table of translations would not like it, modules and a balloon
+//! that take the guest's memory away, and a kernel that bounces all that a device touches. Knows what must be left where.
 
 use super::platform::{JOBS, PAGES, works};
-use super::{all_done, ask, begin, counted_since, ended, no_contexts, standing, stands};
+use super::{all_done, ask, begin, counted_since, ended, in_flight, no_contexts, standing, stands};
 use crate::rig::error::RigError;
 use crate::rig::guest::unexpected;
+use crate::rig::hot_plug;
 use crate::rig::process::wait_until;
 use crate::rig::run::Run;
 use crate::rig::scenario::{no_troubles, picture, same, settled};
@@ -76,6 +77,22 @@ pub(crate) fn balloon(run: &mut Run<'_>) -> Result<(), RigError> {
     inflate(run, ALL)?;
     let after = settled(run)?.unwrap_or_default();
     no_troubles(&before, &after)?;
+    works(run)
+}
+
+/// A module of memory is plugged in and pulled out under jobs in flight: they stand where they stood, and are done. (What
+/// lies in such memory, a driver in user space shows: of the stock one's nothing can be taken back.)
+pub(crate) fn hot_plug(run: &mut Run<'_>) -> Result<(), RigError> {
+    let before = settled(run)?.unwrap_or_default();
+    begin(run, JOBS, Until::Told)?;
+    hot_plug::plug(run)?;
+    in_flight(standing(run, StockCommand::Look { wait_ms: 0 })?, JOBS)?;
+    hot_plug::unplug(run)?;
+    in_flight(standing(run, StockCommand::Look { wait_ms: 0 })?, JOBS)?;
+    all_done(standing(run, StockCommand::Finish)?, JOBS)?;
+    let after = settled(run)?.unwrap_or_default();
+    no_troubles(&before, &after)?;
+    ended(&after.since(&before), JOBS.into(), 0)?;
     works(run)
 }
 

@@ -7,11 +7,13 @@ mod life_cycle;
 mod memory;
 mod platform;
 mod pressure;
+mod second_kernel;
 mod survival;
 mod sync;
 
 use crate::rig::error::RigError;
 use crate::rig::guest::unexpected;
+use crate::rig::hot_plug::SLOT;
 use crate::rig::process::wait_until;
 use crate::rig::run::{Mark, Run};
 use crate::rig::scenario::{Needs, same, settled};
@@ -57,7 +59,7 @@ impl Stock {
 }
 
 /// All of them, in an order in which each leaves a guest that the next can use.
-pub const ALL: [Stock; 25] = [
+pub const ALL: [Stock; 28] = [
     Stock::new(&[44], "close-in-flight", life_cycle::close_in_flight),
     Stock::new(&[44], "end-context-in-flight", life_cycle::end_context_in_flight),
     Stock::new(&[44, 42], "kill-in-flight", life_cycle::kill_in_flight),
@@ -79,7 +81,10 @@ pub const ALL: [Stock; 25] = [
     Stock::new(&[56], "domain", platform::domain).with(Needs::Iommu),
     Stock::new(&[98], "sleep", platform::sleep).on(platform::SHORT_SLEEP),
     Stock::new(&[100], "balloon", memory::balloon).on(memory::BALLOON),
+    Stock::new(&[48], "hot-plug", memory::hot_plug).on(SLOT),
     Stock::new(&[60], "bouncing", memory::bouncing).on(memory::BOUNCING),
+    Stock::new(&[102], "kdump", second_kernel::crash).on(second_kernel::KDUMP),
+    Stock::new(&[115], "kexec", second_kernel::jump).on(second_kernel::KEXEC),
     Stock::new(&[50], "backend-killed", survival::backend_killed).on(survival::ALONE),
     Stock::new(&[91], "foreign-fence", sync::foreign).on(sync::VGEM),
     Stock::new(&[91], "shared-buffers", sync::share).on(sync::VGEM),

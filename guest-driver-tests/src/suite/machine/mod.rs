@@ -8,7 +8,7 @@ pub mod vfio;
 pub use crate::soft_guest::gpu::{Command, Response};
 pub use crate::soft_guest::{Permission, SoftGuest};
 
-use crate::suite::failure::Result;
+use crate::suite::failure::{Failure, Result};
 use crate::suite::results::Level;
 use job_stream::Crc32c;
 use serde_json::Value;
@@ -102,6 +102,16 @@ pub trait Machine {
 
     /// Makes a request of the back-end's control socket.
     fn control(&mut self, command: &str, arguments: Value) -> Result<Value>;
+
+    /// Plugs memory into the machine that runs; what is mapped from here on lies there.
+    fn plug(&mut self) -> Result<()> {
+        Err(Failure::Skip("it has no place for memory".into()))
+    }
+
+    /// Pulls it out. Nothing may be mapped there any more.
+    fn unplug(&mut self) -> Result<()> {
+        Err(Failure::Skip("it has no place for memory".into()))
+    }
 
     /// The guest itself, where it is one without a VM: for what only such a one can do.
     fn soft(&mut self) -> Option<&mut SoftGuest> {

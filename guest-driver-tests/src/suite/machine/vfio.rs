@@ -4,6 +4,7 @@
 
 use super::{Area, Command, Machine, Permission, Response, Then, Ticket};
 use crate::rig::guest::unexpected;
+use crate::rig::hot_plug;
 use crate::rig::run::Run;
 use crate::soft_guest::PAGE;
 use crate::suite::failure::{Failure, Result};
@@ -164,6 +165,18 @@ impl Machine for VfioMachine<'_, '_> {
 
     fn faults_logged(&mut self) -> Result<u64> {
         Ok(self.run.faults_logged())
+    }
+
+    fn plug(&mut self) -> Result<()> {
+        hot_plug::plug(self.run)?;
+        self.done(Operation::TakeFrom { node: Some(hot_plug::NODE) })
+    }
+
+    fn unplug(&mut self) -> Result<()> {
+        self.done(Operation::TakeFrom { node: None })?;
+        // What is watched there is memory of the guest's, too.
+        self.forget_retired()?;
+        hot_plug::unplug(self.run).map_err(Failure::from)
     }
 
     fn control(&mut self, command: &str, arguments: Value) -> Result<Value> {

@@ -1,4 +1,4 @@
-//! Life cycle and scheduling: what ends while jobs are in flight, and who waits for whom (scenarios 44, 46, 49, 51, 84, 86,
+//! Life cycle and scheduling: what ends while jobs are in flight, and who waits for whom (scenarios 44, 46, 48, 49, 51, 84, 86,
 //! 103, 104).
 
 use super::ranges::{LONG, overtaken};
@@ -6,8 +6,8 @@ use crate::soft_guest::{Command, dma_api, kind};
 use crate::suite::failure::{Result, ensure};
 use crate::suite::machine::Then;
 use crate::suite::results::Level;
-use crate::suite::stage::{COHERENT, DRAIN_TIMEOUT, GRACE, PAGES, Stage, and_spin, pages, spin};
-use job_stream::{Mode, SpinBehaviour, Stream};
+use crate::suite::stage::{Buffer, COHERENT, DRAIN_TIMEOUT, GRACE, PAGES, Stage, and_spin, pages, spin};
+use job_stream::{Compare, Mode, SpinBehaviour, Stream};
 use std::time::{Duration, Instant};
 
 const POISON: u32 = u32::from_le_bytes([crate::suite::stage::POISON; 4]);
@@ -74,6 +74,57 @@ pub(crate) fn reset(stage: &mut Stage<'_>) -> Result<()> {
     let (context, buffer) = (stage.context(Mode::Fence)?, stage.buffer(PAGES)?);
     stage.run_job(context, Stream::new().fill(buffer.whole(), 3))?;
     stage.must_be(&buffer, 0, pages(PAGES) as usize, 3)
+}
+
+/// 48: memory is plugged in under a job, jobs of each mode work there, and it is pulled out under another job.
+pub(crate) fn hot_plug(stage: &mut Stage<'_>) -> Result<()> {
+    let (context, before) = (stage.context(Mode::Fence)?, stage.stats()?);
+    let (old, gate) = (stage.buffer(PAGES)?, stage.buffer(1)?);
+    begin_at_gate(stage, context, (&old, &gate), 1)?;
+    stage.machine().plug()?;
+    pass_gate(stage, (&old, &gate), 1)?;
+    for mode in COHERENT {
+        let (other, new) = (stage.context(mode)?, stage.buffer(PAGES)?);
+        stage.run_job(other, Stream::new().fill(new.whole(), 3).copy(new.whole(), old.at(0)))?;
+        stage.must_be(&new, 0, pages(PAGES) as usize, 3)?;
+        stage.must_be(&old, 0, pages(PAGES) as usize, 3)?;
+        stage.destroy(other)?;
+        stage.free(&new)?;
+    }
+    stage.must_be_left_alone()?;
+    begin_at_gate(stage, context, (&old, &gate), 2)?;
+    stage.machine().unplug()?;
+    pass_gate(stage, (&old, &gate), 2)?;
+    stage.nobody_is_accused(&before)
+}
+
+/// A job stands in the middle of its work until it is let through: for as long as whatever happens beside it takes. Its
+/// end is told by a value, for a fence would hold others back.
+fn begin_at_gate(
+    stage: &mut Stage<'_>,
+    context: u32,
+    buffers: (&Buffer, &Buffer),
+    number: u32,
+) -> Result<()> {
+    let (data, gate) = buffers;
+    let begun = Stream::new().fill(data.whole(), number).wait(gate.at(0), Compare::Equal, number, 0);
+    let end = gate.at(u64::from(number) * 8);
+    stage.submit_with_user_fence(context, end, begun.fill(data.whole(), !number))?;
+    // Behind the one that says where its end is told, and the first that writes.
+    stage.until_packet(context, 2)
+}
+
+/// The job with this number has stood there until now; let through, it ends well.
+fn pass_gate(stage: &mut Stage<'_>, (data, gate): (&Buffer, &Buffer), number: u32) -> Result<()> {
+    let end = u64::from(number) * 8;
+    ensure!(
+        stage.word(gate, end)? == POISON,
+        "A job that stood has ended beside what happened to other memory"
+    );
+    stage.write(gate, 0, &number.to_le_bytes())?;
+    stage.until("A job that was let through", |stage| Ok(stage.word(gate, end)? != POISON))?;
+    ensure!(stage.word(gate, end)? == 1, "A job that stood has failed");
+    stage.must_be(data, 0, pages(PAGES) as usize, !number)
 }
 
 /// 49: stop and cont with a job in flight: silence while the machine stands, then the job goes on.
