@@ -1,5 +1,7 @@
 //! A front-end that sends nonsense, stops in the middle or says nothing: the process lives, does not spin, keeps
-//! no descriptor, and serves the next connection at once.
+//! no descriptor and no memory, and serves the next connection at once.
+//!
+//! `MIRRORGPU_SESSIONS` sets the number of sessions where there may be any (for the soak: 50000, about a million messages).
 
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, RawFd};
@@ -13,10 +15,19 @@ use guest_driver_tests::soft_guest::*;
 const GET_FEATURES: u32 = 1;
 const LAST_REQUEST: u32 = 44;
 
-/// A back-end with its descriptors and threads counted.
+/// What a session may leave behind of memory, after however many of them.
+const KEPT_KIB: u64 = 1024;
+
+fn sessions() -> u64 {
+    std::env::var("MIRRORGPU_SESSIONS").ok().and_then(|sessions| sessions.parse().ok()).unwrap_or(300)
+}
+
+/// A back-end with its descriptors, threads and memory counted.
 struct Victim {
     backend: Backend,
     idle: (usize, usize),
+    /// Where so much happens that it would show.
+    resident: Option<u64>,
     answers: Vec<Duration>,
 }
 
@@ -24,7 +35,7 @@ impl Victim {
     fn new() -> Self {
         // Quiet: what it says of nonsense would fill the test's memory.
         let backend = Backend::start(&["--log-level", "error"]).unwrap();
-        let mut this = Self { backend, idle: (0, 0), answers: Vec::new() };
+        let mut this = Self { backend, idle: (0, 0), resident: None, answers: Vec::new() };
         // The first connections start what stays.
         for _ in 0..3 {
             drop(SoftGuest::boot(&this.backend, GuestConfig::default()).unwrap());
@@ -34,6 +45,11 @@ impl Victim {
         this.idle =
             (0..20).map(|_| this.backend.settled((0, 0), Duration::from_millis(10)).unwrap()).min().unwrap();
         this
+    }
+
+    /// Memory from now on: allocators and recorders have taken what they keep.
+    fn settle_memory(&mut self) {
+        self.resident = Some(self.backend.resident_kib().unwrap());
     }
 
     fn connect(&self) -> UnixStream {
@@ -62,6 +78,11 @@ impl Victim {
         assert!(self.backend.is_running(), "{}", self.backend.stderr());
         let settled = self.backend.settled(self.idle, Duration::from_secs(10)).unwrap();
         assert_eq!(settled, self.idle, "descriptors and threads");
+        if let Some(before) = self.resident {
+            let grown = self.backend.resident_kib().unwrap().saturating_sub(before);
+            println!("{grown} KiB of memory more than before");
+            assert!(grown <= KEPT_KIB, "{grown} KiB of memory more than before");
+        }
         self.answers.sort();
         let median = self.answers[self.answers.len() / 2];
         assert!(median < Duration::from_millis(100), "the next connection waits {median:?}");
@@ -218,7 +239,10 @@ fn iotlb_messages_of_any_content_at_any_time_do_no_harm() {
 fn random_messages_do_no_harm() {
     let mut victim = Victim::new();
     let event = vmm_sys_util::eventfd::EventFd::new(0).unwrap();
-    for seed in 0..300 {
+    for seed in 0..sessions() {
+        if seed == sessions() / 4 {
+            victim.settle_memory();
+        }
         let mut dice = Dice::new(seed);
         let stream = victim.connect();
         if dice.below(4) != 0 {
@@ -240,6 +264,27 @@ fn random_messages_do_no_harm() {
         settle(&stream);
         if seed % 10 == 0 {
             victim.must_answer(&format!("seed {seed}"));
+        }
+    }
+    victim.judge();
+}
+
+#[test]
+fn front_ends_that_come_and_go_in_the_middle_of_work_leave_nothing_behind() {
+    let mut victim = Victim::new();
+    for session in 0..sessions() {
+        if session == sessions() / 4 {
+            victim.settle_memory();
+        }
+        let config = GuestConfig { seed: session, ..GuestConfig::default() };
+        let mut guest = SoftGuest::boot(&victim.backend, config).unwrap();
+        let surface = guest.surface(Format::B8G8R8X8, 64, 64).unwrap();
+        // Nobody waits for its end.
+        let _ticket =
+            guest.driver.submit(&Command::transfer(surface.resource, surface.rect(), 0).fenced(1)).unwrap();
+        drop(guest);
+        if session % 10 == 0 {
+            victim.must_answer(&format!("session {session}"));
         }
     }
     victim.judge();

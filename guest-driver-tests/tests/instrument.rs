@@ -332,20 +332,47 @@ fn a_hang_leaves_a_trace_that_shows_it() {
     assert!(backend.wait_for_stats(5 * SECOND, sections).unwrap());
     let page = client.page(1, 1);
     client.guest.front_end.invalidate(page, PAGE).unwrap();
+    let trace = trace_in(&folder, &backend);
+    for name in ["parked", "ladder", "revoked"] {
+        assert!(named(&trace, name).next().is_some(), "{name} is missing");
+    }
+}
+
+/// A job that stays on its engine until the ladder takes it off is a hang, too: of the driver's making.
+#[test]
+fn an_ack_that_waits_until_the_drain_timeout_leaves_a_trace_with_the_ack_in_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder_name = folder.path().to_str().unwrap();
+    let backend = Backend::start(&["--drain-timeout", "30ms", "--record-dir", folder_name]).unwrap();
+    let mut client = Client::new(&backend, Mode::Fence);
+    let stays = Stream::new().fill(whole(1), 1).spin(SpinBehaviour::Preemptible, 200_000_000);
+    let ticket = client.submit(stays.fill(whole(1), 2));
+    client.ask_until("jobs", |answer| answer["jobs"][0]["packet"] == 1);
+    client.swap(1, 3);
+    let trace = trace_in(&folder, &backend);
+    assert!(named(&trace, "ladder").next().is_some());
+    let drain = named(&trace, "invalidation 1").next().expect("the ack is in the trace");
+    assert!(time(drain, "dur") >= 30_000.0, "{drain}");
+    client.guest.driver.wait(ticket).unwrap();
+    assert!(backend.stderr().contains("A job held the front-end up until the drain timeout. Trace: /"));
+}
+
+/// The first trace that was written into a folder, as soon as it is there.
+fn trace_in(folder: &tempfile::TempDir, backend: &Backend) -> Value {
     let begin = Instant::now();
-    let trace = loop {
-        let file = std::fs::read_dir(&folder).unwrap().next().map(|entry| entry.unwrap().path());
+    loop {
+        let file = std::fs::read_dir(folder).unwrap().next().map(|entry| entry.unwrap().path());
         let text = file.as_ref().and_then(|path| std::fs::read(path).ok()).unwrap_or_default();
         if let Ok(trace) = serde_json::from_slice::<Value>(&text) {
-            break trace;
+            return trace;
         }
         assert!(begin.elapsed() < 10 * SECOND, "there is no trace\n{}", backend.stderr());
         wire::wait_readable(&[], Some(Duration::from_millis(1))).unwrap();
-    };
-    let names: Vec<_> = trace["traceEvents"].as_array().unwrap().iter().map(|event| &event["name"]).collect();
-    for name in ["parked", "ladder", "revoked"] {
-        assert!(names.iter().any(|seen| *seen == name), "{name} is missing");
     }
+}
+
+fn named<'t>(trace: &'t Value, name: &'t str) -> impl Iterator<Item = &'t Value> {
+    trace["traceEvents"].as_array().unwrap().iter().filter(move |event| event["name"] == name)
 }
 
 /// Whoever asks and does not listen is nobody's trouble but its own.

@@ -14,7 +14,9 @@ fn main() -> ExitCode {
         let place = place.clone();
         Trial::test(scenario.id(), move || match place.run(scenario).map(|case| case.outcome) {
             Some(Outcome::Passed | Outcome::Skipped(_)) | None => Ok(()),
-            Some(Outcome::Failed(text) | Outcome::Broken(text)) => Err(Failed::from(text)),
+            Some(Outcome::Failed(text) | Outcome::Broken(text) | Outcome::Flaky(text)) => {
+                Err(Failed::from(text))
+            }
         })
     });
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()

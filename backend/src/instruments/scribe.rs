@@ -15,7 +15,7 @@ use serde_json::json;
 
 use super::Instruments;
 use crate::front_end_check;
-use crate::reports::Print;
+use crate::reports::{Print, Rate};
 use crate::trace;
 
 /// Notes that wait; more are dropped (the records themselves are kept elsewhere).
@@ -71,18 +71,18 @@ impl Scribe {
 
 /// Starts the thread. It holds the instruments only while it works, and ends when they are gone.
 pub(super) fn spawn(notes: Receiver<Note>, instruments: Weak<Instruments>) -> io::Result<()> {
-    let mut traces = 0;
+    let (mut traces, mut incidents) = (0, Rate::default());
     let work = move || {
         for note in notes {
             let Some(instruments) = instruments.upgrade() else { return };
-            instruments.write_down(note, &mut traces);
+            instruments.write_down(note, &mut traces, &mut incidents);
         }
     };
     thread::Builder::new().name("scribe".to_owned()).spawn(work).map(drop)
 }
 
 impl Instruments {
-    fn write_down(&self, note: Note, traces: &mut u32) {
+    fn write_down(&self, note: Note, traces: &mut u32, incidents: &mut Rate) {
         match note {
             Note::Violation(id, print) => self.tell_violation(id, print, traces),
             Note::Finding(id, print) => self.tell_finding(id, print, traces),
@@ -91,7 +91,10 @@ impl Instruments {
             Note::Flush(done) => drop(done.send(())),
             Note::Incident(what) => {
                 let trace = self.trace_of(what, traces);
-                warn!("{what}. Trace: {trace}");
+                // A guest can bring it about as often as it likes.
+                if incidents.take(self.clock.now()) {
+                    warn!("{what}. Trace: {trace}");
+                }
             }
         }
     }

@@ -12,6 +12,9 @@ use super::{Session, SessionEnd};
 use crate::inject::Bug;
 use crate::vhost_user::Header;
 
+/// What a trace is written for, and called after, when the ladder was needed.
+const LATE: &str = "A job held the front-end up until the drain timeout";
+
 impl Session {
     /// Looks whether what is owed can be paid.
     pub(super) fn look_at_owed(&mut self) -> Result<(), SessionEnd> {
@@ -29,14 +32,27 @@ impl Session {
                 let (then, since) = (draining.then, draining.since());
                 self.drained(draining.invalidation.skip_drain(SeededBug::ack_before_drain()), then, since)
             }
-            Owed::Drain(draining) => match self.watched(draining) {
-                Progress::Draining(draining) => {
-                    self.owed = Owed::Drain(draining);
-                    Ok(())
+            Owed::Drain(draining) => self.look_at_drain(draining),
+        }
+    }
+
+    fn look_at_drain(&mut self, draining: Draining) -> Result<(), SessionEnd> {
+        // With a timeout of 0 jobs are always told to leave at once: that is no incident.
+        let is_late = draining.has_evicted() && !self.config.drain_timeout.is_zero();
+        match self.watched(draining) {
+            Progress::Draining(draining) => {
+                self.owed = Owed::Drain(draining);
+                Ok(())
+            }
+            Progress::Drained(drained, then, since) => {
+                self.drained(drained, then, since)?;
+                if is_late {
+                    // After the ack, so that its trace has all of it.
+                    self.lock().pen.instruments().incident(LATE);
                 }
-                Progress::Drained(drained, then, since) => self.drained(drained, then, since),
-                Progress::Stuck(draining) => self.stuck(draining),
-            },
+                Ok(())
+            }
+            Progress::Stuck(draining) => self.stuck(draining),
         }
     }
 

@@ -2,6 +2,7 @@
 //! interval notifier: look up, then register under a short lock unless an invalidation began meanwhile. Knows
 //! nothing of jobs; what ends a pin is its holder's business.
 
+use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -71,15 +72,48 @@ struct Segment {
     host: u64,
 }
 
+/// The segments of a pin for one access, in order of space and address.
+#[derive(Debug)]
+struct Segments {
+    all: Vec<Segment>,
+    /// Where the last one was found: whoever goes through memory finds the next one there, or right behind it.
+    last: Cell<usize>,
+}
+
+impl Segments {
+    fn new(all: Vec<Segment>) -> Self {
+        Self { all, last: Cell::new(0) }
+    }
+
+    /// The segment that a byte lies in.
+    fn find(&self, space: SpaceId, at: Iova) -> Option<&Segment> {
+        let last = self.last.get();
+        let mut near = self.all.iter().enumerate().skip(last).take(2);
+        let (index, segment) = near.find(|(_, segment)| segment.holds(space, at)).or_else(|| {
+            let is_before =
+                |segment: &Segment| (segment.place.space, segment.place.range.last()) < (space, at);
+            let index = self.all.partition_point(is_before);
+            Some((index, self.all.get(index).filter(|segment| segment.holds(space, at))?))
+        })?;
+        self.last.set(index);
+        Some(segment)
+    }
+}
+
+impl Segment {
+    fn holds(&self, space: SpaceId, at: Iova) -> bool {
+        self.place.space == space && self.place.range.contains(at)
+    }
+}
+
 /// Held translations. Every invalidation that overlaps waits until it is dropped.
 #[must_use = "a pin that is not held pins nothing"]
 pub struct Pin {
     shared: crate::sync::Arc<Shared>,
     id: u64,
     evicted: Arc<AtomicBool>,
-    /// In order of space and address.
-    reads: Vec<Segment>,
-    writes: Vec<Segment>,
+    reads: Segments,
+    writes: Segments,
 }
 
 impl Pin {
@@ -98,16 +132,12 @@ impl Pin {
             Access::Read => &self.reads,
             Access::Write => &self.writes,
         };
-        let after = segments
-            .partition_point(|segment| (segment.place.space, segment.place.range.last()) < (space, at));
-        let segment = segments.get(after).map(|segment| (segment.place.range, segment));
-        match segment.filter(|(range, segment)| segment.place.space == space && range.contains(at)) {
-            Some((range, segment)) => {
-                let offset = at.raw() - range.first().raw();
-                Ok(HostSpan::new(segment.host + offset, range.last().raw() - at.raw() + 1))
-            }
-            None => Err(MemoryError::NotPinned(Missing { space, range: page_of(at), access })),
-        }
+        let Some(segment) = segments.find(space, at) else {
+            return Err(MemoryError::NotPinned(Missing { space, range: page_of(at), access }));
+        };
+        let range = segment.place.range;
+        let offset = at.raw() - range.first().raw();
+        Ok(HostSpan::new(segment.host + offset, range.last().raw() - at.raw() + 1))
     }
 }
 
@@ -154,7 +184,15 @@ impl Reader {
             let registered =
                 lock(&self.shared.registry).register(sequence, all, (mode, Arc::clone(&evicted)));
             match registered {
-                Ok(id) => return Ok(Pin { shared: self.shared.clone(), id, evicted, reads, writes }),
+                Ok(id) => {
+                    return Ok(Pin {
+                        shared: self.shared.clone(),
+                        id,
+                        evicted,
+                        reads: Segments::new(reads),
+                        writes: Segments::new(writes),
+                    });
+                }
                 // An invalidation of it began, and perhaps ended: the next turn finds out.
                 Err(places) => all = places,
             }

@@ -47,6 +47,12 @@ pub enum RigError {
     Topology { path: PathBuf, line: usize, text: String },
     #[error("There is no topology {name:?}. There are: {known}")]
     NoSuchTopology { name: String, known: String },
+    #[error(
+        "The disk with {} is full ({left} bytes are left), so that logs end early and nothing can be judged: make room, or \
+         set TMPDIR to a folder on another disk",
+        folder.display()
+    )]
+    DiskFull { folder: PathBuf, left: u64 },
     #[error("{what} did not come within {} s", limit.as_secs())]
     Late { what: String, limit: Duration },
     #[error("{name} ended by itself ({status})")]
@@ -64,6 +70,10 @@ pub enum RigError {
     #[error("{0}")]
     Check(String),
     #[error("{0}")]
+    Corrupted(String),
+    #[error("{cause}{evidence}")]
+    Explained { cause: Box<RigError>, evidence: String },
+    #[error("{0}")]
     Skip(String),
     #[error("{0} checks failed")]
     Failed(usize),
@@ -73,6 +83,19 @@ impl RigError {
     /// A check that did not hold.
     pub fn check(text: impl Into<String>) -> Self {
         Self::Check(text.into())
+    }
+
+    /// This error, with what there is to see of it.
+    pub(crate) fn with_evidence(self, evidence: String) -> Self {
+        Self::Explained { cause: Box::new(self), evidence }
+    }
+
+    /// This error, without what there is to see of it.
+    pub(crate) fn cause(&self) -> &Self {
+        match self {
+            Self::Explained { cause, .. } => cause.cause(),
+            error => error,
+        }
     }
 }
 

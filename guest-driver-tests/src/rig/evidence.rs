@@ -3,6 +3,7 @@
 
 use crate::rig::backend_process::Backend;
 use crate::rig::console;
+use crate::rig::disk;
 use crate::rig::error::RigError;
 use crate::rig::qemu::RunFiles;
 use serde_json::{Value, json};
@@ -18,7 +19,8 @@ pub(super) fn of_run(error: RigError, files: &RunFiles, backend: Option<&mut Bac
     if matches!(error, RigError::Skip(_)) {
         return error;
     }
-    let mut text = of_logs(error, files).to_string();
+    let mut text = logs(files);
+    let error = judged_on(files, error, &mut text);
     if let Some(backend) = backend {
         for question in QUESTIONS {
             let answer = match backend.control(question, json!({})) {
@@ -30,17 +32,33 @@ pub(super) fn of_run(error: RigError, files: &RunFiles, backend: Option<&mut Bac
         }
         text.push_str(&trace(backend, &files.folder.join("trace.json")));
     }
-    RigError::Check(text)
+    error.with_evidence(text)
 }
 
 /// Adds the logs to an error.
 pub(super) fn of_logs(error: RigError, files: &RunFiles) -> RigError {
+    let mut text = logs(files);
+    judged_on(files, error, &mut text).with_evidence(text)
+}
+
+/// With a full disk, that is the error, and what came of it is evidence.
+fn judged_on(files: &RunFiles, error: RigError, text: &mut String) -> RigError {
+    match disk::has_room(&files.folder) {
+        Ok(()) => error,
+        Err(full) => {
+            text.insert_str(0, &format!("\n--- What came of it: {error}"));
+            full
+        }
+    }
+}
+
+fn logs(files: &RunFiles) -> String {
     let logs = [
         ("The guest's console", files.console()),
         ("QEMU's output", files.qemu_output()),
         ("The back-end's log", files.backend_log()),
     ];
-    let mut text = error.to_string();
+    let mut text = String::new();
     if let Some(oops) = console::oops(&RunFiles::text(&files.console())) {
         text.push_str(&format!("\n--- The guest's kernel was in trouble:\n{oops}"));
     }
@@ -52,7 +70,7 @@ pub(super) fn of_logs(error: RigError, files: &RunFiles) -> RigError {
             text.push_str(&format!("\n--- {name} ends with:\n{}", console::end(&log, LINES)));
         }
     }
-    RigError::Check(text)
+    text
 }
 
 /// Has the flight recorder's events written, and says where they are.

@@ -20,6 +20,7 @@ pub mod backend_process;
 pub mod blame;
 pub mod cargo_build;
 pub mod console;
+mod disk;
 pub mod error;
 pub mod evidence;
 pub mod guest;

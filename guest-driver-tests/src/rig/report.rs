@@ -1,16 +1,31 @@
 //! What a person reads while the rig works and when it is done. Knows nothing of how the figures came about.
 
 use std::io::{self, Write};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
+use indicatif::ProgressBar;
+
 static START: OnceLock<Instant> = OnceLock::new();
+/// What is drawn below the lines.
+static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
 
 /// Prints a line with the time since the first one.
 pub fn say(text: &str) {
     let elapsed = START.get_or_init(Instant::now).elapsed().as_secs_f64();
-    // A reader who has gone away is no reason to stop.
-    let _ = writeln!(io::stdout().lock(), "{elapsed:6.1} s  {text}");
+    let write = || {
+        // A reader who has gone away is no reason to stop.
+        let _ = writeln!(io::stdout().lock(), "{elapsed:6.1} s  {text}");
+    };
+    match &*BAR.lock().unwrap_or_else(PoisonError::into_inner) {
+        Some(bar) => bar.suspend(write),
+        None => write(),
+    }
+}
+
+/// From now on lines are printed above this bar; `None`: there is none any more.
+pub fn keep_below(bar: Option<ProgressBar>) {
+    *BAR.lock().unwrap_or_else(PoisonError::into_inner) = bar;
 }
 
 /// A duration in nanoseconds, in the unit that suits it.

@@ -5,6 +5,7 @@ use crate::rig::accel::Accel;
 use crate::rig::backend_process::Backend;
 use crate::rig::cargo_build;
 use crate::rig::console::{self, Forgiven};
+use crate::rig::disk;
 use crate::rig::error::{Doing, RigError};
 use crate::rig::evidence;
 use crate::rig::guest::Guest;
@@ -316,14 +317,18 @@ impl<'a> Run<'a> {
         self.forgiven.faults(self.console().len());
     }
 
-    /// This place of the guest's console, for [`Self::troubles_since`] and [`Self::forgive`].
+    /// This place of the guest's console, for [`Self::no_troubles_since`] and [`Self::forgive`].
     pub fn console_mark(&self) -> Mark {
         Mark(self.console().len())
     }
 
-    /// Troubles that the guest's kernel has told of since `mark`.
-    pub fn troubles_since(&self, mark: Mark) -> Vec<String> {
-        self.forgiven.troubles(&self.console(), mark.0)
+    /// The guest's kernel has told of no troubles since `mark`, and there was room to tell of them.
+    pub fn no_troubles_since(&self, mark: Mark) -> Result<(), RigError> {
+        disk::has_room(&self.files.folder)?;
+        match self.forgiven.troubles(&self.console(), mark.0).as_slice() {
+            [] => Ok(()),
+            troubles => Err(RigError::check(troubles.join("\n"))),
+        }
     }
 
     /// Lines with `words` that the guest's kernel has written since `mark` were caused on purpose, and are no troubles.
@@ -371,6 +376,7 @@ impl<'a> Run<'a> {
         if !self.backend_is_gone {
             self.backend.map(Backend::end).transpose()?;
         }
+        disk::has_room(&self.files.folder)?;
         let log = RunFiles::text(&self.files.console());
         let mut troubles = self.forgiven.troubles(&log, 0);
         if !self.was_killed {

@@ -24,6 +24,8 @@ pub const PAGES: usize = 64;
 pub const BYTES: u64 = PAGES as u64 * PAGE;
 /// How many jobs a storm has on their way.
 const ON_THEIR_WAY: usize = 3;
+/// Frames of a storm that are watched for late touches before they are used again.
+const FRAMES_KEPT: u64 = 256;
 
 /// A byte of a buffer, to a job.
 pub fn place(id: u32, address: u64) -> At {
@@ -160,26 +162,40 @@ impl JobGuest {
     }
 
     /// Has jobs on their way all the time and gives a page of theirs another frame in each cycle, as no good driver
-    /// does. No frame may be touched after its ack; returns how many were looked at.
+    /// does. No frame may be touched after its ack; returns how many were looked at. They are used again then, so that a
+    /// storm may be as long as it likes.
     pub fn storm(&mut self, cycles: u64, seed: u64) -> Result<usize> {
         let mut dice = Dice::new(seed);
         let mut on_their_way: VecDeque<Ticket> = VecDeque::new();
+        let mut clean = 0;
+        let job = |word| {
+            Stream::new().copy(whole(1), place(2, 0)).fill(whole(1), word).checksum(whole(2), place(3, 0))
+        };
+        self.run(job(0))?;
+        let start = Instant::now();
+        self.run(job(0))?;
+        let usual = start.elapsed();
         for cycle in 0..cycles {
             while on_their_way.len() < ON_THEIR_WAY {
-                let there = Stream::new().copy(whole(1), place(2, 0)).fill(whole(1), cycle as u32);
-                on_their_way.push_back(self.submit(there.checksum(whole(2), place(3, 0)))?);
+                on_their_way.push_back(self.submit(job(cycle as u32))?);
             }
+            // Somewhere in a job.
+            let pause = usual.mul_f64(dice.below(1000) as f64 / 1000.0);
+            wire::wait_readable(&[], Some(pause)).map_err(Error::io("wait"))?;
             self.swap(1 + dice.below(2) as u32, dice.below(PAGES))?;
             let oldest = on_their_way.pop_front();
             if !self.is_done(oldest)? {
                 self.renew(&mut on_their_way)?;
             }
-            if cycle % 16 == 0 {
+            if cycle % FRAMES_KEPT == FRAMES_KEPT - 1 {
+                self.renew(&mut on_their_way)?;
+                clean += self.guest.dma.oracle().release()?;
+            } else if cycle % 16 == 0 {
                 self.guest.dma.oracle().check()?;
             }
         }
         self.renew(&mut on_their_way)?;
-        self.guest.dma.oracle().check()
+        Ok(clean + self.guest.dma.oracle().release()?)
     }
 
     /// Waits for a job of a storm. One that has lost a page on its way may fail, and rightly so: it was robbed.

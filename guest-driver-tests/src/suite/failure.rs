@@ -2,6 +2,7 @@
 
 use crate::rig::error::RigError;
 use crate::soft_guest;
+use crate::suite::results::Outcome;
 
 /// Result of everything that a scenario does.
 pub type Result<T> = std::result::Result<T, Failure>;
@@ -12,6 +13,9 @@ pub enum Failure {
     /// What it promises does not hold.
     #[error("{0}")]
     Check(String),
+    /// Memory holds what it must not: the worst there is, and never a bad moment of the machine.
+    #[error("{0}")]
+    Corrupted(String),
     /// Nothing can be said: the rig itself failed.
     #[error("The rig failed: {0}")]
     Rig(String),
@@ -24,6 +28,22 @@ impl Failure {
     /// A promise that does not hold.
     pub fn check(text: impl Into<String>) -> Self {
         Self::Check(text.into())
+    }
+}
+
+impl From<Result<()>> for Outcome {
+    fn from(result: Result<()>) -> Self {
+        result.map_or_else(Self::from, |()| Self::Passed)
+    }
+}
+
+impl From<Failure> for Outcome {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Check(text) | Failure::Corrupted(text) => Self::Failed(text),
+            Failure::Skip(text) => Self::Skipped(text),
+            Failure::Rig(text) => Self::Broken(text),
+        }
     }
 }
 
@@ -41,16 +61,18 @@ impl From<soft_guest::Error> for Failure {
 
 impl From<RigError> for Failure {
     fn from(error: RigError) -> Self {
-        match error {
+        let text = error.to_string();
+        match error.cause() {
             RigError::Check(_)
             | RigError::Guest(_)
             | RigError::Late { .. }
             | RigError::Ended { .. }
             | RigError::Closed { .. }
             | RigError::Refused { .. }
-            | RigError::Unexpected(_) => Self::Check(error.to_string()),
-            RigError::Skip(reason) => Self::Skip(reason),
-            _ => Self::Rig(error.to_string()),
+            | RigError::Unexpected(_) => Self::Check(text),
+            RigError::Corrupted(_) => Self::Corrupted(text),
+            RigError::Skip(_) => Self::Skip(text),
+            _ => Self::Rig(text),
         }
     }
 }
@@ -89,5 +111,11 @@ mod tests {
         assert!(matches!(Failure::from(lost), Failure::Check(_)));
         assert!(matches!(Failure::from(RigError::Guest("x".into())), Failure::Check(_)));
         assert!(matches!(Failure::from(RigError::Missing("x".into())), Failure::Rig(_)));
+        let full = RigError::Io { what: "write it".into(), source: io::ErrorKind::StorageFull.into() };
+        let full = full.with_evidence("\n--- The console is empty".into());
+        assert_eq!(
+            Failure::from(full),
+            Failure::Rig("Cannot write it: no storage space\n--- The console is empty".into())
+        );
     }
 }

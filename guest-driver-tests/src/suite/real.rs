@@ -2,7 +2,7 @@
 //! be booted and who has the device; knows nothing of what a scenario does.
 
 use crate::rig::error::RigError;
-use crate::rig::run::{Mark, Rig, Run};
+use crate::rig::run::{Rig, Run};
 use crate::rig::scenario::{self, Needs};
 use crate::rig::topology::Topology;
 use crate::rig::variation::Variation;
@@ -11,7 +11,7 @@ use crate::suite::excerpt;
 use crate::suite::failure::{Failure, Result};
 use crate::suite::machine::vfio::VfioMachine;
 use crate::suite::results::{Case, Evidence, Level, Outcome};
-use crate::suite::soft;
+use crate::suite::retry;
 use crate::suite::stage::Stage;
 use crate::suite::table::{OnStage, Scenario, StockPart};
 use serde_json::{Value, json};
@@ -29,6 +29,8 @@ pub struct RealPlace<'r> {
     pub stock: bool,
     /// Also what needs a machine that differs from the topology's: a boot for each.
     pub variations: bool,
+    /// How often what has failed is run again, in a fresh guest.
+    pub retries: u32,
 }
 
 /// Who has the device.
@@ -78,21 +80,15 @@ impl Shown {
             None => 0,
             Some(Outcome::Skipped(_)) => 1,
             Some(Outcome::Passed) => 2,
-            Some(Outcome::Broken(_)) => 3,
-            Some(Outcome::Failed(_)) => 4,
+            Some(Outcome::Flaky(_)) => 3,
+            Some(Outcome::Broken(_)) => 4,
+            Some(Outcome::Failed(_)) => 5,
         };
         if rank(&other) > rank(self) {
             self.outcome = other.outcome;
         }
         self.took += other.took;
-        let (mine, theirs) = (&mut self.evidence, other.evidence);
-        mine.numbers.extend(theirs.numbers);
-        mine.notes.extend(theirs.notes);
-        mine.reports.extend(theirs.reports);
-        mine.console.push_str(&theirs.console);
-        mine.backend_log.push_str(&theirs.backend_log);
-        mine.trace = theirs.trace.or(mine.trace.take());
-        mine.screenshot = theirs.screenshot.or(mine.screenshot.take());
+        self.evidence.add(other.evidence);
     }
 }
 
@@ -235,30 +231,41 @@ impl<'h, 'r> House<'h, 'r> {
         Self { place, guest: None, boot_failed: None, complaints: Vec::new(), ended: 0 }
     }
 
+    /// Runs a part, and runs it again if that is wanted.
+    fn act(&mut self, act: Act) -> Shown {
+        let (begin, mut evidence) = (Instant::now(), Evidence::default());
+        let mut boot_failed = self.boot_failed.take();
+        let outcome = retry::judge(self.place.retries, || {
+            self.boot_failed = boot_failed.take();
+            self.once(act, &mut evidence)
+        });
+        Shown { outcome: Some(outcome), took: begin.elapsed(), evidence }
+    }
+
     /// Runs a part, in a guest that is booted for it if need be. One in which something has failed is not used again:
     /// what state it is in is anybody's guess.
-    fn act(&mut self, act: Act) -> Shown {
-        let begin = Instant::now();
+    fn once(&mut self, act: Act, evidence: &mut Evidence) -> Result<()> {
         if let Some(reason) = &self.boot_failed {
-            let text = format!("The guest did not boot: {reason}");
-            return Shown { outcome: Some(Outcome::Skipped(text)), ..Shown::default() };
+            return Err(Failure::Skip(format!("The guest did not boot: {reason}")));
         }
         let seed = self.place.seed;
-        let mut shown = match self.guest_for(act) {
-            Ok(run) => perform(run, act, seed),
+        let run = match self.guest_for(act) {
+            Ok(run) => run,
             Err(failure) => {
                 if self.guest.is_none() && act.variation().is_none() {
                     self.boot_failed = failure.to_string().lines().next().map(str::to_owned);
                 }
-                Shown { outcome: Some(soft::outcome(Err(failure))), ..Shown::default() }
+                self.guest = None;
+                return Err(failure);
             }
         };
-        let is_lost = matches!(shown.outcome, Some(Outcome::Failed(_) | Outcome::Broken(_)));
-        if is_lost || act.variation().alone {
+        let (result, seen) = perform(run, act, seed);
+        evidence.add(seen);
+        if act.variation().alone || result.as_ref().is_err_and(|failure| !matches!(failure, Failure::Skip(_)))
+        {
             self.guest = None;
         }
-        shown.took = begin.elapsed();
-        shown
+        result
     }
 
     /// A guest on the right machine, in which the right driver has the device.
@@ -313,7 +320,7 @@ impl<'h, 'r> House<'h, 'r> {
             promise,
             level: Level::Real,
             topology: Some(self.place.topology.name.clone()),
-            outcome: soft::outcome(self.complaints.into_iter().next().map_or(Ok(()), Err)),
+            outcome: self.complaints.into_iter().next().map_or(Outcome::Passed, Outcome::from),
             took: begin.elapsed(),
             evidence: Evidence::default(),
         })
@@ -324,29 +331,26 @@ impl<'h, 'r> House<'h, 'r> {
 const CLEAN_END: (u32, &str, &str, &str) =
     (112, "clean-end", "Platform", "Guest, QEMU and back-end end, and none has complained.");
 
-fn perform(run: &mut Run<'_>, act: Act, seed: u64) -> Shown {
+fn perform(run: &mut Run<'_>, act: Act, seed: u64) -> (Result<()>, Evidence) {
     let (begin, mark) = (Instant::now(), run.console_mark());
     let (log_before, last) = (run.backend_log().len(), last_violation(run));
-    let mut shown = Shown::default();
+    let mut seen = Evidence::default();
     let result = match act {
         Act::Stock(part) => with_stock_driver(run, part),
-        Act::Stage(act) => on_stage(run, act, seed, &mut shown.evidence),
+        Act::Stage(act) => on_stage(run, act, seed, &mut seen),
     };
-    let result = result.and_then(|()| no_troubles(run, mark));
-    shown.evidence.reports = reports_after(run, last);
-    shown.evidence.trace = matches!(act, Act::Stage(_)).then(|| trace(run, begin.elapsed())).flatten();
+    // A WARN, a BUG or an oops fails the scenario that brought it about.
+    let result = result.and_then(|()| run.no_troubles_since(mark));
+    seen.reports = reports_after(run, last);
+    seen.trace = matches!(act, Act::Stage(_)).then(|| trace(run, begin.elapsed())).flatten();
     if run.topology.has_display && matches!(act, Act::Stock(_)) {
-        shown.evidence.screenshot = screenshot(run);
+        seen.screenshot = screenshot(run);
     }
     // What there is to see is looked at before the guest goes.
-    let result = result.map_err(|error| match run.explain(error) {
-        RigError::Skip(reason) => RigError::Skip(reason),
-        error => error,
-    });
-    shown.evidence.console = run.console_since(mark);
-    shown.evidence.backend_log = run.backend_log().get(log_before..).unwrap_or_default().to_owned();
-    shown.outcome = Some(soft::outcome(result.map_err(Failure::from)));
-    shown
+    let result = result.map_err(|error| Failure::from(run.explain(error)));
+    seen.console = run.console_since(mark);
+    seen.backend_log = run.backend_log().get(log_before..).unwrap_or_default().to_owned();
+    (result, seen)
 }
 
 /// Who does not need the screen may count on nobody holding it: it is a context of the device.
@@ -370,17 +374,10 @@ fn on_stage(
     (evidence.numbers, evidence.notes) = stage.take_notes();
     result.map_err(|failure| match failure {
         Failure::Check(text) => RigError::Check(text),
+        Failure::Corrupted(text) => RigError::Corrupted(text),
         Failure::Skip(text) => RigError::Skip(text),
         Failure::Rig(text) => RigError::Missing(text),
     })
-}
-
-/// A WARN, a BUG or an oops fails the scenario that brought it about.
-fn no_troubles(run: &mut Run<'_>, mark: Mark) -> std::result::Result<(), RigError> {
-    match run.troubles_since(mark).as_slice() {
-        [] => Ok(()),
-        troubles => Err(RigError::check(troubles.join("\n"))),
-    }
 }
 
 fn violations(run: &mut Run<'_>) -> Vec<Value> {

@@ -31,12 +31,26 @@ impl fmt::Display for Level {
 pub enum Outcome {
     /// What the scenario promises held.
     Passed,
+    /// It did not, with this, and it did when it was run again.
+    Flaky(String),
     /// It did not: a violation, or a failure of the device, the driver or the kernel.
     Failed(String),
     /// It was not run, for this reason.
     Skipped(String),
     /// It could not be judged: the rig itself failed.
     Broken(String),
+}
+
+impl Outcome {
+    /// Whether this is somebody's failure, be it the rig's.
+    pub fn is_bad(&self) -> bool {
+        matches!(self, Self::Failed(_) | Self::Broken(_))
+    }
+
+    /// Whether there is something in it for somebody to find out.
+    pub fn wants_a_look(&self) -> bool {
+        self.is_bad() || matches!(self, Self::Flaky(_))
+    }
 }
 
 /// What a case leaves for whoever wants to know more.
@@ -58,6 +72,19 @@ pub struct Evidence {
     /// The screen at the end, as a PNG.
     #[serde(skip)]
     pub screenshot: Option<Vec<u8>>,
+}
+
+impl Evidence {
+    /// What another part, or another try, of the same case leaves. Of what there is room for one, the later stays.
+    pub fn add(&mut self, other: Self) {
+        self.numbers.extend(other.numbers);
+        self.notes.extend(other.notes);
+        self.reports.extend(other.reports);
+        self.console.push_str(&other.console);
+        self.backend_log.push_str(&other.backend_log);
+        self.trace = other.trace.or(self.trace.take());
+        self.screenshot = other.screenshot.or(self.screenshot.take());
+    }
 }
 
 /// A scenario at one level, on one topology.
@@ -136,6 +163,7 @@ pub struct Results {
 #[expect(missing_docs, reason = "the names are the outcomes")]
 pub struct Counts {
     pub passed: usize,
+    pub flaky: usize,
     pub failed: usize,
     pub skipped: usize,
     pub broken: usize,
@@ -148,6 +176,7 @@ impl Results {
         for case in &self.cases {
             *match case.outcome {
                 Outcome::Passed => &mut counts.passed,
+                Outcome::Flaky(_) => &mut counts.flaky,
                 Outcome::Failed(_) => &mut counts.failed,
                 Outcome::Skipped(_) => &mut counts.skipped,
                 Outcome::Broken(_) => &mut counts.broken,
@@ -162,7 +191,7 @@ impl Results {
         match self.counts() {
             Counts { failed: 1.., .. } => 1,
             Counts { broken: 1.., .. } => 2,
-            Counts { passed: 0, .. } => 125,
+            Counts { passed: 0, flaky: 0, .. } => 125,
             _ => 0,
         }
     }
@@ -201,6 +230,7 @@ mod tests {
         assert_eq!(results(&[Outcome::Passed, broken.clone(), failed]).exit_code(), 1);
         assert_eq!(results(&[Outcome::Passed, broken]).exit_code(), 2);
         assert_eq!(results(&[skipped]).exit_code(), 125);
+        assert_eq!(results(&[Outcome::Flaky(String::new())]).exit_code(), 0);
         assert_eq!(results(&[]).exit_code(), 125);
     }
 

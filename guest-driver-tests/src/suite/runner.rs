@@ -72,6 +72,8 @@ pub struct Plan<'r> {
     pub seed: u64,
     /// Guests, or scenarios without one, side by side.
     pub side_by_side: usize,
+    /// How often what has failed is run again.
+    pub retries: u32,
 }
 
 impl Plan<'_> {
@@ -100,7 +102,8 @@ impl Plan<'_> {
         if let Some(rig) = self.rig {
             side_by_side(self.side_by_side, &self.topologies, |topology| {
                 let variations = self.all_variations || VARIED.contains(&topology.name.as_str());
-                RealPlace { rig, topology, seed: self.seed, stock: true, variations }
+                let (seed, retries) = (self.seed, self.retries);
+                RealPlace { rig, topology, seed, stock: true, variations, retries }
                     .run(&self.scenarios, &keep);
             });
         }

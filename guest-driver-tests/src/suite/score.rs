@@ -104,7 +104,7 @@ pub fn soft(seed: u64, breadth: Breadth, tell: &dyn Fn(&Score)) -> Vec<Score> {
     let mut rows = Vec::new();
     for bug in &DEVICE_BUGS {
         let inject = bug.inject.iter().map(|&bug| bug.to_owned()).collect();
-        let place = SoftPlace { inject, seed, patience: PATIENCE };
+        let place = SoftPlace { inject, seed, patience: PATIENCE, ..SoftPlace::default() };
         let cases = chosen(bug.soft, breadth).into_iter().filter_map(|scenario| place.run(scenario));
         let caught_by = cases.filter(failed).map(|case| case.id()).collect();
         let row = Score {
@@ -147,7 +147,7 @@ pub fn real(rig: &Rig, topology: &Topology, seed: u64, tell: &dyn Fn(&Score)) ->
         if cannot_show.is_none() {
             let cases = Mutex::new(Vec::new());
             let rig = rig.misbehaving(bug.inject);
-            let place = RealPlace { rig: &rig, topology, seed, stock: false, variations: false };
+            let place = RealPlace { rig: &rig, topology, seed, stock: false, variations: false, retries: 0 };
             let keep = |case: Case| {
                 if let Ok(mut cases) = cases.lock() {
                     cases.push(case);

@@ -3,9 +3,10 @@
 
 use crate::soft_guest::{Backend, GuestConfig};
 use crate::suite::excerpt;
-use crate::suite::failure::{Failure, Result};
+use crate::suite::failure::Result;
 use crate::suite::machine::soft::SoftMachine;
-use crate::suite::results::{Case, Evidence, Level, Outcome};
+use crate::suite::results::{Case, Evidence, Level};
+use crate::suite::retry;
 use crate::suite::stage::{PATIENCE, Stage};
 use crate::suite::table::Scenario;
 use serde_json::{Value, json};
@@ -20,11 +21,13 @@ pub struct SoftPlace {
     pub seed: u64,
     /// How long whatever has to come may take.
     pub patience: Duration,
+    /// How often what has failed is run again.
+    pub retries: u32,
 }
 
 impl Default for SoftPlace {
     fn default() -> Self {
-        Self { inject: Vec::new(), seed: 1, patience: PATIENCE }
+        Self { inject: Vec::new(), seed: 1, patience: PATIENCE, retries: 0 }
     }
 }
 
@@ -40,7 +43,9 @@ impl SoftPlace {
         }
         let begin = Instant::now();
         let mut evidence = Evidence::default();
-        let result = parts.into_iter().try_for_each(|part| self.on_stage(&mut evidence, part));
+        let outcome = retry::judge(self.retries, || {
+            parts.iter().try_for_each(|part| self.on_stage(&mut evidence, *part))
+        });
         Some(Case {
             number: scenario.number,
             name: scenario.name,
@@ -48,7 +53,7 @@ impl SoftPlace {
             promise: scenario.promise,
             level: Level::Soft,
             topology: None,
-            outcome: outcome(result),
+            outcome,
             took: begin.elapsed(),
             evidence,
         })
@@ -69,22 +74,10 @@ impl SoftPlace {
         let mut stage = Stage::new(&mut machine, self.seed).with_patience(self.patience);
         let result = act(&mut stage).and_then(|()| stage.close());
         let (numbers, notes) = stage.take_notes();
-        evidence.numbers.extend(numbers);
-        evidence.notes.extend(notes);
-        evidence.reports.extend(reports(&mut stage));
-        evidence.trace = trace(&backend, begin.elapsed()).or(evidence.trace.take());
-        evidence.backend_log.push_str(&backend.stderr());
+        let (reports, trace) = (reports(&mut stage), trace(&backend, begin.elapsed()));
+        let backend_log = backend.stderr();
+        evidence.add(Evidence { numbers, notes, reports, trace, backend_log, ..Evidence::default() });
         result
-    }
-}
-
-/// How a scenario ended.
-pub fn outcome(result: Result<()>) -> Outcome {
-    match result {
-        Ok(()) => Outcome::Passed,
-        Err(Failure::Check(text)) => Outcome::Failed(text),
-        Err(Failure::Skip(text)) => Outcome::Skipped(text),
-        Err(Failure::Rig(text)) => Outcome::Broken(text),
     }
 }
 

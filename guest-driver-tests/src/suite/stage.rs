@@ -402,7 +402,7 @@ impl<'m> Stage<'m> {
         let wrong = bytes.chunks(4).position(|chunk| chunk != &word.to_le_bytes()[..chunk.len()]);
         let Some(wrong) = wrong else { return Ok(()) };
         let found = bytes.get(4 * wrong..4 * wrong + 4).unwrap_or_default();
-        Err(Failure::Check(format!(
+        Err(Failure::Corrupted(format!(
             "Buffer {} holds {found:02x?} at {:#x}, where the word {word:#010x} was due",
             buffer.id,
             at + 4 * wrong as u64
@@ -413,11 +413,12 @@ impl<'m> Stage<'m> {
     pub fn must_be_left_alone(&mut self) -> Result<()> {
         let late = self.machine.late()?;
         let what = if self.level() == Level::Soft { "pages were touched" } else { "bytes were written" };
-        ensure!(
-            late <= self.forgiven,
+        if late <= self.forgiven {
+            return Ok(());
+        }
+        Err(Failure::Corrupted(format!(
             "{late} {what} after their unmap had returned: a translation outlived its ack (I1)"
-        );
-        Ok(())
+        )))
     }
 
     /// What was touched late so far is as it should be: the mode is one that does so.

@@ -92,6 +92,11 @@ fn assert_is_case(test: Node<'_, '_>, case: &Case, place: &str) {
         "skipped" => Some("skipped"),
         _ => None,
     };
+    let reruns = ["rerunFailure", "flakyError", "flakyFailure"].map(|name| only(test, name));
+    assert_eq!(reruns.map(|rerun| rerun.is_some()), [false, false, word == "flaky"], "{}", case.id());
+    if let [.., Some(first)] = reruns {
+        assert_eq!(first.attribute("message"), Some(report::text::headline(told).as_str()));
+    }
     for name in ["failure", "error", "skipped"] {
         assert_eq!(only(test, name).is_some(), element == Some(name), "{} at {place}", case.id());
     }
@@ -140,7 +145,9 @@ fn ktap_has_a_subtest_a_place_and_keeps_its_plans() {
                 "broken" => Some(("ERROR".to_owned(), report::text::headline(told))),
                 _ => None,
             };
-            let ok = matches!(word, "passed" | "skipped");
+            let ok = matches!(word, "passed" | "flaky" | "skipped");
+            let says_flaky = subtest.diagnostics.iter().any(|line| line.contains(": flaky: it passed when"));
+            assert_eq!(says_flaky, word == "flaky");
             assert_eq!((subtest.name.as_str(), subtest.ok), (case.id().as_str(), ok));
             assert_eq!(subtest.directive, directive);
         }

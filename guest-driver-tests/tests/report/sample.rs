@@ -130,6 +130,9 @@ fn made_up(scenario: Scenario, at: usize) -> Option<Case> {
         (49, 5) => Outcome::Broken(
             "QEMU ended with signal 11 before the guest was up.\nLook at the console; run again with --keep.".into(),
         ),
+        (32, 2) => Outcome::Flaky(
+            "The fence of job 9 came before that of job 8.\nThe order in which they came: 7, 9, 8.".into(),
+        ),
         (22, 4) => Outcome::Failed(
             "The fence of job 7 signalled success although its second page is not mapped.\nExpected an error, and a fault of 0xfffe1000 in the guest's IOMMU log; there was none."
                 .into(),

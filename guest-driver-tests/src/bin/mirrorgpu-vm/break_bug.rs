@@ -12,7 +12,7 @@ use guest_driver_tests::suite::real::RealPlace;
 use guest_driver_tests::suite::report::html;
 use guest_driver_tests::suite::results::{Case, Evidence, Level, Outcome, Results};
 use guest_driver_tests::suite::score;
-use guest_driver_tests::suite::soft::{self, SoftPlace};
+use guest_driver_tests::suite::soft::SoftPlace;
 use guest_driver_tests::suite::table;
 use std::fs;
 use std::sync::Mutex;
@@ -59,14 +59,14 @@ fn of_a_driver(bug: &DriverBug, soft: bool, options: &Options) -> Result<Case, R
     let (topology, outcome, evidence) = if soft || bug.soft_only.is_some() {
         let mut evidence = Evidence::default();
         let made = SoftPlace::default().on_stage(&mut evidence, bug.alone);
-        (None, soft::outcome(made), evidence)
+        (None, made.into(), evidence)
     } else {
         let (rig, topology) = (Rig::prepare(options)?, Topology::named(TOPOLOGY)?);
         say(&format!(
             "Booting a guest with `{}`; the driver is one in its user space, through VFIO",
             topology.guest
         ));
-        let place = RealPlace { rig: &rig, topology: &topology, seed: 1, stock: false, variations: false };
+        let place = vfio_only(&rig, &topology);
         let (outcome, evidence) = place.on_stage(bug.alone);
         (Some(topology.name.clone()), outcome, evidence)
     };
@@ -97,21 +97,22 @@ fn of_the_device(bug: &str, soft: bool, options: &Options) -> Result<Vec<Case>, 
     let (rig, topology) = (Rig::prepare(options)?.misbehaving(inject), Topology::named(TOPOLOGY)?);
     say(&format!("Booting a guest with `{}`", topology.guest));
     let cases = Mutex::new(Vec::new());
-    RealPlace { rig: &rig, topology: &topology, seed: 1, stock: false, variations: false }.run(
-        &scenarios,
-        &|case| {
-            if let Ok(mut cases) = cases.lock() {
-                cases.push(case);
-            }
-        },
-    );
+    vfio_only(&rig, &topology).run(&scenarios, &|case| {
+        if let Ok(mut cases) = cases.lock() {
+            cases.push(case);
+        }
+    });
     Ok(cases.into_inner().unwrap_or_default())
+}
+
+fn vfio_only<'r>(rig: &'r Rig, topology: &'r Topology) -> RealPlace<'r> {
+    RealPlace { rig, topology, seed: 1, stock: false, variations: false, retries: 0 }
 }
 
 fn tell(case: &Case) {
     let text = match &case.outcome {
         Outcome::Passed => "held: the device has found the driver out, and stayed right".to_owned(),
-        Outcome::Failed(text) => {
+        Outcome::Failed(text) | Outcome::Flaky(text) => {
             format!("FAILED, as it should:\n    {}", text.lines().next().unwrap_or_default())
         }
         Outcome::Skipped(text) => format!("was skipped: {text}"),

@@ -38,6 +38,10 @@ pub(crate) struct Arguments {
     /// Guests side by side. Default: as many as there are processors and memory for
     #[arg(long, value_name = "COUNT")]
     jobs: Option<usize>,
+    /// Run what has failed again, up to so often, in a fresh guest. What passes then is reported as flaky, with what failed
+    /// first, and counts as passed; memory that holds what it must not is never tried again
+    #[arg(long, value_name = "COUNT", default_value_t = 0, conflicts_with = "score")]
+    retries: u32,
     /// Instead: seed each known bug, of the device and of drivers, and print who catches it (exit code 1 if one gets
     /// away). Without a VM; and, with --topology, in real guests too
     #[arg(long)]
@@ -120,16 +124,17 @@ fn cases(
         (is_wanted(LevelChoice::Real) && has_real).then(|| Rig::prepare(&arguments.options)).transpose()?;
     environment.push(("seed".into(), arguments.seed.to_string()));
     environment.extend(rig.as_ref().map(Rig::environment).into_iter().flatten());
-    let (inject, seed) = (arguments.options.inject.clone(), arguments.seed);
+    let (inject, seed, retries) = (arguments.options.inject.clone(), arguments.seed, arguments.retries);
     let soft = is_wanted(LevelChoice::Soft) && arguments.topology.is_empty();
     let plan = Plan {
         scenarios,
-        soft: soft.then_some(SoftPlace { inject, seed, ..SoftPlace::default() }),
+        soft: soft.then_some(SoftPlace { inject, seed, retries, ..SoftPlace::default() }),
         rig: rig.as_ref(),
         topologies,
         all_variations: !arguments.topology.is_empty(),
         seed,
         side_by_side: arguments.jobs.unwrap_or_else(runner::usual_jobs),
+        retries,
     };
     teller.begin(plan.cases());
     Ok(plan.run(&|case| teller.case(case)))

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::super::super::rig::report::table;
+use super::super::super::rig::report::{keep_below, table};
 use super::super::results::{Case, Counts, Outcome, Results};
 use super::{cases_at, places, text, told};
 
@@ -60,6 +60,7 @@ impl Teller {
         let inner = self.lock();
         let Some(bar) = &inner.bar else { return };
         bar.set_length(total as u64);
+        keep_below(Some(bar.clone()));
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len}{msg}  {elapsed}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         // The time goes on although nothing ends.
@@ -71,7 +72,7 @@ impl Teller {
         let mut inner = self.lock();
         let line = inner.line(case);
         inner.say(&line);
-        inner.bad += usize::from(matches!(case.outcome, Outcome::Failed(_) | Outcome::Broken(_)));
+        inner.bad += usize::from(case.outcome.is_bad());
         if let Some(bar) = &inner.bar {
             bar.inc(1);
             if inner.bad > 0 {
@@ -89,6 +90,7 @@ impl Teller {
     pub fn end(&self, results: &Results) {
         let mut inner = self.lock();
         if let Some(bar) = inner.bar.take() {
+            keep_below(None);
             bar.finish_and_clear();
         }
         let said = inner.ending(results);
@@ -120,7 +122,7 @@ impl Inner {
         let rest = match &case.outcome {
             Outcome::Passed => text::took(case.took),
             Outcome::Skipped(reason) => short(reason),
-            Outcome::Failed(why) | Outcome::Broken(why) => {
+            Outcome::Flaky(why) | Outcome::Failed(why) | Outcome::Broken(why) => {
                 format!("{}  {}", text::took(case.took), short(why))
             }
         };
@@ -131,6 +133,7 @@ impl Inner {
     fn word(&self, outcome: &Outcome) -> String {
         let (word, colour) = match outcome {
             Outcome::Passed => ("ok", "32"),
+            Outcome::Flaky(_) => ("flaky", "1;33"),
             Outcome::Failed(_) => ("FAILED", "1;31"),
             Outcome::Skipped(_) => ("skip", "2"),
             Outcome::Broken(_) => ("BROKEN", "1;33"),
@@ -143,8 +146,8 @@ impl Inner {
 
     fn ending(&self, results: &Results) -> String {
         let mut said = String::new();
-        let bad = |case: &&Case| matches!(case.outcome, Outcome::Failed(_) | Outcome::Broken(_));
-        for case in results.cases.iter().filter(bad) {
+        let wants_a_look = |case: &&Case| case.outcome.wants_a_look();
+        for case in results.cases.iter().filter(wants_a_look) {
             let (word, place) = (self.word(&case.outcome), text::one_line(&case.place()));
             said += &format!("\n{}  {}  {place}\n", word, case.id());
             for line in text::beginning(told(&case.outcome).1, MESSAGE).lines() {
@@ -152,13 +155,18 @@ impl Inner {
             }
         }
         said += &format!("\n{}\n", counted(results));
-        let Counts { passed, failed, skipped, broken } = results.counts();
+        let Counts { passed, flaky, failed, skipped, broken } = results.counts();
+        if flaky > 0 {
+            said += &format!(
+                "\nFlaky, and counted as passed: {flaky}. They failed first, as above, and passed when run again.\n"
+            );
+        }
         if broken > 0 {
             said += &format!(
                 "\nBroken, and counted as failed: {broken}. The rig could not judge them; see above why.\n"
             );
         }
-        said + &format!("\n{passed} passed, {} failed, {skipped} skipped", failed + broken)
+        said + &format!("\n{} passed, {} failed, {skipped} skipped", passed + flaky, failed + broken)
     }
 }
 
@@ -173,12 +181,12 @@ fn short(reason: &str) -> String {
 
 /// The counts by place.
 fn counted(results: &Results) -> String {
-    let head = ["", "passed", "failed", "broken", "skipped"].map(str::to_owned).to_vec();
+    let head = ["", "passed", "flaky", "failed", "broken", "skipped"].map(str::to_owned).to_vec();
     let row = |place: String| {
         let count = |word: &str| {
             cases_at(results, &place).filter(|case| told(&case.outcome).0 == word).count().to_string()
         };
-        let counts = ["passed", "failed", "broken", "skipped"].map(count);
+        let counts = ["passed", "flaky", "failed", "broken", "skipped"].map(count);
         [text::one_line(&place)].into_iter().chain(counts).collect()
     };
     let rows: Vec<Vec<String>> = [head].into_iter().chain(places(results).into_iter().map(row)).collect();

@@ -2,7 +2,9 @@
 //! words of that form; knows nothing of who reads it.
 
 use chrono::{DateTime, Utc};
-use quick_junit::{NonSuccessKind, Property, Report, SerializeError, TestCase, TestCaseStatus, TestSuite};
+use quick_junit::{
+    NonSuccessKind, Property, Report, SerializeError, TestCase, TestCaseStatus, TestRerun, TestSuite,
+};
 
 use super::super::results::{Case, Outcome, Results};
 use super::{cases_at, places, text};
@@ -55,6 +57,13 @@ fn test_case(case: &Case) -> TestCase {
 fn status(case: &Case) -> TestCaseStatus {
     let (mut status, told) = match &case.outcome {
         Outcome::Passed => return TestCaseStatus::success(),
+        Outcome::Flaky(told) => {
+            let mut first = TestRerun::new(NonSuccessKind::Failure);
+            first.set_message(text::headline(told)).set_type("flaky").set_description(whole(case, told));
+            let mut status = TestCaseStatus::success();
+            status.add_rerun(first);
+            return status;
+        }
         Outcome::Skipped(reason) => {
             let mut status = TestCaseStatus::skipped();
             status.set_message(text::one_line(reason));
@@ -65,8 +74,13 @@ fn status(case: &Case) -> TestCaseStatus {
     };
     let kind = if matches!(case.outcome, Outcome::Broken(_)) { "broken" } else { "failed" };
     status.set_message(text::headline(told)).set_type(kind);
+    status.set_description(whole(case, told));
+    status
+}
+
+/// What failed, and the back-end's reports.
+fn whole(case: &Case, told: &String) -> String {
     let whole = std::iter::once(told).chain(&case.evidence.reports);
     let whole = whole.map(|part| text::clean(part)).collect::<Vec<_>>().join("\n\n");
-    status.set_description(text::beginning(&whole, MOST));
-    status
+    text::beginning(&whole, MOST)
 }

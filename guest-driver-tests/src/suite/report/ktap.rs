@@ -29,7 +29,7 @@ fn subtest(out: &mut String, number: usize, place: &str, cases: &[&Case]) {
     for (index, case) in cases.iter().enumerate() {
         test(out, index + 1, case);
     }
-    let failed = cases.iter().any(|case| matches!(case.outcome, Outcome::Failed(_) | Outcome::Broken(_)));
+    let failed = cases.iter().any(|case| case.outcome.is_bad());
     let ran = cases.iter().any(|case| !matches!(case.outcome, Outcome::Skipped(_)));
     put(
         out,
@@ -55,6 +55,11 @@ fn test(out: &mut String, number: usize, case: &Case) {
     let result = match &case.outcome {
         Outcome::Passed => format!("ok {number} {id}"),
         Outcome::Skipped(reason) => format!("ok {number} {id} # SKIP {}", text::one_line(reason)),
+        Outcome::Flaky(told) => {
+            say(out, "  ", &about("flaky: it passed when it was run again"));
+            explain(out, case, told);
+            format!("ok {number} {id}")
+        }
         Outcome::Failed(told) => {
             explain(out, case, told);
             format!("not ok {number} {id}")
@@ -70,7 +75,7 @@ fn test(out: &mut String, number: usize, case: &Case) {
     put(out, &format!("  {}", result.trim_end()));
 }
 
-/// What a test that did not pass leaves.
+/// What a test leaves that did not pass, or not at once.
 fn explain(out: &mut String, case: &Case, told: &str) {
     let evidence = &case.evidence;
     for part in iter::once(told).chain(evidence.reports.iter().map(String::as_str)) {

@@ -38,6 +38,7 @@ pub fn cases_at<'a>(results: &'a Results, place: &'a str) -> impl Iterator<Item 
 pub fn told(outcome: &Outcome) -> (&'static str, &str) {
     match outcome {
         Outcome::Passed => ("passed", ""),
+        Outcome::Flaky(text) => ("flaky", text),
         Outcome::Failed(text) => ("failed", text),
         Outcome::Skipped(text) => ("skipped", text),
         Outcome::Broken(text) => ("broken", text),

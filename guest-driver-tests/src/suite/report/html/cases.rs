@@ -44,14 +44,14 @@ impl Room {
 
 /// Cases that did not pass, and those that did and have a trace.
 pub(super) fn sections(page: &Page<'_>) -> Markup {
-    let bad: Vec<&Entry<'_>> = page.of(Entry::did_not_pass).collect();
+    let bad: Vec<&Entry<'_>> = page.of(Entry::wants_a_look).collect();
     let traced = |entry: &Entry<'_>| entry.case.outcome == Outcome::Passed && entry.timeline.is_some();
     let traced: Vec<&Entry<'_>> = page.of(traced).collect();
     let room = Room::new();
     html! {
         @if !bad.is_empty() {
             section #failures {
-                h2 { "What did not pass" }
+                h2 { "What did not pass, or not at once" }
                 @for entry in bad {
                     article class={ "case " (sign(&entry.case.outcome).0) } id=(entry.anchor) {
                         h3 { (heading(entry.case)) }
@@ -132,7 +132,7 @@ fn evidence(entry: &Entry<'_>, most: usize, room: &Room) -> Markup {
     let Entry { case, timeline, .. } = entry;
     let evidence = &case.evidence;
     let (_, message) = told(&case.outcome);
-    let bad = entry.did_not_pass();
+    let bad = entry.wants_a_look();
     html! {
         p.promise { (case.promise) " " a.back href={ "#" (matrix::row(&case.id())) } { "to the matrix" } }
         @if !message.is_empty() { (self::message(message, room)) }

@@ -12,6 +12,7 @@ pub(super) fn section(page: &Page<'_>) -> Markup {
             h2 { "Scenarios and places" }
             p.legend {
                 span.passed { span.sign { "✓" } " passed" } span.failed { span.sign { "✗" } " failed" }
+                span.flaky { span.sign { "≈" } " flaky: passed when run again" }
                 span.broken { span.sign { "!" } " broken: the rig itself failed" }
                 span.skipped { span.sign { "–" } " skipped" }
             }

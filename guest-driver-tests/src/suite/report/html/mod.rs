@@ -42,8 +42,8 @@ struct Entry<'a> {
 }
 
 impl Entry<'_> {
-    fn did_not_pass(&self) -> bool {
-        matches!(self.case.outcome, Outcome::Failed(_) | Outcome::Broken(_))
+    fn wants_a_look(&self) -> bool {
+        self.case.outcome.wants_a_look()
     }
 }
 
@@ -75,6 +75,7 @@ fn sign(outcome: &Outcome) -> (&'static str, &'static str) {
     let (word, _) = told(outcome);
     let sign = match outcome {
         Outcome::Passed => "✓",
+        Outcome::Flaky(_) => "≈",
         Outcome::Failed(_) => "✗",
         Outcome::Skipped(_) => "–",
         Outcome::Broken(_) => "!",
@@ -119,6 +120,7 @@ fn summary(results: &Results) -> String {
     let parts = [
         (counts.failed, "failed"),
         (counts.broken, "broken"),
+        (counts.flaky, "flaky"),
         (counts.passed, "passed"),
         (counts.skipped, "skipped"),
     ];
@@ -136,14 +138,14 @@ fn summary(results: &Results) -> String {
 
 fn header(page: &Page<'_>, counts: Counts) -> Markup {
     let results = page.results;
-    let bad: Vec<&Entry<'_>> = page.of(Entry::did_not_pass).collect();
+    let bad: Vec<&Entry<'_>> = page.of(Entry::wants_a_look).collect();
     html! {
         header {
             p.product { "MirrorGPU guest driver tests" }
             h1 { (summary(results)) }
             div.bar aria-hidden="true" {
                 @for (word, count) in [("failed", counts.failed), ("broken", counts.broken),
-                    ("passed", counts.passed), ("skipped", counts.skipped)] {
+                    ("flaky", counts.flaky), ("passed", counts.passed), ("skipped", counts.skipped)] {
                     @if count > 0 { span class=(word) style={ "flex-grow:" (count) } {} }
                 }
             }
