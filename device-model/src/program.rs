@@ -102,6 +102,12 @@ impl Execution {
         Arc::clone(&self.cancelled)
     }
 
+    /// The program.
+    #[cfg(any(test, feature = "test-utils"))]
+    pub(crate) fn program(&self) -> &job_stream::Program {
+        self.operands.program()
+    }
+
     /// Whether it is to fail at its next step.
     pub(crate) fn is_cancelled(&self) -> bool {
         // ORDERING: a request, looked at again at every step.
