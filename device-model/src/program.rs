@@ -212,6 +212,11 @@ impl Execution {
                 Ok(Piece::Packet) => {
                     self.state.next_packet();
                     left = left.saturating_sub(PACKET_COST);
+                    // Nobody asks a job that spins whether it has to leave: what is behind it is for a step before which
+                    // somebody does.
+                    if matches!(packet, Packet::Spin(_)) {
+                        return Step::Yield;
+                    }
                 }
                 Ok(Piece::Bytes(bytes)) => left = left.saturating_sub(bytes.max(PACKET_COST)),
                 Ok(Piece::Spins { stubborn }) => return Step::Spinning { stubborn },

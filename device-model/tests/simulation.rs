@@ -53,6 +53,7 @@ fn schedules_that_once_failed_hold() {
         counts.add(&report.counts);
     }
     // They come to what they are kept for.
+    assert!(counts.stubborn_spins > 0 && counts.resets_with_jobs > 0 && counts.stale_jobs > 0, "{counts}");
     assert!(counts.moved_fence > 0 && counts.moved_preempt > 0 && counts.incoherent_pins > 0, "{counts}");
 }
 

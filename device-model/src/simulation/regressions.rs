@@ -1,6 +1,6 @@
 //! Schedules that once failed, or that random ones come to too seldom, as lists of operations.
 
-use job_stream::{Mode, Packet};
+use job_stream::{Mode, Packet, SpinBehaviour};
 
 use super::ops::{Op, Serve, Shape};
 use super::random::Random;
@@ -50,12 +50,34 @@ fn schedule(ops: Vec<Op>) -> Schedule {
 
 /// Schedules that have to hold, and why each is kept.
 pub fn regressions() -> Vec<(&'static str, Schedule)> {
-    (1..6).map(|mode| ("a page is remapped under a job, in each mode", remap_under_job(mode))).collect()
+    let mut all = vec![("what is behind a stubborn SPIN does not happen after a reset", spin_over_reset())];
+    all.extend((1..6).map(|mode| ("a page is remapped under a job, in each mode", remap_under_job(mode))));
+    all
 }
 
 /// A stream that is one FILL of about a page.
 fn fills(packets: &[Packet]) -> bool {
     matches!(packets, [Packet::Context(_), Packet::Nop(_), Packet::Fill(fill)] if fill.to.length > 2000)
+}
+
+/// A SPIN that does not leave outlasts a stop, a reset and the next start. What is behind it in its stream would be
+/// written into the pages of the new driver.
+fn spin_over_reset() -> Schedule {
+    let stubborn = |packet: &Packet| match packet {
+        Packet::Spin(spin) => spin.behaviour == SpinBehaviour::Stubborn && spin.duration == 3_000_000,
+        _ => false,
+    };
+    let spins = |packets: &[Packet]| matches!(packets, [Packet::Context(_), Packet::Nop(_), spin, Packet::Fill(_), ..] if stubborn(spin));
+    let step = |engine| Op::Step { engine, budget: 0x4000 };
+    let mut ops = Vec::from(context(1));
+    ops.extend(submit(seed_of(3, spins)));
+    ops.extend([step(0), step(0), Op::Reset, Op::Exchange { turns: 30 }, Op::Queue]);
+    ops.extend(context(1));
+    ops.extend(submit(seed_of(7, fills)));
+    // The new driver's job brings its page into the mirror.
+    ops.extend([step(1), step(1), step(1), Op::Exchange { turns: 30 }, step(1), step(1)]);
+    ops.extend([Op::Wait { millis: 10, slowly: false }, step(0), step(0)]);
+    schedule(ops)
 }
 
 /// An INVALIDATE in the middle of a job: the ack comes when it may, and never with a stale access.
