@@ -191,8 +191,8 @@ pub fn violation_json(violation: &Violation) -> Value {
     })
 }
 
-/// A fault for tools.
-pub fn fault_json(fault: &Fault) -> Value {
+/// A fault for tools, and for the author of the driver: `names` is what its address is called.
+pub fn fault_json(fault: &Fault, names: &[String]) -> Value {
     json!({
         "mode": fault.mode.name(),
         "job": fault.job,
@@ -201,6 +201,8 @@ pub fn fault_json(fault: &Fault) -> Value {
         "range": fault.range,
         "access": fault.access,
         "at_ns": nanoseconds(fault.at),
+        "names": names,
+        "advice": fault.advice(),
     })
 }
 

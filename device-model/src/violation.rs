@@ -140,9 +140,16 @@ impl Confidence {
 fn likely_cause(mode: Mode, verdict: Verdict) -> &'static str {
     match (mode, verdict) {
         (_, Verdict::Benign) => "none: flushing more than was unmapped is allowed",
-        (Mode::Strict | Mode::Fence, _) => {
+        (Mode::Strict | Mode::Fence, Verdict::Gone) => {
             "the driver unmapped or freed a buffer (dma_unmap, unpin, munmap) before the fence of a job that uses it \
-             had signalled. Wait for the fence first; a bus device without page faults would have touched foreign memory"
+             had signalled. Wait for the fence of this very job, and for the answer to UNREF or DETACH_BACKING. If it \
+             did: compare the two ranges, for an unmap that is larger than its buffer, or comes a second time when the \
+             address is another's. A bus device without page faults would have touched foreign memory"
+        }
+        (Mode::Strict | Mode::Fence, Verdict::Moved) => {
+            "the driver gave the address of a buffer to other memory before the fence of a job that uses it had \
+             signalled: a buffer was reused in flight, or its address given out again. Do both after the fence of this \
+             very job only. A bus device without page faults would have gone on with the old page"
         }
         (Mode::Preempt, _) => {
             "the driver let go of a buffer that a job still names. Preemption only pauses a job: take it off for good, \
@@ -155,6 +162,22 @@ fn likely_cause(mode: Mode, verdict: Verdict) -> &'static str {
         (Mode::RegistrationCache, _) => {
             "memory was unmapped while it was registered. With this mode the device goes on with the old page: \
              unregister, and wait for what runs, before unmapping"
+        }
+    }
+}
+
+impl Fault {
+    /// What to look at, for the author of the driver.
+    pub fn advice(&self) -> &'static str {
+        match self.access {
+            Access::Write => {
+                "the device may not write there: look whether the buffer is mapped for writes (DMA_BIDIRECTIONAL or \
+                 DMA_FROM_DEVICE), to its whole length, before the job is submitted and until its fence has signalled"
+            }
+            Access::Read => {
+                "the device may not read there: look whether the buffer is mapped, to its whole length, before the job \
+                 is submitted and until its fence has signalled"
+            }
         }
     }
 }
@@ -292,6 +315,15 @@ mod tests {
         assert_eq!(lines[7], cause);
         assert!(lines.iter().all(|line| line.len() <= COLUMNS + 16), "{report}");
         assert_eq!(lines.last(), Some(&"  trace         t.json"));
+    }
+
+    #[test]
+    fn whoever_moved_memory_is_not_told_of_an_unmap() {
+        let cause = |verdict| likely_cause(Mode::Fence, verdict);
+        assert!(
+            cause(Verdict::Moved).contains("reused in flight") && !cause(Verdict::Gone).contains("reused")
+        );
+        assert!(cause(Verdict::Gone).contains("larger than its buffer"));
     }
 
     #[test]

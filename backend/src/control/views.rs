@@ -7,7 +7,7 @@ use device_model::context::{ContextInfo, RingInfo};
 use device_model::job::JobId;
 use device_model::mmu::MappedRange;
 use device_model::schedule::{AtRest, JobState, JobStatus};
-use device_model::violation::Report;
+use device_model::violation::{Fault, Report};
 use job_stream::Choice;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -131,7 +131,10 @@ fn mapped(mapped: &MappedRange) -> Value {
 
 pub(super) fn faults(hooks: &Hooks, _: NoArguments) -> Result<Value, Failure> {
     let faults = hooks.instruments.reports.faults();
-    let records: Vec<_> = faults.records.iter().map(fault_json).collect();
+    // The names are looked up one by one: who has them for long keeps the rings waiting.
+    let names = |fault: &Fault| hooks.instruments.names().of(fault.at, fault.range);
+    let json = |fault: &Fault| fault_json(fault, &names(fault));
+    let records: Vec<_> = faults.records.iter().map(json).collect();
     Ok(json!({ "faults": records, "dropped": faults.dropped }))
 }
 

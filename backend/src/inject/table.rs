@@ -23,6 +23,10 @@ pub enum Bug {
     ReorderFence,
     ForgetWake,
     LoseJobOverStop,
+    KeepJobsOverReset,
+    KeepStagedUpdate,
+    SwallowFailure,
+    DrainEverything,
     DelayAck,
     StepDelay,
     DelayMiss,
@@ -196,6 +200,34 @@ pub(super) const ROWS: &[Row] = &[
         kind: Kind::Fault,
         argument: Argument::None,
         help: "forget the jobs that a stop finds",
+    },
+    Row {
+        bug: Bug::KeepJobsOverReset,
+        name: "keep-jobs-over-reset",
+        kind: Kind::Fault,
+        argument: Argument::None,
+        help: "let the jobs that a reset finds go on after the next start",
+    },
+    Row {
+        bug: Bug::KeepStagedUpdate,
+        name: "keep-staged-update",
+        kind: Kind::Fault,
+        argument: Argument::None,
+        help: "believe an UPDATE whose pages an INVALIDATE takes away before the reply to its miss",
+    },
+    Row {
+        bug: Bug::SwallowFailure,
+        name: "swallow-failure",
+        kind: Kind::Fault,
+        argument: Argument::None,
+        help: "answer a job that failed as one that ended well",
+    },
+    Row {
+        bug: Bug::DrainEverything,
+        name: "drain-everything",
+        kind: Kind::Fault,
+        argument: Argument::None,
+        help: "let every INVALIDATE take away all translations, and wait for all jobs",
     },
     Row {
         bug: Bug::DelayAck,
@@ -423,7 +455,7 @@ mod tests {
     #[test]
     fn the_help_has_every_row() {
         let help = long_help();
-        assert_eq!(ROWS.len(), 22);
+        assert_eq!(ROWS.len(), 26);
         for row in ROWS {
             assert!(help.contains(&format!("\n  {}: {}\n", row.usage(), row.help)), "{}", row.name);
         }

@@ -11,7 +11,6 @@ use std::time::Duration;
 use device_model::violation::{Fault, Report};
 use job_stream::Choice;
 use log::{debug, info, warn};
-use serde_json::json;
 
 use super::Instruments;
 use crate::front_end_check;
@@ -153,20 +152,17 @@ impl Instruments {
     }
 
     fn tell_fault(&self, fault: &Fault) {
-        let mut data = crate::reports::fault_json(fault);
         let names = self.names().of(fault.at, fault.range);
         debug!(
-            "Job {} (mode {}) needs {} for {}, which the front-end refused: {}",
+            "Job {} (mode {}) needs {} for {}, which the front-end refused: {}. Likely {}",
             fault.job.raw(),
             fault.mode.name(),
             fault.range,
             fault.access,
-            names.join("; ")
+            names.join("; "),
+            fault.advice()
         );
-        if let Some(data) = data.as_object_mut() {
-            data.insert("names".to_owned(), json!(names));
-        }
-        self.outbox.send("FAULT", data);
+        self.outbox.send("FAULT", crate::reports::fault_json(fault, &names));
     }
 
     /// Writes a trace if there is a place for it; says where it is, or how to get one.

@@ -216,7 +216,9 @@ impl Queues<'_, '_> {
         let FinishedJob { job, outcome } = finished;
         let id = job.id();
         let failed = outcome != JobOutcome::Done;
-        if !self.thread.device.job_finished(job, outcome, &mut self.effects) {
+        let swallowed = failed && self.thread.injection.strikes(Bug::SwallowFailure);
+        let told = if swallowed { JobOutcome::Done } else { outcome };
+        if !self.thread.device.job_finished(job, told, &mut self.effects) {
             return;
         }
         let (pen, now) = (self.pen(CONTROL_QUEUE), self.thread.scheduler.now());
@@ -250,8 +252,11 @@ impl Queues<'_, '_> {
 
     fn reset(&mut self) {
         let pending = self.thread.device.reset();
-        // The session did so when it heard of the reset; until now the old device may have had another job to run.
-        self.thread.scheduler.discard();
+        // The session did so when it heard of the reset; until now the old device may have had another job to run, and a
+        // command that was taken just before the stop may have submitted one since.
+        if !self.thread.injection.is_on(Bug::KeepJobsOverReset) {
+            self.thread.scheduler.discard();
+        }
         debug!("Device reset: {} commands in flight are forgotten", pending.len());
         // They are owed to a driver that no longer exists.
         drop(pending);
@@ -260,8 +265,6 @@ impl Queues<'_, '_> {
         instruments.names().reset(instruments.clock().now());
         self.held.clear();
         self.thread.stats.jobs_discarded.add(std::mem::take(&mut self.jobs));
-        // A command that was taken just before the stop may have submitted a job after the session discarded them.
-        self.thread.scheduler.discard();
         self.thread.display.reset();
         self.rings.iter_mut().for_each(Ring::reset);
         self.ready = [false; QUEUES];

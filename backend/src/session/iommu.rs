@@ -73,10 +73,14 @@ impl SessionState {
         if let Some(audit) = self.questions.audit() {
             audit.invalidated(range);
         }
-        self.misses.invalidate(SpaceId::DEVICE, range);
+        if !self.seeded.injection.strikes(Bug::KeepStagedUpdate) {
+            self.misses.invalidate(SpaceId::DEVICE, range);
+        }
         self.seeded.note(&self.mirror, range);
         // Before the zap: what is mapped now is what is taken away.
         self.suspect(range);
+        let everything = self.seeded.injection.strikes(Bug::DrainEverything);
+        let range = if everything { ByteRange::everything() } else { range };
         let invalidation = self.mirror.begin(SpaceId::DEVICE, range);
         if self.scheduler.touches(SpaceId::DEVICE, invalidation.range()) {
             self.stats.invalidations_with_work_in_flight.add(1);

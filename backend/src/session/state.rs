@@ -224,7 +224,9 @@ impl SessionState {
     /// tell when another is started already.
     pub fn discard_device(&mut self) {
         self.pen.record(Event::Reset {});
-        self.scheduler.discard();
+        if !self.seeded.injection.strikes(Bug::KeepJobsOverReset) {
+            self.scheduler.discard();
+        }
         self.bases = [None; QUEUES];
         for ring in self.queue.rings.iter() {
             // ORDERING: Release: a ring that is started after this is not served before the reset is heard of.

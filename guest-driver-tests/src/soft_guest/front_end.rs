@@ -424,7 +424,8 @@ impl FrontEnd {
         self.core.desk.hold_back(yes);
     }
 
-    /// Lets the replies go that [`misses::Answer::ServeTorn`] keeps back, these and all later ones.
+    /// Lets the replies go that [`misses::Answer::ServeTorn`] keeps back, these and all later ones, until it is decided
+    /// anew how misses are answered.
     pub fn release_replies(&self) {
         self.core.desk.release_replies();
     }

@@ -126,7 +126,9 @@ impl MissDesk {
     }
 
     pub(super) fn set_policy(&self, policy: Policy) {
-        held(&self.state).policy = policy;
+        let mut state = held(&self.state);
+        state.policy = policy;
+        state.released = false;
     }
 
     pub(super) fn hold_back(&self, yes: bool) {

@@ -160,7 +160,7 @@ fn reported(stage: &mut Stage<'_>, last: u64, words: &[&str]) -> Result<String> 
     let report = stage.report_after(last)?;
     let has = |word: &str| report.contains(word);
     ensure!(words.iter().any(|word| has(word)), "The report says none of {words:?}:\n{report}");
-    for part in ["job", "packet", "resource", "INVALIDATE", "0x"] {
+    for part in ["job", "packet", "resource", "INVALIDATE", "0x", "after it came", "likely cause"] {
         ensure!(has(part), "The report says nothing of {part}:\n{report}");
     }
     Ok(report)
@@ -175,9 +175,11 @@ fn recorded(stage: &mut Stage<'_>, at: u64) -> Result<String> {
         record = newest.find(|one| one["range"].to_string().contains(&place)).cloned().unwrap_or_default();
         Ok(!record.is_null())
     })?;
-    for part in ["job", "context", "packet", "access", "mode"] {
+    for part in ["job", "context", "packet", "access", "mode", "advice"] {
         ensure!(!record[part].is_null(), "The fault record says nothing of {part}: {record}");
     }
+    let names = record["names"].to_string();
+    ensure!(names.contains("resource"), "The fault record does not say whose address it is: {record}");
     Ok(format!("Fault: {record}"))
 }
 

@@ -52,6 +52,8 @@ impl From<soft_guest::Error> for Failure {
         use soft_guest::Error;
         let text = with_sources(&error);
         match error {
+            // That the back-end has hung up is not the rig's failure: revoked memory ends the session, for one.
+            Error::Io { source, .. } if is_hang_up(source.kind()) => Self::Check(text),
             // A system call of the test's own, or a program that is not there.
             Error::Io { .. } | Error::Backend { .. } | Error::OutOfFrames { .. } => Self::Rig(text),
             _ => Self::Check(text),
@@ -75,6 +77,11 @@ impl From<RigError> for Failure {
             _ => Self::Rig(text),
         }
     }
+}
+
+fn is_hang_up(kind: std::io::ErrorKind) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(kind, BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
 fn with_sources(error: &dyn std::error::Error) -> String {
@@ -107,6 +114,9 @@ mod tests {
     fn a_failed_system_call_is_the_rigs_failure_and_a_lost_fence_is_not() {
         let broken = soft_guest::Error::io("make a socket")(io::Error::other("none left"));
         assert_eq!(Failure::from(broken), Failure::Rig("Could not make a socket: none left".into()));
+        let hung_up =
+            soft_guest::Error::io("exchange IOTLB INVALIDATE")(io::ErrorKind::ConnectionReset.into());
+        assert!(matches!(Failure::from(hung_up), Failure::Check(_)));
         let lost = soft_guest::Error::NotInFlight { index: 1, head: 2 };
         assert!(matches!(Failure::from(lost), Failure::Check(_)));
         assert!(matches!(Failure::from(RigError::Guest("x".into())), Failure::Check(_)));

@@ -139,8 +139,17 @@ pub struct Score {
     pub place: String,
     /// The scenarios that failed because of it, as [`id`]s; none: it got away.
     pub caught_by: Vec<String>,
+    /// Scenarios that are counted on to fail because of it, and held all the same.
+    pub held: Vec<String>,
     /// Why it cannot show there, where that is so.
     pub cannot_show: Option<String>,
+}
+
+impl Score {
+    /// The row has what it should: all who are counted on have caught the bug, or it cannot show.
+    pub fn is_caught(&self) -> bool {
+        self.cannot_show.is_some() || !self.caught_by.is_empty() && self.held.is_empty()
+    }
 }
 
 /// A whole run.

@@ -483,6 +483,17 @@ impl<'m> Stage<'m> {
         Ok(report)
     }
 
+    /// No job had to leave its engine for the sake of an invalidation since then: none has waited for a job. Whoever has
+    /// waited for the drain's patience only is late, but not later than a busy machine.
+    pub fn nobody_was_taken_off(&mut self, since: &Stats, mode: Mode) -> Result<()> {
+        let evictions = self.grown(since, "ladder_evictions")?;
+        ensure!(
+            evictions == 0,
+            "An invalidation of memory that no job uses took a job in mode {mode} off its engine {evictions} times"
+        );
+        Ok(())
+    }
+
     /// Nobody was accused since then, in no mode.
     pub fn nobody_is_accused(&mut self, since: &Stats) -> Result<()> {
         for mode in Mode::ALL {

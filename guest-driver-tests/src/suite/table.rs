@@ -158,7 +158,7 @@ scenarios! {
     18 "ats", TIMING, "The same where the device translates by itself.",
         [with_stock(Needs::Ats, scenario::invalidations)], "the soft guest has no PCI";
     19 "write-to-read-only", FAULTS, "A write to memory that the device may only read fails, and is recorded.", [Both(faults::read_only)];
-    20 "read-only-to-writable", FAULTS, "More rights are found at once.", [Both(faults::upgrade)];
+    20 "read-only-to-writable", FAULTS, "More rights are found at once.", [Both(faults::upgrade), Soft(faults::upgrade_in_place)];
     21 "writable-to-read-only", FAULTS, "Fewer rights hold from the ack on.", [Both(faults::downgrade)];
     22 "unmapped", FAULTS, "A page that is not mapped: error fence, fault record, and a fault in the guest's IOMMU log.",
         [Both(faults::unmapped)];

@@ -192,6 +192,7 @@ fn score() -> Vec<Score> {
         whose,
         place: place.into(),
         caught_by: caught.iter().map(|id| (*id).to_owned()).collect(),
+        held: Vec::new(),
         cannot_show: cannot_show.map(str::to_owned),
     };
     vec![

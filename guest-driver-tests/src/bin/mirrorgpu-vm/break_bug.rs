@@ -36,7 +36,7 @@ pub(crate) fn run(bug: &str, soft: bool, options: &Options) -> Result<u8, RigErr
     let begin = Instant::now();
     let cases = match driver_bugs::ALL.iter().find(|known| known.name == bug) {
         Some(known) => vec![of_a_driver(known, soft, options)?],
-        None => of_the_device(bug, soft || score::is_soft_only(bug), options)?,
+        None => of_the_device(bug, if soft { Level::Soft } else { Level::Real }, options)?,
     };
     cases.iter().for_each(tell);
     let results = Results {
@@ -85,11 +85,11 @@ fn of_a_driver(bug: &DriverBug, soft: bool, options: &Options) -> Result<Case, R
     })
 }
 
-fn of_the_device(bug: &str, soft: bool, options: &Options) -> Result<Vec<Case>, RigError> {
-    let (inject, by) = score::counted_on(bug);
+fn of_the_device(bug: &str, level: Level, options: &Options) -> Result<Vec<Case>, RigError> {
+    let (inject, level, by) = score::counted_on(bug, level);
     say(&format!("A bug of the device: mirrorgpu --inject {}", inject.join(" --inject ")));
-    let scenarios: Vec<_> = table::ALL.iter().filter(|scenario| by.contains(&scenario.number)).collect();
-    if soft {
+    let scenarios: Vec<_> = table::ALL.iter().filter(|scenario| by == Some(scenario.number)).collect();
+    if level == Level::Soft {
         let inject = inject.iter().map(|&bug| bug.to_owned()).collect();
         let place = SoftPlace { inject, patience: PATIENCE, ..SoftPlace::default() };
         return Ok(scenarios.into_iter().filter_map(|scenario| place.run(scenario)).collect());

@@ -12,7 +12,7 @@ use guest_driver_tests::suite::report::trace::Trace;
 use guest_driver_tests::suite::report::{html, junit, ktap, svg};
 use guest_driver_tests::suite::results::{Case, Results, Score};
 use guest_driver_tests::suite::runner::{self, Plan, Shard};
-use guest_driver_tests::suite::score::{self, Breadth};
+use guest_driver_tests::suite::score::{self, Breadth, Trial};
 use guest_driver_tests::suite::soft::SoftPlace;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
@@ -20,7 +20,7 @@ use std::time::{Duration, Instant, SystemTime};
 /// What `test` understands.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Only scenarios with this number, or whose name or group has this in it
+    /// Only scenarios with this number, or whose name or group has this in it. With --score: only bugs whose name has it
     #[arg(value_name = "PATTERN")]
     patterns: Vec<String>,
     /// Only on this machine (a file's name in qemu-configs, without its ending); may be given again. Default: all
@@ -97,7 +97,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, RigError> {
     results.took = begin.elapsed();
     write_files(arguments, &results)?;
     if arguments.score {
-        let away = results.score.iter().filter(|row| !score::is_caught(row)).count();
+        let away = results.score.iter().filter(|row| !row.is_caught()).count();
         println!("{} passed, {away} failed, 0 skipped", results.score.len() - away);
         return Ok(u8::from(away > 0));
     }
@@ -147,23 +147,31 @@ fn score(
 ) -> Result<Vec<Score>, RigError> {
     let breadth = if arguments.all { Breadth::All } else { Breadth::Expected };
     let tell = |row: &Score| {
-        let told = match (&row.cannot_show, row.caught_by.as_slice()) {
-            (Some(reason), _) => format!("cannot show: {reason}"),
-            (None, []) => "GOT AWAY".to_owned(),
-            (None, by) => format!("caught by {}", by.join(", ")),
+        let told = match (&row.cannot_show, row.caught_by.as_slice(), row.held.as_slice()) {
+            (Some(reason), ..) => format!("cannot show: {reason}"),
+            (None, [], _) => "GOT AWAY".to_owned(),
+            (None, by, []) => format!("caught by {}", by.join(", ")),
+            (None, by, held) => format!("GOT AWAY from {}, caught by {}", held.join(", "), by.join(", ")),
         };
         say(&format!("{:<7} {:<25} {:<20} {told}", row.whose, row.bug, row.place));
     };
+    let trial = Trial { seed: arguments.seed, breadth, patterns: &arguments.patterns };
     let mut rows = Vec::new();
     if arguments.level != Some(LevelChoice::Real) {
-        rows.extend(score::soft(arguments.seed, breadth, &tell));
+        rows.extend(score::soft(&trial, &tell));
     }
     if !arguments.topology.is_empty() && arguments.level != Some(LevelChoice::Soft) {
         let rig = Rig::prepare(&arguments.options)?;
         environment.extend(rig.environment());
         for topology in topologies {
-            rows.extend(score::real(&rig, topology, arguments.seed, &tell));
+            rows.extend(score::real(&rig, topology, &trial, &tell));
         }
+    }
+    if rows.is_empty() {
+        let patterns = arguments.patterns.join(", ");
+        return Err(RigError::Missing(format!(
+            "No seeded bug is named by {patterns}, or none of its places"
+        )));
     }
     Ok(rows)
 }

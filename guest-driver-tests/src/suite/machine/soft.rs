@@ -12,6 +12,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+/// A mapping of so many pages is a huge page: its frames follow one another.
+const HUGE: usize = 512;
+
 /// A soft guest on a back-end.
 pub struct SoftMachine {
     guest: SoftGuest,
@@ -71,7 +74,11 @@ impl Machine for SoftMachine {
     }
 
     fn map(&mut self, pieces: usize, pages: usize, access: Permission) -> Result<Area> {
-        let buffer = self.guest.dma.space().allocate(pieces * pages, access)?;
+        let space = self.guest.dma.space();
+        let buffer = match (pieces, pages) {
+            (1, HUGE..) => space.allocate_run(pages, access)?,
+            _ => space.allocate(pieces * pages, access)?,
+        };
         for frame in buffer.frames() {
             self.guest.dma.oracle().poison(*frame)?;
         }

@@ -1,6 +1,6 @@
 //! Range arithmetic: which invalidation concerns which job (scenarios 1 to 9).
 
-use crate::soft_guest::{Iova, Queue, dma_api};
+use crate::soft_guest::{Iova, PAGE, Queue, dma_api};
 use crate::suite::failure::{Result, ensure};
 use crate::suite::stage::{Buffer, COHERENT, DRAIN_TIMEOUT, GRACE, PAGES, Stage, and_spin, pages, spin};
 use job_stream::{Mode, Stream};
@@ -38,6 +38,7 @@ pub(crate) fn idle(stage: &mut Stage<'_>) -> Result<()> {
         let hits = stage.grown(&before, "invalidations_with_work_in_flight")?;
         ensure!(hits == 0, "{hits} invalidations of an idle range hit a job in mode {mode}");
         stage.end_well(job)?;
+        stage.nobody_was_taken_off(&before, mode)?;
         stage.must_be(&busy, 0, pages(PAGES) as usize, 2)?;
         stage.nobody_is_accused(&before)?;
         stage.destroy(context)?;
@@ -61,6 +62,11 @@ fn taken(stage: &mut Stage<'_>, used: &Range<usize>, taken: &Range<usize>) -> Re
         ensure!(took < limit, "The unmap took {took:?} in mode {mode}, where {limit:?} is the bound (I2)");
         let hits = stage.grown(&before, "invalidations_with_work_in_flight")?;
         ensure!(hits > 0 || mode != Mode::Fence, "No invalidation has met the job in mode {mode}");
+        stage.end_badly(job)?;
+        // All of it is gone, and not only what the job came to first.
+        let context = stage.renew(context, mode)?;
+        let last = buffer.range(pages(taken.end - 1), PAGE);
+        let job = stage.submit(context, Stream::new().fill(last, 3))?;
         stage.end_badly(job)?;
         stage.must_be_left_alone()?;
         let found = stage.verdicts(&before, mode)?;
@@ -111,6 +117,7 @@ pub(crate) fn adjacent(stage: &mut Stage<'_>) -> Result<()> {
         let hits = stage.grown(&before, "invalidations_with_work_in_flight")?;
         ensure!(hits == 0, "{hits} invalidations of a neighbour hit the job in mode {mode}");
         stage.end_well(job)?;
+        stage.nobody_was_taken_off(&before, mode)?;
         stage.must_be(&buffer, pages(4), pages(4) as usize, 2)?;
         stage.nobody_is_accused(&before)?;
         stage.destroy(context)?;
@@ -176,6 +183,7 @@ pub(crate) fn thirty(stage: &mut Stage<'_>) -> Result<()> {
             "One of {BLOCKS} unmaps took {longest:?} in mode {mode}, beside a job of {LONG:?}"
         );
         stage.end_well(job)?;
+        stage.nobody_was_taken_off(&before, mode)?;
         let seen = stage.grown(&before, "invalidations")?;
         ensure!(seen >= BLOCKS as u64, "{BLOCKS} unmaps were {seen} invalidations to the back-end");
         stage.must_be(&busy, 0, pages(PAGES) as usize, 2)?;

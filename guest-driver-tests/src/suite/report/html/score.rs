@@ -24,7 +24,7 @@ pub(super) fn section(page: &Page<'_>) -> Markup {
     html! {
         section #score {
             h2 { "Score: seeded bugs, and who caught them" }
-            p { (score.len()) " seeded, " (score.iter().filter(|row| !row.caught_by.is_empty()).count()) " caught, "
+            p { (score.len()) " seeded, " (score.iter().filter(|row| row.is_caught() && row.cannot_show.is_none()).count()) " caught, "
                 (away) " got away." }
             div.scroll tabindex="0" role="region" aria-label="Seeded bugs and places" {
                 table.score {
@@ -40,7 +40,7 @@ pub(super) fn section(page: &Page<'_>) -> Markup {
 }
 
 pub(super) fn got_away(row: &Score) -> bool {
-    row.caught_by.is_empty() && row.cannot_show.is_none()
+    !row.is_caught()
 }
 
 fn rows(page: &Page<'_>, whose: &str, places: &[&str]) -> Markup {
@@ -81,6 +81,10 @@ fn cell(page: &Page<'_>, row: &Score) -> Markup {
             div.verdict.passed { span.sign aria-hidden="true" { "✓" } " caught by" }
             @for id in &row.caught_by {
                 small { @if has_row(id) { a href={ "#" (matrix::row(id)) } { (id) } } @else { (text::one_line(id)) } }
+            }
+            @if !row.held.is_empty() {
+                div.verdict.failed { span.sign aria-hidden="true" { "✗" } " and not by" }
+                @for id in &row.held { small { (text::one_line(id)) } }
             }
         }
     }
