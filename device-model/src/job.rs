@@ -256,6 +256,23 @@ impl Job {
         }
     }
 
+    /// The program that it executes, for an oracle that compares it with what was submitted.
+    #[cfg(any(test, feature = "test-utils"))]
+    pub(crate) fn program_of(&self) -> Option<&job_stream::Program> {
+        match &self.work {
+            Work::Transfer(_) => None,
+            Work::Program(program) => Some(program.program()),
+        }
+    }
+
+    /// Takes the seeded bug "skip a kill" into effect: it forgets that it is to end.
+    #[cfg(any(test, feature = "test-utils"))]
+    pub(crate) fn skip_kill(&self, _why: SeededBug) {
+        if let Work::Program(program) = &self.work {
+            program.cancellation().store(false, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
     /// Bytes of guest memory copied so far.
     pub fn bytes_moved(&self) -> u64 {
         match &self.work {

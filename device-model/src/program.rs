@@ -102,6 +102,12 @@ impl Execution {
         Arc::clone(&self.cancelled)
     }
 
+    /// The program.
+    #[cfg(any(test, feature = "test-utils"))]
+    pub(crate) fn program(&self) -> &job_stream::Program {
+        self.operands.program()
+    }
+
     /// Whether it is to fail at its next step.
     pub(crate) fn is_cancelled(&self) -> bool {
         // ORDERING: a request, looked at again at every step.
@@ -206,6 +212,11 @@ impl Execution {
                 Ok(Piece::Packet) => {
                     self.state.next_packet();
                     left = left.saturating_sub(PACKET_COST);
+                    // Nobody asks a job that spins whether it has to leave: what is behind it is for a step before which
+                    // somebody does.
+                    if matches!(packet, Packet::Spin(_)) {
+                        return Step::Yield;
+                    }
                 }
                 Ok(Piece::Bytes(bytes)) => left = left.saturating_sub(bytes.max(PACKET_COST)),
                 Ok(Piece::Spins { stubborn }) => return Step::Spinning { stubborn },

@@ -16,6 +16,7 @@ use crate::addr::{ByteRange, Iova, SpaceId};
 use crate::engine::{Leaves, Left};
 use crate::job::{Job, JobError, JobId, JobOutcome};
 use crate::mmu::{MappedRange, Missing};
+use crate::transfer::merged;
 use crate::violation::{InvalidationInfo, Verdict};
 use ready::Ready;
 use suspects::{Begun, Stands};
@@ -193,10 +194,11 @@ impl Schedule {
         self.begun.values().any(|begun| begun.touches(space, range).next().is_some())
     }
 
-    /// What those jobs touch of the range for which it will be found out what an invalidation of it meant.
+    /// What those jobs touch of the range for which it will be found out what an invalidation of it meant. No two have a
+    /// page in common, so that what was mapped there is named once, and whole.
     pub fn judged(&self, space: SpaceId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>> {
         let judged = self.begun.values().filter(|begun| begun.is_judged());
-        judged.flat_map(|begun| begun.touches(space, range)).collect()
+        merged(judged.flat_map(|begun| begun.touches(space, range)).collect())
     }
 
     /// An invalidation takes away what was mapped like this.

@@ -9,7 +9,7 @@
 use std::env;
 use std::time::Instant;
 
-use device_model::simulation::{Bug, Counts, Invariant, Schedule};
+use device_model::simulation::{Bug, Counts, Invariant, Schedule, regressions};
 
 /// Schedules in which each seeded bug has to be found.
 const BUG_BUDGET: u64 = 20_000;
@@ -44,13 +44,17 @@ fn all_invariants_hold_in_every_schedule() {
     assert!(count < 5_000 || counts.never_hit().is_empty(), "No schedule has hit {:?}", counts.never_hit());
 }
 
-/// What was found before: a job that was failed because tables were busy for a moment; one that ran on in sections
-/// over a reset and the next start; one that the old device started while a reset was on its way to it.
 #[test]
 fn schedules_that_once_failed_hold() {
-    for seed in [0x1_002c, 0x3cd, 0xa53] {
-        assert_eq!(Schedule::new(seed).play(None).violation, None, "seed {seed:#x}");
+    let mut counts = Counts::default();
+    for (why, schedule) in regressions() {
+        let report = schedule.play(None);
+        assert_eq!(report.violation, None, "{why}:\n{schedule}");
+        counts.add(&report.counts);
     }
+    // They come to what they are kept for.
+    assert!(counts.stubborn_spins > 0 && counts.resets_with_jobs > 0 && counts.stale_jobs > 0, "{counts}");
+    assert!(counts.moved_fence > 0 && counts.moved_preempt > 0 && counts.incoherent_pins > 0, "{counts}");
 }
 
 fn fail(seed: u64) -> ! {
@@ -83,7 +87,8 @@ fn replay() {
     let report = schedule.watch(None);
     println!("Hash of all events: {:#018x}", report.hash);
     if let Some(violation) = report.violation {
-        println!("{violation}");
+        println!("{violation}\nThe same with as little as possible:");
+        schedule.shrunk(None).watch(None);
         fail(seed);
     }
 }
@@ -143,6 +148,18 @@ bugs! {
     a_lost_response_is_found: LoseCompletion breaks I5;
     fences_out_of_order_are_found: ReorderFences breaks I5;
     a_driver_that_is_blamed_for_a_change_of_the_memory_table_is_found: RememberWhatWasThere breaks Verdict;
+    a_kill_that_is_skipped_is_found: SkipKill breaks I5;
+    a_context_that_is_not_lost_with_its_job_is_found: KeepLostContext breaks I5;
+    a_signal_that_overtakes_its_data_is_found: SignalBeforeItsData breaks I5;
+    a_stale_translation_after_a_remap_is_found: StaleTranslation breaks I1;
+    a_registration_cache_that_outlives_its_memory_is_found: CacheKeepsPins breaks I1;
+    a_signal_that_is_not_written_is_found: LoseStore breaks Data;
+    an_atomic_that_happens_twice_is_found: RepeatAtomic breaks Data;
+    a_wait_that_does_not_look_again_is_found: ForgetToLookAgain breaks I4;
+    memory_that_is_given_back_under_its_jobs_is_found: GiveBackEarly breaks I5;
+    suspects_that_are_noted_too_late_are_found: SuspectAfterZap breaks Verdict;
+    a_wrong_verdict_is_found: CallMovedBenign breaks Verdict;
+    a_fence_that_does_not_wait_for_its_verdicts_is_found: TellFenceUnchecked breaks Verdict;
 }
 
 #[test]

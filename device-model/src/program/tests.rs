@@ -237,7 +237,18 @@ fn spin_counts_the_time_on_its_engine_only() {
     assert_eq!([job.step(&memory, at(0)), job.step(&memory, at(6))], [spinning, spinning]);
     job.left_engine();
     assert_eq!([job.step(&memory, at(100)), job.step(&memory, at(103))], [spinning, spinning]);
-    assert_eq!(job.step(&memory, at(104)), Step::Done);
+    assert_eq!([job.step(&memory, at(104)), job.step(&memory, at(104))], [Step::Yield, Step::Done]);
+}
+
+/// A job that spins is not asked to leave, whatever happens to its device: what is behind the SPIN is.
+#[test]
+fn what_is_behind_a_spin_waits_for_the_next_step() {
+    let memory = memory();
+    let mut job = execution(Stream::new().spin(SpinBehaviour::Stubborn, 1_000_000).signal(place(2, 0), 1));
+    assert_eq!(job.step(&memory, at(0)), Step::Spinning { stubborn: true });
+    assert_eq!(job.step(&memory, at(1)), Step::Yield);
+    assert_eq!(bytes(&memory, 2)[0], pattern(Iova::new(0x2_0800)), "nothing has happened yet");
+    assert_eq!(job.step(&memory, at(1)), Step::Done);
 }
 
 #[test]

@@ -10,7 +10,13 @@ pub(super) const BACKING: u64 = 0x10_0000;
 
 /// A transfer of so many pages at [`BACKING`].
 pub(super) fn job(pages: u32) -> Job {
+    numbered(0, pages)
+}
+
+/// The same with a number.
+pub(super) fn numbered(id: u64, pages: u32) -> Job {
     let mut device = Device::new(DeviceConfig::default());
+    device.number_jobs_from(JobId(id));
     let mut effects = Vec::new();
     let all = Rect { x: 0, y: 0, width: 32, height: 32 * pages };
     for request in [

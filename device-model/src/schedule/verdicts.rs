@@ -1,6 +1,6 @@
 //! Tests of what is found out about memory that an INVALIDATE takes from under a job.
 
-use super::tests::{BACKING, job, missing, page, schedule, take};
+use super::tests::{BACKING, job, missing, numbered, page, schedule, take};
 use super::*;
 use crate::addr::Access;
 use crate::mmu::{MappedRange, Permissions};
@@ -165,4 +165,27 @@ fn a_verdict_about_a_part_leaves_the_rest_to_be_judged() {
     let ranges: Vec<_> = judgements.iter().map(|judgement| (judgement.range, judgement.verdict)).collect();
     assert_eq!(ranges, [(page(BACKING), Verdict::Benign), (page(BACKING + 3 * 4096), Verdict::Benign)]);
     drop(work);
+}
+
+/// Two jobs that use the same pages, one of them more of these: what the mirror has is looked up once for both, or what
+/// is found for the smaller part would stand for the whole.
+#[test]
+fn what_two_jobs_use_is_judged_whole_for_both() {
+    let mut schedule = Schedule::new();
+    schedule.resume();
+    let mut pages = Vec::new();
+    for (id, count) in [(0, 1), (1 << 32, 3)] {
+        schedule.submit(numbered(id, count));
+        pages.push(take(&mut schedule));
+    }
+    let all = ByteRange::new(Iova::new(BACKING), 3 * 4096).unwrap();
+    let three = MappedRange { range: all, ..mapped(BACKING, FRAME, Permissions::READ) };
+    for part in schedule.judged(SpaceId::DEVICE, ByteRange::everything()) {
+        schedule.suspect(by(1), &[MappedRange { range: part, ..three }]);
+    }
+    let gone = Revealed { pages: page(BACKING + 4096), ..shows(Found::Nothing) };
+    let judgements = schedule.reveal(&gone, &[]);
+    let jobs: Vec<_> = judgements.iter().map(|judgement| (judgement.job.raw(), judgement.verdict)).collect();
+    assert_eq!(jobs, [(1 << 32, Verdict::Gone)]);
+    drop(pages);
 }

@@ -50,11 +50,35 @@ pub enum Bug {
     ReorderFences,
     /// What was mapped where is compared with what is found there after the memory table has changed.
     RememberWhatWasThere,
+    /// A job that is to be killed is not, and goes on.
+    SkipKill,
+    /// A context whose job has failed takes further jobs.
+    KeepLostContext,
+    /// A SIGNAL overtakes what was written before it.
+    SignalBeforeItsData,
+    /// A job goes on with the translation that a section before has found, though it is not there any more.
+    StaleTranslation,
+    /// A change of the memory table, or a stop, does not wait for registration caches.
+    CacheKeepsPins,
+    /// A SIGNAL, or a user fence, is not written.
+    LoseStore,
+    /// An ATOMIC adds twice.
+    RepeatAtomic,
+    /// A WAIT does not look again at its time.
+    ForgetToLookAgain,
+    /// A context or a buffer is given back before the jobs that use it have ended.
+    GiveBackEarly,
+    /// What an INVALIDATE takes away is noted only when it is gone.
+    SuspectAfterZap,
+    /// Memory that was moved is said to be what it was.
+    CallMovedBenign,
+    /// A fence is told before anybody knows what the INVALIDATEs under its job meant.
+    TellFenceUnchecked,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 35] = [
         Self::AckBeforeDrain,
         Self::ForgetPins,
         Self::ForgetSections,
@@ -78,5 +102,17 @@ impl Bug {
         Self::LoseCompletion,
         Self::ReorderFences,
         Self::RememberWhatWasThere,
+        Self::SkipKill,
+        Self::KeepLostContext,
+        Self::SignalBeforeItsData,
+        Self::StaleTranslation,
+        Self::CacheKeepsPins,
+        Self::LoseStore,
+        Self::RepeatAtomic,
+        Self::ForgetToLookAgain,
+        Self::GiveBackEarly,
+        Self::SuspectAfterZap,
+        Self::CallMovedBenign,
+        Self::TellFenceUnchecked,
     ];
 }

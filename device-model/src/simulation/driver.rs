@@ -1,6 +1,7 @@
 //! The guest's driver: turns operations into the bytes of commands, and knows what they have to bring. It gives only
 //! commands that make sense for what it has built; what does not is left out.
 
+use super::contexts::timeline;
 use super::guest::{Resource, iova};
 use super::ops::Op;
 use super::oracle::{Expected, Kind};
@@ -12,38 +13,56 @@ use crate::scanout::Rect;
 use crate::testing::requests;
 
 /// A command before it has its number.
-struct Command {
-    device: usize,
-    resource: usize,
-    bytes: Vec<u8>,
-    kind: Kind,
-    fenced: bool,
+pub(super) struct Command {
+    pub(super) device: usize,
+    /// The picture that it is of.
+    pub(super) resource: u32,
+    pub(super) bytes: Vec<u8>,
+    pub(super) kind: Kind,
+    pub(super) fenced: bool,
+    /// Context and ring of its timeline.
+    pub(super) on_ring: Option<(u32, u8)>,
+}
+
+impl Command {
+    /// A command of which nothing is known but its bytes.
+    pub(super) fn plain(device: u8, bytes: Vec<u8>) -> Self {
+        Self { device: device.into(), resource: 0, bytes, kind: Kind::Other, fenced: false, on_ring: None }
+    }
 }
 
 impl World {
-    /// Puts a command on the ring.
+    /// Puts commands on the ring.
     pub(super) fn drive(&mut self, op: Op) {
         if self.front_end.holds_the_guest() {
             return;
         }
-        let Some(command) = self.command(op) else { return };
-        let Command { device, resource, mut bytes, kind, fenced } = command;
-        self.counts.commands += 1;
-        let number = self.oracle.given(device, kind, fenced);
-        if fenced {
-            bytes = requests::fenced(bytes, number as u64);
-            self.oracle.fence_begins(number);
+        let commands = match self.command(op) {
+            Some(command) => vec![command],
+            None => self.context_commands(op).unwrap_or_default(),
+        };
+        for Command { device, resource, mut bytes, kind, fenced, on_ring } in commands {
+            self.counts.commands += 1;
+            let fence = fenced.then(|| timeline(device, on_ring));
+            let number = self.oracle.given(device, kind, fence);
+            if let Some((_, ring)) = on_ring {
+                bytes = requests::on_ring(bytes, ring);
+            }
+            if fenced {
+                bytes = requests::fenced(bytes, number as u64);
+                self.oracle.fence_begins(number);
+            }
+            self.queue.ring.push_back(Given { number, bytes, resource });
         }
-        self.queue.ring.push_back(Given { number, bytes, resource: id(resource) });
     }
 
-    fn resource(&mut self, device: u8, resource: u8) -> &mut Resource {
+    pub(super) fn resource(&mut self, device: u8, resource: u8) -> &mut Resource {
         &mut self.guest.resources[usize::from(device)][usize::from(resource) % RESOURCES]
     }
 
     fn command(&mut self, op: Op) -> Option<Command> {
         let (device, resource) = op.target()?;
-        let number = id(resource.into());
+        let number = id(resource);
         let plain = |bytes| (bytes, Kind::Other, false);
         let (bytes, kind, fenced) = match op {
             Op::Create { pages, .. } => plain(self.create(device, resource, pages)?),
@@ -61,18 +80,25 @@ impl World {
                 plain(requests::set_scanout(resource.into(), number, rect))
             }
             Op::Unref { fenced, .. } => {
-                self.resource(device, resource).size?;
-                *self.resource(device, resource) = Resource::default();
-                (requests::unref(number), Kind::Retire, fenced)
+                let known = std::mem::take(self.resource(device, resource));
+                known.size.map(drop).or(known.buffer.map(drop))?;
+                for context in self.guest.contexts[usize::from(device)].iter_mut().flatten() {
+                    context.attached.remove(&resource);
+                }
+                let buffer =
+                    known.buffer.filter(|_| known.backing.is_some()).map(|(_, generation)| generation);
+                (requests::unref(number), Kind::Retire { buffer }, fenced)
             }
             Op::Detach { fenced, .. } => {
-                self.resource(device, resource).backing.take()?;
-                (requests::detach_backing(number), Kind::Retire, fenced)
+                let known = self.resource(device, resource);
+                known.backing.take()?;
+                let buffer = known.buffer.map(|(_, generation)| generation);
+                (requests::detach_backing(number), Kind::Retire { buffer }, fenced)
             }
             Op::Garbage { seed, .. } => plain(garbage(seed)),
             _ => return None,
         };
-        Some(Command { device: device.into(), resource: resource.into(), bytes, kind, fenced })
+        Some(Command { resource: number, kind, fenced, ..Command::plain(device, bytes) })
     }
 
     fn create(&mut self, device: u8, resource: u8, pages: u8) -> Option<Vec<u8>> {
@@ -84,13 +110,24 @@ impl World {
         let width = if pages.is_multiple_of(2) { 32 } else { 40 };
         let height = (u32::from(pages) + 1) * PAGE_SIZE as u32 / (width * 4);
         known.size = Some((width, height));
-        Some(requests::create_2d(id(resource.into()), requests::B8G8R8X8, width, height))
+        Some(requests::create_2d(id(resource), requests::B8G8R8X8, width, height))
     }
 
-    fn attach(&mut self, device: u8, resource: u8, order: u16) -> Option<Vec<u8>> {
+    pub(super) fn attach(&mut self, device: u8, resource: u8, order: u16) -> Option<Vec<u8>> {
+        let entries = self.entries(device, resource, order)?;
+        let bytes = requests::attach_backing(id(resource), &entries);
+        let generation = self.guest.generation();
         let known = self.resource(device, resource);
-        let (width, height) = known.size.filter(|_| known.backing.is_none())?;
-        let pages = (width * height * 4).div_ceil(PAGE_SIZE as u32) as usize;
+        known.backing = Some(entries);
+        known.buffer = known.buffer.map(|(bytes, _)| (bytes, generation));
+        Some(bytes)
+    }
+
+    /// Memory for a resource that has none.
+    pub(super) fn entries(&mut self, device: u8, resource: u8, order: u16) -> Option<Vec<(u64, u32)>> {
+        let known = self.resource(device, resource);
+        let picture = known.size.map(|(width, height)| u64::from(width * height * 4));
+        let bytes = picture.or(known.buffer.map(|(bytes, _)| bytes)).filter(|_| known.backing.is_none())?;
         let (first, stride) = (usize::from(order) / 16, 1 + usize::from(order) % 16 / 3);
         let entry = |number: usize| {
             let page = iova((first + number * stride) % PAGES).raw();
@@ -101,10 +138,7 @@ impl World {
                 (page, PAGE_SIZE as u32)
             }
         };
-        let entries: Vec<_> = (0..pages).map(entry).collect();
-        let bytes = requests::attach_backing(id(resource.into()), &entries);
-        known.backing = Some(entries);
-        Some(bytes)
+        Some((0..bytes.div_ceil(PAGE_SIZE) as usize).map(entry).collect())
     }
 
     fn transfer(&mut self, device: u8, resource: u8, part: u8) -> Option<(Vec<u8>, Kind)> {
@@ -116,13 +150,14 @@ impl World {
             rect = Rect { x, y, width: 1 + part % (width - x), height: 1 + (part / 2) % (height - y) };
         }
         let offset = u64::from(rect.y * width * 4 + rect.x * 4);
-        let bytes = requests::transfer_to_host_2d(id(resource.into()), rect, offset);
+        let bytes = requests::transfer_to_host_2d(id(resource), rect, offset);
         Some((bytes, Kind::Transfer(Expected { image: None, rect, offset, backing, since: 0 })))
     }
 }
 
-fn id(resource: usize) -> u32 {
-    resource as u32 + 1
+/// The number that the guest gives a resource.
+pub(super) fn id(resource: u8) -> u32 {
+    u32::from(resource) + 1
 }
 
 fn whole((width, height): (u32, u32)) -> Rect {

@@ -2,20 +2,20 @@
 //! within a step happens at one of its accesses, with the section open or the pin held. Every access is shown to the
 //! oracle before it is made.
 
-use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
+use job_stream::Mode;
+
 use super::bug::Bug;
-use super::guest::page_at;
+use super::checked::{Checked, Toucher};
 use super::oracle::{Invariant, violation};
 use super::queue::Mail;
 use super::session::Waiter;
 use super::world::{Cursor, Readers, World};
-use crate::addr::{Access, ByteRange, Iova, SpaceId};
+use crate::addr::ByteRange;
 use crate::engine::{EngineHost, Leaves, Left, Running};
-use crate::job::{Job, JobId, JobOutcome, Step};
-use crate::mmu::{AtomicOperation, JobMemory, MemoryError, Missing, PinRange, Reader, Width};
+use crate::job::{Job, JobError, JobOutcome, Step, StepContext};
+use crate::mmu::{JobMemory, Missing, PinRange, Reader, SeededBug};
 use crate::schedule::{Disposed, Turn, Work};
 
 /// What an engine has.
@@ -35,6 +35,8 @@ pub(super) struct Engine {
     asks: Vec<(Waiter, Missing)>,
     /// It hangs.
     wedged: bool,
+    /// Turns that came to their end.
+    pub(super) turns: u64,
 }
 
 impl Engine {
@@ -50,6 +52,24 @@ impl Engine {
         !matches!(self.slot, Slot::Nothing)
     }
 
+    /// Whether it has come to the end of a step since it had made so many turns, and holds no pin that a drain waits
+    /// for longer than that.
+    pub(super) fn has_left(&self, turns: u64) -> bool {
+        match &self.slot {
+            Slot::Nothing => true,
+            Slot::Job(running) => {
+                let holds = running.is_pinned() && running.job().mode() != Mode::Preempt;
+                self.turns > turns && !holds && !self.wedged
+            }
+            Slot::Stepping => false,
+        }
+    }
+
+    /// Whether its job spins: only time brings it further.
+    pub(super) fn spins(&self) -> bool {
+        matches!(&self.slot, Slot::Job(running) if running.job().is_spinning())
+    }
+
     pub(super) fn wedge(&mut self) {
         self.wedged = matches!(&self.slot, Slot::Job(running) if running.is_pinned());
     }
@@ -57,13 +77,6 @@ impl Engine {
     pub(super) fn unwedge(&mut self) {
         self.wedged = false;
     }
-}
-
-/// What a seeded bug copies out of the pins of a job.
-#[derive(Debug, Default)]
-pub(super) struct Copies {
-    places: BTreeMap<(usize, bool), u64>,
-    evicted: bool,
 }
 
 /// What happens within a step: from access number `access` on, so many operations.
@@ -99,6 +112,9 @@ impl World {
             return self.wake();
         }
         let reader = &readers.engines[number];
+        if self.bug != Some(Bug::ForgetToLookAgain) {
+            self.session.schedule.set_time(self.now);
+        }
         let flow = match std::mem::take(&mut engine.slot) {
             Slot::Stepping => {
                 engine.slot = Slot::Stepping;
@@ -107,6 +123,7 @@ impl World {
             Slot::Nothing => match self.session.schedule.turn() {
                 Turn::Run(work) => {
                     self.held.remove(&work.job.id());
+                    self.suspicions.begin(&work.job);
                     Running::start(reader, work)
                 }
                 Turn::Wait | Turn::Close => return,
@@ -118,6 +135,7 @@ impl World {
                 running.step(reader, &mut { host })
             }
         };
+        self.engines[number].turns += 1;
         match flow {
             ControlFlow::Continue(running) => {
                 self.event("on engine", number as u64, running.job().id().raw());
@@ -149,27 +167,32 @@ impl World {
     fn dispose(&mut self, number: usize, left: Left) {
         let id = left.work.job.id();
         self.event("off engine", id.raw(), leaves_code(&left.leaves));
-        match &left.leaves {
-            Leaves::Missing(_) | Leaves::Faulted { .. } => self.counts.parked_for_misses += 1,
-            Leaves::Invalidating => self.counts.parked_for_invalidations += 1,
-            Leaves::Evicted => {
-                self.counts.evictions += 1;
-                self.copies.entry(id).or_default().evicted = true;
-            }
-            Leaves::Finished(JobOutcome::Done) => self.counts.jobs_done += 1,
-            Leaves::Finished(JobOutcome::Failed(_)) => self.counts.jobs_failed += 1,
-            Leaves::TakenOff | Leaves::SliceOver | Leaves::Waiting { .. } => {}
+        self.count_leaving(&left);
+        if matches!(left.leaves, Leaves::Evicted) {
+            self.copies.entry(id).or_default().evicted = true;
         }
         let taken_off = matches!(left.leaves, Leaves::TakenOff | Leaves::Evicted);
         if taken_off && !self.session.running && self.is(Bug::LoseJobOverStop) {
             return;
         }
+        let (is_checked, is_done) = (left.work.checked, left.leaves == Leaves::Finished(JobOutcome::Done));
         match self.session.schedule.dispose(left) {
             Disposed::Finished(finished) => {
                 self.copies.remove(&id);
+                self.finished(&finished.job, finished.outcome, is_checked);
                 self.queue.mailbox.push_back(Mail::JobFinished(finished));
             }
             Disposed::Missing { job, missing, ahead } => {
+                if is_done {
+                    self.counts.fences_that_waited_for_answers += 1;
+                    self.suspicions.asks(job);
+                }
+                if is_done && self.is(Bug::TellFenceUnchecked) {
+                    for _ in missing.iter().flat_map(|missing| missing.pages()) {
+                        self.session.schedule.miss_answered(job, Ok(()));
+                    }
+                    return;
+                }
                 let waits = missing.into_iter().map(|missing| (Waiter::Job(job), missing));
                 self.engines[number].asks =
                     waits.chain(ahead.into_iter().map(|ahead| (Waiter::Ahead(job), ahead))).collect();
@@ -179,64 +202,109 @@ impl World {
         }
     }
 
-    /// Shows the oracle an access before it is made. (Where there is no translation, none will be made.)
-    pub(super) fn check_access(&mut self, memory: &impl JobMemory, at: Iova, len: usize, access: Access) {
-        let Ok(range) = ByteRange::new(at, len as u64) else { return };
-        for page in range.pages() {
-            let first = page.max(at);
-            let Some(address) = memory.locate(SpaceId::DEVICE, first, access) else { return };
-            self.check_place(first, address, access);
+    fn count_leaving(&mut self, left: &Left) {
+        let counts = &mut self.counts;
+        match &left.leaves {
+            Leaves::Missing(_) | Leaves::Faulted { .. } => counts.parked_for_misses += 1,
+            Leaves::Invalidating => counts.parked_for_invalidations += 1,
+            Leaves::Evicted if left.work.job.mode() == Mode::Preempt => counts.preempted += 1,
+            Leaves::Evicted => counts.evictions += 1,
+            Leaves::SliceOver => counts.slices_over += 1,
+            Leaves::Waiting { .. } => counts.waits_parked += 1,
+            Leaves::TakenOff => counts.taken_off += 1,
+            Leaves::Finished(_) => {}
         }
     }
 
-    fn check_place(&mut self, at: Iova, address: u64, access: Access) {
-        self.counts.accesses += 1;
-        let (page, place) = (page_at(at), self.memory.place(address));
-        let (Some(page), Some(place)) = (page, place) else {
-            return self.fail(violation(Invariant::I1, format!("{at} leads outside of all memory")));
-        };
-        self.touched = page;
-        self.event("access", page as u64, (place.frame as u64) << 1 | access as u64);
-        if self.over {
-            // Memory is revoked.
-        } else if !place.current {
-            let what = format!("A {access} at {at} reaches memory that is not in the memory table any more");
-            self.fail(violation(Invariant::I1, what));
-        } else if !self.guest.allows(page, place.frame, None) {
-            let what =
-                format!("A {access} at {at} reaches frame {}, which is not there any more", place.frame);
-            self.fail(violation(Invariant::I1, what));
-        } else if !self.guest.allows(page, place.frame, Some(access)) {
-            let what = format!("A {access} at {at} is more than the guest's page table allows");
-            self.fail(violation(Invariant::I7, what));
+    /// A job is at its end.
+    fn finished(&mut self, job: &Job, outcome: JobOutcome, is_checked: bool) {
+        let counts = &mut self.counts;
+        match outcome {
+            JobOutcome::Done => counts.jobs_done += 1,
+            JobOutcome::Failed(_) => counts.jobs_failed += 1,
         }
+        if job.context().is_some() {
+            counts.stream_ends(job.mode(), outcome);
+        }
+        if let Some(stream) = self.oracle.stream(job.id()) {
+            let seen = stream.follower.seen;
+            counts.bulk_packets += seen.bulk;
+            counts.value_packets += seen.values;
+            counts.waits_that_held += seen.waits;
+            counts.user_fences_done += u64::from(stream.follower.has_told_success());
+            counts.user_fences_failed += u64::from(stream.follower.has_told_failure());
+        }
+        let (is_done, there) = (outcome == JobOutcome::Done, (&self.guest, &self.memory));
+        let ended = self.oracle.job_ended(job.id(), outcome, &self.guest, self.now);
+        let ended = ended.and(self.oracle.transfer_ends(job.id(), is_done, there, &mut self.counts));
+        // What a stop has interrupted is not asked for again.
+        let is_open = self.suspicions.is_open(job.id(), is_checked) && self.session.running;
+        if let Err(violation) = ended {
+            self.fail(violation);
+        } else if is_open && is_done {
+            let what =
+                format!("Job {} tells its fence before anybody knows what INVALIDATEs meant", job.id().raw());
+            self.fail(violation(Invariant::Verdict, what));
+        }
+        self.suspicions.end(job.id());
     }
 }
 
 /// What carries out the steps of an engine.
-struct Host<'a, 'o> {
-    world: &'a mut World,
-    readers: &'a Readers,
-    cursor: &'a mut Cursor<'o>,
+pub(super) struct Host<'a, 'o> {
+    pub(super) world: &'a mut World,
+    pub(super) readers: &'a Readers,
+    pub(super) cursor: &'a mut Cursor<'o>,
     budget: usize,
-    around: Option<Around>,
-    accesses: u8,
+    pub(super) around: Option<Around>,
+    /// Accesses of this step so far.
+    pub(super) accesses: u8,
     pinned: bool,
 }
 
 impl EngineHost for Host<'_, '_> {
     fn step(&mut self, job: &mut Job, memory: &impl JobMemory) -> Step {
+        let (id, now, mode) = (job.id(), self.world.now, job.mode());
         self.world.counts.steps += 1;
         self.world.counts.section_steps += u64::from(!self.pinned);
-        if let Err(violation) = self.world.oracle.job_touches(job.id()) {
-            self.world.fail(violation);
+        let World { oracle, guest, memory: frames, .. } = &mut *self.world;
+        let is_dead = match oracle.step_begins(id, guest, frames) {
+            Ok(is_dead) => is_dead,
+            Err(violation) => {
+                self.world.fail(violation);
+                false
+            }
+        };
+        self.world.counts.steps_of_the_dead += u64::from(is_dead);
+        if self.world.is(Bug::SkipKill) {
+            job.skip_kill(SeededBug::signal_before_write());
         }
-        let (id, budget) = (job.id(), self.budget);
-        let step = job.step(&Checked { memory, job: id, host: RefCell::new(self) }, budget);
+        let toucher =
+            Toucher { job: Some(id), is_dead, keeps: self.pinned && mode == Mode::RegistrationCache };
+        let (budget, early) = (self.budget, self.world.is(Bug::SignalBeforeItsData));
+        let goes_stale = matches!(mode, Mode::Strict | Mode::Fault);
+        let checked = Checked::new(memory, toucher, (now, goes_stale), self);
+        if early {
+            job.signal_early(&checked, SeededBug::signal_before_write());
+        }
+        let step = job.step(&checked, StepContext { now, budget });
+        if step == Step::Yield && self.world.is(Bug::SignalBeforeWrite) {
+            return Step::Done;
+        }
+        let World { oracle, memory: frames, counts, .. } = &mut *self.world;
         match step {
-            Step::Yield if self.world.is(Bug::SignalBeforeWrite) => Step::Done,
-            step => step,
+            Step::Done => {
+                if let Err(violation) = oracle.step_ends(id, frames, counts) {
+                    self.world.fail(violation);
+                }
+            }
+            Step::Spinning { stubborn } => counts.stubborn_spins += u64::from(stubborn),
+            Step::Error(JobError::Killed) => counts.kills += 1,
+            Step::Error(JobError::WaitTimedOut { .. }) => counts.waits_in_vain += 1,
+            Step::Error(JobError::Wedged { .. }) => counts.taken_off_by_force += 1,
+            _ => {}
         }
+        step
     }
 
     fn must_leave(&self, work: &Work) -> bool {
@@ -244,91 +312,9 @@ impl EngineHost for Host<'_, '_> {
         let is_old = schedule.life() != work.life();
         schedule.is_stopped() || is_old && !self.world.is(Bug::RunOnAfterReset)
     }
-}
 
-/// Memory as a job sees it, with everything else that happens meanwhile.
-struct Checked<'a, 'h, 'o, M> {
-    memory: &'a M,
-    job: JobId,
-    host: RefCell<&'a mut Host<'h, 'o>>,
-}
-
-impl<M: JobMemory> Checked<'_, '_, '_, M> {
-    /// Lets happen what happens during this access: after its translation, before its copy. Both are shown to the
-    /// oracle. Some: where a seeded bug goes instead.
-    fn before(&self, at: Iova, len: usize, access: Access) -> Option<u64> {
-        let mut host = self.host.borrow_mut();
-        if let Some(around) = host.around.filter(|around| around.access == host.accesses) {
-            host.around = None;
-            let translated = self.memory.locate(SpaceId::DEVICE, at, access);
-            for _ in 0..around.take {
-                let Host { world, readers, cursor, .. } = &mut **host;
-                world.counts.within_steps += 1;
-                world.next_operation(readers, cursor, true);
-            }
-            if let Some(address) = translated {
-                host.world.check_place(at, address, access);
-            }
-        }
-        host.accesses = host.accesses.saturating_add(1);
-        if let Some(address) = self.stale(&mut host, at, access) {
-            host.world.check_place(at, address, access);
-            return Some(address);
-        }
-        host.world.check_access(self.memory, at, len, access);
-        None
-    }
-
-    /// The seeded bug: keeps what the pin had, and goes by it once the pin was evicted.
-    fn stale(&self, host: &mut Host<'_, '_>, at: Iova, access: Access) -> Option<u64> {
-        if !host.world.is(Bug::StalePinAfterEviction) {
-            return None;
-        }
-        let copies = host.world.copies.entry(self.job).or_default();
-        let key = (page_at(at)?, access == Access::Write);
-        if copies.evicted {
-            return copies.places.get(&key).map(|page| page + at.page_offset());
-        }
-        if let Some(address) = self.memory.locate(SpaceId::DEVICE, at, access) {
-            copies.places.insert(key, address - at.page_offset());
-        }
-        None
-    }
-}
-
-impl<M: JobMemory> JobMemory for Checked<'_, '_, '_, M> {
-    fn read(&self, space: SpaceId, at: Iova, into: &mut [u8]) -> Result<(), MemoryError> {
-        match self.before(at, into.len(), Access::Read) {
-            Some(stale) => {
-                self.host.borrow().world.memory.read_at(stale, into);
-                Ok(())
-            }
-            None => self.memory.read(space, at, into),
-        }
-    }
-
-    fn write(&self, space: SpaceId, at: Iova, from: &[u8]) -> Result<(), MemoryError> {
-        self.before(at, from.len(), Access::Write);
-        self.memory.write(space, at, from)
-    }
-
-    fn copy(&self, space: SpaceId, from: Iova, to: Iova, len: usize) -> Result<(), MemoryError> {
-        self.before(from, len, Access::Read);
-        self.before(to, len, Access::Write);
-        self.memory.copy(space, from, to, len)
-    }
-
-    fn atomic(
-        &self,
-        space: SpaceId,
-        at: Iova,
-        width: Width,
-        operation: AtomicOperation,
-    ) -> Result<u64, MemoryError> {
-        for access in operation.accesses() {
-            self.before(at, width.bytes() as usize, *access);
-        }
-        self.memory.atomic(space, at, width, operation)
+    fn is_wanted(&self) -> bool {
+        self.world.session.schedule.has_ready()
     }
 }
 

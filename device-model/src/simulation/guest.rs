@@ -2,9 +2,14 @@
 //! which translations are good at any moment: those of the table, and those that were taken away by an INVALIDATE that
 //! is not acked yet. A frame that nobody may use any more is poisoned at once, and is the next to be used again.
 
+use std::collections::BTreeSet;
+
+use job_stream::Mode;
+
 use super::memory::{FRAMES, Memory};
 use super::ops::Shape;
-use super::world::{DEVICES, PAGES, RESOURCES};
+use super::submitted::ContextKey;
+use super::world::{CONTEXTS, DEVICES, PAGES, RESOURCES};
 use crate::addr::{Access, Address, ByteRange, Iova, PAGE_SIZE};
 use crate::mmu::Permissions;
 
@@ -25,7 +30,9 @@ pub(super) fn iova(page: usize) -> Iova {
 
 /// Which page an address lies in.
 pub(super) fn page_at(at: Iova) -> Option<usize> {
-    (0..PAGES).find(|&page| iova(page) == at.page())
+    let (first, pages) = if at.raw() < HIGH { (LOW, 0..LOW_PAGES) } else { (HIGH, LOW_PAGES..PAGES) };
+    let page = pages.start + usize::try_from(at.raw().checked_sub(first)? / PAGE_SIZE).ok()?;
+    pages.contains(&page).then_some(page)
 }
 
 /// What the page table has for a page.
@@ -44,11 +51,25 @@ struct Old {
     invalidation: Option<u64>,
 }
 
-/// A 2D resource, as the driver knows it.
+/// A resource, as the driver knows it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Resource {
+    /// Of a picture.
     pub(super) size: Option<(u32, u32)>,
+    /// Of a buffer: its bytes, and which backing it has.
+    pub(super) buffer: Option<(u64, u64)>,
     pub(super) backing: Option<Vec<(u64, u32)>>,
+}
+
+/// A context, as the driver knows it.
+#[derive(Clone, Debug)]
+pub(super) struct Context {
+    pub(super) key: ContextKey,
+    /// The mode that its first job asks for; later ones may.
+    pub(super) mode: Option<Mode>,
+    pub(super) has_jobs: bool,
+    /// Buffers that its jobs may name.
+    pub(super) attached: BTreeSet<u8>,
 }
 
 #[derive(Debug)]
@@ -64,7 +85,11 @@ pub(super) struct Guest {
     told: [u64; PAGES],
     next_version: u64,
     next_invalidation: u64,
+    next_generation: u64,
+    /// A frame that was written to while nobody might.
+    pub(super) touched_late: Option<usize>,
     pub(super) resources: [[Resource; RESOURCES]; DEVICES],
+    pub(super) contexts: [[Option<Context>; CONTEXTS]; DEVICES],
 }
 
 impl Guest {
@@ -78,6 +103,9 @@ impl Guest {
             told: [0; PAGES],
             next_version: 1,
             next_invalidation: 0,
+            next_generation: 0,
+            touched_late: None,
+            contexts: Default::default(),
             resources: Default::default(),
         }
     }
@@ -92,9 +120,14 @@ impl Guest {
         self.table[page].filter(|_| !ambiguous && self.changed[page] < stamp)
     }
 
-    /// Whether the device was allowed to read a page all the time since.
-    pub(super) fn readable_since(&self, page: usize, stamp: u64) -> bool {
-        self.mapped[page] < stamp && self.table[page].is_some_and(|mapping| mapping.permissions.read)
+    /// Whether something of a page was taken away, and the device has not acked that.
+    pub(super) fn is_being_taken(&self, page: usize) -> bool {
+        self.old.iter().any(|old| old.page == page)
+    }
+
+    /// Whether the device was allowed to access a page like this all the time since.
+    pub(super) fn allowed_since(&self, page: usize, access: Access, stamp: u64) -> bool {
+        self.mapped[page] < stamp && self.table[page].is_some_and(|mapping| mapping.permissions.allow(access))
     }
 
     /// Whether what the page table has for a page has changed since, or had before and was not known to the device.
@@ -114,6 +147,9 @@ impl Guest {
             return false;
         }
         let Some(frame) = self.free.pop() else { return false };
+        if !memory.is_untouched(frame) {
+            self.touched_late = Some(frame);
+        }
         self.table[page] = Some(Mapping { frame, permissions });
         self.mapped[page] = stamp;
         self.write(page, stamp, memory);
@@ -140,9 +176,25 @@ impl Guest {
         true
     }
 
-    /// The device has written to a page.
-    pub(super) fn written_by_device(&mut self, page: usize, stamp: u64) {
-        self.changed[page] = stamp;
+    /// The device has written to a frame.
+    pub(super) fn written_by_device(&mut self, frame: usize, stamp: u64) {
+        let has =
+            |(_, mapping): &(usize, &Option<Mapping>)| mapping.is_some_and(|mapping| mapping.frame == frame);
+        for (page, _) in self.table.iter().enumerate().filter(has) {
+            self.changed[page] = stamp;
+        }
+    }
+
+    /// A number that no other resource or context of the driver has.
+    pub(super) fn generation(&mut self) -> u64 {
+        self.next_generation += 1;
+        self.next_generation
+    }
+
+    /// The driver begins anew.
+    pub(super) fn forget_device(&mut self) {
+        self.resources = Default::default();
+        self.contexts = Default::default();
     }
 
     /// New contents.

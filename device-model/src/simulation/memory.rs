@@ -53,6 +53,8 @@ pub(super) struct Memory {
     base: *mut u8,
     /// Which copy is in the memory table: 0 or 1.
     copy: usize,
+    /// The frames that hold nothing but poison.
+    poisoned: [bool; FRAMES],
 }
 
 /// A byte of the host, as the model knows it.
@@ -66,7 +68,7 @@ pub(super) struct Place {
 impl Memory {
     pub(super) fn new() -> Self {
         let allocation = SPARE.take().unwrap_or_else(Allocation::new);
-        Self { base: allocation.0, allocation: Some(allocation), copy: 0 }
+        Self { base: allocation.0, allocation: Some(allocation), copy: 0, poisoned: [false; FRAMES] }
     }
 
     fn frame(&self, copy: usize, frame: usize) -> *mut u8 {
@@ -98,6 +100,7 @@ impl Memory {
 
     /// Writes a pattern that no other `version` has.
     pub(super) fn fill(&mut self, frame: usize, version: u64) {
+        self.poisoned[frame] = false;
         let at = self.frame(self.copy, frame).cast::<u64>();
         for word in 0..PAGE / 8 {
             let value = (version << 16 | word as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -107,6 +110,7 @@ impl Memory {
     }
 
     pub(super) fn poison(&mut self, frame: usize) {
+        self.poisoned[frame] = true;
         let at = self.frame(self.copy, frame);
         // SAFETY: the whole frame lies in the allocation; there are no references into frames.
         unsafe { at.write_bytes(POISON, PAGE) };
@@ -119,6 +123,24 @@ impl Memory {
         // SAFETY: the bytes lie in the frame, and nobody writes while this reference lives: there is one thread.
         let there = unsafe { std::slice::from_raw_parts(at, bytes.len()) };
         there == bytes
+    }
+
+    /// All bytes of a frame.
+    pub(super) fn bytes(&self, frame: usize) -> Vec<u8> {
+        let at = self.frame(self.copy, frame);
+        // SAFETY: the whole frame lies in the allocation, and nobody writes while this reference lives: there is one
+        // thread.
+        unsafe { std::slice::from_raw_parts(at, PAGE) }.to_vec()
+    }
+
+    /// Whether a frame that nobody may use has been left alone since it was poisoned.
+    pub(super) fn is_untouched(&self, frame: usize) -> bool {
+        !self.poisoned[frame] || self.equals(frame, 0, &[POISON; PAGE])
+    }
+
+    /// Somebody who may has written to a frame that nobody else may use.
+    pub(super) fn written_incoherently(&mut self, frame: usize) {
+        self.poisoned[frame] = false;
     }
 
     /// Copies out of host memory that the mirror once named.

@@ -1,34 +1,47 @@
 //! The deterministic simulation: the whole model on one thread, driven by a list of operations that follows from a
-//! seed. A model guest with an IOMMU over scattered frames gives commands, maps, unmaps and remaps; a model front-end
-//! answers misses, or refuses, loses or mangles the answers; engines make steps, with everything else happening in the
-//! middle of them; time is a number. An oracle looks at every access, ack and answer.
+//! seed. A model guest with an IOMMU over scattered frames gives commands and job streams, maps, unmaps and remaps; a
+//! model front-end answers misses, or refuses, loses or mangles the answers; engines make steps, with everything else
+//! happening in the middle of them; time is a number. An oracle looks at every access, ack, answer and verdict, and
+//! naive twins follow what a job does, what it leaves, and what an INVALIDATE under it meant.
 //!
 //! What the model does here is what it does in the back-end: [`crate::schedule`], [`crate::engine`],
-//! [`crate::drain`], [`crate::mmu`], [`crate::device`]. `session`, `engines` and `queue` stand for the threads.
+//! [`crate::drain`], [`crate::mmu`], [`crate::device`]. `session`, `engines` (with `checked`) and `queue` stand for the threads.
 //! What two threads do within one call of the mirror is not seen here: that is model-checked with loom.
 //!
 //! A seed gives the same events for ever. [`Bug`] seeds known bugs, to prove that each would be found.
 
 mod bug;
+mod checked;
+mod contexts;
 mod driver;
 mod engines;
+mod follower;
 mod front_end;
 mod guest;
+mod job_oracle;
 mod memory;
 mod ops;
 mod oracle;
 mod queue;
 mod random;
+mod regressions;
 mod session;
 mod shrink;
+mod streams;
+mod submitted;
+mod suspicions;
 mod trace;
+mod verdicts;
 mod world;
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use job_stream::Mode;
+
 pub use bug::Bug;
 pub use oracle::{Invariant, Violation};
+pub use regressions::regressions;
 pub use trace::Counts;
 
 use ops::Op;
@@ -38,6 +51,10 @@ use world::{Flavor, World};
 
 /// Bytes of a table, about: limits are given in tables.
 const TABLE: usize = 4224;
+
+/// Tables with which no page pushes another one out. With fewer there are only transfers, which take one page at a time:
+/// the two of a COPY, or those of several jobs, may push each other out for ever.
+const FEWEST_TABLES: usize = 24;
 
 /// A schedule: operations, and in what kind of world they are played.
 #[derive(Clone, Debug)]
@@ -62,16 +79,18 @@ impl Schedule {
     /// The schedule of a seed.
     pub fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
-        let tables = random.weighted(&[(5, 256), (1, 24), (3, 10), (1, 5)]);
+        let tables = random.weighted(&[(6, 256), (3, FEWEST_TABLES), (2, 10), (1, 5)]);
         let faulty = random.one_in(4);
         let flavor = Flavor {
             table_limit: tables * TABLE,
             pipelined: random.one_in(3),
             overclaims: !faulty && random.one_in(2),
             faulty,
+            careful: random.one_in(4),
+            default_mode: *random.one_of(Mode::ALL),
         };
-        let len = 40 + random.index(120);
-        Self { seed, flavor, ops: ops::generate(&mut random, len) }
+        let len = 60 + random.index(140);
+        Self { seed, flavor, ops: ops::generate(&mut random, len, tables >= FEWEST_TABLES) }
     }
 
     /// Plays it, perhaps with a seeded bug.

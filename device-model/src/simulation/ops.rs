@@ -3,7 +3,7 @@
 //! does nothing.
 
 use super::random::Random;
-use super::world::{DEVICES, ENGINES, PAGES, RESOURCES};
+use super::world::{CONTEXTS, DEVICES, ENGINES, PAGES, PICTURES, RESOURCES};
 
 /// Which range an INVALIDATE names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +71,20 @@ pub(super) enum Op {
     Unref { device: u8, resource: u8, fenced: bool },
     /// RESOURCE_DETACH_BACKING.
     Detach { device: u8, resource: u8, fenced: bool },
+    /// CTX_CREATE, for jobs in this mode: 0 for the device's default. `init`: with our capability set.
+    Context { device: u8, context: u8, mode: u8, init: bool },
+    /// CTX_DESTROY.
+    Destroy { device: u8, context: u8, fenced: bool },
+    /// RESOURCE_CREATE_3D of a buffer of so many pages, and its backing; or both in one as a blob.
+    Buffer { device: u8, resource: u8, pages: u8, order: u16, blob: bool },
+    /// CTX_ATTACH_RESOURCE.
+    Share { device: u8, context: u8, resource: u8 },
+    /// CTX_DETACH_RESOURCE.
+    Unshare { device: u8, context: u8, resource: u8, fenced: bool },
+    /// TRANSFER_TO_HOST_3D or TRANSFER_FROM_HOST_3D.
+    Move { device: u8, context: u8, resource: u8, to_host: bool, fenced: bool },
+    /// SUBMIT_3D of the job stream that follows from `seed`; `ring`: 0 for none, or one more than its number.
+    Submit { device: u8, context: u8, ring: u8, seed: u32, fenced: bool },
     /// Bytes that are no command, or one with nonsense in it.
     Garbage { device: u8, seed: u16 },
     /// An engine takes a job or makes a step of so many bytes.
@@ -136,6 +150,14 @@ enum Kind {
     Show,
     Unref,
     Detach,
+    Context,
+    Destroy,
+    Buffer,
+    Reattach,
+    Share,
+    Unshare,
+    Move,
+    Submit,
     Garbage,
     Step,
     StepAround,
@@ -155,7 +177,7 @@ enum Kind {
 }
 
 /// How often each kind comes.
-const WEIGHTS: [(u64, Kind); 28] = [
+const WEIGHTS: [(u64, Kind); 36] = [
     (40, Kind::Map),
     (6, Kind::Unmap),
     (14, Kind::Remap),
@@ -168,6 +190,14 @@ const WEIGHTS: [(u64, Kind); 28] = [
     (3, Kind::Show),
     (3, Kind::Unref),
     (3, Kind::Detach),
+    (8, Kind::Context),
+    (3, Kind::Destroy),
+    (6, Kind::Buffer),
+    (4, Kind::Reattach),
+    (14, Kind::Share),
+    (2, Kind::Unshare),
+    (4, Kind::Move),
+    (60, Kind::Submit),
     (1, Kind::Garbage),
     (120, Kind::Step),
     (60, Kind::StepAround),
@@ -186,31 +216,64 @@ const WEIGHTS: [(u64, Kind); 28] = [
     (3, Kind::ChangeMemory),
 ];
 
-/// The operations of a schedule: a start that gets jobs going, then anything.
-pub(super) fn generate(random: &mut Random, len: usize) -> Vec<Op> {
-    let mut ops = start(random);
+/// The operations of a schedule: a start that gets jobs going, then anything; contexts only if there are to be streams.
+pub(super) fn generate(random: &mut Random, len: usize, streams: bool) -> Vec<Op> {
+    let mut ops = start(random, streams);
     while ops.len() < len {
         more(random, &mut ops);
+    }
+    if !streams {
+        ops.retain(|op| !matches!(op, Op::Context { .. }));
     }
     ops
 }
 
-fn start(random: &mut Random) -> Vec<Op> {
+fn start(random: &mut Random, streams: bool) -> Vec<Op> {
     let pages = (0..PAGES as u8).filter(|_| !random.one_in(40)).collect::<Vec<_>>();
     let mut ops: Vec<Op> =
         pages.into_iter().map(|page| Op::Map { page, permissions: permissions(random) }).collect();
     for device in 0..DEVICES as u8 {
-        let resource = random.index(RESOURCES) as u8;
+        if streams {
+            start_jobs(random, device, &mut ops);
+        }
+        let resource = random.index(PICTURES) as u8;
         ops.push(Op::Create { device, resource, pages: random.below(7) as u8 });
         ops.push(Op::Attach { device, resource, order: random.next() as u16 });
         ops.push(Op::Transfer { device, resource, part: 0, fenced: true });
     }
-    ops.extend([Op::Queue, Op::Queue]);
+    ops.extend([Op::Queue; 4]);
     for engine in 0..ENGINES as u8 {
         ops.extend([Op::Step { engine, budget: 1 }, Op::Step { engine, budget: 1 }]);
     }
     ops.push(Op::Exchange { turns: random.below(40) as u8 });
     ops
+}
+
+/// A context or two, with buffers and a job each.
+fn start_jobs(random: &mut Random, device: u8, ops: &mut Vec<Op>) {
+    for context in 0..1 + random.index(CONTEXTS) as u8 {
+        let resource = buffer(random);
+        let (order, blob) = (random.next() as u16, random.one_in(4));
+        ops.push(Op::Context { device, context, mode: mode(random), init: random.one_in(2) });
+        ops.push(Op::Buffer { device, resource, pages: random.below(3) as u8, order, blob });
+        ops.push(Op::Share { device, context, resource });
+        ops.push(submit(random, device, context));
+    }
+}
+
+fn submit(random: &mut Random, device: u8, context: u8) -> Op {
+    let (ring, seed) = (random.weighted(&[(3, 0), (1, 1), (2, 2)]), random.next() as u32);
+    Op::Submit { device, context, ring, seed, fenced: !random.one_in(3) }
+}
+
+/// One of the resources that are buffers.
+fn buffer(random: &mut Random) -> u8 {
+    (PICTURES + random.index(RESOURCES - PICTURES)) as u8
+}
+
+/// One of the modes, by its number, or 0 for the device's own.
+fn mode(random: &mut Random) -> u8 {
+    random.below(6) as u8
 }
 
 /// Mostly both, so that jobs come through.
@@ -278,7 +341,9 @@ fn page(random: &mut Random, touched: u64) -> u8 {
 fn one(random: &mut Random) -> Op {
     let page = page(random, 6);
     let device = random.index(DEVICES) as u8;
-    let resource = random.index(RESOURCES) as u8;
+    let context = random.index(CONTEXTS) as u8;
+    let resource = random.index(PICTURES) as u8;
+    let any = random.index(RESOURCES) as u8;
     let engine = random.index(ENGINES) as u8;
     let fenced = !random.one_in(3);
     let budget = random.weighted(&[(2, 1), (2, 0x300), (2, 0x1000), (1, 0x1800), (1, 0x4000)]);
@@ -296,8 +361,16 @@ fn one(random: &mut Random) -> Op {
         }
         Kind::FlushImage => Op::FlushImage { device, resource, fenced },
         Kind::Show => Op::Show { device, resource },
-        Kind::Unref => Op::Unref { device, resource, fenced },
-        Kind::Detach => Op::Detach { device, resource, fenced },
+        Kind::Unref => Op::Unref { device, resource: any, fenced },
+        Kind::Detach => Op::Detach { device, resource: any, fenced },
+        kind @ (Kind::Context
+        | Kind::Destroy
+        | Kind::Buffer
+        | Kind::Reattach
+        | Kind::Share
+        | Kind::Unshare
+        | Kind::Move
+        | Kind::Submit) => of_contexts(random, kind, (device, context), fenced),
         Kind::Garbage => Op::Garbage { device, seed: random.next() as u16 },
         Kind::Step => Op::Step { engine, budget },
         Kind::StepAround => {
@@ -320,5 +393,25 @@ fn one(random: &mut Random) -> Op {
         Kind::Cont => Op::Cont,
         Kind::Reset => Op::Reset,
         Kind::ChangeMemory => Op::ChangeMemory,
+    }
+}
+
+/// An operation on contexts, their buffers, or job streams.
+fn of_contexts(random: &mut Random, kind: Kind, (device, context): (u8, u8), fenced: bool) -> Op {
+    match kind {
+        Kind::Context => Op::Context { device, context, mode: mode(random), init: random.one_in(2) },
+        Kind::Destroy => Op::Destroy { device, context, fenced },
+        Kind::Buffer => {
+            let (resource, order) = (buffer(random), random.next() as u16);
+            Op::Buffer { device, resource, pages: random.below(3) as u8, order, blob: random.one_in(4) }
+        }
+        Kind::Reattach => Op::Attach { device, resource: buffer(random), order: random.next() as u16 },
+        Kind::Share => Op::Share { device, context, resource: buffer(random) },
+        Kind::Unshare => Op::Unshare { device, context, resource: buffer(random), fenced },
+        Kind::Move => {
+            let (resource, to_host) = (buffer(random), random.one_in(2));
+            Op::Move { device, context, resource, to_host, fenced }
+        }
+        _ => submit(random, device, context),
     }
 }

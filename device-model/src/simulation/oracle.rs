@@ -5,11 +5,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 
+use super::follower::locate;
 use super::guest::{Guest, page_at};
+use super::job_oracle::ContextState;
 use super::memory::Memory;
+use super::submitted::{ContextKey, Stage, Submitted};
 use super::trace::Counts;
 use super::world::DEVICES;
-use crate::addr::{Iova, PAGE_SIZE};
+use crate::addr::{Access, Iova, PAGE_SIZE};
 use crate::job::JobId;
 use crate::reply::Response;
 use crate::scanout::{Image, Rect};
@@ -70,7 +73,7 @@ pub(super) struct Expected {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+pub(super) enum State {
     /// On its way.
     Given,
     /// The device has answered.
@@ -85,36 +88,57 @@ enum State {
 #[derive(Clone, Debug)]
 pub(super) enum Kind {
     Transfer(Expected),
-    /// RESOURCE_UNREF, DETACH_BACKING: all transfers before it are at their end.
-    Retire,
+    Job(Box<Submitted>),
+    /// RESOURCE_UNREF, DETACH_BACKING: all transfers before it are at their end, and all jobs that name the buffer.
+    Retire {
+        buffer: Option<u64>,
+    },
+    /// All jobs of the context before it are at their end. `ends`: it destroys the context.
+    Behind {
+        context: ContextKey,
+        ends: bool,
+    },
     Other,
 }
 
+/// The timeline of a fence: that of a ring of a context, or the one of all else of a device.
+pub(super) type Timeline = (usize, Option<(u32, u8)>);
+
 #[derive(Clone, Debug)]
-struct Command {
-    device: usize,
-    kind: Kind,
-    fence: bool,
-    state: State,
+pub(super) struct Command {
+    pub(super) device: usize,
+    pub(super) kind: Kind,
+    pub(super) fence: Option<Timeline>,
+    pub(super) state: State,
+    /// Its job is at its end, with success or not. (The answer may wait for that of another.)
+    pub(super) ended: Option<bool>,
 }
 
 /// Commands by number: the number is what the device is given as the pending command.
 #[derive(Debug, Default)]
 pub(super) struct Oracle {
-    commands: Vec<Command>,
+    pub(super) commands: Vec<Command>,
     /// The commands with fences that the guest has not seen answered, in order.
-    fences: [VecDeque<usize>; DEVICES],
+    fences: BTreeMap<Timeline, VecDeque<usize>>,
     /// The transfers that wait for their jobs, in order.
     accepted: [VecDeque<usize>; DEVICES],
-    jobs: BTreeMap<JobId, usize>,
+    pub(super) jobs: BTreeMap<JobId, usize>,
+    pub(super) contexts: BTreeMap<ContextKey, ContextState>,
+    /// How many commands were given before the last reset.
+    pub(super) of_old_drivers: usize,
     /// When a miss was last refused or not answered for no fault of the guest's.
-    excused: u64,
+    pub(super) excused: u64,
 }
 
 impl Oracle {
-    pub(super) fn given(&mut self, device: usize, kind: Kind, fence: bool) -> usize {
-        self.commands.push(Command { device, kind, fence, state: State::Given });
+    pub(super) fn given(&mut self, device: usize, kind: Kind, fence: Option<Timeline>) -> usize {
+        self.commands.push(Command { device, kind, fence, state: State::Given, ended: None });
         self.commands.len() - 1
+    }
+
+    /// The number that the next command will have.
+    pub(super) fn next_number(&self) -> usize {
+        self.commands.len()
     }
 
     /// The device is given a transfer: from now on it may read.
@@ -130,7 +154,12 @@ impl Oracle {
     }
 
     pub(super) fn is_fenced(&self, number: usize) -> bool {
-        self.commands[number].fence
+        self.commands[number].fence.is_some()
+    }
+
+    /// What the device is about to carry out.
+    pub(super) fn kind(&self, number: usize) -> &Kind {
+        &self.commands[number].kind
     }
 
     pub(super) fn device_of(&self, number: usize) -> usize {
@@ -156,6 +185,8 @@ impl Oracle {
         let Some(&number) = self.jobs.get(&job) else { return Ok(()) };
         match self.commands[number].state {
             State::Given => Ok(()),
+            // A job without a fence was answered before it began.
+            State::Answered | State::Seen if matches!(self.commands[number].kind, Kind::Job(_)) => Ok(()),
             State::Dropped => Err(violation(
                 Invariant::I5,
                 format!("Job {} works on for a driver from before a reset", job.raw()),
@@ -167,14 +198,29 @@ impl Oracle {
         }
     }
 
-    /// The device has answered: once, after all that it has to wait for, and with the data in place.
-    pub(super) fn answered(
+    /// The job of a transfer is at its end: the data is in place, or there is a reason.
+    pub(super) fn transfer_ends(
         &mut self,
-        number: usize,
-        response: &Response,
+        job: JobId,
+        is_done: bool,
         (guest, memory): (&Guest, &Memory),
         counts: &mut Counts,
     ) -> Result<(), Violation> {
+        let Some((&number, command)) =
+            self.jobs.get(&job).and_then(|number| Some((number, self.commands.get_mut(*number)?)))
+        else {
+            return Ok(());
+        };
+        command.ended = Some(is_done);
+        match &self.commands[number].kind {
+            Kind::Transfer(expected) if is_done => compare(expected, guest, memory, counts),
+            Kind::Transfer(expected) => self.check_failure(number, expected, guest),
+            _ => Ok(()),
+        }
+    }
+
+    /// The device has answered: once, after all that it has to wait for.
+    pub(super) fn answered(&mut self, number: usize, response: &Response) -> Result<(), Violation> {
         let command = &self.commands[number];
         if command.state != State::Given {
             return Err(violation(
@@ -183,16 +229,28 @@ impl Oracle {
             ));
         }
         let flags = response.as_bytes().get(4).copied().unwrap_or_default();
-        if command.fence != (flags & 1 == 1) {
+        if command.fence.is_some() != (flags & 1 == 1) {
             return Err(violation(
                 Invariant::I5,
                 format!("The answer to command {number} has flags {flags:#x}"),
             ));
         }
         match &command.kind {
-            Kind::Transfer(expected) if !response.is_error() => compare(expected, guest, memory, counts)?,
-            Kind::Transfer(expected) => self.check_failure(number, expected, guest)?,
-            Kind::Retire if !response.is_error() => self.check_retired(number)?,
+            Kind::Transfer(_) if command.ended != Some(!response.is_error()) => {
+                let what =
+                    format!("Transfer {number} is answered, and its job has ended: {:?}", command.ended);
+                return Err(violation(Invariant::I5, what));
+            }
+            Kind::Job(_) => self.check_job_answer(number, response.is_error(), command.fence.is_some())?,
+            Kind::Retire { buffer } if !response.is_error() => {
+                self.check_retired(number)?;
+                self.check_jobs_before(number, |job| {
+                    buffer.is_some_and(|buffer| job.buffers.contains(&buffer))
+                })?;
+            }
+            Kind::Behind { context, .. } if !response.is_error() => {
+                self.check_jobs_before(number, |job| job.context == *context)?;
+            }
             _ => {}
         }
         self.commands[number].state = State::Answered;
@@ -208,7 +266,8 @@ impl Oracle {
     fn check_failure(&self, number: usize, expected: &Expected, guest: &Guest) -> Result<(), Violation> {
         let readable = |&(at, _): &(u64, u32)| {
             page_at(Iova::new(at)).is_some_and(|page| {
-                guest.readable_since(page, expected.since) && !guest.remapped_since(page, expected.since)
+                guest.allowed_since(page, Access::Read, expected.since)
+                    && !guest.remapped_since(page, expected.since)
             })
         };
         if self.excused >= expected.since || !expected.backing.iter().all(readable) {
@@ -217,8 +276,30 @@ impl Oracle {
         Err(violation(Invariant::I5, format!("Transfer {number} fails though all that it reads is mapped")))
     }
 
+    /// Whether a command may use a page whose end the driver has not seen. (Of a job without a fence it is told in some
+    /// other way.)
+    pub(super) fn is_in_use(&self, page: usize) -> bool {
+        self.commands.iter().any(|command| match &command.kind {
+            Kind::Transfer(expected) if matches!(command.state, State::Given | State::Answered) => {
+                expected.backing.iter().any(|(at, _)| page_at(Iova::new(*at)) == Some(page))
+            }
+            Kind::Job(job) if command.state != State::Dropped => {
+                let goes_on = !matches!(job.stage, Stage::Ended(_)) && command.ended.is_none();
+                let unseen = command.fence.is_some() && command.state != State::Seen;
+                (goes_on || unseen) && job.touches(page)
+            }
+            _ => false,
+        })
+    }
+
     /// Memory is said to have been taken from under a job: it has to be in flight, and the guest has to have done so.
-    pub(super) fn check_verdict(&self, judgement: &Judgement, guest: &Guest) -> Result<(), Violation> {
+    /// `careful`: no driver has done anything like it.
+    pub(super) fn check_verdict(
+        &self,
+        judgement: &Judgement,
+        guest: &Guest,
+        careful: bool,
+    ) -> Result<(), Violation> {
         if judgement.verdict == Verdict::Benign {
             return Ok(());
         }
@@ -227,13 +308,20 @@ impl Oracle {
         else {
             return wrong("there is no such job");
         };
-        let Kind::Transfer(expected) = &command.kind else { return wrong("the job is no transfer") };
-        if command.state != State::Given {
+        let (since, has_ended) = match &command.kind {
+            Kind::Transfer(expected) => (expected.since, command.ended.is_some()),
+            Kind::Job(job) => (job.since, job.stage != Stage::Out),
+            _ => return wrong("the command has no job"),
+        };
+        if has_ended || command.state == State::Dropped {
             return wrong("the job had ended");
         }
-        let remapped = |at| page_at(at).is_some_and(|page| guest.remapped_since(page, expected.since));
-        if self.excused < expected.since && !judgement.range.pages().any(remapped) {
+        let remapped = |at| page_at(at).is_some_and(|page| guest.remapped_since(page, since));
+        if self.excused < since && !judgement.range.pages().any(remapped) {
             return wrong("nothing was remapped since the job began");
+        }
+        if self.excused < since && careful {
+            return wrong("the driver has waited for its fences");
         }
         Ok(())
     }
@@ -243,6 +331,7 @@ impl Oracle {
         let busy = |(_, command): &(usize, &Command)| {
             command.device == device
                 && command.state == State::Given
+                && command.ended.is_none()
                 && matches!(command.kind, Kind::Transfer(_))
         };
         match self.commands.iter().enumerate().take(number).find(busy) {
@@ -256,7 +345,9 @@ impl Oracle {
 
     /// A command with a fence was put on the ring of its device: fences are seen in this order.
     pub(super) fn fence_begins(&mut self, number: usize) {
-        self.fences[self.commands[number].device].push_back(number);
+        if let Some(timeline) = self.commands[number].fence {
+            self.fences.entry(timeline).or_default().push_back(number);
+        }
     }
 
     /// The guest sees an answer.
@@ -269,8 +360,8 @@ impl Oracle {
             ));
         }
         command.state = State::Seen;
-        if command.fence {
-            let next = self.fences[command.device].pop_front();
+        if let Some(timeline) = command.fence {
+            let next = self.fences.get_mut(&timeline).and_then(VecDeque::pop_front);
             if next != Some(number) {
                 return Err(violation(
                     Invariant::I5,
@@ -281,15 +372,22 @@ impl Oracle {
         Ok(())
     }
 
+    /// The front-end has reset the device: what was given so far is the old driver's.
+    pub(super) fn reset_begins(&mut self) {
+        self.of_old_drivers = self.commands.len();
+    }
+
     /// A reset takes everything back that is not seen.
     pub(super) fn reset(&mut self) {
-        for command in &mut self.commands {
-            if command.state != State::Seen {
+        let old = self.of_old_drivers;
+        for command in self.commands.iter_mut().take(old) {
+            if command.state != State::Seen || matches!(command.kind, Kind::Job(_)) {
                 command.state = State::Dropped;
             }
         }
-        self.fences = Default::default();
-        self.accepted = Default::default();
+        self.contexts.clear();
+        self.fences.values_mut().for_each(|fences| fences.retain(|number| *number >= old));
+        self.accepted.iter_mut().for_each(|accepted| accepted.retain(|number| *number >= old));
     }
 
     /// Which commands the guest still waits for.
@@ -338,15 +436,4 @@ fn compare(
         }
     }
     Ok(())
-}
-
-/// The address at an offset of a backing, and how much follows there.
-fn locate(backing: &[(u64, u32)], mut offset: u64) -> Option<(Iova, u64)> {
-    for &(at, len) in backing {
-        match offset.checked_sub(len.into()) {
-            Some(rest) => offset = rest,
-            None => return Some((Iova::new(at + offset), u64::from(len) - offset)),
-        }
-    }
-    None
 }

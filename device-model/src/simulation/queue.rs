@@ -5,16 +5,20 @@
 
 use std::collections::VecDeque;
 
+use job_stream::Mode;
+
 use super::bug::Bug;
+use super::checked::Toucher;
 use super::guest::iova;
-use super::oracle::{Invariant, violation};
+use super::oracle::{Invariant, Kind, violation};
 use super::session::Waiter;
+use super::streams::config;
 use super::world::{DEVICES, ENGINES, PAGES, Readers, World};
 use crate::addr::{Access, Iova, SpaceId};
-use crate::device::{Device, DeviceConfig, Effect};
-use crate::job::JobId;
+use crate::device::{Device, DeviceConfig, Effect, features};
+use crate::job::{JobId, JobOutcome};
 use crate::mmu::{JobMemory, MemoryError};
-use crate::reply::Response;
+use crate::reply::{Reply, Response};
 use crate::scanout::{DisplayAnswer, DisplayQuestion};
 use crate::schedule::FinishedJob;
 
@@ -52,10 +56,11 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub(super) fn new() -> Self {
-        let mut devices =
-            [(); DEVICES].map(|()| Device::new(DeviceConfig { scanouts: 4, ..DeviceConfig::default() }));
+    pub(super) fn new(default_mode: Mode) -> Self {
+        let config = DeviceConfig { scanouts: 4, jobs: config(default_mode), ..DeviceConfig::default() };
+        let mut devices = [(); DEVICES].map(|()| Device::new(config.clone()));
         for (device, number) in devices.iter_mut().zip(0_u64..) {
+            device.set_features(features());
             device.number_jobs_from(JobId(number << 32));
         }
         Self {
@@ -101,20 +106,17 @@ impl World {
         match mail {
             Mail::RingReady => self.queue.waits_for = 0,
             Mail::MissAnswered => self.queue.waits_for = self.queue.waits_for.saturating_sub(1),
-            Mail::JobFinished(FinishedJob { job, outcome }) => {
-                let device = (job.id().raw() >> 32) as usize;
-                let mut effects = Vec::new();
-                self.queue.devices[device].job_finished(job, outcome, &mut effects);
-                self.carry_out(device, effects);
-            }
+            Mail::JobFinished(finished) => self.job_finished(finished),
             Mail::Reset => {
                 for device in &mut self.queue.devices {
                     drop(device.reset());
+                    // The new driver accepts what the old one did.
+                    device.set_features(features());
                 }
+                self.suspicions.clear();
                 if !self.is(Bug::KeepJobsOverReset) {
                     self.session.schedule.discard();
                 }
-                self.queue.ring.clear();
                 if !self.is(Bug::AnswerAfterReset) {
                     self.queue.outbox.clear();
                 }
@@ -124,13 +126,44 @@ impl World {
         }
     }
 
+    fn job_finished(&mut self, FinishedJob { job, outcome }: FinishedJob) {
+        let device = (job.id().raw() >> 32) as usize;
+        let mut told = outcome;
+        if let Some((context, fenced)) = self.oracle.context_of(job.id())
+            && outcome != JobOutcome::Done
+        {
+            self.counts.contexts_lost += u64::from(!self.oracle.is_lost(context));
+            self.oracle.lose_context(context);
+            if self.is(Bug::KeepLostContext) && !fenced {
+                told = JobOutcome::Done;
+            }
+        }
+        let mut effects = Vec::new();
+        self.queue.devices[device].job_finished(job, told, &mut effects);
+        self.carry_out(device, effects);
+    }
+
     fn execute(&mut self, given: &Given) {
         let device = self.oracle.device_of(given.number);
         self.event("executes", given.number as u64, device as u64);
         let image = self.queue.devices[device].image(given.resource);
         self.oracle.transfer_begins(given.number, image, self.stamp);
-        let mut effects = Vec::new();
+        let (mut effects, jobs) = (Vec::new(), self.queue.devices[device].usage().jobs);
+        if let Kind::Behind { context, ends: true } = *self.oracle.kind(given.number) {
+            self.counts.contexts_destroyed += 1;
+            self.counts.contexts_destroyed_with_jobs += u64::from(self.oracle.has_jobs(context));
+            self.oracle.lose_context(context);
+        }
         self.queue.devices[device].control(&given.bytes, given.number, &mut effects);
+        let taken = self.queue.devices[device].usage().jobs > jobs;
+        let default = self.flavor.default_mode;
+        if let Err(violation) = self.oracle.submitted(given.number, taken, default, self.stamp) {
+            self.fail(violation);
+        }
+        let is_stream = matches!(self.oracle.kind(given.number), Kind::Job(_));
+        self.counts.streams += u64::from(is_stream && taken);
+        self.counts.streams_refused += u64::from(is_stream && !taken);
+        self.answer_early(given.number, &effects);
         let answered = |effect: &Effect<usize>| matches!(effect, Effect::Complete { pending, .. } if *pending == given.number);
         if self.oracle.is_transfer(given.number) && !effects.iter().any(answered) {
             self.oracle.accepted(given.number);
@@ -143,7 +176,11 @@ impl World {
             match effect {
                 Effect::Complete { pending, response } => self.answer(pending, response),
                 Effect::Run(job) => {
-                    if let Err(violation) = self.oracle.job_begins(device, job.id()) {
+                    let begun = match job.context() {
+                        Some(_) => self.oracle.stream_begins(device, &job),
+                        None => self.oracle.job_begins(device, job.id()),
+                    };
+                    if let Err(violation) = begun {
                         self.fail(violation);
                     }
                     self.session.schedule.submit(job);
@@ -162,10 +199,18 @@ impl World {
         }
     }
 
+    /// The seeded bug: what has to wait for jobs is answered at once.
+    fn answer_early(&mut self, number: usize, effects: &[Effect<usize>]) {
+        let waits =
+            matches!(self.oracle.kind(number), Kind::Behind { .. } | Kind::Retire { buffer: Some(_) });
+        if self.is(Bug::GiveBackEarly) && waits && effects.is_empty() && !self.oracle.is_fenced(number) {
+            self.answer(number, Response::new(&Ok(Reply::NoData), None));
+        }
+    }
+
     fn answer(&mut self, number: usize, response: Response) {
         self.event("answers", number as u64, response.kind().into());
-        let checked = self.oracle.answered(number, &response, (&self.guest, &self.memory), &mut self.counts);
-        if let Err(violation) = checked {
+        if let Err(violation) = self.oracle.answered(number, &response) {
             self.fail(violation);
         }
         let again = self.is(Bug::CompleteTwice).then(|| response.clone());
@@ -189,7 +234,7 @@ impl World {
             let (number, at) = (*number, answer_at(self.oracle.device_of(*number), *number));
             let bytes = response.as_bytes()[..ANSWER].to_vec();
             let section = readers.queue.enter();
-            self.check_access(&section, at, bytes.len(), Access::Write);
+            self.check_access(&section, (at, bytes.len(), Access::Write), Toucher::default());
             let written = section.write(SpaceId::DEVICE, at, &bytes);
             drop(section);
             match written {
@@ -210,7 +255,6 @@ impl World {
 
     fn seen(&mut self, number: usize) {
         self.queue.outbox.pop_front();
-        self.guest.written_by_device(answers_page(self.oracle.device_of(number)), self.stamp);
         self.counts.responses += 1;
         self.counts.fences += u64::from(self.oracle.is_fenced(number));
         self.event("seen", number as u64, 0);

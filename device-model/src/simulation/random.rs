@@ -32,6 +32,11 @@ impl Random {
         self.below(of) == 0
     }
 
+    /// One of the items; there is at least one.
+    pub(super) fn one_of<'a, T>(&mut self, items: &'a [T]) -> &'a T {
+        &items[self.index(items.len())]
+    }
+
     /// One of the items, by weight.
     pub(super) fn weighted<T: Copy>(&mut self, items: &[(u64, T)]) -> T {
         let total: u64 = items.iter().map(|(weight, _)| weight).sum();

@@ -11,7 +11,7 @@ use super::bug::Bug;
 use super::front_end::Message;
 use super::oracle::{Invariant, violation};
 use super::queue::Mail;
-use super::world::{DRAIN_TIMEOUT, MISS_TIMEOUT, SLACK, World};
+use super::world::{DRAIN_TIMEOUT, ENGINES, MISS_TIMEOUT, SLACK, World};
 use crate::addr::{ByteRange, Iova, SpaceId};
 use crate::drain::{Draining, Progress, STEP_END};
 use crate::job::{JobError, JobId};
@@ -20,8 +20,7 @@ use crate::mmu::{
     DrainWaker, Drained, Invalidation, MappedRange, MemoryRevoked, MirrorWriter, Missing, Permissions,
     SeededBug,
 };
-use crate::schedule::{Revealed, Schedule};
-use crate::violation::{InvalidationInfo, Verdict};
+use crate::schedule::Schedule;
 
 /// Who waits for a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +79,8 @@ pub(super) struct Session {
     staged: Option<(ByteRange<Iova>, Permissions)>,
     /// What a seeded bug does not zap.
     survivors: Vec<MappedRange>,
+    /// The turns that the engines had made when the drain began that is owed.
+    turns_before: [u64; ENGINES],
 }
 
 impl Session {
@@ -97,6 +98,7 @@ impl Session {
             wake,
             staged: None,
             survivors: Vec::new(),
+            turns_before: [0; ENGINES],
         }
     }
 
@@ -201,44 +203,20 @@ impl World {
             let survivors = &mut self.session.survivors;
             self.session.mirror.mapped_ranges(space, range, |mapped| survivors.push(mapped));
         }
-        self.suspect(range);
+        self.note_what_is_taken(range);
+        if !self.is(Bug::SuspectAfterZap) {
+            self.suspect(range);
+        }
         let invalidation = self.session.mirror.begin(space, range);
+        if self.is(Bug::SuspectAfterZap) {
+            self.suspect(range);
+        }
+        self.counts.incoherent_pins += invalidation.incoherent() as u64;
         let in_flight = invalidation.in_flight();
         self.counts.invalidations_with_pins += u64::from(in_flight.pins > 0);
         self.counts.invalidations_with_sections += u64::from(in_flight.sections > 0);
         self.event("invalidates", range.first().raw(), in_flight.pins as u64);
         invalidation
-    }
-
-    /// As the back-end's.
-    fn suspect(&mut self, range: ByteRange<Iova>) {
-        let mut mapped = Vec::new();
-        for part in self.session.schedule.judged(SpaceId::DEVICE, range.page_aligned()) {
-            self.session.mirror.mapped_ranges(SpaceId::DEVICE, part, |found| mapped.push(found));
-        }
-        let by = InvalidationInfo { number: self.counts.invalidations, range, begun: self.now, acked: None };
-        self.session.schedule.suspect(by, &mapped);
-    }
-
-    /// As the back-end's; and no driver is accused that has done nothing.
-    fn judge(&mut self, resolution: &Resolution<Waiter>) {
-        let Some(revealed) = Revealed::by(resolution) else { return };
-        let job = |waiter: &Waiter| match waiter {
-            Waiter::Job(id) | Waiter::Ahead(id) => Some(*id),
-            Waiter::Ring => None,
-        };
-        let asked: Vec<JobId> = resolution.waiters.iter().filter_map(job).collect();
-        for judgement in self.session.schedule.reveal(&revealed, &asked) {
-            self.event("verdict", judgement.range.first().raw(), judgement.verdict as u64);
-            match judgement.verdict {
-                Verdict::Benign => self.counts.verdicts_benign += 1,
-                Verdict::Moved => self.counts.verdicts_moved += 1,
-                Verdict::Gone => self.counts.verdicts_gone += 1,
-            }
-            if let Err(violation) = self.oracle.check_verdict(&judgement, &self.guest) {
-                self.fail(violation);
-            }
-        }
     }
 
     /// As the back-end's `update_running`.
@@ -262,8 +240,14 @@ impl World {
         if !self.is(Bug::RememberWhatWasThere) {
             self.session.schedule.forget_suspects();
         }
+        self.suspicions.forget();
         self.session.misses.invalidate(SpaceId::DEVICE, everything);
-        let invalidation = self.session.mirror.begin(SpaceId::DEVICE, everything);
+        let mirror = &mut self.session.mirror;
+        let invalidation = match self.bug {
+            Some(Bug::CacheKeepsPins) => mirror.begin(SpaceId::DEVICE, everything),
+            // No mode goes on with memory that goes away.
+            _ => mirror.begin_for_good(SpaceId::DEVICE, everything),
+        };
         if message == Message::ChangeMemory && !invalidation.in_flight().is_none() {
             self.counts.memory_changes_with_work += 1;
         }
@@ -278,6 +262,7 @@ impl World {
                 self.counts.parked_acks += 1;
                 self.event("parks the ack", 0, 0);
                 self.session.misses.pause(self.now);
+                self.session.turns_before = std::array::from_fn(|engine| self.engines[engine].turns);
                 self.session.owed = Some(draining);
             }
             progress => self.progress(progress),
@@ -358,6 +343,9 @@ impl World {
                 let jobs = self.session.schedule.waiting() + self.engines_busy();
                 self.counts.resets_with_jobs += u64::from(jobs > 0);
                 self.session.schedule.discard();
+                self.suspicions.clear();
+                self.queue.ring.clear();
+                self.oracle.reset_begins();
                 self.queue.mailbox.push_back(Mail::Reset);
             }
             Message::ChangeMemory => {
@@ -400,6 +388,11 @@ impl World {
         let (since, nothing) = (owed.since(), owed.invalidation.in_flight().is_none());
         if nothing && !self.session.is_awake() {
             let what = "Nothing is in flight, an ack is parked, and nobody woke the session".into();
+            self.fail(violation(Invariant::I2, what));
+        }
+        let have_left = |engine: usize| self.engines[engine].has_left(self.session.turns_before[engine]);
+        if !nothing && (0..ENGINES).all(have_left) {
+            let what = "No job in fence mode is in flight, all steps are over, and an ack is parked".into();
             self.fail(violation(Invariant::I2, what));
         }
         self.check_ack_time(since);
@@ -457,7 +450,12 @@ impl World {
                     let refused = Err(JobError::Refused(missing(page)));
                     self.session.schedule.miss_answered(id, refused);
                 }
-                Waiter::Job(id) => self.session.schedule.miss_answered(id, answer),
+                Waiter::Job(id) => {
+                    if matches!(answer, Err(JobError::Refused(_))) {
+                        self.job_fault(id);
+                    }
+                    self.session.schedule.miss_answered(id, answer);
+                }
                 Waiter::Ahead(_) => {}
                 Waiter::Ring => self.queue.mailbox.push_back(Mail::MissAnswered),
             }

@@ -3,6 +3,11 @@
 
 use std::fmt;
 
+use job_stream::Mode;
+
+use crate::job::JobOutcome;
+use crate::violation::{Confidence, Verdict};
+
 /// Everything that happened in one run.
 #[derive(Debug)]
 pub(super) struct Trace {
@@ -83,6 +88,70 @@ counts! {
     parked_for_invalidations,
     /// Jobs that an evicted pin took off.
     evictions,
+    /// Job streams that a context took.
+    streams,
+    /// Job streams that a lost context refused.
+    streams_refused,
+    /// Jobs that were compared with their twin.
+    streams_compared,
+    /// Jobs in strict mode that were done.
+    done_strict,
+    /// Jobs in strict mode that failed.
+    failed_strict,
+    /// Jobs in fence mode that were done.
+    done_fence,
+    /// Jobs in fence mode that failed.
+    failed_fence,
+    /// Jobs in preempt mode that were done.
+    done_preempt,
+    /// Jobs in preempt mode that failed.
+    failed_preempt,
+    /// Jobs in fault mode that were done.
+    done_fault,
+    /// Jobs in fault mode that failed.
+    failed_fault,
+    /// Jobs in registration cache mode that were done.
+    done_registration_cache,
+    /// Jobs in registration cache mode that failed.
+    failed_registration_cache,
+    /// FILL, COPY and CHECKSUM packets that were followed to their end.
+    bulk_packets,
+    /// SIGNAL, ATOMIC and TIMESTAMP packets.
+    value_packets,
+    /// WAITs whose value came.
+    waits_that_held,
+    /// WAITs that left their engine.
+    waits_parked,
+    /// WAITs whose value did not come in time.
+    waits_in_vain,
+    /// Steps of a SPIN that does not leave.
+    stubborn_spins,
+    /// SPINs that were taken off by force.
+    taken_off_by_force,
+    /// Jobs whose time slice was over.
+    slices_over,
+    /// Jobs that a stop took off.
+    taken_off,
+    /// Jobs in preempt mode that an INVALIDATE took off.
+    preempted,
+    /// Jobs that were killed, for their context was lost.
+    kills,
+    /// Steps of jobs whose context was lost.
+    steps_of_the_dead,
+    /// Contexts that a failed job took with it.
+    contexts_lost,
+    /// Contexts that the guest destroyed.
+    contexts_destroyed,
+    /// Those that had jobs.
+    contexts_destroyed_with_jobs,
+    /// User fences that say that all is done.
+    user_fences_done,
+    /// User fences that say that it is not.
+    user_fences_failed,
+    /// Pins of registration caches that an INVALIDATE did not wait for.
+    incoherent_pins,
+    /// Accesses of registration caches to what the guest had taken away.
+    incoherent_accesses,
     /// Accesses that were checked, a page each.
     accesses,
     /// Images that were compared with what the guest's pages held, and pages of them.
@@ -111,12 +180,42 @@ counts! {
     misses,
     /// MISSes that were refused.
     misses_refused,
-    /// Memory taken from under a job that was there again.
-    verdicts_benign,
-    /// Memory taken from under a job in whose place there was other memory.
-    verdicts_moved,
-    /// Memory taken from under a job in whose place there was none.
-    verdicts_gone,
+    /// Memory taken from under a job in strict mode that was there again.
+    benign_strict,
+    /// Memory taken from under a job in fence mode that was there again.
+    benign_fence,
+    /// Memory taken from under a job in preempt mode that was there again.
+    benign_preempt,
+    /// Memory taken from under a job in fault mode that was there again.
+    benign_fault,
+    /// Memory taken from under a job in strict mode in whose place there was other memory.
+    moved_strict,
+    /// Memory taken from under a job in fence mode in whose place there was other memory.
+    moved_fence,
+    /// Memory taken from under a job in preempt mode in whose place there was other memory.
+    moved_preempt,
+    /// Memory taken from under a job in fault mode in whose place there was other memory.
+    moved_fault,
+    /// Memory taken from under a job in strict mode in whose place there was none.
+    gone_strict,
+    /// Memory taken from under a job in fence mode in whose place there was none.
+    gone_fence,
+    /// Memory taken from under a job in preempt mode in whose place there was none.
+    gone_preempt,
+    /// Memory taken from under a job in fault mode in whose place there was none.
+    gone_fault,
+    /// Verdicts that are certain.
+    verdicts_certain,
+    /// Verdicts that another job's MISS showed.
+    verdicts_likely,
+    /// Verdicts that accuse nobody, for the job has told others how far it is.
+    verdicts_untold,
+    /// Fences that waited for answers, to know what INVALIDATEs meant.
+    fences_that_waited_for_answers,
+    /// Refused accesses of jobs in fault mode.
+    faults_in_fault_mode,
+    /// Refused accesses of other jobs.
+    faults_in_other_modes,
     /// MISSes that were given up.
     miss_timeouts,
     /// MISSes that were asked again.
@@ -127,6 +226,8 @@ counts! {
     answers_lost,
     /// Translations that the mirror did not take.
     maps_refused,
+    /// Deeds that a careful driver has left out.
+    deeds_left_out,
     /// Pages that the guest mapped to another frame at once.
     remaps,
     /// Pages that the guest mapped to another frame and back.
@@ -154,6 +255,43 @@ counts! {
 }
 
 impl Counts {
+    /// A job stream has come to its end.
+    pub(super) fn stream_ends(&mut self, mode: Mode, outcome: JobOutcome) {
+        let [done, failed] = match mode {
+            Mode::Strict => [&mut self.done_strict, &mut self.failed_strict],
+            Mode::Fence => [&mut self.done_fence, &mut self.failed_fence],
+            Mode::Preempt => [&mut self.done_preempt, &mut self.failed_preempt],
+            Mode::Fault => [&mut self.done_fault, &mut self.failed_fault],
+            Mode::RegistrationCache => {
+                [&mut self.done_registration_cache, &mut self.failed_registration_cache]
+            }
+        };
+        *(if outcome == JobOutcome::Done { done } else { failed }) += 1;
+    }
+
+    /// It was found out what an INVALIDATE under a job meant.
+    pub(super) fn verdict(&mut self, mode: Mode, verdict: Verdict, confidence: Confidence) {
+        let [benign, moved, gone] = match mode {
+            Mode::Strict => [&mut self.benign_strict, &mut self.moved_strict, &mut self.gone_strict],
+            Mode::Preempt => [&mut self.benign_preempt, &mut self.moved_preempt, &mut self.gone_preempt],
+            Mode::Fault => [&mut self.benign_fault, &mut self.moved_fault, &mut self.gone_fault],
+            // A registration cache is never judged.
+            Mode::Fence | Mode::RegistrationCache => {
+                [&mut self.benign_fence, &mut self.moved_fence, &mut self.gone_fence]
+            }
+        };
+        *(match verdict {
+            Verdict::Benign => benign,
+            Verdict::Moved => moved,
+            Verdict::Gone => gone,
+        }) += 1;
+        *(match confidence {
+            Confidence::Certain => &mut self.verdicts_certain,
+            Confidence::Likely => &mut self.verdicts_likely,
+            Confidence::CannotTell => &mut self.verdicts_untold,
+        }) += 1;
+    }
+
     /// What no schedule has hit.
     pub fn never_hit(&self) -> Vec<&'static str> {
         self.all().into_iter().filter(|(_, count)| *count == 0).map(|(name, _)| name).collect()

@@ -3,8 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use job_stream::Mode;
+
 use super::bug::Bug;
-use super::engines::{Around, Copies, Engine};
+use super::checked::Copies;
+use super::engines::{Around, Engine};
 use super::front_end::{FrontEnd, Message};
 use super::guest::Guest;
 use super::memory::Memory;
@@ -12,6 +15,7 @@ use super::ops::{Op, Serve, Shape, TOUCHED};
 use super::oracle::{Invariant, Oracle, Violation, violation};
 use super::queue::{Queue, answers_page};
 use super::session::{Session, Wake};
+use super::suspicions::Suspicions;
 use super::trace::{Counts, Trace};
 use crate::job::JobId;
 use crate::mmu::{MirrorConfig, Permissions, Pin, Reader, mirror};
@@ -20,8 +24,12 @@ use crate::mmu::{MirrorConfig, Permissions, Pin, Reader, mirror};
 pub(super) const PAGES: usize = 20;
 /// Devices.
 pub(super) const DEVICES: usize = 2;
-/// Resources of a device.
-pub(super) const RESOURCES: usize = 3;
+/// Resources of a device: pictures, then buffers.
+pub(super) const RESOURCES: usize = 6;
+/// Resources that are pictures.
+pub(super) const PICTURES: usize = 3;
+/// Contexts of a device.
+pub(super) const CONTEXTS: usize = 2;
 /// Engines.
 pub(super) const ENGINES: usize = 2;
 
@@ -33,6 +41,8 @@ pub(super) const MISS_TIMEOUT: Duration = Duration::from_millis(300);
 const MOMENT: Duration = Duration::from_micros(10);
 /// While time passes, each engine makes a step in each of these.
 const SLICE: Duration = Duration::from_millis(5);
+/// What a round takes in which an engine spins.
+const SPIN_ROUND: Duration = Duration::from_millis(1);
 /// What the end of a drain may take beyond its timeout: the step of each engine, one within the other.
 pub(super) const SLACK: Duration = Duration::from_millis(25);
 /// Rounds in which everything has to come to its end, once all that is owed is given.
@@ -49,6 +59,11 @@ pub(super) struct Flavor {
     pub(super) overclaims: bool,
     /// The front-end errs.
     pub(super) faulty: bool,
+    /// The driver does no wrong: it takes away no page that a command of its own may use that it has not seen answered,
+    /// and maps none anew before the device has acked that it was taken away.
+    pub(super) careful: bool,
+    /// The mode of contexts that ask for none.
+    pub(super) default_mode: Mode,
 }
 
 /// The readers of the mirror: apart from the world, because a step that is under way holds one.
@@ -77,6 +92,7 @@ pub(super) struct World {
     pub(super) queue: Queue,
     pub(super) engines: [Engine; ENGINES],
     pub(super) oracle: Oracle,
+    pub(super) suspicions: Suspicions,
     pub(super) copies: BTreeMap<JobId, Copies>,
     /// Pins that a seeded bug holds for jobs that wait.
     pub(super) held: BTreeMap<JobId, Vec<Pin>>,
@@ -106,9 +122,10 @@ impl World {
             guest: Guest::new(),
             front_end: FrontEnd::default(),
             session: Session::new(writer, wake),
-            queue: Queue::new(),
+            queue: Queue::new(flavor.default_mode),
             engines: Default::default(),
             oracle: Oracle::default(),
+            suspicions: Suspicions::default(),
             copies: BTreeMap::new(),
             held: BTreeMap::new(),
             counts: Counts { schedules: 1, ..Counts::default() },
@@ -164,6 +181,11 @@ impl World {
             println!("{:>9} µs {}{op:?}", self.now.as_micros(), if within { "  within: " } else { "" });
         }
         self.operation(readers, cursor, op, within);
+        if let Some(frame) = self.guest.touched_late.take() {
+            let what =
+                format!("Frame {frame} was written to after its last mapping was taken away and acked");
+            self.fail(violation(Invariant::I1, what));
+        }
         self.check_session();
     }
 
@@ -210,6 +232,10 @@ impl World {
         }
         let (stamp, touched) = (self.stamp, self.touched);
         let at = |page: u8| if page == TOUCHED { touched } else { page.into() };
+        if self.flavor.careful && !self.is_right(op, &at) {
+            self.counts.deeds_left_out += 1;
+            return;
+        }
         match op {
             Op::Map { page, permissions } => {
                 let permissions = Permissions { read: permissions & 1 != 0, write: permissions & 2 != 0 };
@@ -218,13 +244,30 @@ impl World {
             Op::Unmap { page, shape } => self.unmap(at(page), shape),
             Op::Remap { page, back, shape } => self.remap(at(page), back, shape),
             Op::Flush { page, shape } => self.invalidate_page(at(page), shape),
-            Op::Write { page } => self.guest.write(at(page), stamp, &mut self.memory),
+            Op::Write { page } => {
+                self.oracle.disturb_page(at(page));
+                self.guest.write(at(page), stamp, &mut self.memory);
+            }
             _ => {}
+        }
+    }
+
+    /// Whether a driver may do this that does no wrong.
+    fn is_right(&self, op: Op, at: &impl Fn(u8) -> usize) -> bool {
+        let is_for_answers = |page| (0..DEVICES).any(|device| answers_page(device) == page);
+        match op {
+            Op::Map { page, permissions } => {
+                !self.guest.is_being_taken(at(page)) && (permissions == 3 || !is_for_answers(at(page)))
+            }
+            Op::Unmap { page, .. } => !self.oracle.is_in_use(at(page)) && !is_for_answers(at(page)),
+            Op::Remap { back, .. } => back,
+            _ => true,
         }
     }
 
     fn unmap(&mut self, page: usize, shape: Shape) {
         if self.guest.unmap(page, self.stamp).is_some() {
+            self.oracle.disturb_page(page);
             self.invalidate_page(page, shape);
         }
     }
@@ -233,6 +276,9 @@ impl World {
         if self.guest.remap(page, back, self.stamp, &mut self.memory) {
             self.counts.remaps += 1;
             self.counts.remaps_and_back += u64::from(back);
+            if !back {
+                self.oracle.disturb_page(page);
+            }
             self.invalidate_page(page, shape);
         }
     }
@@ -251,7 +297,7 @@ impl World {
                 self.front_end.wants(Message::Start);
             }
             Op::Reset if !held => {
-                self.guest.resources = Default::default();
+                self.guest.forget_device();
                 [Message::Stop, Message::Reset, Message::Start]
                     .into_iter()
                     .for_each(|message| self.front_end.wants(message));
@@ -299,7 +345,8 @@ impl World {
             let now = self.trace.hash();
             if before.replace(now) == Some(now) {
                 // Nothing happened: only time can bring something.
-                match self.session.next_deadline() {
+                let look = self.session.schedule.next_look();
+                match [self.session.next_deadline(), look].into_iter().flatten().min() {
                     Some(deadline) => self.now = self.now.max(deadline),
                     None => break,
                 }
@@ -326,7 +373,8 @@ impl World {
 
     fn round(&mut self, readers: &Readers) {
         self.stamp += 1;
-        self.now += 10 * MOMENT;
+        let spins = self.engines.iter().any(Engine::spins);
+        self.now += if spins { SPIN_ROUND } else { 10 * MOMENT };
         self.front_end_turn(Serve::Honest);
         self.session_turn();
         for engine in 0..ENGINES {
@@ -339,9 +387,10 @@ impl World {
 
     /// What has to be true when everything has come to its end.
     fn check_end(&mut self, readers: &Readers) {
-        let unseen: Vec<_> = self.oracle.unseen().take(4).collect();
+        let unseen: Vec<_> = self.oracle.unseen().chain(self.oracle.unended()).take(4).collect();
         if !unseen.is_empty() {
-            let what = format!("All is quiet, and commands {unseen:?} are not answered");
+            let what =
+                format!("All is quiet, and commands {unseen:?} are not answered, or their jobs not ended");
             return self.fail(violation(Invariant::I5, what));
         }
         self.invalidate_page(0, Shape::Domain);

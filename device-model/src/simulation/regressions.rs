@@ -1,0 +1,92 @@
+//! Schedules that once failed, or that random ones come to too seldom, as lists of operations.
+
+use job_stream::{Mode, Packet, SpinBehaviour};
+
+use super::ops::{Op, Serve, Shape};
+use super::random::Random;
+use super::streams::{Wanted, stream};
+use super::world::{Flavor, PICTURES};
+use super::{Schedule, TABLE};
+use crate::addr::PAGE_SIZE;
+
+const DEVICE: u8 = 0;
+const BUFFER: u8 = PICTURES as u8;
+
+/// The seed of the first stream over a buffer of a page, given by the command with this number, of which this is true.
+fn seed_of(number: usize, wanted: impl Fn(&[Packet]) -> bool) -> u32 {
+    let buffers = [(u32::from(BUFFER) + 1, PAGE_SIZE)];
+    let stream_of = |seed: &u32| {
+        let asked = Wanted { number, mode: Some(Mode::Strict), buffers: &buffers, aliased: false };
+        wanted(stream(&mut Random::new((*seed).into()), &asked).1.packets())
+    };
+    (0..100_000).find(stream_of).expect("A stream like that is not rare")
+}
+
+/// A context in this mode with a buffer of a page.
+fn context(mode: u8) -> [Op; 4] {
+    [
+        Op::Map { page: 0, permissions: 3 },
+        Op::Context { device: DEVICE, context: 0, mode, init: false },
+        Op::Buffer { device: DEVICE, resource: BUFFER, pages: 0, order: 0, blob: true },
+        Op::Share { device: DEVICE, context: 0, resource: BUFFER },
+    ]
+}
+
+fn submit(seed: u32) -> [Op; 3] {
+    [Op::Submit { device: DEVICE, context: 0, ring: 0, seed, fenced: false }, Op::Queue, Op::Queue]
+}
+
+fn schedule(ops: Vec<Op>) -> Schedule {
+    let flavor = Flavor {
+        table_limit: 256 * TABLE,
+        pipelined: false,
+        overclaims: false,
+        faulty: false,
+        careful: false,
+        default_mode: Mode::Fence,
+    };
+    Schedule { seed: 0, flavor, ops }
+}
+
+/// Schedules that have to hold, and why each is kept.
+pub fn regressions() -> Vec<(&'static str, Schedule)> {
+    let mut all = vec![("what is behind a stubborn SPIN does not happen after a reset", spin_over_reset())];
+    all.extend((1..6).map(|mode| ("a page is remapped under a job, in each mode", remap_under_job(mode))));
+    all
+}
+
+/// A stream that is one FILL of about a page.
+fn fills(packets: &[Packet]) -> bool {
+    matches!(packets, [Packet::Context(_), Packet::Nop(_), Packet::Fill(fill)] if fill.to.length > 2000)
+}
+
+/// A SPIN that does not leave outlasts a stop, a reset and the next start. What is behind it in its stream would be
+/// written into the pages of the new driver.
+fn spin_over_reset() -> Schedule {
+    let stubborn = |packet: &Packet| match packet {
+        Packet::Spin(spin) => spin.behaviour == SpinBehaviour::Stubborn && spin.duration == 3_000_000,
+        _ => false,
+    };
+    let spins = |packets: &[Packet]| matches!(packets, [Packet::Context(_), Packet::Nop(_), spin, Packet::Fill(_), ..] if stubborn(spin));
+    let step = |engine| Op::Step { engine, budget: 0x4000 };
+    let mut ops = Vec::from(context(1));
+    ops.extend(submit(seed_of(3, spins)));
+    ops.extend([step(0), step(0), Op::Reset, Op::Exchange { turns: 30 }, Op::Queue]);
+    ops.extend(context(1));
+    ops.extend(submit(seed_of(7, fills)));
+    // The new driver's job brings its page into the mirror.
+    ops.extend([step(1), step(1), step(1), Op::Exchange { turns: 30 }, step(1), step(1)]);
+    ops.extend([Op::Wait { millis: 10, slowly: false }, step(0), step(0)]);
+    schedule(ops)
+}
+
+/// An INVALIDATE in the middle of a job: the ack comes when it may, and never with a stale access.
+fn remap_under_job(mode: u8) -> Schedule {
+    let mut ops = Vec::from(context(mode));
+    ops.extend(submit(seed_of(3, fills)));
+    let step = Op::Step { engine: 0, budget: 600 };
+    ops.extend([step, step, Op::Exchange { turns: 20 }, step, step]);
+    ops.push(Op::Remap { page: 0, back: false, shape: Shape::Exact });
+    ops.extend([Op::FrontEnd { serve: Serve::Honest }, Op::Session, step, Op::Exchange { turns: 20 }]);
+    schedule(ops)
+}
