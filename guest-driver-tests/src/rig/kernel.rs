@@ -42,7 +42,7 @@ impl Kernel {
     /// The files of `module` and of all that it needs, in the order of loading; none for what is built in.
     pub fn module_with_dependencies(&self, module: &str) -> Result<Vec<PathBuf>, RigError> {
         let files = self.module_files()?;
-        if !files.contains_key(&canonical(module)) && !self.is_builtin(module) {
+        if !self.has_module(module) {
             let (release, modules) = (self.release.clone(), self.modules.clone());
             return Err(RigError::NoModule { module: module.to_owned(), release, modules });
         }
@@ -59,6 +59,12 @@ impl Kernel {
             visit(&dependency, &files, &mut order)?;
         }
         Ok(order)
+    }
+
+    /// Whether it has this module, or what that is made of.
+    pub fn has_module(&self, module: &str) -> bool {
+        let is_file = |files: BTreeMap<String, PathBuf>| files.contains_key(&canonical(module));
+        self.module_files().is_ok_and(is_file) || self.is_builtin(module)
     }
 
     fn is_builtin(&self, module: &str) -> bool {
@@ -187,6 +193,8 @@ mod tests {
         let names: Vec<_> = files.iter().filter_map(|path| module_name(path)).collect();
         assert_eq!(names, ["drm", "helper", "virtio_gpu"]);
         assert!(kernel.module_with_dependencies("virtio-pci").unwrap().is_empty());
+        let has = ["drm", "virtio-gpu", "virtio-pci", "nouveau"].map(|module| kernel.has_module(module));
+        assert_eq!(has, [true, true, true, false]);
         let error = kernel.module_with_dependencies("nouveau").unwrap_err();
         assert!(matches!(error, RigError::NoModule { module, .. } if module == "nouveau"));
     }

@@ -112,8 +112,12 @@ impl Rig {
         if self.tools.qemu.major() < needed {
             return Some(format!("it needs QEMU {needed}, and this is {found}. Give --qemu {needed}"));
         }
-        let stands_in = self.backend.is_some() || topology.has_display;
-        (!stands_in).then(|| "QEMU's own device cannot stand in for its test device".to_owned())
+        if self.backend.is_none() && !topology.has_display {
+            return Some("QEMU's own device cannot stand in for its test device".to_owned());
+        }
+        let kernel = &self.tools.kernel;
+        let missing = topology.modules.iter().find(|module| !kernel.has_module(module))?;
+        Some(format!("the kernel {} has no module `{missing}`. Give another with --kernel", kernel.release))
     }
 
     /// The agent as /init, with the modules that it loads and their order, over the user's own files.
