@@ -34,6 +34,9 @@ const KNOWN_COMPANIONS: [&str; 3] = ["__kmem_cache_shutdown+", "kmem_cache_destr
 const SERIOUS: [&str; 6] =
     ["BUG: ", "Oops: ", "WARNING: ", "Kernel panic", "general protection fault", "panicked at"];
 const OOPS_LINES: usize = 45;
+/// What stands before why the kernel has panicked, and what it says if the first process is gone.
+const PANIC: &str = "Kernel panic - not syncing: ";
+const INIT_GONE: &str = "Attempted to kill init!";
 
 /// What QEMU's own output must not contain. (Good runs print too: `Unexpected IOTLB message when virtio device is
 /// stopped` and the like.)
@@ -96,6 +99,15 @@ pub fn oops(log: &str) -> Option<String> {
     let mut lines = log.lines().skip_while(|line| !is_first(line)).take(OOPS_LINES).peekable();
     lines.peek()?;
     Some(lines.map(str::trim_end).collect::<Vec<_>>().join("\n"))
+}
+
+/// Why the kernel has panicked, in its own words, if it has. The agent is its init.
+pub fn panic(log: &str) -> Option<String> {
+    let (_, rest) = log.rsplit_once(PANIC)?;
+    let words = rest.lines().next().unwrap_or_default().trim();
+    let of_the_agent =
+        if words.contains(INIT_GONE) { " (init is the agent: it has crashed or ended)" } else { "" };
+    Some(format!("{words}{of_the_agent}"))
 }
 
 /// The lines of the guest's log that tell of trouble, each with what it means.
@@ -202,6 +214,16 @@ mod tests {
         let companion = "[9.1] WARNING: CPU: 0 PID: 1 at mm/slub.c:1149 __kmem_cache_shutdown+0x246/0x320";
         assert_eq!(oops(&format!("[9.0] {KNOWN} (Not tainted): Objects remaining\n{companion}")), None);
         assert_eq!(oops(companion).as_deref(), Some(companion));
+    }
+
+    #[test]
+    fn a_panic_is_told_in_the_kernels_words_and_whose_end_it_was() {
+        assert_eq!(panic("[1.0] fine"), None);
+        let log = "[4.6] Kernel panic - not syncing: VFS: Unable to mount root\r\n[4.7] CPU: 0\n";
+        assert_eq!(panic(log).as_deref(), Some("VFS: Unable to mount root"));
+        let agent =
+            panic("[4.6] Kernel panic - not syncing: Attempted to kill init! exitcode=0x0b\n").unwrap();
+        assert!(agent.ends_with("exitcode=0x0b (init is the agent: it has crashed or ended)"), "{agent}");
     }
 
     #[test]

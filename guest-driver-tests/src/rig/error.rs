@@ -65,6 +65,8 @@ pub enum RigError {
     Refused { peer: &'static str, request: String, reason: String },
     #[error("The guest failed: {0}")]
     Guest(String),
+    #[error("The guest's kernel panicked: {0}")]
+    Panic(String),
     #[error("The guest said {0}, which was not its turn")]
     Unexpected(String),
     #[error("{0}")]

@@ -20,7 +20,7 @@ pub(super) fn of_run(error: RigError, files: &RunFiles, backend: Option<&mut Bac
         return error;
     }
     let mut text = logs(files);
-    let error = judged_on(files, error, &mut text);
+    let error = behind(files, error, &mut text);
     if let Some(backend) = backend {
         for question in QUESTIONS {
             let answer = match backend.control(question, json!({})) {
@@ -38,18 +38,21 @@ pub(super) fn of_run(error: RigError, files: &RunFiles, backend: Option<&mut Bac
 /// Adds the logs to an error.
 pub(super) fn of_logs(error: RigError, files: &RunFiles) -> RigError {
     let mut text = logs(files);
-    judged_on(files, error, &mut text).with_evidence(text)
+    behind(files, error, &mut text).with_evidence(text)
 }
 
-/// With a full disk, that is the error, and what came of it is evidence.
-fn judged_on(files: &RunFiles, error: RigError, text: &mut String) -> RigError {
-    match disk::has_room(&files.folder) {
-        Ok(()) => error,
-        Err(full) => {
-            text.insert_str(0, &format!("\n--- What came of it: {error}"));
-            full
-        }
-    }
+/// What was behind an error, if that is known: a full disk, or a guest that has died. What came of it is evidence.
+fn behind(files: &RunFiles, error: RigError, text: &mut String) -> RigError {
+    let is_silence =
+        matches!(error, RigError::Late { .. } | RigError::Closed { .. } | RigError::Ended { .. });
+    let log = RunFiles::text(&files.console());
+    let cause = match (disk::has_room(&files.folder), console::panic(&log)) {
+        (Err(full), _) => full,
+        (Ok(()), Some(words)) if is_silence => RigError::Panic(words),
+        _ => return error,
+    };
+    text.insert_str(0, &format!("\n--- What came of it: {error}"));
+    cause
 }
 
 fn logs(files: &RunFiles) -> String {

@@ -67,6 +67,7 @@ impl From<RigError> for Failure {
         match error.cause() {
             RigError::Check(_)
             | RigError::Guest(_)
+            | RigError::Panic(_)
             | RigError::Late { .. }
             | RigError::Ended { .. }
             | RigError::Closed { .. }
