@@ -354,7 +354,12 @@ fn an_ack_that_waits_until_the_drain_timeout_leaves_a_trace_with_the_ack_in_it()
     let drain = named(&trace, "invalidation 1").next().expect("the ack is in the trace");
     assert!(time(drain, "dur") >= 30_000.0, "{drain}");
     client.guest.driver.wait(ticket).unwrap();
-    assert!(backend.stderr().contains("A job held the front-end up until the drain timeout. Trace: /"));
+    let said = "A job held the front-end up until the drain timeout. Trace: /";
+    let begin = Instant::now();
+    while !backend.stderr().contains(said) {
+        assert!(begin.elapsed() < 10 * SECOND, "{}", backend.stderr());
+        wire::wait_readable(&[], Some(Duration::from_millis(1))).unwrap();
+    }
 }
 
 /// The first trace that was written into a folder, as soon as it is there.

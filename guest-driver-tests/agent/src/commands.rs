@@ -35,7 +35,7 @@ impl Agent {
             let event = match self.port.receive().and_then(|command| self.handle(command)) {
                 Ok(event) => event,
                 Err(AgentError::PortClosed) => return Err(AgentError::PortClosed),
-                Err(error) => Event::Failed { what: error.to_string() },
+                Err(error) => error.event(),
             };
             self.port.send(&event)?;
         }

@@ -1,6 +1,7 @@
 //! What can go wrong inside the guest.
 
 use guest_agent::jobs::{Case, Difference};
+use guest_agent::protocol::Event;
 use job_stream::{CapsetError, Mode};
 use std::io;
 use std::path::PathBuf;
@@ -94,6 +95,15 @@ pub(crate) enum AgentError {
 impl AgentError {
     pub(crate) fn wrong_byte(case: &Case, mode: Mode, difference: Difference) -> Self {
         Self::WrongByte { case: case.name, mode, difference }
+    }
+
+    /// As the rig is told of it.
+    pub(crate) fn event(&self) -> Event {
+        let what = self.to_string();
+        match self {
+            Self::WrongByte { .. } | Self::LateTouch { .. } => Event::Corrupted { what },
+            _ => Event::Failed { what },
+        }
     }
 }
 

@@ -44,7 +44,7 @@ fn run() -> Result<(), AgentError> {
     let mut port = Port::open("/dev/ttyS1")?;
     match loaded.and_then(|()| system::wait_for_card()) {
         Ok(_) => port.send(&Event::Ready { kernel: system::kernel_release()? })?,
-        Err(error) => port.send(&Event::Failed { what: error.to_string() })?,
+        Err(error) => port.send(&error.event())?,
     }
     Agent::new(port).serve()
 }

@@ -180,6 +180,11 @@ pub enum Event {
         /// What failed, in a sentence.
         what: String,
     },
+    /// A command found memory that holds what it must not; the agent goes on.
+    Corrupted {
+        /// Which, in a sentence.
+        what: String,
+    },
 }
 
 /// What the agent counted since the last time that it said so.

@@ -39,6 +39,7 @@ impl Guest {
     ) -> Result<Event, RigError> {
         match self.lines.receive(what, self.limit, alive)? {
             Event::Failed { what } => Err(RigError::Guest(what)),
+            Event::Corrupted { what } => Err(RigError::Corrupted(what)),
             event => Ok(event),
         }
     }

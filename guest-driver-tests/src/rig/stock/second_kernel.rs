@@ -56,7 +56,8 @@ pub(crate) fn crash(run: &mut Run<'_>) -> Result<(), RigError> {
     is_in_the_dump(run, &pages)?;
     as_after_a_boot(run)?;
     if left_behind(run, &reserved)? != pages {
-        return Err(RigError::check("What the crashed kernel's job had written has changed after its end"));
+        let text = "What the crashed kernel's job had written has changed after its end";
+        return Err(RigError::Corrupted(text.into()));
     }
     Ok(())
 }
@@ -130,7 +131,7 @@ fn taken_over(run: &mut Run<'_>, counts: &Stats) -> Result<(), RigError> {
 fn left_behind(run: &mut Run<'_>, reserved: &RangeInclusive<u64>) -> Result<Pages, RigError> {
     let pages = memory::written(run, MIB)?;
     if let Some((address, value)) = pages.iter().find(|(address, _)| reserved.contains(address)) {
-        return Err(RigError::check(format!(
+        return Err(RigError::Corrupted(format!(
             "The old kernel's job has written {value:#x} to {address:#x}, which was kept for the new one"
         )));
     }
