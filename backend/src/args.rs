@@ -10,8 +10,8 @@ use clap::{CommandFactory, Parser, ValueEnum, value_parser};
 use job_stream::{Choice, Mode};
 use log::LevelFilter;
 
+use crate::faults::{self, Setting};
 use crate::front_end_check;
-use crate::inject::{self, Setting};
 
 /// Most engine threads that are started unless more are asked for.
 const DEFAULT_ENGINES: usize = 4;
@@ -112,8 +112,8 @@ pub struct Args {
     pub check_front_end: bool,
 
     /// Seeded bugs to turn on.
-    #[arg(long, value_name = "BUG", help = inject::SHORT_HELP, long_help = inject::long_help())]
-    #[arg(value_parser = inject::parse)]
+    #[arg(long, value_name = "BUG", help = faults::SHORT_HELP, long_help = faults::long_help())]
+    #[arg(value_parser = faults::parse)]
     pub inject: Vec<Setting>,
 
     /// What a guest may take.
@@ -298,7 +298,7 @@ fn iotlb_limit(text: &str) -> Result<usize, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inject::{Bug, Value};
+    use crate::faults::{Bug, Value};
 
     fn parse(line: &str) -> Result<Args, clap::Error> {
         Args::from_words(std::iter::once("mirrorgpu").chain(line.split_whitespace()))

@@ -3,22 +3,22 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use device_model::device::{DeviceConfig, JobConfig};
-use device_model::quota::Quotas;
-use device_model::stats::Stats;
+use device_model::gpu::device::{DeviceConfig, JobConfig};
+use device_model::gpu::quota::Quotas;
+use device_model::telemetry::stats::Stats;
 use mirrorgpu::args::{Args, Endpoint};
 use mirrorgpu::capabilities::CAPABILITIES;
 use mirrorgpu::control::{ControlServer, Hooks};
+use mirrorgpu::faults::Injection;
 use mirrorgpu::front_end_check::{Findings, Severity};
-use mirrorgpu::inject::Injection;
-use mirrorgpu::instruments::Instruments;
 use mirrorgpu::limits;
 use mirrorgpu::listener::{Inherited, PathListener};
-use mirrorgpu::memory::sigbus;
 use mirrorgpu::server::{Server, Source};
-use mirrorgpu::session::SessionConfig;
-use mirrorgpu::session::start::DeviceSettings;
 use mirrorgpu::signals::StopSignals;
+use mirrorgpu::telemetry::instruments::Instruments;
+use mirrorgpu::vhost_user::memory::sigbus;
+use mirrorgpu::vhost_user::session::SessionConfig;
+use mirrorgpu::vhost_user::session::start::DeviceSettings;
 
 /// Exit codes of `--check-front-end`; the latter is also that of a command line that is wrong.
 const FRONT_END_AT_FAULT: u8 = 1;

@@ -7,15 +7,15 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 
-use device_model::stats::Stats;
+use device_model::telemetry::stats::Stats;
 use epoll::Events;
 use log::{info, warn};
 
-use crate::instruments::Instruments;
 use crate::listener::{Inherited, ListenError, PathListener};
-use crate::session::start::{DeviceSettings, start};
-use crate::session::{Session, SessionConfig, SessionEnd};
 use crate::signals::StopSignals;
+use crate::telemetry::instruments::Instruments;
+use crate::vhost_user::session::start::{DeviceSettings, start};
+use crate::vhost_user::session::{Session, SessionConfig, SessionEnd};
 use crate::wake::{Poller, Waker};
 
 const LISTENER: u64 = 0;

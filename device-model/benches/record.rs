@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use device_model::addr::{ByteRange, Iova, SpaceId};
-use device_model::job::JobId;
+use device_model::jobs::job::JobId;
 use device_model::mmu::{DrainWaker, HostRange, MirrorConfig, Permissions, mirror};
-use device_model::record::{Event, Recorder, StepEnd};
+use device_model::telemetry::record::{Event, Recorder, StepEnd};
 
 struct Silent;
 

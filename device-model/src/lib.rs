@@ -16,38 +16,14 @@
 //! The locking order stands in [`mmu`].
 
 pub mod addr;
-pub mod audit;
-mod backing;
-pub mod context;
-mod decode;
-pub mod device;
-pub mod drain;
-mod edid;
-pub mod engine;
-pub mod error;
-mod fence;
-pub mod job;
+pub mod gpu;
+pub mod jobs;
 pub mod mmu;
-pub mod names;
-mod operands;
-mod program;
-pub mod quota;
-pub mod record;
-mod rect;
-pub mod reply;
-mod request;
-mod resource;
-mod ring;
-pub mod scanout;
-pub mod schedule;
+pub mod session;
 #[cfg(all(any(test, feature = "test-utils"), not(loom)))]
 pub mod simulation;
-pub mod stats;
 mod sync;
+pub mod telemetry;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod testing;
-mod transfer;
-pub mod violation;
 mod wire;
-
-pub use decode::command_name;

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::{Hooks, views};
-use crate::instruments::desk::NoAnswer;
+use crate::telemetry::instruments::desk::NoAnswer;
 
 /// A command.
 struct Command {

@@ -16,13 +16,13 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use device_model::stats::Stats;
+use device_model::telemetry::stats::Stats;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::inject::Injection;
-use crate::instruments::Instruments;
+use crate::faults::Injection;
 use crate::listener::PathListener;
+use crate::telemetry::instruments::Instruments;
 use client::{Client, Interest};
 
 /// Most clients at once; a further one is told so and let go.

@@ -3,23 +3,23 @@
 
 use std::collections::BTreeMap;
 
-use device_model::context::{ContextInfo, RingInfo};
-use device_model::job::JobId;
+use device_model::gpu::context::{ContextInfo, RingInfo};
+use device_model::jobs::job::JobId;
+use device_model::jobs::schedule::{AtRest, JobState, JobStatus};
 use device_model::mmu::MappedRange;
-use device_model::schedule::{AtRest, JobState, JobStatus};
-use device_model::violation::{Fault, Report};
+use device_model::telemetry::violation::{Fault, Report};
 use job_stream::Choice;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::Hooks;
 use super::commands::{Failure, NoArguments};
+use crate::engines::miss_port::Waiter;
 use crate::front_end_check::{self, Kept};
-use crate::instruments::desk::Question;
-use crate::instruments::{HOW_TO_TRACE, OnEngine};
-use crate::miss_port::Waiter;
-use crate::reports::{Reported, fault_json, violation_json};
-use crate::session::questions::audit_json;
+use crate::telemetry::instruments::desk::Question;
+use crate::telemetry::instruments::{HOW_TO_TRACE, OnEngine};
+use crate::telemetry::reports::{Reported, fault_json, violation_json};
+use crate::vhost_user::session::questions::audit_json;
 
 /// Misses that `jobs` looks at to say which pages a job waits for.
 const MISSES: usize = 1024;

@@ -5,10 +5,10 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use device_model::scanout::{
+use device_model::gpu::scanout::{
     CursorPosition, DisplayAnswer, DisplayMode, DisplayModes, DisplayQuestion, Edid, Rect, ScanoutSource,
 };
-use device_model::stats::Stats;
+use device_model::telemetry::stats::Stats;
 use vhost::vhost_user::GpuBackend;
 use vhost::vhost_user::gpu_message::{
     VhostUserGpuCursorPos, VhostUserGpuCursorUpdate, VhostUserGpuEdidRequest, VhostUserGpuScanout,

@@ -24,8 +24,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use device_model::scanout::{DisplayAnswer, DisplayCommand, DisplayQuestion};
-use device_model::stats::Stats;
+use device_model::gpu::scanout::{DisplayAnswer, DisplayCommand, DisplayQuestion};
+use device_model::telemetry::stats::Stats;
 
 use picture::Picture;
 use questions::{Question, Questions};

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use device_model::scanout::{
+use device_model::gpu::scanout::{
     CursorPixels, CursorPosition, DisplayCommand, MAX_SCANOUTS, Rect, ScanoutSource,
 };
 
@@ -204,7 +204,7 @@ fn clipped(source: ScanoutSource) -> Option<ScanoutSource> {
 
 #[cfg(test)]
 mod tests {
-    use device_model::scanout::{ChannelOrder, Image};
+    use device_model::gpu::scanout::{ChannelOrder, Image};
 
     use super::*;
 

@@ -1,7 +1,7 @@
 //! Pixels on their way to the display: cuts a changed part into messages of bounded size, and turns the image's own
 //! format into x8r8g8b8. Knows images; knows nothing of sockets or of what was shown before.
 
-use device_model::scanout::{ChannelOrder, Rect, ScanoutSource};
+use device_model::gpu::scanout::{ChannelOrder, Rect, ScanoutSource};
 
 /// Bytes of a pixel, in every format of a 2D resource and on the display socket.
 const PIXEL: usize = 4;
@@ -74,7 +74,7 @@ fn convert(order: ChannelOrder, pixels: &[u8], out: &mut Vec<u8>) {
 mod tests {
     use std::sync::Arc;
 
-    use device_model::scanout::Image;
+    use device_model::gpu::scanout::Image;
 
     use super::*;
 

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use device_model::scanout::{DisplayAnswer, DisplayQuestion};
+use device_model::gpu::scanout::{DisplayAnswer, DisplayQuestion};
 
 /// Most questions that wait at once; the ones beyond get no answer from the display.
 const MAX_WAITING: usize = 64;

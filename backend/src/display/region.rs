@@ -1,6 +1,6 @@
 //! Rectangles of one scanout, and which of its pixels the display has not yet been sent. Knows arithmetic only.
 
-use device_model::scanout::Rect;
+use device_model::gpu::scanout::Rect;
 
 /// Most rectangles that a region keeps apart.
 const MAX_RECTS: usize = 8;

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::sync::mpsc::{self, Receiver};
 
-use device_model::scanout::{ChannelOrder, CursorPosition, DisplayMode, Image, Rect, ScanoutSource};
+use device_model::gpu::scanout::{ChannelOrder, CursorPosition, DisplayMode, Image, Rect, ScanoutSource};
 
 use super::*;
 

@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use device_model::addr::{Access, ByteRange, Iova};
-use device_model::violation::wrapped;
+use device_model::telemetry::violation::wrapped;
 use serde_json::{Value, json};
 
 use super::rules::Rule;

@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::finding::Finding;
 use super::rules::{Rule, Severity};
-use crate::reports::{Newest, Print, Rate};
+use crate::telemetry::reports::{Newest, Print, Rate};
 
 /// A finding, and what was found out about it afterwards.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,7 +112,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::reports::KEPT;
+    use crate::telemetry::reports::KEPT;
 
     fn finding(rule: Rule) -> Finding {
         Finding::new(Duration::ZERO, rule, String::new())

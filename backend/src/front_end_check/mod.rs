@@ -34,12 +34,12 @@ use self::messages::{Message, code};
 use self::misses::Misses;
 use self::order::Order;
 use self::stale::Stale;
-use crate::memory::MemoryTable;
-use crate::session::SessionEnd;
 use crate::vhost_user::Header;
 use crate::vhost_user::channel::ChannelError;
 use crate::vhost_user::iotlb::{self, IotlbError, IotlbEvent};
+use crate::vhost_user::memory::MemoryTable;
 use crate::vhost_user::peek::PeekError;
+use crate::vhost_user::session::SessionEnd;
 
 /// What the front-end's messages are compared with.
 #[derive(Clone, Copy)]

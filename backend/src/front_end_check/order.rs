@@ -7,7 +7,7 @@ use vhost::vhost_user::message::{VhostUserProtocolFeatures as Protocol, VhostUse
 use super::book::Book;
 use super::messages::{Message, Needs, code, u32_at, u64_at};
 use super::rules::Rule;
-use crate::queue::QUEUES;
+use crate::queues::QUEUES;
 use crate::vhost_user::Header;
 
 /// What the back-end offers.

@@ -7,7 +7,7 @@ use super::World;
 use super::book::Book;
 use super::messages::{code, u32_at, u64_at};
 use super::rules::Rule;
-use crate::memory::Region;
+use crate::vhost_user::memory::Region;
 
 /// Bytes of a region in a payload.
 const REGION: usize = 32;

@@ -8,7 +8,7 @@ use device_model::mmu::{DrainWaker, HostRange, MirrorConfig, Permissions, mirror
 use virtio_bindings::virtio_config::VIRTIO_F_IOMMU_PLATFORM;
 
 use super::*;
-use crate::memory::RegionSpec;
+use crate::vhost_user::memory::RegionSpec;
 
 const IOMMU: u64 = 1 << VIRTIO_F_IOMMU_PLATFORM;
 const REPLY_ACK: u64 = 1 << 3;

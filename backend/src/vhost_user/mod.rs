@@ -5,7 +5,9 @@
 
 pub mod channel;
 pub mod iotlb;
+pub mod memory;
 pub mod peek;
+pub mod session;
 
 use zerocopy::native_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};

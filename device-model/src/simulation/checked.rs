@@ -12,7 +12,7 @@ use super::guest::page_at;
 use super::oracle::{Invariant, violation};
 use super::world::World;
 use crate::addr::{Access, ByteRange, Iova, PAGE_SIZE, SpaceId};
-use crate::job::JobId;
+use crate::jobs::job::JobId;
 use crate::mmu::{AtomicOperation, JobMemory, MemoryError, Width};
 
 /// Who touches memory.

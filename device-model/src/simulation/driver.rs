@@ -9,7 +9,7 @@ use super::queue::Given;
 use super::random::Random;
 use super::world::{PAGES, RESOURCES, World};
 use crate::addr::PAGE_SIZE;
-use crate::scanout::Rect;
+use crate::gpu::scanout::Rect;
 use crate::testing::requests;
 
 /// A command before it has its number.

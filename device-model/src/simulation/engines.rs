@@ -13,10 +13,10 @@ use super::queue::Mail;
 use super::session::Waiter;
 use super::world::{Cursor, Readers, World};
 use crate::addr::ByteRange;
-use crate::engine::{EngineHost, Leaves, Left, Running};
-use crate::job::{Job, JobError, JobOutcome, Step, StepContext};
+use crate::jobs::engine::{EngineHost, Leaves, Left, Running};
+use crate::jobs::job::{Job, JobError, JobOutcome, Step, StepContext};
+use crate::jobs::schedule::{Disposed, Turn, Work};
 use crate::mmu::{JobMemory, Missing, PinRange, Reader, SeededBug};
-use crate::schedule::{Disposed, Turn, Work};
 
 /// What an engine has.
 #[derive(Debug, Default)]

@@ -11,7 +11,7 @@ use super::streams::number_of;
 use super::submitted::{ContextKey, Stage, Submitted};
 use super::trace::Counts;
 use crate::addr::Access;
-use crate::job::{Job, JobError, JobId, JobOutcome};
+use crate::jobs::job::{Job, JobError, JobId, JobOutcome};
 use crate::mmu::Missing;
 
 use std::time::Duration;

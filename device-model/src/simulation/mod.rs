@@ -4,8 +4,8 @@
 //! happening in the middle of them; time is a number. An oracle looks at every access, ack, answer and verdict, and
 //! naive twins follow what a job does, what it leaves, and what an INVALIDATE under it meant.
 //!
-//! What the model does here is what it does in the back-end: [`crate::schedule`], [`crate::engine`],
-//! [`crate::drain`], [`crate::mmu`], [`crate::device`]. `session`, `engines` (with `checked`) and `queue` stand for the threads.
+//! What the model does here is what it does in the back-end: [`crate::jobs::schedule`], [`crate::jobs::engine`],
+//! [`crate::session::drain`], [`crate::mmu`], [`crate::gpu::device`]. `session`, `engines` (with `checked`) and `queue` stand for the threads.
 //! What two threads do within one call of the mirror is not seen here: that is model-checked with loom.
 //!
 //! A seed gives the same events for ever. [`Bug`] seeds known bugs, to prove that each would be found.

@@ -13,11 +13,11 @@ use super::submitted::{ContextKey, Stage, Submitted};
 use super::trace::Counts;
 use super::world::DEVICES;
 use crate::addr::{Access, Iova, PAGE_SIZE};
-use crate::job::JobId;
-use crate::reply::Response;
-use crate::scanout::{Image, Rect};
-use crate::schedule::Judgement;
-use crate::violation::Verdict;
+use crate::gpu::reply::Response;
+use crate::gpu::scanout::{Image, Rect};
+use crate::jobs::job::JobId;
+use crate::jobs::schedule::Judgement;
+use crate::telemetry::violation::Verdict;
 
 /// What was broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

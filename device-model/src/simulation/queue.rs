@@ -15,12 +15,12 @@ use super::session::Waiter;
 use super::streams::config;
 use super::world::{DEVICES, ENGINES, PAGES, Readers, World};
 use crate::addr::{Access, Iova, SpaceId};
-use crate::device::{Device, DeviceConfig, Effect, features};
-use crate::job::{JobId, JobOutcome};
+use crate::gpu::device::{Device, DeviceConfig, Effect, features};
+use crate::gpu::reply::{Reply, Response};
+use crate::gpu::scanout::{DisplayAnswer, DisplayQuestion};
+use crate::jobs::job::{JobId, JobOutcome};
+use crate::jobs::schedule::FinishedJob;
 use crate::mmu::{JobMemory, MemoryError};
-use crate::reply::{Reply, Response};
-use crate::scanout::{DisplayAnswer, DisplayQuestion};
-use crate::schedule::FinishedJob;
 
 /// Commands that are taken in one turn.
 const COMMANDS_A_TURN: usize = 3;

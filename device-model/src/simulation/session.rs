@@ -13,14 +13,14 @@ use super::oracle::{Invariant, violation};
 use super::queue::Mail;
 use super::world::{DRAIN_TIMEOUT, ENGINES, MISS_TIMEOUT, SLACK, World};
 use crate::addr::{ByteRange, Iova, SpaceId};
-use crate::drain::{Draining, Progress, STEP_END};
-use crate::job::{JobError, JobId};
+use crate::jobs::job::{JobError, JobId};
+use crate::jobs::schedule::Schedule;
 use crate::mmu::miss::{Answer, MissRequest, MissTable, Outcome, Requested, Resolution, UpdateVerdict};
 use crate::mmu::{
     DrainWaker, Drained, Invalidation, MappedRange, MemoryRevoked, MirrorWriter, Missing, Permissions,
     SeededBug,
 };
-use crate::schedule::Schedule;
+use crate::session::drain::{Draining, Progress, STEP_END};
 
 /// Who waits for a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use job_stream::{
 
 use super::random::Random;
 use crate::addr::PAGE_SIZE;
-use crate::device::JobConfig;
+use crate::gpu::device::JobConfig;
 
 /// The words of the first buffer that SIGNAL and WAIT agree on, 64 bytes apart.
 const WORDS: u64 = 3;

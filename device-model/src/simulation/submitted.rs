@@ -11,7 +11,7 @@ use super::follower::{Deed, Follower, Places, locate};
 use super::guest::{Guest, page_at};
 use super::memory::Memory;
 use crate::addr::{Access, PAGE_SIZE};
-use crate::job::JobOutcome;
+use crate::jobs::job::JobOutcome;
 
 /// A context, never the same twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,5 +1,5 @@
 //! What has to come of INVALIDATEs under jobs, page by page and in the most stupid way: the twin of
-//! [`crate::schedule`]'s verdicts. Knows what the mirror had when a page was taken away, and what the front-end
+//! [`crate::jobs::schedule`]'s verdicts. Knows what the mirror had when a page was taken away, and what the front-end
 //! answers next; knows nothing of how the schedule remembers that.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,11 +8,11 @@ use job_stream::Mode;
 
 use super::guest::{iova, page_at};
 use crate::addr::{Access, ByteRange, Iova};
-use crate::job::{Job, JobId};
+use crate::jobs::job::{Job, JobId};
+use crate::jobs::schedule::Judgement;
 use crate::mmu::MappedRange;
 use crate::mmu::miss::{MissRequest, Outcome};
-use crate::schedule::Judgement;
-use crate::violation::{Confidence, Verdict};
+use crate::telemetry::violation::{Confidence, Verdict};
 
 /// A verdict on a page.
 pub(super) type Told = (JobId, usize, Access, Verdict, Confidence);

@@ -5,8 +5,8 @@ use std::fmt;
 
 use job_stream::Mode;
 
-use crate::job::JobOutcome;
-use crate::violation::{Confidence, Verdict};
+use crate::jobs::job::JobOutcome;
+use crate::telemetry::violation::{Confidence, Verdict};
 
 /// Everything that happened in one run.
 #[derive(Debug)]

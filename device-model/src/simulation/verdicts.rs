@@ -9,10 +9,10 @@ use super::session::Waiter;
 use super::suspicions;
 use super::world::World;
 use crate::addr::{ByteRange, Iova, SpaceId};
-use crate::job::JobId;
+use crate::jobs::job::JobId;
+use crate::jobs::schedule::{JobState, JobStatus, Revealed};
 use crate::mmu::miss::Resolution;
-use crate::schedule::{JobState, JobStatus, Revealed};
-use crate::violation::{InvalidationInfo, Verdict};
+use crate::telemetry::violation::{InvalidationInfo, Verdict};
 
 impl World {
     /// For the twin of the verdicts.

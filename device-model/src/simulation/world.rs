@@ -17,7 +17,7 @@ use super::queue::{Queue, answers_page};
 use super::session::{Session, Wake};
 use super::suspicions::Suspicions;
 use super::trace::{Counts, Trace};
-use crate::job::JobId;
+use crate::jobs::job::JobId;
 use crate::mmu::{MirrorConfig, Permissions, Pin, Reader, mirror};
 
 /// Pages that the guest may map.

@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
-use crate::scanout::{CursorPosition, Rect};
+use crate::gpu::scanout::{CursorPosition, Rect};
 use crate::wire::gpu::{self, command, format};
 
 /// Bytes before the payload of a command.

@@ -16,13 +16,13 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligne
 
 use super::gpu;
 use crate::addr::Iova;
-use crate::error::CommandError;
-use crate::request::{
+use crate::gpu::error::CommandError;
+use crate::gpu::request::{
     AttachBacking, ContextResource, CreateBlob, CreateBuffer, CreateContext, CreateResource, Fence, Flush,
     GetCapset, GetCapsetInfo, GetEdid, Header, Nothing, OfContext, OfResource, RawEntry, SetScanout, Submit,
     TransferBuffer, TransferToHost, UpdateCursor,
 };
-use crate::scanout::{CursorPosition, DisplayMode, DisplayModes, Rect};
+use crate::gpu::scanout::{CursorPosition, DisplayMode, DisplayModes, Rect};
 
 /// What follows the header of a command.
 pub(crate) trait Payload<'a>: Sized {

@@ -1,0 +1,100 @@
+//! How the threads that touch guest memory ask the session for translations. They hand over what is missing and
+//! who waits for it, and go on; the session sends the MISSes and tells the waiter how each page was answered.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use device_model::jobs::job::JobId;
+pub use device_model::jobs::schedule::pages_of;
+use device_model::mmu::Missing;
+
+use crate::wake::Waker;
+
+/// Who waits for a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Waiter {
+    /// The queue thread, for what a ring reads: its available side, descriptors and requests.
+    RingInput(RingWait),
+    /// The queue thread, for what a ring writes: responses and its used side.
+    RingOutput(RingWait),
+    /// A parked job.
+    Job(JobId),
+    /// Nobody; but this job comes to the page soon.
+    Ahead(JobId),
+    /// An audit, with the number of its question.
+    Audit(u32),
+}
+
+impl Waiter {
+    /// The job that has come to the page, or will soon.
+    pub fn job(self) -> Option<JobId> {
+        match self {
+            Self::Job(id) | Self::Ahead(id) => Some(id),
+            Self::RingInput(_) | Self::RingOutput(_) | Self::Audit(_) => None,
+        }
+    }
+}
+
+/// What a ring waits in: answers to what it asked before its last start are none of its business.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RingWait {
+    /// The ring.
+    pub queue: usize,
+    /// How often it had been started.
+    pub start: u32,
+}
+
+/// How one page of what was missing was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MissAnswer {
+    /// It is mapped now (and may be gone again by the time that one looks).
+    Mapped,
+    /// The front-end refuses: the guest has not mapped it for this access.
+    Refused,
+    /// The front-end did not answer in time.
+    TimedOut,
+}
+
+/// A request for translations: every page of `missing` is answered once.
+#[derive(Debug)]
+pub struct MissRequest {
+    /// What is missing.
+    pub missing: Missing,
+    /// Who is told.
+    pub waiter: Waiter,
+}
+
+/// The way to the session; cheap to clone.
+#[derive(Clone)]
+pub struct MissPort {
+    requests: Arc<Mutex<VecDeque<MissRequest>>>,
+    session: Waker,
+}
+
+impl MissPort {
+    /// A port that wakes `session`.
+    pub fn new(session: Waker) -> Self {
+        Self { requests: Arc::default(), session }
+    }
+
+    /// Asks for all of `missing`. Whoever waits has to be findable before this is called.
+    pub fn request(&self, waiter: Waiter, missing: Vec<Missing>) {
+        if missing.is_empty() {
+            return;
+        }
+        let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        requests.extend(missing.into_iter().map(|missing| MissRequest { missing, waiter }));
+        drop(requests);
+        self.session.wake();
+    }
+
+    /// The oldest request.
+    pub fn take(&self) -> Option<MissRequest> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    }
+
+    /// Forgets all requests that the session has not taken.
+    pub fn clear(&self) {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}

@@ -1,0 +1,96 @@
+//! What is injected into answers that complete a fence: some are late, some never come, come twice or out of order.
+//! While nothing is turned on, answers pass at once.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use super::ring::Pending;
+use crate::faults::{Bug, Injection};
+
+/// How long an answer waits to be overtaken.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// Where the fields of a header are (virtio 1.3, 5.7.6.7).
+const FLAGS: usize = 4;
+const FENCE: u8 = 1;
+const CONTEXT_AND_RING: std::ops::Range<usize> = 16..21;
+
+/// An answer with the command that it is for.
+type Answer = (Pending, Vec<u8>);
+
+/// Answers that are held back.
+#[derive(Default)]
+pub(super) struct Held {
+    late: VecDeque<(Instant, Answer)>,
+    /// It waits for the next of its timeline, to come behind that.
+    overtaken: Option<(Instant, Answer)>,
+}
+
+impl Held {
+    /// Takes an answer; what goes out now is put into `out`, in order.
+    pub(super) fn pass(&mut self, injection: &Injection, answer: Answer, out: &mut Vec<Answer>) {
+        let Some(timeline) = timeline(&answer.1) else { return out.push(answer) };
+        if injection.strikes(Bug::LoseFence) {
+            return;
+        }
+        if injection.strikes(Bug::RepeatFence) {
+            out.push((answer.0.again(), answer.1.clone()));
+        }
+        let now = Instant::now();
+        let first = self.overtaken.take().map(|(_, first)| first);
+        match first {
+            Some(first) if self::timeline(&first.1) == Some(timeline) => {
+                injection.strikes(Bug::ReorderFence);
+                return out.extend([answer, first]);
+            }
+            other => out.extend(other),
+        }
+        if injection.is_on(Bug::ReorderFence) {
+            self.overtaken = Some((now + PATIENCE, answer));
+            return;
+        }
+        let delay = injection.delay(Bug::DelayFence);
+        let behind = self.late.back().map(|(due, _)| *due);
+        if delay.is_none() && behind.is_none() {
+            return out.push(answer);
+        }
+        let due = now + delay.unwrap_or_default();
+        self.late.push_back((behind.map_or(due, |behind| due.max(behind)), answer));
+    }
+
+    /// Puts what goes out by now into `out`.
+    pub(super) fn release(&mut self, out: &mut Vec<Answer>) {
+        if self.next_due().is_none() {
+            return;
+        }
+        let now = Instant::now();
+        out.extend(self.overtaken.take_if(|(due, _)| *due <= now).map(|(_, answer)| answer));
+        let due = self.late.partition_point(|(due, _)| *due <= now);
+        out.extend(self.late.drain(..due).map(|(_, answer)| answer));
+    }
+
+    /// When the next answer goes out.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        [self.overtaken.as_ref(), self.late.front()].into_iter().flatten().map(|(due, _)| *due).min()
+    }
+
+    /// The commands are gone.
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// The timeline of an answer's fence; `None`: it completes none.
+fn timeline(response: &[u8]) -> Option<[u8; 6]> {
+    let flags = *response.get(FLAGS)?;
+    if flags & FENCE == 0 {
+        return None;
+    }
+    let mut timeline = [flags; 6];
+    // Without a ring, there is one timeline for all contexts.
+    if flags & !FENCE == 0 {
+        return Some([0; 6]);
+    }
+    timeline[..5].copy_from_slice(response.get(CONTEXT_AND_RING)?);
+    Some(timeline)
+}

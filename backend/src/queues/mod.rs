@@ -1,0 +1,410 @@
+//! The queue thread: both virtqueues, the device that executes their commands, and the way of the answers back to
+//! the guest. It waits for kicks and for its mailbox, and for nothing else; a translation that is missing is asked
+//! for, and the ring goes on when the answer is in the mailbox. Knows nothing of sockets.
+
+pub mod chain;
+mod held;
+pub mod mailbox;
+pub mod ring;
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use device_model::gpu::device::{Device, Effect};
+use device_model::gpu::reply::Response;
+use device_model::jobs::job::JobOutcome;
+use device_model::mmu::{Missing, RingMemory};
+use device_model::telemetry::record::Event;
+use device_model::telemetry::stats::Stats;
+use epoll::Events;
+use log::{debug, warn};
+use vhost_user_backend::VringT;
+
+use self::chain::RingError;
+use self::held::Held;
+use self::mailbox::{Mail, Mailbox, Side};
+use self::ring::{Pending, Published, Ring, SharedRing, Taken};
+use crate::display::Display;
+use crate::engines::engine::FinishedJob;
+use crate::engines::miss_port::{MissAnswer, MissPort, RingWait, Waiter};
+use crate::engines::scheduler::Scheduler;
+use crate::faults::{Bug, Injection};
+use crate::telemetry::instruments::Pen;
+use crate::wake::Poller;
+
+/// Queues of a virtio-gpu device (virtio 1.3, 5.7.2).
+pub const QUEUES: usize = 2;
+/// Entries of the largest ring: QEMU gives the control queue 256 with VIRGL, and the soft guest may ask for more.
+pub const MAX_QUEUE_SIZE: u16 = 1024;
+/// The queue of commands.
+pub const CONTROL_QUEUE: usize = 0;
+/// Commands taken off one ring before the other gets its turn.
+const TURN: usize = 64;
+/// Token of the mailbox; below it, the queues.
+const MAILBOX: u64 = QUEUES as u64;
+
+/// What the session holds of the queue thread.
+pub struct QueueHandle {
+    /// The rings, as far as they are shared.
+    pub rings: Arc<[SharedRing; QUEUES]>,
+    /// News for the thread.
+    pub mailbox: Mailbox,
+    /// Where the thread waits: kick eventfds are watched here under their queue's number.
+    pub poller: Arc<Poller>,
+    thread: JoinHandle<()>,
+}
+
+impl QueueHandle {
+    /// Ends the thread.
+    pub fn close(self) {
+        self.mailbox.post(Mail::Close);
+        // PANIC: a panic of the thread was reported by the panic hook; the session ends all the same.
+        let _ = self.thread.join();
+    }
+}
+
+/// What the queue thread works with.
+pub struct QueueThread {
+    /// The device.
+    pub device: Device<Pending>,
+    /// Guest memory as the rings see it, one clone a ring.
+    pub memory: RingMemory,
+    /// The rings, as far as they are shared.
+    pub rings: Arc<[SharedRing; QUEUES]>,
+    /// News.
+    pub mailbox: Mailbox,
+    /// Where jobs go.
+    pub scheduler: Arc<Scheduler>,
+    /// Where misses go.
+    pub misses: MissPort,
+    /// Where pictures go.
+    pub display: Display,
+    /// What is counted.
+    pub stats: Arc<Stats>,
+    /// Where each ring is recorded.
+    pub pens: [Pen; QUEUES],
+    /// What misbehaves.
+    pub injection: Arc<Injection>,
+}
+
+impl QueueThread {
+    /// Starts the thread.
+    pub fn spawn(self) -> io::Result<QueueHandle> {
+        let poller = Arc::new(Poller::new()?);
+        poller.add(self.mailbox.as_raw_fd(), MAILBOX, Events::EPOLLIN | Events::EPOLLET)?;
+        let (rings, mailbox, waits_at) = (Arc::clone(&self.rings), self.mailbox.clone(), Arc::clone(&poller));
+        let thread = thread::Builder::new().name("queue".into()).spawn(move || self.run(&waits_at))?;
+        Ok(QueueHandle { rings, mailbox, poller, thread })
+    }
+
+    fn run(self, poller: &Poller) {
+        let shared = Arc::clone(&self.rings);
+        let (max_request, injection) = (self.device.max_request_bytes(), Arc::clone(&self.injection));
+        let mut rings = shared.each_ref().map(|shared| {
+            let index = shared_index(&self.rings, shared);
+            Ring::new((index, shared), self.memory.clone(), max_request, &injection)
+        });
+        let mut queues = Queues {
+            thread: self,
+            rings: &mut rings,
+            effects: Vec::new(),
+            held: Held::default(),
+            ready: [false; QUEUES],
+            jobs: 0,
+        };
+        let mut tokens = Vec::new();
+        loop {
+            let timeout = queues.timeout();
+            if let Err(e) = poller.wait(timeout, &mut tokens) {
+                warn!("The queue thread cannot wait for events and ends: {e}");
+                return;
+            }
+            queues.note_kicks(&tokens);
+            queues.release_held();
+            if queues.empty_mailbox().is_break() {
+                return;
+            }
+            queues.serve();
+        }
+    }
+}
+
+fn shared_index(rings: &[SharedRing; QUEUES], ring: &SharedRing) -> usize {
+    rings.iter().position(|other| std::ptr::eq(other, ring)).unwrap_or(0)
+}
+
+/// The rings with what serves them.
+struct Queues<'r, 'a> {
+    thread: QueueThread,
+    rings: &'r mut [Ring<'a>; QUEUES],
+    effects: Vec<Effect<Pending>>,
+    held: Held,
+    /// Rings that may have commands.
+    ready: [bool; QUEUES],
+    /// Jobs that the device has not got back.
+    jobs: u64,
+}
+
+impl Queues<'_, '_> {
+    /// Milliseconds until there is something to do without being told, rounded up; -1: never.
+    fn timeout(&self) -> i32 {
+        if self.ready.contains(&true) {
+            return 0;
+        }
+        let Some(due) = self.held.next_due() else { return -1 };
+        let left = due.saturating_duration_since(Instant::now());
+        i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
+    }
+
+    /// Answers what was held back until now.
+    fn release_held(&mut self) {
+        let mut answers = Vec::new();
+        self.held.release(&mut answers);
+        self.answer(answers);
+    }
+
+    fn answer(&mut self, answers: Vec<(Pending, Vec<u8>)>) {
+        for (pending, response) in answers {
+            self.rings[pending.queue].complete(pending, response);
+        }
+    }
+
+    fn note_kicks(&mut self, tokens: &[u64]) {
+        for token in tokens {
+            let Some(ready) = usize::try_from(*token).ok().and_then(|index| self.ready.get_mut(index)) else {
+                continue;
+            };
+            *ready = true;
+            if let Some(shared) = self.thread.rings.get(*token as usize) {
+                // Empty if the session has replaced the eventfd meanwhile: its mail says the rest.
+                let _ = shared.vring.read_kick();
+            }
+        }
+    }
+
+    fn empty_mailbox(&mut self) -> std::ops::ControlFlow<()> {
+        self.thread.mailbox.clear_wake_up();
+        while let Some(mail) = self.thread.mailbox.take() {
+            match mail {
+                Mail::RingReady(queue) => self.ring_ready(queue),
+                Mail::JobFinished(finished) => self.job_finished(finished),
+                Mail::DisplayAnswered { ticket, answer } => {
+                    self.thread.device.display_answer(ticket, answer, &mut self.effects);
+                }
+                Mail::MissAnswered { wait, side, answer } => self.miss_answered(wait, side, answer),
+                Mail::Describe(answer) => {
+                    // Whoever asked may have given up.
+                    let _ = answer.send(self.thread.device.contexts());
+                }
+                Mail::Features(features) => self.thread.device.set_features(features),
+                Mail::Reset => self.reset(),
+                Mail::Close => {
+                    self.thread.stats.jobs_discarded.add(self.jobs);
+                    return std::ops::ControlFlow::Break(());
+                }
+            }
+            self.carry_out();
+        }
+        self.publish();
+        std::ops::ControlFlow::Continue(())
+    }
+
+    fn job_finished(&mut self, finished: FinishedJob) {
+        let FinishedJob { job, outcome } = finished;
+        let id = job.id();
+        let failed = outcome != JobOutcome::Done;
+        let swallowed = failed && self.thread.injection.strikes(Bug::SwallowFailure);
+        let told = if swallowed { JobOutcome::Done } else { outcome };
+        if !self.thread.device.job_finished(job, told, &mut self.effects) {
+            return;
+        }
+        let (pen, now) = (self.pen(CONTROL_QUEUE), self.thread.scheduler.now());
+        pen.record_at(now, Event::Ended { job: id, failed });
+        pen.instruments().names().job_ended(now, id);
+        self.jobs = self.jobs.saturating_sub(1);
+        match outcome {
+            JobOutcome::Done => self.thread.stats.jobs_done.add(1),
+            JobOutcome::Failed(error) => {
+                self.thread.stats.jobs_failed.add(1);
+                debug!("Job {} failed: {error}", id.raw());
+            }
+        }
+    }
+
+    fn ring_ready(&mut self, queue: usize) {
+        if let (Some(ring), Some(ready)) = (self.rings.get_mut(queue), self.ready.get_mut(queue)) {
+            ring.restarted();
+            *ready = true;
+        }
+    }
+
+    fn miss_answered(&mut self, wait: RingWait, side: Side, answer: MissAnswer) {
+        let queue = wait.queue;
+        if let (Some(ring), Some(ready)) = (self.rings.get_mut(queue), self.ready.get_mut(queue))
+            && ring.miss_answered(wait, side, answer)
+        {
+            *ready = true;
+        }
+    }
+
+    fn reset(&mut self) {
+        let pending = self.thread.device.reset();
+        // The session did so when it heard of the reset; until now the old device may have had another job to run, and a
+        // command that was taken just before the stop may have submitted one since.
+        if !self.thread.injection.is_on(Bug::KeepJobsOverReset) {
+            self.thread.scheduler.discard();
+        }
+        debug!("Device reset: {} commands in flight are forgotten", pending.len());
+        // They are owed to a driver that no longer exists.
+        drop(pending);
+        self.effects.clear();
+        let instruments = self.pen(CONTROL_QUEUE).instruments();
+        instruments.names().reset(instruments.clock().now());
+        self.held.clear();
+        self.thread.stats.jobs_discarded.add(std::mem::take(&mut self.jobs));
+        self.thread.display.reset();
+        self.rings.iter_mut().for_each(Ring::reset);
+        self.ready = [false; QUEUES];
+    }
+
+    /// Takes commands off the rings, a turn each, until the mailbox wants attention or nothing is left.
+    fn serve(&mut self) {
+        for queue in 0..QUEUES {
+            for _ in 0..TURN {
+                if !self.ready[queue] || !self.thread.mailbox.is_empty() {
+                    break;
+                }
+                self.ready[queue] = self.serve_one(queue);
+                self.carry_out();
+            }
+        }
+        self.publish();
+    }
+
+    /// Takes one command; `false`: there is no more for now.
+    fn serve_one(&mut self, queue: usize) -> bool {
+        match self.rings[queue].take() {
+            Taken::Command(request, pending) => {
+                self.execute(queue, &request, pending);
+                true
+            }
+            Taken::Unreadable(pending) => {
+                debug!("Queue {queue}: a request cannot be read, because it is too long or not mapped");
+                self.count_error();
+                self.rings[queue].complete(pending, Response::unreadable().into_bytes());
+                true
+            }
+            Taken::Again => true,
+            // It came back between the two looks.
+            Taken::Missing(missing) if missing.is_empty() => true,
+            Taken::Missing(missing) => {
+                self.record_misses(queue, &missing);
+                self.thread.misses.request(Waiter::RingInput(self.rings[queue].wait()), missing);
+                false
+            }
+            Taken::Broke(error) => {
+                self.broke(queue, &error);
+                false
+            }
+            Taken::Empty | Taken::Idle => false,
+        }
+    }
+
+    fn execute(&mut self, queue: usize, request: &[u8], pending: Pending) {
+        let (stats, device) = (&self.thread.stats, &mut self.thread.device);
+        if queue == CONTROL_QUEUE {
+            stats.commands.add(1);
+            device.control(request, pending, &mut self.effects);
+        } else {
+            stats.cursor_commands.add(1);
+            device.cursor(request, pending, &mut self.effects);
+        }
+        self.note_backings();
+    }
+
+    /// Tells the names of addresses what the command has changed.
+    fn note_backings(&mut self) {
+        let mut changes = self.thread.device.take_backing_changes().peekable();
+        if changes.peek().is_some() {
+            let instruments = self.pen(CONTROL_QUEUE).instruments();
+            let (now, mut names) = (instruments.clock().now(), instruments.names());
+            changes.for_each(|change| names.backing_changed(now, change));
+        }
+    }
+
+    fn pen(&self, queue: usize) -> &Pen {
+        // PANIC: queues are numbered from 0 to QUEUES - 1, and each has one.
+        &self.thread.pens[queue]
+    }
+
+    /// Does what the device asks for.
+    fn carry_out(&mut self) {
+        if self.effects.is_empty() {
+            return;
+        }
+        let now = self.thread.scheduler.now();
+        for effect in std::mem::take(&mut self.effects) {
+            match effect {
+                Effect::Complete { pending, response } => {
+                    if response.is_error() {
+                        self.count_error();
+                    }
+                    let (fence, error) = (response.fence(), response.is_error());
+                    self.pen(pending.queue).record_at(now, Event::Answered { fence, error });
+                    let mut answers = Vec::new();
+                    self.held.pass(&self.thread.injection, (pending, response.into_bytes()), &mut answers);
+                    self.answer(answers);
+                }
+                Effect::Run(job) => {
+                    self.thread.stats.jobs_submitted.add(1);
+                    self.jobs = self.jobs.saturating_add(1);
+                    let (job_id, context, mode) = (job.id(), job.context(), job.mode());
+                    let pen = self.pen(CONTROL_QUEUE);
+                    pen.record_at(now, Event::Submitted { job: job_id, context, mode });
+                    pen.instruments().names().job_begun(job.name());
+                    self.thread.scheduler.submit(job);
+                }
+                Effect::Display(command) => self.thread.display.send(command),
+                Effect::Ask { ticket, question } => self.thread.display.ask(ticket, question),
+            }
+        }
+    }
+
+    fn count_error(&self) {
+        self.thread.stats.command_errors.add(1);
+    }
+
+    fn publish(&mut self) {
+        for queue in 0..QUEUES {
+            match self.rings[queue].publish() {
+                Published::Nothing => {
+                    if self.thread.injection.strikes(Bug::SpuriousInterrupt) {
+                        self.rings[queue].interrupt_for_nothing();
+                    }
+                }
+                Published::Missing(missing) => self.ask_for_output(queue, missing),
+                Published::Broke(error) => self.broke(queue, &error),
+            }
+        }
+    }
+
+    fn record_misses(&self, queue: usize, missing: &[Missing]) {
+        for Missing { range, access, .. } in missing {
+            self.pen(queue).record(Event::RingMiss { range: *range, access: *access });
+        }
+    }
+
+    fn ask_for_output(&self, queue: usize, missing: Vec<Missing>) {
+        self.record_misses(queue, &missing);
+        self.thread.misses.request(Waiter::RingOutput(self.rings[queue].wait()), missing);
+    }
+
+    fn broke(&self, queue: usize, error: &RingError) {
+        self.thread.stats.ring_errors.add(1);
+        // Once a start of the ring: the guest cannot make this line repeat without the front-end's help.
+        warn!("Queue {queue} is broken until the driver resets it: {}", crate::error::chain(error));
+    }
+}

@@ -1,0 +1,84 @@
+//! News for the clients of the control socket, on their way from the device's threads to the control thread: bounded,
+//! and never waited for. What does not fit is counted and forgotten.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use device_model::telemetry::stats::Stats;
+use serde_json::{Value, json};
+
+use crate::wake::Waker;
+
+/// Events that wait for the control thread.
+const WAITING: usize = 256;
+
+/// The way of events to the control thread.
+pub struct Outbox {
+    events: Mutex<VecDeque<String>>,
+    waker: Waker,
+    /// Whether there is a control thread.
+    open: AtomicBool,
+    stats: Arc<Stats>,
+}
+
+impl Outbox {
+    /// An empty outbox that nobody reads yet.
+    pub(super) fn new(stats: Arc<Stats>) -> io::Result<Self> {
+        Ok(Self { events: Mutex::default(), waker: Waker::new()?, open: AtomicBool::new(false), stats })
+    }
+
+    /// Somebody reads from now on.
+    pub fn open(&self) {
+        // ORDERING: Relaxed: an event more or less at the start.
+        self.open.store(true, Ordering::Relaxed);
+    }
+
+    /// Sends an event in QMP's form, with the time of day.
+    pub fn send(&self, name: &str, data: Value) {
+        if !self.open.load(Ordering::Relaxed) {
+            return;
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let timestamp = json!({"seconds": now.as_secs(), "microseconds": now.subsec_micros()});
+        let event = json!({"event": name, "data": data, "timestamp": timestamp}).to_string();
+        let mut events = self.lock();
+        if events.len() >= WAITING {
+            self.dropped(1);
+            return;
+        }
+        events.push_back(event);
+        drop(events);
+        self.waker.wake();
+    }
+
+    /// What has come since the last call.
+    pub fn take(&self) -> VecDeque<String> {
+        self.waker.clear();
+        std::mem::take(&mut *self.lock())
+    }
+
+    /// A client did not get so many events.
+    pub fn dropped(&self, count: u64) {
+        self.stats.events_dropped.add(count);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<String>> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for Outbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Outbox").field("waiting", &self.lock().len()).finish()
+    }
+}
+
+impl AsRawFd for Outbox {
+    fn as_raw_fd(&self) -> RawFd {
+        self.waker.as_raw_fd()
+    }
+}

@@ -1,0 +1,193 @@
+//! The scribe: a thread that puts names on what the device's threads have found, prints it, sends it to the clients of
+//! the control socket and writes traces, so that those threads go on at once. It ends with the instruments.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Weak;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use device_model::telemetry::violation::{Fault, Report};
+use job_stream::Choice;
+use log::{debug, info, warn};
+
+use super::Instruments;
+use crate::front_end_check;
+use crate::telemetry::reports::{Print, Rate};
+use crate::telemetry::trace;
+
+/// Notes that wait; more are dropped (the records themselves are kept elsewhere).
+const WAITING: usize = 256;
+/// Traces that one process writes by itself.
+const TRACES: u32 = 32;
+
+/// What the scribe is told.
+#[derive(Debug)]
+pub(super) enum Note {
+    /// The violation of this number was found.
+    Violation(u64, Print),
+    /// The finding of this number was made.
+    Finding(u64, Print),
+    /// A job needs what the front-end refused.
+    Fault(Fault),
+    /// Something that a trace helps to understand.
+    Incident(&'static str),
+    /// Somebody waits until everything before this is written down.
+    Flush(Sender<()>),
+}
+
+/// The way to the scribe.
+#[derive(Debug)]
+pub(super) struct Scribe {
+    notes: SyncSender<Note>,
+    record_dir: Option<PathBuf>,
+}
+
+impl Scribe {
+    pub(super) fn new(record_dir: Option<PathBuf>) -> (Self, Receiver<Note>) {
+        let (notes, receiver) = sync_channel(WAITING);
+        (Self { notes, record_dir }, receiver)
+    }
+
+    /// Does not wait.
+    pub(super) fn tell(&self, note: Note) {
+        if self.notes.try_send(note).is_err() {
+            debug!("More happens than can be told: a note was dropped");
+        }
+    }
+}
+
+impl Scribe {
+    /// Waits until what was told so far is written down, for so long.
+    pub(super) fn flush(&self, patience: Duration) {
+        let (done, written) = channel();
+        self.tell(Note::Flush(done));
+        // Late is as good as never: the process ends.
+        let _ = written.recv_timeout(patience);
+    }
+}
+
+/// Starts the thread. It holds the instruments only while it works, and ends when they are gone.
+pub(super) fn spawn(notes: Receiver<Note>, instruments: Weak<Instruments>) -> io::Result<()> {
+    let (mut traces, mut incidents) = (0, Rate::default());
+    let work = move || {
+        for note in notes {
+            let Some(instruments) = instruments.upgrade() else { return };
+            instruments.write_down(note, &mut traces, &mut incidents);
+        }
+    };
+    thread::Builder::new().name("scribe".to_owned()).spawn(work).map(drop)
+}
+
+impl Instruments {
+    fn write_down(&self, note: Note, traces: &mut u32, incidents: &mut Rate) {
+        match note {
+            Note::Violation(id, print) => self.tell_violation(id, print, traces),
+            Note::Finding(id, print) => self.tell_finding(id, print, traces),
+            Note::Fault(fault) => self.tell_fault(&fault),
+            // Whoever waited may have given up.
+            Note::Flush(done) => drop(done.send(())),
+            Note::Incident(what) => {
+                let trace = self.trace_of(what, traces);
+                // A guest can bring it about as often as it likes.
+                if incidents.take(self.clock.now()) {
+                    warn!("{what}. Trace: {trace}");
+                }
+            }
+        }
+    }
+
+    fn tell_violation(&self, id: u64, print: Print, traces: &mut u32) {
+        let Some(reported) = self.reports.get(id) else { return };
+        let violation = reported.violation;
+        let names = self.names().of(violation.at, violation.range);
+        let trace = match print {
+            Print::Report { .. } => self.trace_of(&format!("violation-{id}"), traces),
+            Print::Nothing => HOW_TO_TRACE.to_owned(),
+        };
+        let text = Report { violation: &violation, names: &names, trace: &trace }.to_string();
+        self.reports.named(id, names, trace);
+        if let Print::Report { unprinted } = print {
+            if unprinted > 0 {
+                warn!(
+                    "{unprinted} violations were not printed: ask the control socket for them (violations)"
+                );
+            }
+            warn!("{text}");
+        }
+        let mut data = crate::telemetry::reports::violation_json(&violation);
+        if let Some(data) = data.as_object_mut() {
+            data.insert("report".to_owned(), text.into());
+        }
+        self.outbox.send("VIOLATION", data);
+    }
+
+    fn tell_finding(&self, id: u64, print: Print, traces: &mut u32) {
+        let Some(kept) = self.front_end.get(id) else { return };
+        let finding = kept.finding;
+        let names = finding.range.map(|range| self.names().of(finding.at, range)).unwrap_or_default();
+        let row = finding.rule.row();
+        let trace = match print {
+            Print::Report { .. } if row.severity.accuses() => self.trace_of(&format!("finding-{id}"), traces),
+            _ => HOW_TO_TRACE.to_owned(),
+        };
+        let text = front_end_check::Report { finding: &finding, names: &names, trace: &trace }.to_string();
+        self.front_end.named(id, names, trace);
+        if let Print::Report { unprinted } = print {
+            if unprinted > 0 {
+                warn!("{unprinted} findings were not printed: ask the control socket for them (findings)");
+            }
+            if row.severity.accuses() {
+                warn!("{text}");
+            } else {
+                info!("Finding {id}: {} (note). {} Seen: {}", row.name, row.deed, finding.seen);
+            }
+        }
+        let mut data = finding.json();
+        if let Some(data) = data.as_object_mut() {
+            data.insert("report".to_owned(), text.into());
+        }
+        self.outbox.send("FINDING", data);
+    }
+
+    fn tell_fault(&self, fault: &Fault) {
+        let names = self.names().of(fault.at, fault.range);
+        debug!(
+            "Job {} (mode {}) needs {} for {}, which the front-end refused: {}. Likely {}",
+            fault.job.raw(),
+            fault.mode.name(),
+            fault.range,
+            fault.access,
+            names.join("; "),
+            fault.advice()
+        );
+        self.outbox.send("FAULT", crate::telemetry::reports::fault_json(fault, &names));
+    }
+
+    /// Writes a trace if there is a place for it; says where it is, or how to get one.
+    fn trace_of(&self, what: &str, traces: &mut u32) -> String {
+        let Some(folder) = &self.scribe.record_dir else { return HOW_TO_TRACE.to_owned() };
+        if *traces >= TRACES {
+            return format!("none, for {TRACES} were written; ask the control socket (record)");
+        }
+        *traces += 1;
+        let what: String = what.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+        let path = folder.join(format!("mirrorgpu-{}-{traces}-{what}.json", std::process::id()));
+        match self.write_trace(&path) {
+            Ok(_) => path.display().to_string(),
+            Err(error) => format!("cannot be written to {}: {error}", path.display()),
+        }
+    }
+
+    /// Writes what was recorded as a trace; returns how many events that were.
+    pub fn write_trace(&self, path: &Path) -> io::Result<usize> {
+        let snapshot = self.snapshot();
+        trace::write(path, &snapshot)?;
+        Ok(snapshot.iter().map(|track| track.events.len()).sum())
+    }
+}
+
+/// What stands where the name of a trace would.
+pub(crate) const HOW_TO_TRACE: &str =
+    "none; --record-dir DIR has one written for each, and the control command record writes one now";

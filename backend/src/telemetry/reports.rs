@@ -1,0 +1,288 @@
+//! The records of what went wrong: violations and faults, the newest of each, and their form as JSON. A violation is
+//! also to be printed, as a report for the author of the driver; a guest cannot make us print without bound. Knows
+//! nothing of verdicts, nor of who reads or prints the records.
+//!
+//! LOCKING: one leaf mutex, held for one record or one copy of all.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use device_model::telemetry::violation::{Fault, Verdict, Violation};
+use job_stream::Choice;
+use serde_json::{Value, json};
+
+/// Records that are kept of each kind.
+pub const KEPT: usize = 256;
+
+/// Reports that are printed at once, and how long it takes until one more is.
+const BURST: u32 = 8;
+const ONE_MORE: Duration = Duration::from_secs(10);
+
+/// The newest records of one kind.
+#[derive(Clone, Debug)]
+pub struct Newest<T> {
+    /// Oldest first.
+    pub records: VecDeque<T>,
+    /// Older ones that were forgotten.
+    pub dropped: u64,
+}
+
+impl<T> Default for Newest<T> {
+    fn default() -> Self {
+        Self { records: VecDeque::new(), dropped: 0 }
+    }
+}
+
+impl<T> Newest<T> {
+    /// Keeps a record, and forgets the oldest if there are too many.
+    pub(crate) fn push(&mut self, record: T) {
+        if self.records.len() >= KEPT {
+            self.records.pop_front();
+            self.dropped = self.dropped.saturating_add(1);
+        }
+        self.records.push_back(record);
+    }
+}
+
+/// A violation, and what was found out about it afterwards.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reported {
+    /// The violation.
+    pub violation: Violation,
+    /// What its address is called; `None`: nobody has looked yet.
+    pub names: Option<Vec<String>>,
+    /// Where its trace is, or how to get one.
+    pub trace: String,
+}
+
+/// How often something may be printed.
+#[derive(Debug)]
+pub(crate) struct Rate {
+    left: u32,
+    since: Duration,
+}
+
+impl Default for Rate {
+    fn default() -> Self {
+        Self { left: BURST, since: Duration::ZERO }
+    }
+}
+
+impl Rate {
+    /// Whether it may be printed now.
+    pub(crate) fn take(&mut self, now: Duration) -> bool {
+        let earned = now.saturating_sub(self.since).as_secs() / ONE_MORE.as_secs();
+        if let Ok(earned) = u32::try_from(earned)
+            && earned > 0
+        {
+            self.left = self.left.saturating_add(earned).min(BURST);
+            self.since = now;
+        }
+        let may = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        may
+    }
+}
+
+#[derive(Debug)]
+struct Inner {
+    violations: Newest<Reported>,
+    faults: Newest<Fault>,
+    next_id: u64,
+    rate: Rate,
+    unprinted: u64,
+}
+
+/// What went wrong so far; shared by all threads.
+#[derive(Debug)]
+pub struct Reports(Mutex<Inner>);
+
+impl Default for Reports {
+    fn default() -> Self {
+        let rate = Rate::default();
+        let (violations, faults) = (Newest::default(), Newest::default());
+        Self(Mutex::new(Inner { violations, faults, next_id: 1, rate, unprinted: 0 }))
+    }
+}
+
+/// What is to be printed about a violation or a finding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Print {
+    /// Its report, and how many before it were not printed.
+    Report {
+        /// So many.
+        unprinted: u64,
+    },
+    /// Nothing: too much was printed lately.
+    Nothing,
+}
+
+impl Reports {
+    /// Keeps a violation, gives it its number, and says whether it is to be printed. Benign ones are kept and not
+    /// printed.
+    pub fn violation(&self, mut violation: Violation) -> (u64, Print) {
+        let mut inner = self.lock();
+        let id = inner.next_id;
+        violation.id = id;
+        inner.next_id = id.saturating_add(1);
+        let (verdict, at) = (violation.verdict, violation.at);
+        inner.violations.push(Reported { violation, names: None, trace: String::new() });
+        let print = match verdict {
+            Verdict::Benign => Print::Nothing,
+            Verdict::Moved | Verdict::Gone if inner.rate.take(at) => {
+                Print::Report { unprinted: std::mem::take(&mut inner.unprinted) }
+            }
+            Verdict::Moved | Verdict::Gone => {
+                inner.unprinted = inner.unprinted.saturating_add(1);
+                Print::Nothing
+            }
+        };
+        (id, print)
+    }
+
+    /// The violation with this number, while it is kept.
+    pub fn get(&self, id: u64) -> Option<Reported> {
+        self.lock().violations.records.iter().find(|reported| reported.violation.id == id).cloned()
+    }
+
+    /// What was found out about a violation.
+    pub fn named(&self, id: u64, names: Vec<String>, trace: String) {
+        let mut inner = self.lock();
+        if let Some(reported) = inner.violations.records.iter_mut().find(|one| one.violation.id == id) {
+            (reported.names, reported.trace) = (Some(names), trace);
+        }
+    }
+
+    /// Keeps a fault.
+    pub fn fault(&self, fault: Fault) {
+        self.lock().faults.push(fault);
+    }
+
+    /// The violations that are kept.
+    pub fn violations(&self) -> Newest<Reported> {
+        self.lock().violations.clone()
+    }
+
+    /// The faults that are kept.
+    pub fn faults(&self) -> Newest<Fault> {
+        self.lock().faults.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A violation for tools; without its report.
+pub fn violation_json(violation: &Violation) -> Value {
+    json!({
+        "id": violation.id,
+        "verdict": violation.verdict,
+        "confidence": violation.confidence,
+        "mode": violation.mode.name(),
+        "job": violation.job,
+        "context": violation.context,
+        "packet": violation.packet,
+        "range": violation.range,
+        "access": violation.access,
+        "invalidation": violation.invalidation.number,
+        "at_ns": nanoseconds(violation.at),
+    })
+}
+
+/// A fault for tools, and for the author of the driver: `names` is what its address is called.
+pub fn fault_json(fault: &Fault, names: &[String]) -> Value {
+    json!({
+        "mode": fault.mode.name(),
+        "job": fault.job,
+        "context": fault.context,
+        "packet": fault.packet,
+        "range": fault.range,
+        "access": fault.access,
+        "at_ns": nanoseconds(fault.at),
+        "names": names,
+        "advice": fault.advice(),
+    })
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use device_model::addr::{Access, ByteRange, Iova};
+    use device_model::jobs::job::JobId;
+    use device_model::telemetry::violation::{Confidence, InvalidationInfo};
+    use job_stream::Mode;
+
+    use super::*;
+
+    /// A violation at this second.
+    fn violation(second: u64, verdict: Verdict) -> Violation {
+        let range = ByteRange::new(Iova::new(0x1000), 0x1000).unwrap();
+        let at = Duration::from_secs(second);
+        Violation {
+            id: 0,
+            at,
+            verdict,
+            confidence: Confidence::Certain,
+            mode: Mode::Fence,
+            job: JobId::new(12),
+            context: Some(3),
+            packet: None,
+            range,
+            access: Access::Read,
+            invalidation: InvalidationInfo { number: 41, range, begun: at, acked: Some(at) },
+        }
+    }
+
+    #[test]
+    fn the_newest_records_are_kept_and_the_others_counted() {
+        let reports = Reports::default();
+        for second in 0..300 {
+            assert_eq!(reports.violation(violation(second, Verdict::Gone)).0, second + 1);
+        }
+        let kept = reports.violations();
+        assert_eq!((kept.records.len(), kept.dropped), (KEPT, 44));
+        assert_eq!(kept.records[0].violation.id, 45);
+        assert_eq!(kept.records[KEPT - 1].violation.id, 300);
+        reports.named(45, vec!["a".to_owned()], "t".to_owned());
+        assert_eq!(reports.get(45).unwrap().names, Some(vec!["a".to_owned()]));
+        assert_eq!(reports.get(44), None);
+    }
+
+    #[test]
+    fn a_guest_cannot_make_us_print_without_bound() {
+        let reports = Reports::default();
+        let print = |second| reports.violation(violation(second, Verdict::Moved)).1;
+        for _ in 0..BURST {
+            assert_eq!(print(0), Print::Report { unprinted: 0 });
+        }
+        for _ in 0..3 {
+            assert_eq!(print(9), Print::Nothing);
+        }
+        assert_eq!(print(10), Print::Report { unprinted: 3 });
+        assert_eq!(print(10), Print::Nothing);
+        let printed = (0..1000).filter(|_| print(1_000_000) != Print::Nothing).count();
+        assert_eq!(printed, 8);
+    }
+
+    #[test]
+    fn a_benign_overlap_is_kept_and_not_printed() {
+        let reports = Reports::default();
+        assert_eq!(reports.violation(violation(0, Verdict::Benign)).1, Print::Nothing);
+        assert_eq!(reports.violations().records.len(), 1);
+        assert_eq!(reports.violation(violation(0, Verdict::Gone)).1, Print::Report { unprinted: 0 });
+    }
+
+    #[test]
+    fn tools_get_the_names_that_they_know() {
+        let expected = json!({
+            "id": 0, "verdict": "gone", "confidence": "certain", "mode": "fence", "job": 12, "context": 3,
+            "packet": null, "range": "0x1000+0x1000", "access": "read", "invalidation": 41, "at_ns": 1_000_000_000_u64,
+        });
+        assert_eq!(violation_json(&violation(1, Verdict::Gone)), expected);
+    }
+}

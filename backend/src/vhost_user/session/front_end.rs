@@ -1,0 +1,95 @@
+//! What the referee of `--check-front-end` is told, and what becomes of what it finds. Without the flag there is none, and
+//! nothing here costs more than a look whether there is. Judges nothing itself.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use device_model::addr::ByteRange;
+use device_model::mmu::miss::{Outcome, Resolution};
+
+use super::SessionEnd;
+use super::state::SessionState;
+use crate::engines::miss_port::Waiter;
+use crate::front_end_check::{Referee, Severity, World};
+use crate::vhost_user::Header;
+use crate::vhost_user::peek::{self, Next};
+
+impl SessionState {
+    /// Has the front-end judged from its first message on. It has `miss_timeout` for an answer.
+    pub fn appoint_referee(&mut self, miss_timeout: Duration) {
+        self.referee = Some(Referee::new(self.offer(), miss_timeout));
+    }
+
+    /// The message at the head of the socket will be handled now.
+    pub(super) fn judge_message(
+        &mut self,
+        now: Duration,
+        socket: &UnixStream,
+        header: Header,
+    ) -> io::Result<()> {
+        if let Some(referee) = &mut self.referee {
+            let world = World { memory: &self.memory, mirror: &self.mirror };
+            referee.message(now, header, &peek::payload(socket, header)?, world);
+        }
+        Ok(())
+    }
+
+    /// Why the last message was refused, if it was.
+    pub(super) fn take_refusal(&mut self) -> Option<String> {
+        let refusal = self.refusal.take()?;
+        if let Some(referee) = &mut self.referee {
+            referee.refused(self.scheduler.now(), &refusal);
+        }
+        Some(refusal)
+    }
+
+    /// A MISS was settled; the mirror does not know it yet.
+    pub(super) fn judge_answer(&mut self, now: Duration, resolution: &Resolution<Waiter>) {
+        let Some(referee) = &mut self.referee else { return };
+        match resolution.outcome {
+            Outcome::TimedOut => referee.miss_timed_out(now, resolution.request),
+            _ => referee.miss_resolved(now, resolution, &self.mirror),
+        }
+    }
+
+    /// Everything that the mirror held is gone, for a reason of our own.
+    pub(super) fn forget_suspicions(&mut self) {
+        if let Some(referee) = &mut self.referee {
+            referee.mirror_emptied(ByteRange::everything());
+        }
+    }
+
+    /// Judges what time has shown, and tells what was found. `idle`: nothing is owed to the front-end.
+    pub(super) fn judge_front_end(&mut self, now: Duration, socket: &UnixStream, idle: bool) {
+        let Some(referee) = &mut self.referee else { return };
+        // Whatever was sent before an answer on the other socket is there by now.
+        let all_is_read = || matches!(peek::next(socket), Ok(Next::Empty | Next::Closed));
+        if referee.wants_empty_socket() && idle && all_is_read() {
+            referee.main_socket_empty(now);
+        }
+        referee.expire(now);
+        self.tell_findings();
+    }
+
+    /// The session is over.
+    pub(super) fn judge_end(&mut self, end: &SessionEnd) {
+        if let Some(referee) = &mut self.referee {
+            referee.ended(self.scheduler.now(), end);
+            self.tell_findings();
+        }
+    }
+
+    fn tell_findings(&mut self) {
+        let Some(referee) = &mut self.referee else { return };
+        for finding in referee.take() {
+            match finding.rule.row().severity {
+                Severity::Certain => self.stats.findings_certain.add(1),
+                Severity::Likely => self.stats.findings_likely.add(1),
+                Severity::Note => self.stats.findings_noted.add(1),
+            }
+            // Named and printed elsewhere: this thread has the front-end to serve.
+            self.pen.instruments().finding(finding);
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! What the control thread asks of the session, which has the tables and the misses. Answers are given in bounded
+//! pieces, one a turn, when nothing else is to be done sooner; nobody is waited for. Audits are driven from here.
+
+use std::sync::mpsc::{Receiver, Sender};
+use std::time::Duration;
+
+use device_model::addr::{Iova, SpaceId};
+use device_model::mmu::Invalidation;
+use device_model::mmu::miss::{Outcome, Requested};
+use device_model::telemetry::audit::{Audit, AuditReport};
+use device_model::telemetry::record::Event;
+use serde_json::{Value, json};
+
+use super::state::SessionState;
+use crate::engines::miss_port::Waiter;
+use crate::telemetry::instruments::desk::{IotlbList, Question};
+
+/// Table entries that are looked at in one turn: about 10 µs.
+const ENTRIES_A_TURN: usize = 4096;
+
+/// A list of the mirror that is being made.
+struct Listing {
+    list: IotlbList,
+    most: usize,
+    from: Iova,
+    answer: Sender<IotlbList>,
+}
+
+/// Questions, and what is being done about them.
+pub struct Questions {
+    mail: Receiver<Question>,
+    listings: Vec<Listing>,
+    audit: Option<Audit>,
+}
+
+impl Questions {
+    /// None yet.
+    pub fn new(mail: Receiver<Question>) -> Self {
+        Self { mail, listings: Vec::new(), audit: None }
+    }
+
+    /// The audit that is under way.
+    pub fn audit(&mut self) -> Option<&mut Audit> {
+        self.audit.as_mut()
+    }
+
+    /// When there is something to be done next.
+    pub fn deadline(&self, now: Duration) -> Option<Duration> {
+        let listing = (!self.listings.is_empty()).then_some(now);
+        [listing, self.audit.as_ref().and_then(Audit::deadline)].into_iter().flatten().min()
+    }
+}
+
+impl SessionState {
+    /// Answers what was asked, as far as it goes in one turn.
+    pub fn answer_questions(&mut self, now: Duration) {
+        // Bounded: every client of the control socket has one question at a time.
+        while let Ok(question) = self.questions.mail.try_recv() {
+            match question {
+                Question::Iotlb(most, answer) => {
+                    let list = IotlbList::default();
+                    self.questions.listings.push(Listing { list, most, from: Iova::new(0), answer });
+                }
+                Question::Misses(most, answer) => {
+                    let pending = self.misses.pending().take(most);
+                    let pending = pending.map(|(request, waiters)| (request, waiters.to_vec()));
+                    // Whoever asked may have given up, here and below.
+                    let _ = answer.send(pending.collect());
+                }
+                Question::Audit(answer) => {
+                    self.begin_audit(now);
+                    let _ = answer.send(());
+                }
+            }
+        }
+        self.list_some();
+        self.audit_some(now);
+    }
+
+    /// An ack has to wait: for what, as far as that can be told.
+    pub(super) fn record_parked(&self, number: u64, invalidation: &Invalidation) {
+        let in_flight = invalidation.in_flight();
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let (sections, pins) = (count(in_flight.sections), count(in_flight.pins));
+        let job = self.scheduler.first_in(SpaceId::DEVICE, invalidation.range());
+        self.pen.record(Event::Parked { number, sections, pins, job });
+    }
+
+    /// Goes on with the oldest list.
+    fn list_some(&mut self) {
+        let Some(mut listing) = self.questions.listings.pop() else { return };
+        let Listing { list, most, from, .. } = &mut listing;
+        let next = self.mirror.mapped_some(SpaceId::DEVICE, *from, ENTRIES_A_TURN, |range| {
+            // What was cut where the last turn ended is put together again.
+            let joined = list.ranges.last_mut().is_some_and(|last| last.append(&range));
+            if !joined && list.ranges.len() < *most {
+                list.ranges.push(range);
+            } else {
+                list.truncated |= !joined;
+            }
+        });
+        match next.filter(|_| !list.truncated) {
+            Some(next) => {
+                listing.from = next;
+                self.questions.listings.push(listing);
+            }
+            None => drop(listing.answer.send(listing.list)),
+        }
+    }
+
+    fn begin_audit(&mut self, now: Duration) {
+        if self.questions.audit.is_some() {
+            return;
+        }
+        self.questions.audit = Some(Audit::begin(now));
+        let mut news = self.pen.instruments().desk.audit();
+        (news.running, news.report) = (true, Some(AuditReport::default()));
+    }
+
+    /// Asks for a few pages again, and sees whether the audit is at its end.
+    fn audit_some(&mut self, now: Duration) {
+        let possible = self.running && self.has_iommu() && self.channel.is_some();
+        if !possible {
+            return self.interrupt_audit(now);
+        }
+        let Some(audit) = &mut self.questions.audit else { return };
+        if let Some(from) = audit.wants(now) {
+            let mut ranges = Vec::new();
+            let next =
+                self.mirror.mapped_some(SpaceId::DEVICE, from, ENTRIES_A_TURN, |range| ranges.push(range));
+            audit.listed(ranges, next);
+        }
+        for (number, page) in audit.questions(now) {
+            let waiter = Waiter::Audit(number);
+            if self.misses.request(now, page.space, page.iova, page.access, waiter) == Requested::Full {
+                audit.not_asked(number);
+            }
+        }
+        match audit.finished(now) {
+            Some(report) => {
+                self.questions.audit = None;
+                self.audit_ended(report);
+            }
+            None => self.pen.instruments().desk.audit().report = Some(audit.report().clone()),
+        }
+    }
+
+    /// The answer to a question of the audit.
+    pub(super) fn audit_answered(&mut self, now: Duration, number: u32, outcome: &Outcome) {
+        if let Some(audit) = &mut self.questions.audit {
+            audit.answered(now, number, outcome);
+        }
+    }
+
+    /// The device stops, or the session ends: an audit cannot go on.
+    pub(super) fn interrupt_audit(&mut self, now: Duration) {
+        if let Some(audit) = self.questions.audit.take() {
+            self.audit_ended(audit.interrupt(now));
+        }
+    }
+
+    fn audit_ended(&self, report: AuditReport) {
+        let instruments = self.pen.instruments();
+        let result = audit_json(&report);
+        {
+            let mut news = instruments.desk.audit();
+            (news.running, news.report) = (false, Some(report));
+        }
+        // Whoever hears of it finds it.
+        instruments.outbox.send("AUDIT_DONE", result);
+    }
+}
+
+/// The findings of an audit for tools.
+pub fn audit_json(report: &AuditReport) -> Value {
+    let findings = report.findings.iter();
+    let stale: Vec<_> = findings
+        .map(|finding| json!({"range": finding.range, "access": finding.access, "found": finding.stale}))
+        .collect();
+    json!({
+        "checked": report.checked,
+        "stale": stale,
+        "more": report.more,
+        "unanswered": report.unanswered,
+        "interrupted": report.interrupted,
+    })
+}

@@ -1,0 +1,407 @@
+//! The vhost-user requests that the `vhost` crate parses for us. Those that take memory away or stop a ring come
+//! here only after their drain (see [`super::Session`]). A refusal changes nothing.
+
+use std::fs::File;
+use std::io;
+use std::iter::repeat;
+use std::os::fd::AsRawFd;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+use device_model::addr::FrontendVa;
+use epoll::Events;
+use vhost::VhostUserMemoryRegionBase;
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
+    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserSharedMsg,
+    VhostUserSingleMemoryRegion, VhostUserVirtioFeatures, VhostUserVringAddrFlags, VhostUserVringState,
+};
+use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
+use vhost_user_backend::VringT;
+use virtio_bindings::virtio_config::{VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1};
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_queue::QueueT;
+
+use super::state::{ACCESS_PLATFORM, SessionState};
+use crate::front_end_check::Offer;
+use crate::queues::mailbox::Mail;
+use crate::queues::ring::SharedRing;
+use crate::queues::{MAX_QUEUE_SIZE, QUEUES};
+use crate::vhost_user::memory::table::MAX_REGIONS;
+use crate::vhost_user::memory::{MemoryTable, RegionSpec};
+
+/// What makes ACCESS_PLATFORM possible: the IOTLB needs acks and a channel for misses.
+const IOTLB_NEEDS: VhostUserProtocolFeatures =
+    VhostUserProtocolFeatures::REPLY_ACK.union(VhostUserProtocolFeatures::BACKEND_REQ);
+
+/// Protocol features that are really implemented.
+const PROTOCOL_FEATURES: VhostUserProtocolFeatures = IOTLB_NEEDS
+    .union(VhostUserProtocolFeatures::MQ)
+    .union(VhostUserProtocolFeatures::CONFIG)
+    .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
+    .union(VhostUserProtocolFeatures::RESET_DEVICE);
+
+/// Bits that QEMU's vhost-user-gpu passes on from the driver without asking whether we offer them. The first two
+/// are implemented (and offered); a queue reset has no vhost-user message, so nothing is to be done about it.
+const UNASKED: u64 =
+    1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_F_RING_RESET;
+
+impl SessionState {
+    fn offered_features(&self) -> u64 {
+        let transport = 1 << VIRTIO_F_VERSION_1
+            | 1 << VIRTIO_RING_F_INDIRECT_DESC
+            | 1 << VIRTIO_RING_F_EVENT_IDX
+            | ACCESS_PLATFORM
+            | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+        transport | self.device_features
+    }
+
+    /// What the front-end may choose from.
+    pub(super) fn offer(&self) -> Offer {
+        let (virtio, protocol) = (self.offered_features(), PROTOCOL_FEATURES.bits());
+        Offer { virtio, passed_on: UNASKED, protocol }
+    }
+
+    /// Refuses a request: nothing was changed. The front-end is told, if it asked to be.
+    fn refuse<T>(&mut self, why: String) -> Result<T> {
+        let error = io::Error::new(io::ErrorKind::InvalidInput, why.clone());
+        self.refusal = Some(why);
+        Err(Error::ReqHandlerError(error))
+    }
+
+    fn refuse_error<T>(&mut self, error: &dyn std::error::Error) -> Result<T> {
+        self.refuse(crate::error::chain(error))
+    }
+
+    /// The ring of that number, which must not be started.
+    fn stopped_ring(&mut self, index: u32) -> Result<usize> {
+        match self.ring(index)? {
+            queue if self.queue.rings[queue].vring.get_ref().get_queue().ready() => self.refuse(format!(
+                "Ring {index} is started: stop it (GET_VRING_BASE) before it is set up anew"
+            )),
+            queue => Ok(queue),
+        }
+    }
+
+    fn ring(&mut self, index: u32) -> Result<usize> {
+        match usize::try_from(index) {
+            Ok(queue) if queue < QUEUES => Ok(queue),
+            _ => self.refuse(format!("There is no ring {index}: the device has {QUEUES}")),
+        }
+    }
+
+    fn shared_ring(&self, queue: usize) -> &SharedRing {
+        // PANIC: `queue` comes from `Self::ring`, which has compared it with the number of rings.
+        &self.queue.rings[queue]
+    }
+
+    /// What the driver calls the ring address that the front-end calls `address`.
+    fn ring_address(&mut self, address: u64) -> Result<u64> {
+        if self.has_iommu() {
+            return Ok(address);
+        }
+        match self.memory.gpa_of(FrontendVa::new(address)) {
+            Some(gpa) => Ok(gpa.raw()),
+            None => self.refuse(format!("Ring address {address:#x} is not in the memory table")),
+        }
+    }
+
+    fn start_ring(&mut self, queue: usize, kick: File) -> Result<()> {
+        self.forget_kick(queue);
+        if let Err(e) = set_nonblocking(&kick) {
+            return self.refuse_error(&e);
+        }
+        let events = Events::EPOLLIN | Events::EPOLLET;
+        if let Err(e) = self.queue.poller.add(kick.as_raw_fd(), queue as u64, events) {
+            return self.refuse(format!("Kick descriptor of ring {queue} cannot be polled: {e}"));
+        }
+        let ring = self.shared_ring(queue);
+        ring.vring.set_kick(Some(kick));
+        // ORDERING: Release pairs with the queue thread's Acquire.
+        ring.fresh.store(true, Ordering::Release);
+        ring.vring.set_queue_ready(true);
+        if self.features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0 {
+            // Without the message that enables rings, a started one is enabled.
+            ring.vring.set_enabled(true);
+        }
+        self.ring_changed(queue);
+        Ok(())
+    }
+
+    pub(super) fn forget_kick(&self, queue: usize) {
+        let ring = self.shared_ring(queue);
+        let kick = ring.vring.get_ref().get_kick().as_ref().map(AsRawFd::as_raw_fd);
+        if let Some(kick) = kick {
+            // Fails only if the front-end gave the same descriptor twice and it is gone already.
+            let _ = self.queue.poller.remove(kick);
+            ring.vring.set_kick(None);
+        }
+    }
+}
+
+/// A descriptor of the front-end never makes a thread of ours wait.
+fn set_nonblocking(file: &File) -> io::Result<()> {
+    let fd = file.as_raw_fd();
+    // SAFETY: F_GETFL only reads the flags of a descriptor that is ours.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
+    if flags < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: F_SETFL with flags that the kernel just gave, and one more.
+    let result = unsafe { libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn spec_of(region: &VhostUserMemoryRegion) -> RegionSpec {
+    RegionSpec {
+        gpa: region.guest_phys_addr,
+        size: region.memory_size,
+        user_address: region.user_addr,
+        file_offset: region.mmap_offset,
+    }
+}
+
+impl VhostUserBackendReqHandlerMut for SessionState {
+    fn set_owner(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn reset_owner(&mut self) -> Result<()> {
+        self.reset_device();
+        Ok(())
+    }
+
+    fn reset_device(&mut self) -> Result<()> {
+        SessionState::reset_device(self);
+        Ok(())
+    }
+
+    fn get_features(&mut self) -> Result<u64> {
+        Ok(self.offered_features())
+    }
+
+    fn set_features(&mut self, features: u64) -> Result<()> {
+        let unknown = features & !(self.offered_features() | UNASKED);
+        if unknown != 0 {
+            return self.refuse(format!("Features {unknown:#x} were not offered"));
+        }
+        let lacks = IOTLB_NEEDS.bits() & !self.protocol_features;
+        if features & ACCESS_PLATFORM != 0 && lacks != 0 {
+            return self.refuse(format!(
+                "VIRTIO_F_ACCESS_PLATFORM needs the protocol features REPLY_ACK and BACKEND_REQ: {lacks:#x} is missing"
+            ));
+        }
+        let started = self.queue.rings.iter().any(|ring| ring.vring.get_ref().get_queue().ready());
+        if started && features != self.features {
+            return self.refuse("Features cannot be changed while a ring is started".into());
+        }
+        self.features = features;
+        for ring in self.queue.rings.iter() {
+            ring.vring.set_queue_event_idx(features & 1 << VIRTIO_RING_F_EVENT_IDX != 0);
+        }
+        self.queue.mailbox.post(Mail::Features(features));
+        Ok(())
+    }
+
+    fn set_mem_table(
+        &mut self,
+        regions: &[VhostUserMemoryRegion],
+        files: Vec<File>,
+        _postcopy_listening: Option<bool>,
+    ) -> Result<Option<Vec<VhostUserMemoryRegionBase>>> {
+        let specs: Vec<_> = regions.iter().map(spec_of).collect();
+        match MemoryTable::map(&specs, &files) {
+            Ok(table) => self.memory = table,
+            Err(e) => return self.refuse_error(&e),
+        }
+        Ok(None)
+    }
+
+    fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
+        let queue = self.stopped_ring(index)?;
+        match u16::try_from(num) {
+            Ok(size) if size.is_power_of_two() && size <= MAX_QUEUE_SIZE => {
+                self.shared_ring(queue).vring.set_queue_size(size);
+                Ok(())
+            }
+            _ => self.refuse(format!("Ring size {num} is not a power of two of at most {MAX_QUEUE_SIZE}")),
+        }
+    }
+
+    fn set_vring_addr(
+        &mut self,
+        index: u32,
+        _flags: VhostUserVringAddrFlags,
+        descriptor: u64,
+        used: u64,
+        available: u64,
+        _log: u64,
+    ) -> Result<()> {
+        let queue = self.stopped_ring(index)?;
+        let [descriptor, available, used] =
+            [self.ring_address(descriptor)?, self.ring_address(available)?, self.ring_address(used)?];
+        match self.shared_ring(queue).vring.set_queue_info(descriptor, available, used) {
+            Ok(()) => Ok(()),
+            Err(e) => self.refuse(format!("Ring {index} cannot lie there: {e}")),
+        }
+    }
+
+    fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
+        let queue = self.stopped_ring(index)?;
+        let Ok(base) = u16::try_from(base) else {
+            return self.refuse(format!("Ring index {base:#x} does not fit 16 bits"));
+        };
+        if self.bases[queue].is_some_and(|given| given != base) {
+            // The front-end does not go on where it stopped: the driver has reset the device, and nobody said so.
+            self.discard_device();
+        }
+        self.shared_ring(queue).vring.set_queue_next_avail(base);
+        Ok(())
+    }
+
+    fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
+        let queue = usize::try_from(index).unwrap_or(usize::MAX);
+        if queue >= QUEUES {
+            // The crate has no reply that says no, and the front-end waits for one: the session ends.
+            return Err(Error::InvalidParam);
+        }
+        self.stop_ring(queue);
+        self.forget_kick(queue);
+        let base = self.shared_ring(queue).vring.queue_next_avail();
+        self.bases[queue] = Some(base);
+        Ok(VhostUserVringState::new(index, u32::from(base)))
+    }
+
+    fn set_vring_kick(&mut self, index: u8, file: Option<File>) -> Result<()> {
+        let queue = self.stopped_ring(u32::from(index))?;
+        match file {
+            Some(kick) => self.start_ring(queue, kick),
+            None => self.refuse(format!("Ring {index} has no kick descriptor: it cannot be polled without")),
+        }
+    }
+
+    fn set_vring_call(&mut self, index: u8, file: Option<File>) -> Result<()> {
+        let queue = self.ring(u32::from(index))?;
+        if let Some(Err(e)) = file.as_ref().map(set_nonblocking) {
+            return self.refuse_error(&e);
+        }
+        self.shared_ring(queue).vring.set_call(file);
+        Ok(())
+    }
+
+    fn set_vring_err(&mut self, index: u8, file: Option<File>) -> Result<()> {
+        let queue = self.ring(u32::from(index))?;
+        if let Some(Err(e)) = file.as_ref().map(set_nonblocking) {
+            return self.refuse_error(&e);
+        }
+        *self.shared_ring(queue).error_event.lock().unwrap_or_else(PoisonError::into_inner) = file;
+        Ok(())
+    }
+
+    fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
+        Ok(PROTOCOL_FEATURES)
+    }
+
+    fn set_protocol_features(&mut self, features: u64) -> Result<()> {
+        let unknown = features & !PROTOCOL_FEATURES.bits();
+        if unknown != 0 {
+            return self.refuse(format!("Protocol features {unknown:#x} were not offered"));
+        }
+        self.protocol_features = features;
+        Ok(())
+    }
+
+    fn get_queue_num(&mut self) -> Result<u64> {
+        Ok(QUEUES as u64)
+    }
+
+    fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
+        let queue = self.ring(index)?;
+        self.shared_ring(queue).vring.set_enabled(enable);
+        self.ring_changed(queue);
+        Ok(())
+    }
+
+    fn get_config(&mut self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
+        // The crate lets no size pass above 4 KiB.
+        let (start, size) = (offset as usize, size as usize);
+        match self.config_space.get(start..) {
+            // A front-end that is newer than we are asks for more: fields that we do not have read as 0. (QEMU 11 does,
+            // and takes a shorter answer for an error.)
+            Some(bytes @ [_, ..]) => Ok(bytes.iter().copied().chain(repeat(0)).take(size).collect()),
+            // The crate tells the front-end with a payload of no bytes.
+            _ => Err(Error::InvalidParam),
+        }
+    }
+
+    fn set_config(&mut self, _offset: u32, _bytes: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
+        // The only field that a driver may write clears events, and the device raises none.
+        Ok(())
+    }
+
+    fn set_gpu_socket(&mut self, _gpu_backend: GpuBackend) -> Result<()> {
+        // The session takes GPU_SET_SOCKET itself, to keep a duplicate of the socket.
+        Err(Error::InvalidOperation("GPU_SET_SOCKET is taken by the session"))
+    }
+
+    fn get_shared_object(&mut self, _uuid: VhostUserSharedMsg) -> Result<File> {
+        Err(Error::InvalidOperation("there are no shared objects"))
+    }
+
+    fn get_inflight_fd(&mut self, _inflight: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        Err(Error::InvalidOperation("in-flight descriptors are not offered"))
+    }
+
+    fn set_inflight_fd(&mut self, _inflight: &VhostUserInflight, _file: File) -> Result<()> {
+        Err(Error::InvalidOperation("in-flight descriptors are not offered"))
+    }
+
+    fn get_max_mem_slots(&mut self) -> Result<u64> {
+        Ok(MAX_REGIONS as u64)
+    }
+
+    fn add_mem_region(
+        &mut self,
+        region: &VhostUserSingleMemoryRegion,
+        file: File,
+        _postcopy_listening: Option<bool>,
+    ) -> Result<Option<VhostUserMemoryRegionBase>> {
+        if let Err(e) = self.memory.add(spec_of(region), &file) {
+            return self.refuse_error(&e);
+        }
+        if self.running {
+            self.map_physical();
+        }
+        Ok(None)
+    }
+
+    fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
+        match self.memory.remove(spec_of(region)) {
+            // Unmapped here: everything is drained.
+            Ok(region) => drop(region),
+            Err(e) => return self.refuse_error(&e),
+        }
+        Ok(())
+    }
+
+    fn set_device_state_fd(
+        &mut self,
+        _direction: VhostTransferStateDirection,
+        _phase: VhostTransferStatePhase,
+        _file: File,
+    ) -> Result<Option<File>> {
+        Err(Error::InvalidOperation("the device state cannot be transferred"))
+    }
+
+    fn check_device_state(&mut self) -> Result<()> {
+        Err(Error::InvalidOperation("the device state cannot be transferred"))
+    }
+
+    fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
+        Err(Error::InvalidOperation("there is no shared memory"))
+    }
+
+    fn set_log_base(&mut self, _log: &VhostUserLog, _file: File) -> Result<()> {
+        Err(Error::InvalidOperation("dirty logging is not offered"))
+    }
+}

@@ -1,0 +1,61 @@
+//! What can be said of contexts to whoever watches the device.
+
+use std::collections::BTreeMap;
+
+use job_stream::{Mode, Priority};
+
+use super::{ContextId, Contexts, Item, Queue, QueueId};
+use crate::jobs::job::JobId;
+
+/// A context and its jobs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContextInfo {
+    /// Its number; `None`: it was destroyed, and its last job has not ended.
+    pub context: Option<u32>,
+    /// What an invalidation means to its jobs; `None`: no job has settled that yet.
+    pub mode: Option<Mode>,
+    /// Whose turn it is before it.
+    pub priority: Priority,
+    /// A job failed: it takes no more jobs.
+    pub lost: bool,
+    /// Resources that its jobs may name.
+    pub attached: Vec<u32>,
+    /// The rings that have jobs.
+    pub rings: Vec<RingInfo>,
+}
+
+/// A ring of a context.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RingInfo {
+    /// Its number.
+    pub ring: u8,
+    /// The job that is out at the engines.
+    pub running: Option<JobId>,
+    /// Jobs that wait behind it.
+    pub waiting: usize,
+}
+
+impl<C> Contexts<C> {
+    /// All contexts, oldest first.
+    pub(crate) fn info(&self) -> Vec<ContextInfo> {
+        let numbers: BTreeMap<_, _> = self.by_number.iter().map(|(number, id)| (*id, *number)).collect();
+        let contexts = self.contexts.iter().map(|(id, context)| ContextInfo {
+            context: numbers.get(id).copied(),
+            mode: context.mode,
+            priority: context.priority,
+            lost: context.lost,
+            attached: context.attached.iter().copied().collect(),
+            rings: self.rings(*id),
+        });
+        contexts.collect()
+    }
+
+    fn rings(&self, context: ContextId) -> Vec<RingInfo> {
+        let ring = |(id, queue): (&QueueId, &Queue<C>)| RingInfo {
+            ring: id.ring,
+            running: queue.running.as_ref().map(|running| running.id),
+            waiting: queue.waiting.iter().filter(|item| matches!(item, Item::Job(_))).count(),
+        };
+        self.queues_of(context).map(ring).collect()
+    }
+}

@@ -1,0 +1,59 @@
+//! Handlers: the cursor. They are served at once, unless the picture of the cursor is still being drawn, or another
+//! command for the cursor of the same scanout waits for that.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::unwrap_used
+    )
+)]
+
+use super::{Answer, Device, Handled, Shown};
+use crate::gpu::error::CommandError;
+use crate::gpu::reply::Reply;
+use crate::gpu::request::UpdateCursor;
+use crate::gpu::ring::{CursorChange, CursorWork, Work};
+use crate::gpu::scanout::CURSOR_SIZE;
+
+impl<P> Device<P> {
+    pub(super) fn update_cursor(&mut self, request: UpdateCursor, shown: &mut Shown) -> Handled<P> {
+        self.check_scanout(request.position.scanout)?;
+        if request.resource == 0 {
+            return self.change_cursor(request, CursorChange::Hide, shown);
+        }
+        let picture = self.resources.get(request.resource)?.picture()?;
+        let (width, height) = (picture.image.width(), picture.image.height());
+        if (width, height) != (CURSOR_SIZE, CURSOR_SIZE) {
+            return Err(CommandError::CursorSize { width, height });
+        }
+        let change = CursorChange::Define { image: picture.image.clone(), format: picture.format };
+        self.change_cursor(request, change, shown)
+    }
+
+    /// Looks at nothing but the position (virtio 1.3, 5.7.6.10).
+    pub(super) fn move_cursor(&mut self, request: UpdateCursor, shown: &mut Shown) -> Handled<P> {
+        self.check_scanout(request.position.scanout)?;
+        self.change_cursor(request, CursorChange::Move, shown)
+    }
+
+    fn change_cursor(
+        &mut self,
+        request: UpdateCursor,
+        change: CursorChange,
+        shown: &mut Shown,
+    ) -> Handled<P> {
+        let drawn = match &change {
+            CursorChange::Define { image, .. } => !self.ring.uses(image),
+            CursorChange::Hide | CursorChange::Move => true,
+        };
+        let work = CursorWork { request, change };
+        if drawn && !self.ring.has_cursor(work.request.position.scanout) {
+            shown.push(self.scanouts.cursor(work));
+            return Ok(Answer::Now(Reply::NoData));
+        }
+        self.ring.room()?;
+        Ok(Answer::InOrder(Work::Cursor(work)))
+    }
+}

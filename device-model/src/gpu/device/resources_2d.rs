@@ -1,0 +1,67 @@
+//! Handlers: resources, their backings and what is done to their images.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::unwrap_used
+    )
+)]
+
+use super::{Answer, Device, Handled, Shown};
+use crate::gpu::error::CommandError;
+use crate::gpu::reply::Reply;
+use crate::gpu::request::{AttachBacking, CreateResource, Flush, OfResource, TransferToHost};
+use crate::gpu::resource::Retired;
+use crate::gpu::ring::Work;
+use crate::jobs::transfer::Transfer;
+use crate::wire::payload::MemEntries;
+
+impl<P> Device<P> {
+    pub(super) fn create(&mut self, request: CreateResource, _: &mut Shown) -> Handled<P> {
+        self.resources.create(request)?;
+        Ok(Answer::Now(Reply::NoData))
+    }
+
+    /// Answered when no queued transfer uses the backing any more: the guest unmaps it on our answer.
+    pub(super) fn unref(&mut self, request: OfResource, _: &mut Shown) -> Handled<P> {
+        self.ring.room()?;
+        let resource = self.resources.remove(request.id)?;
+        self.contexts.forget(request.id);
+        Ok(Answer::InOrder(Work::Retire(Retired::Resource(resource))))
+    }
+
+    pub(super) fn attach(&mut self, request: AttachBacking<MemEntries<'_>>, _: &mut Shown) -> Handled<P> {
+        let entries = request.entries;
+        self.resources.attach(request.resource, entries.len(), entries.iter())?;
+        Ok(Answer::Now(Reply::NoData))
+    }
+
+    /// As RESOURCE_UNREF.
+    pub(super) fn detach(&mut self, request: OfResource, _: &mut Shown) -> Handled<P> {
+        self.ring.room()?;
+        let backing = self.resources.detach(request.id)?;
+        Ok(Answer::InOrder(Work::Retire(Retired::Backing(backing))))
+    }
+
+    pub(super) fn transfer(&mut self, request: TransferToHost, _: &mut Shown) -> Handled<P> {
+        self.ring.room()?;
+        let resource = self.resources.get(request.resource)?;
+        let backing = resource.backing.clone().ok_or(CommandError::NoBacking { id: request.resource })?;
+        let picture = resource.picture()?;
+        let rect = picture.bounded(request.rect)?;
+        if rect.is_empty() {
+            return Ok(Answer::Now(Reply::NoData));
+        }
+        let transfer = Transfer::new(picture.image.clone(), backing, rect, request.offset)?;
+        Ok(Answer::InOrder(Work::Transfer(transfer)))
+    }
+
+    pub(super) fn flush(&mut self, request: Flush, _: &mut Shown) -> Handled<P> {
+        self.ring.room()?;
+        let picture = self.resources.get(request.resource)?.picture()?;
+        let rect = picture.bounded(request.rect)?;
+        Ok(Answer::InOrder(Work::Flush { image: picture.image.clone(), rect }))
+    }
+}

@@ -1,0 +1,161 @@
+//! What the device shows: which image is on which scanout, which cursor is to be seen, and what the display last said
+//! of itself. Knows values of `crate::gpu::scanout`; knows nothing of commands or ids.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::unwrap_used
+    )
+)]
+
+use std::sync::Arc;
+
+use crate::gpu::edid;
+use crate::gpu::reply::Reply;
+use crate::gpu::resource::Format;
+use crate::gpu::ring::{CursorChange, CursorWork};
+use crate::gpu::scanout::{
+    CURSOR_SIZE, CursorPixels, DisplayAnswer, DisplayCommand, DisplayMode, DisplayModes, DisplayQuestion,
+    Edid, Image, MAX_SCANOUTS, Rect, ScanoutSource,
+};
+use crate::wire::gpu::EDID_BYTES;
+
+/// What a display that never said anything is taken for.
+const DEFAULT_MODE: DisplayMode =
+    DisplayMode { rect: Rect { x: 0, y: 0, width: 1024, height: 768 }, enabled: true, flags: 0 };
+
+/// One scanout.
+#[derive(Debug, Default)]
+struct Scanout {
+    source: Option<ScanoutSource>,
+    /// Whether the last UPDATE_CURSOR gave it a cursor.
+    cursor: bool,
+}
+
+/// All scanouts. Their number is between 1 and [`MAX_SCANOUTS`].
+#[derive(Debug)]
+pub(super) struct Scanouts {
+    all: Vec<Scanout>,
+    /// What the display said last; kept over resets, for the display stays.
+    modes: Box<DisplayModes>,
+}
+
+impl Scanouts {
+    pub(super) fn new(count: u32) -> Self {
+        let mut modes = Box::<DisplayModes>::default();
+        if let Some(first) = modes.first_mut() {
+            *first = DEFAULT_MODE;
+        }
+        Self { all: (0..count).map(|_| Scanout::default()).collect(), modes }
+    }
+
+    pub(super) fn reset(&mut self) {
+        self.all.fill_with(Scanout::default);
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> u32 {
+        // At most MAX_SCANOUTS.
+        u32::try_from(self.all.len()).unwrap_or(0)
+    }
+
+    /// Shows `source` on a scanout, or nothing.
+    pub(super) fn set(&mut self, scanout: u32, source: Option<ScanoutSource>) -> Option<DisplayCommand> {
+        let place = self.all.get_mut(usize::try_from(scanout).ok()?)?;
+        place.source.clone_from(&source);
+        Some(DisplayCommand::SetScanout { scanout, source })
+    }
+
+    /// Takes the image off all scanouts that show it.
+    pub(super) fn disable(&mut self, image: &Arc<Image>) -> Vec<DisplayCommand> {
+        let showing: Vec<u32> = self.showing(image).map(|(scanout, _)| scanout).collect();
+        showing.into_iter().filter_map(|scanout| self.set(scanout, None)).collect()
+    }
+
+    /// The scanouts that show the image, and which part of it.
+    fn showing<'a>(&'a self, image: &'a Arc<Image>) -> impl Iterator<Item = (u32, Rect)> + 'a {
+        (0..).zip(&self.all).filter_map(move |(scanout, place)| {
+            let source = place.source.as_ref().filter(|source| Arc::ptr_eq(&source.image, image))?;
+            Some((scanout, source.rect))
+        })
+    }
+
+    /// What has to be drawn anew when this part of the image changed.
+    pub(super) fn flushes<'a>(
+        &'a self,
+        image: &'a Arc<Image>,
+        changed: Rect,
+    ) -> impl Iterator<Item = DisplayCommand> + 'a {
+        self.showing(image).filter_map(move |(scanout, shown)| {
+            Some(DisplayCommand::Flush { scanout, rect: changed.intersection(shown)? })
+        })
+    }
+
+    /// What a command for the cursor comes to. A hidden cursor moves without being seen.
+    pub(super) fn cursor(&mut self, work: CursorWork) -> DisplayCommand {
+        let CursorWork { request, change } = work;
+        let position = request.position;
+        let place = usize::try_from(position.scanout).ok().and_then(|index| self.all.get_mut(index));
+        let mut seen = false;
+        let seen = place.map_or(&mut seen, |place| &mut place.cursor);
+        match change {
+            CursorChange::Define { image, format } => {
+                *seen = true;
+                let pixels = cursor_pixels(&image, format);
+                DisplayCommand::UpdateCursor { position, hot_x: request.hot_x, hot_y: request.hot_y, pixels }
+            }
+            CursorChange::Move if *seen => DisplayCommand::MoveCursor(position),
+            CursorChange::Move | CursorChange::Hide => {
+                *seen = false;
+                DisplayCommand::HideCursor(position)
+            }
+        }
+    }
+
+    /// What the guest is told when the display has answered, or has not.
+    pub(super) fn reply(&mut self, question: DisplayQuestion, answer: DisplayAnswer) -> Reply {
+        match question {
+            DisplayQuestion::Modes => {
+                if let DisplayAnswer::Modes(Some(modes)) = answer {
+                    self.modes = modes;
+                    // Scanouts that the device does not have are nobody's business.
+                    self.modes
+                        .iter_mut()
+                        .skip(self.all.len())
+                        .for_each(|mode| *mode = DisplayMode::default());
+                }
+                Reply::DisplayInfo(self.modes.clone())
+            }
+            DisplayQuestion::Edid { scanout } => match answer {
+                DisplayAnswer::Edid(Some(edid)) if (1..=EDID_BYTES).contains(&edid.len()) => {
+                    Reply::Edid(edid)
+                }
+                DisplayAnswer::Edid(_) | DisplayAnswer::Modes(_) => Reply::Edid(self.edid(scanout)),
+            },
+        }
+    }
+
+    /// An EDID of our own for what we know of the scanout.
+    fn edid(&self, scanout: u32) -> Edid {
+        let mode = usize::try_from(scanout).ok().and_then(|index| self.modes.get(index));
+        let rect = mode.map(|mode| mode.rect).filter(|rect| !rect.is_empty()).unwrap_or(DEFAULT_MODE.rect);
+        edid::generate(rect.width, rect.height)
+    }
+}
+
+const _: () = assert!(MAX_SCANOUTS == crate::wire::gpu::MAX_SCANOUTS as usize);
+
+/// The pixels of a cursor as a8r8g8b8. The image has been found to be of the right size. Formats without an opacity
+/// are opaque.
+fn cursor_pixels(image: &Image, format: Format) -> Box<CursorPixels> {
+    let mut cursor = Box::new([0_u8; 4 * (CURSOR_SIZE * CURSOR_SIZE) as usize]);
+    let source = image.lock();
+    for (to, from) in cursor.as_chunks_mut::<4>().0.iter_mut().zip(source.as_chunks::<4>().0) {
+        let byte = |index: u8| from.get(usize::from(index)).copied().unwrap_or(0);
+        let alpha = format.alpha.map_or(u8::MAX, byte);
+        *to = [byte(format.order.blue), byte(format.order.green), byte(format.order.red), alpha];
+    }
+    cursor
+}

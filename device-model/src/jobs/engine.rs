@@ -1,0 +1,254 @@
+//! How an engine runs a job, by its mode. In *fence* mode it runs over a pin of all that it still has to touch: an
+//! invalidation waits until it leaves the engine. In *preempt* mode too, and an invalidation takes it off at its next
+//! step. With a *registration cache* invalidations pay no heed to its pin. In *strict* and *fault* mode it runs over
+//! sections, one a step.
+//!
+//! A job that invalidations keep from being pinned runs over sections too, so that a guest that flushes its whole
+//! address space a hundred times a second (Linux in lazy mode) cannot starve it. Whenever a job leaves its engine, for
+//! its end, for others, for a WAIT or for a miss, its pin is gone.
+//!
+//! A job on an engine is a value, and a call does one step: whoever drives it decides what happens between two
+//! steps, and, as the one who carries the step out ([`EngineHost`]), within one. Knows nothing of threads, rings or
+//! sockets.
+
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use crate::jobs::job::{Job, JobOutcome, Step};
+use job_stream::Mode;
+
+use crate::jobs::schedule::Work;
+use crate::mmu::{JobMemory, Missing, Pin, PinError, PinMode, Reader};
+
+/// Bytes that a step moves at the most: about 8 µs of copying, the longest that an idle drain waits.
+pub const STEP_BYTES: usize = 64 << 10;
+
+/// After how many pins that an invalidation spoiled a job goes on over sections.
+pub const PIN_ATTEMPTS: u32 = 4;
+
+/// Steps that a job has before others get their turn: the least time slice.
+pub const SLICE_STEPS: u32 = 32;
+
+/// How soon a SPIN wants to be looked at again.
+pub const SPIN_STEP: Duration = Duration::from_micros(50);
+
+/// For how many steps of [`SPIN_STEP`] an engine that has to stop bears a SPIN that does not leave: 100 ms.
+const STUBBORN_STEPS: u32 = 2_000;
+
+/// What stands around an engine.
+pub trait EngineHost {
+    /// Has the job do one step: [`Job::step`], and what is to be counted of it. A section may be open.
+    fn step(&mut self, job: &mut Job, memory: &impl JobMemory) -> Step;
+
+    /// Whether the engine has to give this job back now: the device stops, or was reset since the job was taken.
+    fn must_leave(&self, work: &Work) -> bool;
+
+    /// Whether another job wants the engine.
+    fn is_wanted(&self) -> bool {
+        false
+    }
+}
+
+/// Why a job leaves its engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Leaves {
+    /// It is at its end.
+    Finished(JobOutcome),
+    /// The engine is to stop: it goes on later, where it stopped.
+    TakenOff,
+    /// It has had its time slice, and another job wants the engine.
+    SliceOver,
+    /// A value in memory is not yet what it waits for; it looks again later, and gives up at this time.
+    Waiting {
+        /// When it gives up.
+        until: Duration,
+    },
+    /// A drain has waited too long for its pin: it goes on later, where it stopped.
+    Evicted,
+    /// These translations are missing: it goes on when all of them have been answered.
+    Missing(Vec<Missing>),
+    /// A step has come to a translation that is missing.
+    Faulted {
+        /// It goes on when this is answered.
+        missing: Missing,
+        /// It will come to these next: they are asked for with it, and not waited for.
+        ahead: Vec<Missing>,
+    },
+    /// An invalidation of what it wants to pin is under way.
+    Invalidating,
+}
+
+/// A job that is off its engine: no section and no pin is held for it any more (I3, I4).
+#[derive(Debug)]
+#[must_use = "somebody waits for the end of this job"]
+pub struct Left {
+    /// The job.
+    pub work: Work,
+    /// Why.
+    pub leaves: Leaves,
+}
+
+/// What a running job holds between its steps.
+#[derive(Debug)]
+enum Hold {
+    /// All that it still has to touch.
+    Pin(Pin),
+    /// Nothing: each step has a section of its own.
+    Sections,
+    /// Nothing: its pin was wanted back while it spins, and it is not pinned again on this engine.
+    Spin,
+}
+
+/// A job on an engine.
+#[derive(Debug)]
+#[must_use = "somebody waits for the end of this job"]
+pub struct Running {
+    work: Work,
+    hold: Hold,
+    steps: u32,
+    /// Steps since the engine had to stop.
+    overstayed: u32,
+}
+
+impl Running {
+    /// Puts a job on the engine with this reader, or says why that cannot be.
+    pub fn start(reader: &Reader, mut work: Work) -> ControlFlow<Left, Self> {
+        if work.checked {
+            return leave(work, Leaves::Finished(JobOutcome::Done));
+        }
+        if let Some(error) = work.failed.take()
+            && let Err(error) = work.job.fail(error)
+        {
+            return leave(work, Leaves::Finished(JobOutcome::Failed(error)));
+        }
+        let mode = match work.job.mode() {
+            Mode::Strict | Mode::Fault => return Self::on(work, Hold::Sections),
+            Mode::Fence => PinMode::Fence,
+            Mode::Preempt => PinMode::Preempt,
+            Mode::RegistrationCache => PinMode::RegistrationCache,
+        };
+        if work.pin_attempts >= PIN_ATTEMPTS {
+            return Self::on(work, Hold::Sections);
+        }
+        match reader.pin_as(mode, &work.job.working_set()) {
+            Ok(pin) => Self::on(work, Hold::Pin(pin)),
+            Err(PinError::Missing(missing)) => {
+                // Large working sets are asked for in pieces: only what was found before and is missing again counts.
+                let first = missing.first().map(|missing| missing.range.first());
+                if first.is_some() && first <= work.missed {
+                    work.pin_attempts = work.pin_attempts.saturating_add(1);
+                }
+                work.missed = first;
+                leave(work, Leaves::Missing(missing))
+            }
+            Err(PinError::Invalidating) => leave(work, Leaves::Invalidating),
+            Err(PinError::TooLarge { .. }) => {
+                // The mirror's tables cannot hold all of it at once; a page at a time they can.
+                work.pin_attempts = PIN_ATTEMPTS;
+                Self::on(work, Hold::Sections)
+            }
+        }
+    }
+
+    fn on(work: Work, hold: Hold) -> ControlFlow<Left, Self> {
+        ControlFlow::Continue(Self { work, hold, steps: 0, overstayed: 0 })
+    }
+
+    /// One step. `reader` is the one that the job was started with.
+    ///
+    /// Whether the job has to leave is asked under its pin or section: what stops or resets the device drains both, so
+    /// a job that stays does so for this whole step. Between two steps nothing holds up a stop, a reset and the next
+    /// start.
+    pub fn step(mut self, reader: &Reader, host: &mut impl EngineHost) -> ControlFlow<Left, Self> {
+        if matches!(self.hold, Hold::Spin) && !self.work.job.is_spinning() {
+            return self.leave(Leaves::TakenOff);
+        }
+        let step = match &self.hold {
+            Hold::Pin(pin) => step_or_leave(host, &mut self.work, pin),
+            // No invalidation waits longer than for this one step.
+            Hold::Sections | Hold::Spin => {
+                let section = reader.enter();
+                step_or_leave(host, &mut self.work, &section)
+            }
+        };
+        let Some(step) = step else { return self.leave(Leaves::TakenOff) };
+        self.steps = self.steps.saturating_add(1);
+        self.work.stepped = true;
+        match step {
+            Step::Done => self.leave(Leaves::Finished(JobOutcome::Done)),
+            Step::Error(error) => self.leave(Leaves::Finished(JobOutcome::Failed(error))),
+            // Cannot come of a pin that holds the whole working set; if it does, the miss is real.
+            Step::Missing(missing) => {
+                let ahead = reader.missing_ahead(&self.work.job.comes_next(), missing);
+                self.leave(Leaves::Faulted { missing, ahead })
+            }
+            Step::Waiting { until } => self.leave(Leaves::Waiting { until }),
+            Step::Spinning { stubborn: true } => self.overstay(host),
+            Step::Yield | Step::Spinning { stubborn: false } => match self.interrupted(host) {
+                Some(leaves) => self.leave(leaves),
+                None => ControlFlow::Continue(self),
+            },
+        }
+    }
+
+    /// What takes the job off at the end of a step.
+    fn interrupted(&self, host: &impl EngineHost) -> Option<Leaves> {
+        if self.is_evicted() {
+            return Some(Leaves::Evicted);
+        }
+        if host.must_leave(&self.work) {
+            return Some(Leaves::TakenOff);
+        }
+        (self.steps >= SLICE_STEPS && host.is_wanted()).then_some(Leaves::SliceOver)
+    }
+
+    /// The job holds its engine, whoever asks; but what it has pinned it gives back, for it touches no memory.
+    fn overstay(mut self, host: &impl EngineHost) -> ControlFlow<Left, Self> {
+        if self.is_evicted() || host.must_leave(&self.work) {
+            self.hold = Hold::Spin;
+        }
+        self.overstayed = if host.must_leave(&self.work) { self.overstayed.saturating_add(1) } else { 0 };
+        if self.overstayed > STUBBORN_STEPS {
+            return self.leave(Leaves::TakenOff);
+        }
+        ControlFlow::Continue(self)
+    }
+
+    fn is_evicted(&self) -> bool {
+        matches!(&self.hold, Hold::Pin(pin) if pin.evicted())
+    }
+
+    /// The pin goes before anybody hears of it.
+    fn leave(self, leaves: Leaves) -> ControlFlow<Left, Self> {
+        drop(self.hold);
+        leave(self.work, leaves)
+    }
+
+    /// The job.
+    pub fn job(&self) -> &Job {
+        &self.work.job
+    }
+
+    /// Whether it holds a pin between its steps.
+    pub fn is_pinned(&self) -> bool {
+        matches!(self.hold, Hold::Pin(_))
+    }
+}
+
+/// A step of the job, over memory that is held. `None`: it has to leave. A job that spins touches no memory, and says
+/// itself whether it lets itself be taken off.
+fn step_or_leave(host: &mut impl EngineHost, work: &mut Work, memory: &impl JobMemory) -> Option<Step> {
+    if !work.job.is_spinning() && host.must_leave(work) {
+        None
+    } else {
+        Some(host.step(&mut work.job, memory))
+    }
+}
+
+fn leave(mut work: Work, leaves: Leaves) -> ControlFlow<Left, Running> {
+    work.job.left_engine();
+    ControlFlow::Break(Left { work, leaves })
+}
+
+#[cfg(test)]
+mod tests;

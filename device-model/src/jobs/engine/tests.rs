@@ -1,0 +1,248 @@
+//! What a job holds while it runs, by its mode, and what takes it off its engine. Steps are scripted: what a job does in
+//! them is no business of an engine's.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use job_stream::{At, Limits, Priority, Space, SpinBehaviour, Stream, verify};
+
+use super::*;
+use crate::addr::{Access, ByteRange, Iova, SpaceId};
+use crate::gpu::request::RawEntry;
+use crate::jobs::backing::Backing;
+use crate::jobs::job::{JobError, JobId, Treatment};
+use crate::jobs::operands::{self, Operands};
+use crate::jobs::program::Execution;
+use crate::mmu::{DrainWaker, HostRange, Invalidation, MirrorConfig, MirrorWriter, Permissions, mirror};
+
+const AT: u64 = 0x1000;
+
+struct Nobody;
+
+impl DrainWaker for Nobody {
+    fn wake(&self) {}
+}
+
+struct Rig {
+    writer: MirrorWriter,
+    reader: Reader,
+}
+
+/// A mirror in which the page of the job is mapped.
+fn rig() -> Rig {
+    let config = MirrorConfig { readers: 1, table_limit: 1 << 20 };
+    let (writer, mut readers) = mirror(config, Arc::new(Nobody));
+    let mut rig = Rig { writer, reader: readers.pop().unwrap() };
+    rig.map();
+    rig
+}
+
+fn page() -> ByteRange<Iova> {
+    ByteRange::new(Iova::new(AT), 0x1000).unwrap()
+}
+
+impl Rig {
+    fn map(&mut self) {
+        let host = HostRange::invented(0x10_0000, 0x1000);
+        let both = Permissions { read: true, write: true };
+        self.writer.map(SpaceId::DEVICE, page(), host, both).unwrap();
+    }
+
+    fn invalidate(&mut self) -> Invalidation {
+        self.writer.begin(SpaceId::DEVICE, page())
+    }
+
+    /// Begins an invalidation of the page and ends it at once, where nothing is in flight.
+    fn take_away(&mut self) {
+        let drained = self.invalidate().poll().unwrap();
+        drop(self.writer.end(drained));
+    }
+
+    fn start(&self, mode: Mode) -> ControlFlow<Left, Running> {
+        Running::start(&self.reader, work(mode, Stream::new().signal(place(), 1)))
+    }
+
+    fn running(&self, mode: Mode) -> Running {
+        self.start(mode).continue_value().unwrap()
+    }
+}
+
+fn place() -> At {
+    At::new(Space::resource(1), 0)
+}
+
+fn work(mode: Mode, stream: Stream) -> Work {
+    let program = verify(&stream.finish(), &Limits::default()).unwrap();
+    let entry = RawEntry { at: Iova::new(AT), len: 0x1000 };
+    let space = |_| Ok(operands::Space { bytes: 0x1000, backing: Backing::new(std::iter::once(entry))? });
+    let execution = Execution::new(Operands::new(program, space).unwrap(), Duration::from_secs(1));
+    Work::new(Job::program(
+        JobId(0),
+        Treatment { context: Some(1), mode, priority: Priority::Normal },
+        execution,
+    ))
+}
+
+/// Says what the script says, and then for ever what came last.
+struct Script {
+    steps: VecDeque<Step>,
+    stopped: bool,
+    wanted: bool,
+}
+
+fn script(steps: impl IntoIterator<Item = Step>) -> Script {
+    Script { steps: steps.into_iter().collect(), stopped: false, wanted: false }
+}
+
+impl EngineHost for Script {
+    fn step(&mut self, _: &mut Job, _: &impl JobMemory) -> Step {
+        if self.steps.len() > 1 { self.steps.pop_front().unwrap() } else { self.steps[0] }
+    }
+
+    fn must_leave(&self, _: &Work) -> bool {
+        self.stopped
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.wanted
+    }
+}
+
+/// Steps a job until it leaves, `most` times at the most; how often it was stepped, and why it left.
+fn run(rig: &Rig, mut running: Running, host: &mut Script, most: u32) -> (u32, Option<Leaves>) {
+    for count in 1..=most {
+        running = match running.step(&rig.reader, host) {
+            ControlFlow::Continue(running) => running,
+            ControlFlow::Break(left) => return (count, Some(left.leaves)),
+        };
+    }
+    (most, None)
+}
+
+#[test]
+fn an_invalidation_finds_what_the_mode_holds_between_steps() {
+    for (mode, pinned, pins, evicted) in [
+        (Mode::Strict, false, 0, false),
+        (Mode::Fault, false, 0, false),
+        (Mode::Fence, true, 1, false),
+        (Mode::Preempt, true, 1, true),
+        (Mode::RegistrationCache, true, 0, false),
+    ] {
+        let mut rig = rig();
+        let running = rig.running(mode);
+        assert_eq!(running.is_pinned(), pinned, "{mode}");
+        let invalidation = rig.invalidate();
+        assert_eq!(invalidation.in_flight().pins, pins, "{mode}");
+        let (_, left) = run(&rig, running, &mut script([Step::Yield]), 3);
+        assert_eq!(left, evicted.then_some(Leaves::Evicted), "{mode}");
+        assert!(invalidation.poll().is_ok(), "{mode}: what has left its engine holds nothing");
+    }
+}
+
+#[test]
+fn a_fence_mode_job_that_is_evicted_leaves_at_its_next_step_and_holds_nothing() {
+    let mut rig = rig();
+    let running = rig.running(Mode::Fence);
+    let invalidation = rig.invalidate().poll().unwrap_err();
+    assert_eq!(invalidation.evict(), 1);
+    assert_eq!(run(&rig, running, &mut script([Step::Yield]), 9), (1, Some(Leaves::Evicted)));
+    assert!(invalidation.poll().is_ok());
+}
+
+#[test]
+fn every_way_off_the_engine_gives_the_pin_back() {
+    let missing = Missing { space: SpaceId::DEVICE, range: page(), access: Access::Read };
+    let until = Duration::from_secs(1);
+    for (step, leaves) in [
+        (Step::Done, Leaves::Finished(JobOutcome::Done)),
+        (Step::Error(JobError::Killed), Leaves::Finished(JobOutcome::Failed(JobError::Killed))),
+        (Step::Missing(missing), Leaves::Faulted { missing, ahead: vec![] }),
+        (Step::Waiting { until }, Leaves::Waiting { until }),
+    ] {
+        let mut rig = rig();
+        let running = rig.running(Mode::Fence);
+        assert_eq!(run(&rig, running, &mut script([step]), 9), (1, Some(leaves)));
+        assert!(rig.invalidate().in_flight().is_none());
+    }
+}
+
+#[test]
+fn a_job_has_its_least_slice_before_another_gets_the_engine() {
+    let rig = rig();
+    let mut host = Script { wanted: true, ..script([Step::Yield]) };
+    let slice = (SLICE_STEPS, Some(Leaves::SliceOver));
+    assert_eq!(run(&rig, rig.running(Mode::Fault), &mut host, 1000), slice);
+    host.wanted = false;
+    assert_eq!(run(&rig, rig.running(Mode::Fault), &mut host, 1000), (1000, None), "nobody wants it");
+}
+
+#[test]
+fn an_engine_that_has_to_stop_puts_its_job_back_at_the_next_step() {
+    let rig = rig();
+    for mode in Mode::ALL {
+        for step in [Step::Yield, Step::Spinning { stubborn: false }] {
+            let mut host = Script { stopped: true, ..script([step]) };
+            assert_eq!(run(&rig, rig.running(*mode), &mut host, 9), (1, Some(Leaves::TakenOff)), "{mode}");
+        }
+    }
+}
+
+#[test]
+fn what_is_missing_is_asked_for_and_what_is_being_invalidated_is_waited_for() {
+    let mut rig = rig();
+    let invalidation = rig.invalidate();
+    let left = |start: ControlFlow<Left, Running>| start.break_value().unwrap().leaves;
+    assert_eq!(left(rig.start(Mode::Fence)), Leaves::Invalidating);
+    drop(rig.writer.end(invalidation.poll().unwrap()));
+    let missing = Missing { space: SpaceId::DEVICE, range: page(), access: Access::Write };
+    assert_eq!(left(rig.start(Mode::Fence)), Leaves::Missing(vec![missing]));
+    assert!(rig.start(Mode::Fault).is_continue(), "a section asks when it comes to it");
+}
+
+#[test]
+fn a_job_that_invalidations_keep_from_being_pinned_runs_over_sections() {
+    let mut rig = rig();
+    rig.take_away();
+    let mut work = work(Mode::Fence, Stream::new().signal(place(), 1));
+    for attempt in 0..=PIN_ATTEMPTS {
+        let Left { work: back, leaves } = Running::start(&rig.reader, work).break_value().unwrap();
+        assert!(matches!(leaves, Leaves::Missing(_)), "attempt {attempt}: {leaves:?}");
+        work = back;
+    }
+    let running = Running::start(&rig.reader, work).continue_value().unwrap();
+    assert!(!running.is_pinned());
+}
+
+#[test]
+fn a_job_whose_miss_was_refused_ends_with_that() {
+    let rig = rig();
+    let mut failed = work(Mode::Fence, Stream::new().signal(place(), 1));
+    failed.failed = Some(JobError::Killed);
+    let left = Running::start(&rig.reader, failed).break_value().unwrap();
+    assert_eq!(left.leaves, Leaves::Finished(JobOutcome::Failed(JobError::Killed)));
+}
+
+/// Nobody needs to wait for the memory of a job that touches none.
+#[test]
+fn a_stubborn_spin_gives_its_pin_back_and_keeps_its_engine() {
+    let mut rig = rig();
+    let spin = Stream::new().spin(SpinBehaviour::Stubborn, 1_000_000).signal(place(), 1);
+    let mut running = Running::start(&rig.reader, work(Mode::Preempt, spin)).continue_value().unwrap();
+    assert!(running.is_pinned());
+    let mut host = Script { wanted: true, ..script([Step::Spinning { stubborn: true }]) };
+    let invalidation = rig.invalidate();
+    for _ in 0..100 {
+        running = running.step(&rig.reader, &mut host).continue_value().unwrap();
+    }
+    assert!(!running.is_pinned() && invalidation.poll().is_ok());
+}
+
+#[test]
+fn a_stop_bears_a_stubborn_spin_for_a_while_and_no_longer() {
+    let rig = rig();
+    let mut host = Script { stopped: true, ..script([Step::Spinning { stubborn: true }]) };
+    let spin = Stream::new().spin(SpinBehaviour::Stubborn, 1_000_000);
+    let running = Running::start(&rig.reader, work(Mode::Fault, spin)).continue_value().unwrap();
+    let wanted = (STUBBORN_STEPS + 1, Some(Leaves::TakenOff));
+    assert_eq!(run(&rig, running, &mut host, 2 * STUBBORN_STEPS), wanted);
+}

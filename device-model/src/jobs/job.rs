@@ -1,0 +1,283 @@
+//! A job: work on guest memory as a resumable value. Engines step it, a little at a time, inside a section or over a
+//! pin; it owns all that it needs. Knows how far it has come; knows nothing of who waits for it.
+
+use std::time::Duration;
+
+use job_stream::{Mode, Priority};
+use serde::Serialize;
+
+use crate::jobs::program::Execution;
+use crate::jobs::transfer::Transfer;
+use crate::mmu::{JobMemory, MemoryError, Missing, PinRange, SeededBug};
+use crate::telemetry::names::JobName;
+
+/// Which job: never the same twice in the life of a device, resets included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct JobId(pub(crate) u64);
+
+impl JobId {
+    /// The job with this number.
+    pub const fn new(raw: u64) -> Self {
+        Self(raw)
+    }
+
+    /// The number of the job.
+    pub fn raw(self) -> u64 {
+        self.0
+    }
+}
+
+/// What a step is done with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepContext {
+    /// The device's time: the same for all engines, and it never goes back.
+    pub now: Duration,
+    /// Bytes that the step may move, about.
+    pub budget: usize,
+}
+
+/// A step of work that takes no notice of the time.
+impl From<usize> for StepContext {
+    fn from(budget: usize) -> Self {
+        Self { now: Duration::ZERO, budget }
+    }
+}
+
+/// What came of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The job is at its end.
+    Done,
+    /// The budget is used up, or somebody else has the image: more is to do.
+    Yield,
+    /// It holds the engine, without touching memory, until its time is over: look again soon.
+    Spinning {
+        /// It does not leave for others, only when the engine itself has to stop.
+        stubborn: bool,
+    },
+    /// A value in memory is not yet what it waits for: somebody else may have the engine.
+    Waiting {
+        /// When it gives up.
+        until: Duration,
+    },
+    /// There is no mapping for what comes next. The job goes on from there once there is one.
+    Missing(Missing),
+    /// The job cannot go on.
+    Error(JobError),
+}
+
+/// Why a job did not come to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum JobError {
+    /// The front-end refused a mapping that the job needs.
+    #[error("Range {0} was refused")]
+    Refused(Missing),
+    /// A mapping did not come in time.
+    #[error("Range {0} was not answered in time")]
+    TimedOut(Missing),
+    /// What it used was mapped to other memory before its end.
+    #[error("Range {0} was mapped to other memory while the job used it")]
+    Moved(Missing),
+    /// The job was taken off its engine, for what it used is gone.
+    #[error("The job was killed")]
+    Killed,
+    /// Its context is lost, or was destroyed, before its turn came.
+    #[error("The context of the job is lost")]
+    ContextLost,
+    /// A WAIT was over its time.
+    #[error("Packet {packet} (WAIT) has waited in vain")]
+    WaitTimedOut {
+        /// The packet, counted from 0.
+        packet: usize,
+    },
+    /// A SPIN did not leave its engine.
+    #[error("Packet {packet} (SPIN) was taken off its engine by force")]
+    Wedged {
+        /// The packet, counted from 0.
+        packet: usize,
+    },
+    /// The job touched memory that it did not ask for: a bug of ours.
+    #[error("The job touched memory that it did not ask for")]
+    Memory(#[source] MemoryError),
+    /// The job wanted to write past its image: a bug of ours.
+    #[error("The job left its image")]
+    OutsideImage,
+}
+
+/// How a job ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JobOutcome {
+    /// Its last step said [`Step::Done`].
+    Done,
+    /// It cannot, or may not, go on.
+    Failed(JobError),
+}
+
+/// How a job is treated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Treatment {
+    /// Whose job it is; a transfer is nobody's.
+    pub(crate) context: Option<u32>,
+    /// What an invalidation means to it.
+    pub(crate) mode: Mode,
+    /// Whose turn it is before it.
+    pub(crate) priority: Priority,
+}
+
+/// What a job does.
+#[derive(Debug)]
+enum Work {
+    /// TRANSFER_TO_HOST_2D.
+    Transfer(Transfer),
+    /// SUBMIT_3D.
+    Program(Box<Execution>),
+}
+
+/// A job. Whoever has it gives it back with [`Device::job_finished`](crate::gpu::device::Device::job_finished).
+#[derive(Debug)]
+#[must_use = "somebody waits for the end of this job"]
+pub struct Job {
+    id: JobId,
+    treatment: Treatment,
+    work: Work,
+}
+
+impl Job {
+    /// A transfer: pinned while it runs.
+    pub(crate) fn transfer(id: JobId, transfer: Transfer) -> Self {
+        let treatment = Treatment { context: None, mode: Mode::Fence, priority: Priority::Normal };
+        Self { id, treatment, work: Work::Transfer(transfer) }
+    }
+
+    /// A program.
+    pub(crate) fn program(id: JobId, treatment: Treatment, program: Execution) -> Self {
+        Self { id, treatment, work: Work::Program(Box::new(program)) }
+    }
+
+    /// Which job this is.
+    pub fn id(&self) -> JobId {
+        self.id
+    }
+
+    /// Whose job it is; a transfer is nobody's.
+    pub fn context(&self) -> Option<u32> {
+        self.treatment.context
+    }
+
+    /// What an invalidation means to it.
+    pub fn mode(&self) -> Mode {
+        self.treatment.mode
+    }
+
+    /// Whose turn it is before it.
+    pub fn priority(&self) -> Priority {
+        self.treatment.priority
+    }
+
+    /// The packet that it has come to, counted from 0; a transfer has none.
+    pub fn packet(&self) -> Option<usize> {
+        match &self.work {
+            Work::Transfer(_) => None,
+            Work::Program(program) => Some(program.packet()),
+        }
+    }
+
+    /// The job, and what its packets name, for records.
+    pub fn name(&self) -> JobName {
+        let operands = match &self.work {
+            Work::Transfer(_) => Vec::new(),
+            Work::Program(program) => program.operand_names(),
+        };
+        let (context, mode, priority) = (self.context(), self.mode(), self.priority());
+        JobName { id: self.id, context, mode, priority, operands }
+    }
+
+    /// What it still has to touch: ranges in order, merged where no page lies between them. A pin of these covers
+    /// every step to come.
+    pub fn working_set(&self) -> Vec<PinRange> {
+        match &self.work {
+            Work::Transfer(transfer) => transfer.working_set(),
+            Work::Program(program) => program.working_set(),
+        }
+    }
+
+    /// What the packet that it has come to touches; of a transfer, all that is left.
+    pub fn comes_next(&self) -> Vec<PinRange> {
+        match &self.work {
+            Work::Transfer(transfer) => transfer.working_set(),
+            Work::Program(program) => program.comes_next(),
+        }
+    }
+
+    /// Whether others can learn from memory how far it has come, before its end: by a SIGNAL, an ATOMIC, or a user fence.
+    pub(crate) fn tells_by_memory(&self) -> bool {
+        matches!(&self.work, Work::Program(program) if program.tells_by_memory())
+    }
+
+    /// Whether what comes next holds the engine without touching memory.
+    pub fn is_spinning(&self) -> bool {
+        matches!(&self.work, Work::Program(program) if program.is_spinning())
+    }
+
+    /// Whether it is to end at its next step.
+    pub fn is_cancelled(&self) -> bool {
+        matches!(&self.work, Work::Program(program) if program.is_cancelled())
+    }
+
+    /// Goes on for about `budget` bytes: a step is bounded, never blocks and takes no lock that anybody waits under.
+    pub fn step(&mut self, memory: &impl JobMemory, context: impl Into<StepContext>) -> Step {
+        let context = context.into();
+        match &mut self.work {
+            Work::Transfer(transfer) => transfer.step(memory, context.budget),
+            Work::Program(program) => program.step(memory, context),
+        }
+    }
+
+    /// Takes the seeded bug "signal before write" into effect: the values that tell of its progress are there before it.
+    pub fn signal_early(&self, memory: &impl JobMemory, why: SeededBug) {
+        if let Work::Program(program) = &self.work {
+            program.signal_early(memory, why);
+        }
+    }
+
+    /// It cannot go on. `Ok`: it is to be stepped on, to tell of its end in memory. `Err`: this is its end.
+    pub(crate) fn fail(&mut self, error: JobError) -> Result<(), JobError> {
+        match &mut self.work {
+            Work::Transfer(_) => Err(error),
+            Work::Program(program) => program.fail(error),
+        }
+    }
+
+    /// It is off its engine.
+    pub(crate) fn left_engine(&mut self) {
+        if let Work::Program(program) = &mut self.work {
+            program.left_engine();
+        }
+    }
+
+    /// The program that it executes, for an oracle that compares it with what was submitted.
+    #[cfg(any(test, feature = "test-utils"))]
+    pub(crate) fn program_of(&self) -> Option<&job_stream::Program> {
+        match &self.work {
+            Work::Transfer(_) => None,
+            Work::Program(program) => Some(program.program()),
+        }
+    }
+
+    /// Takes the seeded bug "skip a kill" into effect: it forgets that it is to end.
+    #[cfg(any(test, feature = "test-utils"))]
+    pub(crate) fn skip_kill(&self, _why: SeededBug) {
+        if let Work::Program(program) = &self.work {
+            program.cancellation().store(false, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    /// Bytes of guest memory copied so far.
+    pub fn bytes_moved(&self) -> u64 {
+        match &self.work {
+            Work::Transfer(transfer) => transfer.bytes_moved(),
+            Work::Program(program) => program.bytes_moved(),
+        }
+    }
+}

@@ -1,0 +1,459 @@
+//! The executor of a job stream: a verified program, resumable after every piece of a packet. Knows what each packet
+//! does, where its operands lie in the guest and how far it has come; knows nothing of contexts, queues or pins.
+//!
+//! What must happen exactly once (SIGNAL, TIMESTAMP, both halves of ATOMIC, the user fence) is one access, and the
+//! place in the program moves on in the same step. All else may be done again after a miss.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::unwrap_used
+    )
+)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::time::Duration;
+
+use job_stream::{At, Atomic, Context, Crc32c, Operand, Packet, Range, Spin, SpinBehaviour, Wait};
+
+use crate::addr::{Iova, PAGE_SIZE, SpaceId};
+use crate::jobs::job::{JobError, Step, StepContext};
+use crate::jobs::operands::Operands;
+use crate::mmu::{AtomicOperation, JobMemory, MemoryError, PinRange, SeededBug, Width};
+use crate::telemetry::names::{OPERANDS, OperandName};
+
+/// What a packet costs of a step's budget at the least.
+const PACKET_COST: usize = 256;
+
+/// Bytes that go through the engine's hands in one piece.
+const PIECE: usize = 16 << 10;
+
+/// On-engine time after which a SPIN that is wedged is taken off by force.
+pub(crate) const WEDGE: Duration = Duration::from_millis(100);
+
+/// A program that is being executed.
+#[derive(Debug)]
+pub(crate) struct Execution {
+    operands: Operands,
+    state: State,
+    /// The longest WAIT.
+    patience: Duration,
+    cancelled: Arc<AtomicBool>,
+}
+
+/// How far it has come.
+#[derive(Debug, Default)]
+struct State {
+    /// The packet.
+    packet: usize,
+    /// Bytes of it that are done.
+    done: u64,
+    /// Of CHECKSUM: so far.
+    crc: Crc32c,
+    /// Of ATOMIC: the value that its first half found.
+    old: Option<u64>,
+    /// Of WAIT: when it looked first.
+    since: Option<Duration>,
+    /// Of SPIN: time spent on the engine, and when that was counted last.
+    spent: Duration,
+    counted: Option<Duration>,
+    /// It has failed, and only its user fence is to be written yet.
+    failed: Option<JobError>,
+    bytes: u64,
+}
+
+/// What came of a piece of a packet.
+enum Piece {
+    /// The packet is done.
+    Packet,
+    /// So many bytes of it are.
+    Bytes(usize),
+    /// It holds the engine.
+    Spins { stubborn: bool },
+    /// It leaves the engine until it looks again.
+    Waits { until: Duration },
+}
+
+type Executed = Result<Piece, JobError>;
+
+/// Why a piece was not done.
+enum Stop {
+    Memory(MemoryError),
+    Error(JobError),
+}
+
+impl From<MemoryError> for Stop {
+    fn from(error: MemoryError) -> Self {
+        Self::Memory(error)
+    }
+}
+
+impl Execution {
+    /// The execution of a program over these operands; a WAIT takes no longer than `patience`.
+    pub(crate) fn new(operands: Operands, patience: Duration) -> Self {
+        Self { operands, state: State::default(), patience, cancelled: Arc::default() }
+    }
+
+    /// Turned true, it makes the job fail at its next step.
+    pub(crate) fn cancellation(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.cancelled)
+    }
+
+    /// The program.
+    #[cfg(any(test, feature = "test-utils"))]
+    pub(crate) fn program(&self) -> &job_stream::Program {
+        self.operands.program()
+    }
+
+    /// Whether it is to fail at its next step.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        // ORDERING: a request, looked at again at every step.
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// The packet that it has come to.
+    pub(crate) fn packet(&self) -> usize {
+        self.state.packet
+    }
+
+    /// Bytes of guest memory read and written so far by FILL, COPY and CHECKSUM.
+    pub(crate) fn bytes_moved(&self) -> u64 {
+        self.state.bytes
+    }
+
+    /// What it may still touch.
+    pub(crate) fn working_set(&self) -> Vec<PinRange> {
+        match self.state.failed {
+            None => self.operands.working_set(self.state.packet),
+            Some(_) => self.operands.fence_only(),
+        }
+    }
+
+    /// What the packet that it has come to touches.
+    pub(crate) fn comes_next(&self) -> Vec<PinRange> {
+        match self.state.failed {
+            None => self.operands.of_packet(self.state.packet),
+            Some(_) => self.operands.fence_only(),
+        }
+    }
+
+    /// Whether others can learn from memory how far it has come.
+    pub(crate) fn tells_by_memory(&self) -> bool {
+        let tells = |packet: &Packet| matches!(packet, Packet::Signal(_) | Packet::Atomic(_));
+        self.operands.fence().is_some() || self.operands.program().packets().iter().any(tells)
+    }
+
+    /// What its packets name: the first few.
+    pub(crate) fn operand_names(&self) -> Vec<OperandName> {
+        let program = self.operands.program();
+        let name = |(packet, operand): (usize, Operand)| {
+            let opcode = program.packets().get(packet)?.opcode().name();
+            let bytes = (operand.range.address, operand.range.last()?);
+            let (access, resource) = (operand.access, operand.range.space.raw());
+            Some(OperandName { packet, opcode, access, resource, bytes })
+        };
+        program.operands().filter_map(name).take(OPERANDS).collect()
+    }
+
+    /// The packet that it has come to needs no memory.
+    pub(crate) fn is_spinning(&self) -> bool {
+        self.state.failed.is_none()
+            && matches!(self.operands.program().packets().get(self.state.packet), Some(Packet::Spin(_)))
+    }
+
+    /// It is off its engine: time does not count for SPIN any more.
+    pub(crate) fn left_engine(&mut self) {
+        self.state.counted = None;
+    }
+
+    /// Ends it with an error: from now on it only writes its user fence. `Err`: it has none, or cannot do even that,
+    /// and is at its end with this.
+    pub(crate) fn fail(&mut self, error: JobError) -> Result<(), JobError> {
+        match self.state.failed {
+            Some(first) => Err(first),
+            None if self.operands.fence().is_none() => Err(error),
+            None => {
+                self.state.failed = Some(error);
+                Ok(())
+            }
+        }
+    }
+
+    /// The seeded bug: what SIGNALs and the user fence say is true only later.
+    pub(crate) fn signal_early(&self, memory: &impl JobMemory, _why: SeededBug) {
+        let later = self.operands.program().packets().iter().skip(self.state.packet);
+        let signals = later.filter_map(|packet| match packet {
+            Packet::Signal(signal) => Some((signal.at, signal.wide, signal.value)),
+            _ => None,
+        });
+        let fence = self.operands.fence().and_then(|context| Some((context.fence?, true, context.done)));
+        for (at, wide, value) in signals.chain(fence) {
+            // What is missing is told in time.
+            let _ = store(&self.operands, memory, at, (wide, value));
+        }
+    }
+
+    /// Goes on for about `context.budget` bytes.
+    pub(crate) fn step(&mut self, memory: &impl JobMemory, context: StepContext) -> Step {
+        let mut left = context.budget.max(1);
+        if self.is_cancelled()
+            && let Err(error) = self.fail_unless_failed(JobError::Killed)
+        {
+            return Step::Error(error);
+        }
+        while left > 0 {
+            let Some(packet) = self.next_packet() else { return self.finish(memory) };
+            let piece =
+                self.state.execute(&packet, &self.operands, memory, (context.now, left, self.patience));
+            match piece {
+                Ok(Piece::Packet) => {
+                    self.state.next_packet();
+                    left = left.saturating_sub(PACKET_COST);
+                    // Nobody asks a job that spins whether it has to leave: what is behind it is for a step before which
+                    // somebody does.
+                    if matches!(packet, Packet::Spin(_)) {
+                        return Step::Yield;
+                    }
+                }
+                Ok(Piece::Bytes(bytes)) => left = left.saturating_sub(bytes.max(PACKET_COST)),
+                Ok(Piece::Spins { stubborn }) => return Step::Spinning { stubborn },
+                Ok(Piece::Waits { until }) => return Step::Waiting { until },
+                Err(Stop::Memory(MemoryError::Missing(missing))) => return Step::Missing(missing),
+                Err(Stop::Memory(bug)) => return self.broken(JobError::Memory(bug)),
+                Err(Stop::Error(error)) => return self.broken(error),
+            }
+        }
+        Step::Yield
+    }
+
+    fn next_packet(&self) -> Option<Packet> {
+        let packets = self.operands.program().packets().get(self.state.packet);
+        packets.filter(|_| self.state.failed.is_none()).cloned()
+    }
+
+    fn fail_unless_failed(&mut self, error: JobError) -> Result<(), JobError> {
+        if self.state.failed.is_some() { Ok(()) } else { self.fail(error) }
+    }
+
+    /// The job fails by itself: its fence is written in the steps to come.
+    fn broken(&mut self, error: JobError) -> Step {
+        match self.fail(error) {
+            Ok(()) => Step::Yield,
+            Err(error) => Step::Error(error),
+        }
+    }
+
+    /// Writes the user fence, after everything before it.
+    fn finish(&mut self, memory: &impl JobMemory) -> Step {
+        if let Some(Context { fence: Some(at), done, failed, .. }) = self.operands.fence() {
+            let value = if self.state.failed.is_none() { *done } else { *failed };
+            match store(&self.operands, memory, *at, (true, value)) {
+                Ok(()) => {}
+                Err(MemoryError::Missing(missing)) => return Step::Missing(missing),
+                Err(bug) => return Step::Error(self.state.failed.unwrap_or(JobError::Memory(bug))),
+            }
+        }
+        self.state.failed.map_or(Step::Done, Step::Error)
+    }
+}
+
+impl State {
+    /// Goes on to the next packet.
+    fn next_packet(&mut self) {
+        let Self { packet, failed, bytes, .. } = *self;
+        // OVERFLOW: bounded by the packets of the program.
+        *self = Self { packet: packet.saturating_add(1), failed, bytes, ..Self::default() };
+    }
+
+    /// Does a piece of `packet`: at most `left` bytes.
+    fn execute(
+        &mut self,
+        packet: &Packet,
+        operands: &Operands,
+        memory: &impl JobMemory,
+        (now, left, patience): (Duration, usize, Duration),
+    ) -> Result<Piece, Stop> {
+        match packet {
+            Packet::Nop(_) | Packet::Context(_) => Ok(Piece::Packet),
+            Packet::Barrier(_) => {
+                // ORDERING: the packet's promise: everything before it is visible before anything behind it.
+                fence(Ordering::SeqCst);
+                Ok(Piece::Packet)
+            }
+            Packet::Fill(fill) => self.fill(operands, memory, (fill.to, fill.pattern), left),
+            Packet::Copy(copy) => self.copy(operands, memory, (copy.from, copy.to), left),
+            Packet::Checksum(sum) => self.checksum(operands, memory, (sum.from, sum.to), left),
+            Packet::Signal(signal) => {
+                store(operands, memory, signal.at, (signal.wide, signal.value))?;
+                Ok(Piece::Packet)
+            }
+            Packet::Timestamp(stamp) => {
+                store(operands, memory, stamp.at, (true, nanoseconds(now)))?;
+                Ok(Piece::Packet)
+            }
+            Packet::Atomic(atomic) => self.atomic(operands, memory, atomic),
+            Packet::Wait(wait) => self.wait(operands, memory, wait, (now, patience)),
+            Packet::Spin(spin) => self.spin(spin, now).map_err(Stop::Error),
+        }
+    }
+
+    fn fill(
+        &mut self,
+        operands: &Operands,
+        memory: &impl JobMemory,
+        (to, pattern): (Range, u32),
+        left: usize,
+    ) -> Result<Piece, Stop> {
+        let Some((at, len)) = self.run(operands, to, left) else { return Ok(Piece::Packet) };
+        let mut piece = [0; PIECE];
+        let bytes = piece.get_mut(..len).unwrap_or_default();
+        let skipped = (self.done & 3) as usize;
+        let pattern = pattern.to_le_bytes();
+        bytes.iter_mut().zip(pattern.iter().cycle().skip(skipped)).for_each(|(to, from)| *to = *from);
+        memory.write(SpaceId::DEVICE, at, bytes)?;
+        Ok(self.advance(len, to.length))
+    }
+
+    fn copy(
+        &mut self,
+        operands: &Operands,
+        memory: &impl JobMemory,
+        (from, to): (Range, At),
+        left: usize,
+    ) -> Result<Piece, Stop> {
+        let source = self.run(operands, from, left);
+        let target = self.run(operands, to.range(from.length), left);
+        let (Some((source, readable)), Some((target, writable))) = (source, target) else {
+            return Ok(Piece::Packet);
+        };
+        let len = readable.min(writable);
+        memory.copy(SpaceId::DEVICE, source, target, len)?;
+        Ok(self.advance(len, from.length))
+    }
+
+    fn checksum(
+        &mut self,
+        operands: &Operands,
+        memory: &impl JobMemory,
+        (from, to): (Range, At),
+        left: usize,
+    ) -> Result<Piece, Stop> {
+        let Some((at, len)) = self.run(operands, from, left) else {
+            store(operands, memory, to, (false, self.crc.value().into()))?;
+            return Ok(Piece::Packet);
+        };
+        let mut piece = [0; PIECE];
+        let bytes = piece.get_mut(..len).unwrap_or_default();
+        memory.read(SpaceId::DEVICE, at, bytes)?;
+        self.crc.update(bytes);
+        self.advance(len, u64::MAX);
+        Ok(Piece::Bytes(len))
+    }
+
+    fn atomic(
+        &mut self,
+        operands: &Operands,
+        memory: &impl JobMemory,
+        atomic: &Atomic,
+    ) -> Result<Piece, Stop> {
+        let old = match self.old {
+            Some(old) => old,
+            None => {
+                let operation = match atomic.operation {
+                    job_stream::AtomicOperation::Add => AtomicOperation::Add(atomic.operand),
+                    job_stream::AtomicOperation::CompareAndSwap => {
+                        AtomicOperation::CompareExchange { expected: atomic.expected, new: atomic.operand }
+                    }
+                };
+                value(operands, memory, atomic.at, (atomic.wide, operation))?
+            }
+        };
+        self.old = Some(old);
+        if let Some(at) = atomic.old {
+            store(operands, memory, at, (atomic.wide, old))?;
+        }
+        Ok(Piece::Packet)
+    }
+
+    fn wait(
+        &mut self,
+        operands: &Operands,
+        memory: &impl JobMemory,
+        wait: &Wait,
+        (now, patience): (Duration, Duration),
+    ) -> Result<Piece, Stop> {
+        if wait.holds(value(operands, memory, wait.at, (wait.wide, AtomicOperation::Load))?) {
+            return Ok(Piece::Packet);
+        }
+        let timeout = if wait.timeout == 0 { patience } else { Duration::from_nanos(wait.timeout) };
+        let until = self.since.get_or_insert(now).saturating_add(timeout);
+        if until <= now {
+            return Err(Stop::Error(JobError::WaitTimedOut { packet: self.packet }));
+        }
+        Ok(Piece::Waits { until })
+    }
+
+    /// Counts the time since it was looked at last, if the job has been on its engine since.
+    fn spin(&mut self, spin: &Spin, now: Duration) -> Executed {
+        let before = self.counted.replace(now).unwrap_or(now);
+        self.spent = self.spent.saturating_add(now.saturating_sub(before));
+        match spin.behaviour {
+            SpinBehaviour::Wedged if self.spent >= WEDGE => Err(JobError::Wedged { packet: self.packet }),
+            SpinBehaviour::Wedged => Ok(Piece::Spins { stubborn: true }),
+            _ if self.spent >= Duration::from_nanos(spin.duration) => Ok(Piece::Packet),
+            behaviour => Ok(Piece::Spins { stubborn: behaviour == SpinBehaviour::Stubborn }),
+        }
+    }
+
+    /// Where the operand goes on, and how many bytes can be handled there in one piece; `None`: all are done.
+    fn run(&self, operands: &Operands, range: Range, left: usize) -> Option<(Iova, usize)> {
+        let rest = range.length.checked_sub(self.done).filter(|rest| *rest > 0)?;
+        let (at, in_entry) = operands.locate(range.at().plus(self.done))?;
+        // A page at a time, so that what a miss makes us do again is little.
+        let to_page_end = PAGE_SIZE.saturating_sub(at.page_offset());
+        let in_piece = if in_entry > to_page_end { to_page_end } else { in_entry };
+        let len = rest.min(in_piece).min(PIECE as u64);
+        Some((at, usize::try_from(len).unwrap_or(usize::MAX).min(left)))
+    }
+
+    fn advance(&mut self, len: usize, total: u64) -> Piece {
+        self.done = self.done.saturating_add(len as u64);
+        self.bytes = self.bytes.saturating_add(len as u64);
+        if self.done >= total { Piece::Packet } else { Piece::Bytes(len) }
+    }
+}
+
+fn width(wide: bool) -> Width {
+    if wide { Width::Wide } else { Width::Word }
+}
+
+fn store(
+    operands: &Operands,
+    memory: &impl JobMemory,
+    at: At,
+    (wide, new): (bool, u64),
+) -> Result<(), MemoryError> {
+    value(operands, memory, at, (wide, AtomicOperation::Store(new))).map(drop)
+}
+
+/// Operates on the value at `at`, which verification found to be aligned and in one piece.
+fn value(
+    operands: &Operands,
+    memory: &impl JobMemory,
+    at: At,
+    (wide, operation): (bool, AtomicOperation),
+) -> Result<u64, MemoryError> {
+    let unaligned = MemoryError::Unaligned(Iova::new(at.address));
+    let (place, _) = operands.locate(at).ok_or(unaligned)?;
+    memory.atomic(SpaceId::DEVICE, place, width(wide), operation)
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,427 @@
+//! Which job an engine takes next, and where jobs wait. A parked job holds no section and no pin (I4): it is a
+//! value in a map, until every page that it waits for is answered or the invalidation in its way has ended.
+//!
+//! A state machine of values: whoever shares it between threads puts a lock around it and wakes the engines. Knows
+//! nothing of threads, of the mirror, or of how a miss is asked for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use job_stream::Mode;
+
+mod ready;
+mod suspects;
+
+use crate::addr::{ByteRange, Iova, SpaceId};
+use crate::jobs::engine::{Leaves, Left};
+use crate::jobs::job::{Job, JobError, JobId, JobOutcome};
+use crate::jobs::transfer::merged;
+use crate::mmu::{MappedRange, Missing};
+use crate::telemetry::violation::{InvalidationInfo, Verdict};
+use ready::Ready;
+use suspects::{Begun, Stands};
+pub use suspects::{Found, Judgement, Revealed};
+
+/// A job on its way through the engines.
+#[derive(Debug)]
+#[must_use = "somebody waits for the end of this job"]
+pub struct Work {
+    /// What is to be done.
+    pub job: Job,
+    /// How often an invalidation came between the answers to its misses and its pin.
+    pub pin_attempts: u32,
+    /// The first page that its last pin lacked.
+    pub missed: Option<Iova>,
+    /// The answer to a miss of it was no: an engine ends the job with this.
+    pub failed: Option<JobError>,
+    /// How many invalidations had ended when an engine took it: before any pin of it was tried.
+    seen: u64,
+    /// How often everything had been discarded when it was submitted.
+    life: u64,
+    /// How often its WAIT has looked in vain since it was last told to look.
+    looks: u32,
+    /// It has done something.
+    pub(crate) stepped: bool,
+    /// It is done, and was parked once more to see whether its memory was still its own.
+    pub(crate) checked: bool,
+}
+
+impl Work {
+    /// A job that has not started.
+    pub fn new(job: Job) -> Self {
+        Self {
+            job,
+            pin_attempts: 0,
+            missed: None,
+            failed: None,
+            seen: 0,
+            life: 0,
+            looks: 0,
+            stepped: false,
+            checked: false,
+        }
+    }
+
+    /// How often everything had been discarded when it was submitted (see [`Schedule::life`]).
+    pub fn life(&self) -> u64 {
+        self.life
+    }
+}
+
+/// A job that an engine is done with.
+#[derive(Debug)]
+#[must_use = "somebody waits for the end of this job"]
+pub struct FinishedJob {
+    /// The job.
+    pub job: Job,
+    /// How it ended.
+    pub outcome: JobOutcome,
+}
+
+/// What an engine is to do next.
+#[derive(Debug)]
+pub enum Turn {
+    /// This.
+    Run(Work),
+    /// Wait until something changes: nothing is ready, or the device is paused.
+    Wait,
+    /// End: the device closes.
+    Close,
+}
+
+/// What is to be done about a job that has left an engine.
+#[derive(Debug)]
+pub enum Disposed {
+    /// It is at its end: the device is to be told.
+    Finished(FinishedJob),
+    /// It waits for translations: they are to be asked for. It is parked already, so that the answers find it.
+    Missing {
+        /// Who waits.
+        job: JobId,
+        /// For what.
+        missing: Vec<Missing>,
+        /// To be asked for after that; it does not wait for these.
+        ahead: Vec<Missing>,
+    },
+    /// It waits for its turn, or for the end of an invalidation.
+    Waits,
+    /// It is from before everything was discarded: nobody waits for it any more.
+    Stale,
+}
+
+#[derive(Debug)]
+enum Parked {
+    /// Waits for this many answers.
+    Misses { work: Work, left: usize },
+    /// Waits for the end of an invalidation.
+    Invalidation(Work),
+    /// Looks again at this time whether a value in memory is what it waits for.
+    Wait { work: Work, look: Duration },
+}
+
+impl Parked {
+    fn into_work(self) -> Work {
+        let (Self::Misses { work, .. } | Self::Invalidation(work) | Self::Wait { work, .. }) = self;
+        work
+    }
+}
+
+/// How soon a WAIT looks again at first; twice as long after each time, up to [`LONGEST_LOOK`].
+const FIRST_LOOK: Duration = Duration::from_micros(50);
+/// How long a WAIT leaves memory unlooked at.
+const LONGEST_LOOK: Duration = Duration::from_millis(1);
+
+/// The queue of work before the engines.
+#[derive(Debug, Default)]
+pub struct Schedule {
+    ready: Ready,
+    now: Duration,
+    parked: BTreeMap<JobId, Parked>,
+    /// Each job from when an engine first took it to its end, wherever it waits in between.
+    begun: BTreeMap<JobId, Begun>,
+    invalidations_ended: u64,
+    /// How often everything was discarded.
+    life: u64,
+    paused: bool,
+    closing: bool,
+}
+
+impl Schedule {
+    /// A schedule without work, paused until the device starts.
+    pub fn new() -> Self {
+        Self { paused: true, ..Self::default() }
+    }
+
+    /// Takes a new job.
+    pub fn submit(&mut self, job: Job) {
+        self.ready.push_back(Work { life: self.life, ..Work::new(job) });
+    }
+
+    /// Sets the time. WAITs whose time it is to look again are ready.
+    pub fn set_time(&mut self, now: Duration) {
+        self.now = self.now.max(now);
+        let now = self.now;
+        self.unpark(|parked| matches!(parked, Parked::Wait { look, .. } if *look <= now));
+    }
+
+    /// When the time is to be set next, if there is nothing else to do.
+    pub fn next_look(&self) -> Option<Duration> {
+        let look = |parked: &Parked| match parked {
+            Parked::Wait { look, .. } => Some(*look),
+            Parked::Misses { .. } | Parked::Invalidation(_) => None,
+        };
+        self.parked.values().filter_map(look).min().filter(|_| !self.paused)
+    }
+
+    /// What an engine does next.
+    pub fn turn(&mut self) -> Turn {
+        if self.closing {
+            return Turn::Close;
+        }
+        let work = if self.paused { None } else { self.ready.pop() };
+        match work {
+            Some(work) => {
+                self.begun.entry(work.job.id()).or_insert_with(|| Begun::new(&work.job));
+                Turn::Run(Work { seen: self.invalidations_ended, ..work })
+            }
+            None => Turn::Wait,
+        }
+    }
+
+    /// Whether a job that has begun and not ended touches any of the range. Unlike a pin, which a job loses and takes
+    /// anew, and a section, which has no range, this says what the guest took away under a job.
+    pub fn touches(&self, space: SpaceId, range: ByteRange<Iova>) -> bool {
+        self.begun.values().any(|begun| begun.touches(space, range).next().is_some())
+    }
+
+    /// What those jobs touch of the range for which it will be found out what an invalidation of it meant. No two have a
+    /// page in common, so that what was mapped there is named once, and whole.
+    pub fn judged(&self, space: SpaceId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>> {
+        let judged = self.begun.values().filter(|begun| begun.is_judged());
+        merged(judged.flat_map(|begun| begun.touches(space, range)).collect())
+    }
+
+    /// An invalidation takes away what was mapped like this.
+    pub fn suspect(&mut self, by: InvalidationInfo, mapped: &[MappedRange]) {
+        for begun in self.begun.values_mut().filter(|begun| begun.is_judged()) {
+            mapped.iter().for_each(|mapped| begun.suspect(by, mapped));
+        }
+    }
+
+    /// The front-end has answered a MISS that these jobs wait for, or come to soon: what that says of what was taken
+    /// away under jobs. A job in *fence* mode that has worked on memory, needs more of it, and finds it moved, ends with
+    /// that: what it has done so far is of another memory.
+    pub fn reveal(&mut self, revealed: &Revealed, asked: &[JobId]) -> Vec<Judgement> {
+        let mut judgements = Vec::new();
+        for (&id, begun) in &mut self.begun {
+            let mut work = match self.parked.get_mut(&id) {
+                Some(
+                    Parked::Misses { work, .. } | Parked::Invalidation(work) | Parked::Wait { work, .. },
+                ) => Some(work),
+                None => None,
+            };
+            let stands = match &work {
+                Some(work) if work.checked => Stands::Checks,
+                _ if asked.contains(&id) => Stands::Needs,
+                _ => Stands::Apart,
+            };
+            let packet = work.as_ref().and_then(|work| work.job.packet());
+            let found = begun.judge((id, packet), revealed, stands);
+            let moved = found.iter().find(|judgement| judgement.verdict == Verdict::Moved);
+            if let (Some(moved), Some(work), Stands::Needs) = (moved, &mut work, stands)
+                && moved.mode == Mode::Fence
+                && work.stepped
+            {
+                let range = Missing { space: revealed.space, range: moved.range, access: moved.access };
+                work.failed.get_or_insert(JobError::Moved(range));
+            }
+            judgements.extend(found);
+        }
+        judgements
+    }
+
+    /// What was mapped where means nothing any more: the memory table changes, or the device stops.
+    pub fn forget_suspects(&mut self) {
+        self.begun.values_mut().for_each(Begun::forget);
+    }
+
+    /// Whether engines have to give back what they have: the device is stopped, or closes.
+    pub fn is_stopped(&self) -> bool {
+        self.paused || self.closing
+    }
+
+    /// How often everything was discarded: a job of another life than this has to leave its engine.
+    pub fn life(&self) -> u64 {
+        self.life
+    }
+
+    /// Whether an engine would find work.
+    pub fn has_ready(&self) -> bool {
+        !self.paused && self.ready.len() > 0
+    }
+
+    /// Jobs that wait for an answer or for the end of an invalidation.
+    pub fn parked(&self) -> usize {
+        self.parked.len()
+    }
+
+    /// Jobs that no engine has.
+    pub fn waiting(&self) -> usize {
+        self.ready.len().saturating_add(self.parked.len())
+    }
+
+    /// Takes a job back that has left its engine.
+    pub fn dispose(&mut self, left: Left) -> Disposed {
+        let Left { work, leaves } = left;
+        if work.life != self.life {
+            return Disposed::Stale;
+        }
+        match leaves {
+            Leaves::Finished(JobOutcome::Done) if self.has_to_check(&work) => {
+                let missing = self.begun.get(&work.job.id()).map(Begun::to_check).unwrap_or_default();
+                let work = Work { checked: true, ..work };
+                return self.park_for_misses(work, missing, Vec::new());
+            }
+            Leaves::Finished(outcome) => {
+                // Before its answer can reach the guest, who may take the memory away then.
+                self.begun.remove(&work.job.id());
+                self.look_now();
+                return Disposed::Finished(FinishedJob { job: work.job, outcome });
+            }
+            Leaves::SliceOver => {
+                // It may have signalled meanwhile.
+                self.look_now();
+                self.ready.push_back(work);
+            }
+            Leaves::Waiting { until } => self.park_for_wait(work, until),
+            Leaves::TakenOff | Leaves::Evicted => self.put_back(work),
+            Leaves::Invalidating => self.park_for_invalidation(work),
+            Leaves::Missing(missing) => return self.park_for_misses(work, missing, Vec::new()),
+            Leaves::Faulted { missing, ahead } => return self.park_for_misses(work, vec![missing], ahead),
+        }
+        Disposed::Waits
+    }
+
+    /// Whether an invalidation overlapped a job that is done, and nobody has asked since what was meant: its fence waits
+    /// for that, so that a driver that unmaps after the fence is never taken for one that unmaps before it.
+    fn has_to_check(&self, work: &Work) -> bool {
+        let begun = self.begun.get(&work.job.id());
+        !work.checked && !self.paused && begun.is_some_and(|begun| !begun.to_check().is_empty())
+    }
+
+    /// Puts a job back that was taken off its engine: it is the next to go on.
+    fn put_back(&mut self, work: Work) {
+        self.ready.push_front(work);
+    }
+
+    /// Parks a job until the answers to all of `missing` have come.
+    fn park_for_misses(&mut self, work: Work, missing: Vec<Missing>, ahead: Vec<Missing>) -> Disposed {
+        let (job, left) = (work.job.id(), pages_of(&missing));
+        // A pause answers nothing any more: whatever was asked for is forgotten, and asked again.
+        if left == 0 || self.paused {
+            self.put_back(work);
+            return Disposed::Waits;
+        }
+        self.parked.insert(job, Parked::Misses { work, left });
+        Disposed::Missing { job, missing, ahead }
+    }
+
+    /// Parks a job until an invalidation ends, if none has since an engine took the job.
+    fn park_for_invalidation(&mut self, work: Work) {
+        if self.invalidations_ended == work.seen {
+            self.parked.insert(work.job.id(), Parked::Invalidation(work));
+        } else {
+            self.put_back(work);
+        }
+    }
+
+    /// Parks a job until it looks again, or gives up.
+    fn park_for_wait(&mut self, mut work: Work, until: Duration) {
+        let pause = FIRST_LOOK.saturating_mul(1 << work.looks.min(8)).min(LONGEST_LOOK);
+        work.looks = work.looks.saturating_add(1);
+        let look = self.now.saturating_add(pause).min(until);
+        self.parked.insert(work.job.id(), Parked::Wait { work, look });
+    }
+
+    /// What WAITs look at may have changed.
+    fn look_now(&mut self) {
+        self.unpark(|parked| matches!(parked, Parked::Wait { .. }));
+    }
+
+    /// One page that a parked job waits for is answered.
+    pub fn miss_answered(&mut self, id: JobId, answer: Result<(), JobError>) {
+        let Some(Parked::Misses { work, left }) = self.parked.get_mut(&id) else { return };
+        *left = left.saturating_sub(1);
+        if let Err(error) = answer {
+            work.failed.get_or_insert(error);
+        }
+        if *left == 0
+            && let Some(Parked::Misses { work, .. }) = self.parked.remove(&id)
+        {
+            self.put_back(work);
+        }
+    }
+
+    /// An invalidation has ended: whoever waited for that tries again.
+    pub fn invalidation_ended(&mut self) {
+        self.invalidations_ended = self.invalidations_ended.wrapping_add(1);
+        self.unpark(|parked| matches!(parked, Parked::Invalidation(_)));
+    }
+
+    /// Stops the engines at their next step; all jobs stay. Parked ones forget what they wait for.
+    pub fn pause(&mut self) {
+        self.paused = true;
+        self.unpark(|_| true);
+    }
+
+    /// Goes on after [`Self::pause`].
+    pub fn resume(&mut self) {
+        self.paused = false;
+    }
+
+    /// Discards every job. What an engine has comes back as [`Disposed::Stale`], and never runs again.
+    pub fn discard(&mut self) {
+        self.ready.clear();
+        self.parked.clear();
+        self.begun.clear();
+        self.life = self.life.wrapping_add(1);
+    }
+
+    /// Ends the engines at their next step.
+    pub fn close(&mut self) {
+        self.closing = true;
+    }
+
+    /// Makes the parked jobs that `which` chooses ready, oldest first.
+    fn unpark(&mut self, which: impl Fn(&Parked) -> bool) {
+        if !self.parked.values().any(&which) {
+            return;
+        }
+        for (id, parked) in std::mem::take(&mut self.parked) {
+            if which(&parked) {
+                self.ready.push_back(parked.into_work());
+            } else {
+                self.parked.insert(id, parked);
+            }
+        }
+    }
+}
+
+/// How many answers a request for all of `missing` brings: one for every page and access, however often it is named.
+pub fn pages_of(missing: &[Missing]) -> usize {
+    let pages =
+        missing.iter().flat_map(|missing| missing.pages().map(|page| (missing.space, missing.access, page)));
+    pages.collect::<BTreeSet<_>>().len()
+}
+
+mod status;
+
+pub use status::{AtRest, JobState, JobStatus};
+
+#[cfg(test)]
+mod turns;
+#[cfg(test)]
+mod verdicts;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,98 @@
+//! What can be said of jobs to whoever watches the device, and which job is in the way of an invalidation.
+
+use std::time::Duration;
+
+use job_stream::{Mode, Priority};
+
+use super::{Parked, Schedule, Work};
+use crate::addr::{ByteRange, Iova, SpaceId};
+use crate::jobs::job::JobId;
+
+/// Where a job is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JobState {
+    /// It waits for an engine.
+    Ready,
+    /// An engine has it.
+    Running,
+    /// It waits for the answers to so many misses.
+    Misses(usize),
+    /// It is done, and waits for so many answers that say whether its memory was still its own.
+    Checks(usize),
+    /// It waits for the end of an invalidation.
+    Invalidation,
+    /// It waits for a value in memory, and looks again at this time.
+    Value(Duration),
+}
+
+/// A job of the schedule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JobStatus {
+    /// Which.
+    pub id: JobId,
+    /// Where it is.
+    pub state: JobState,
+    /// What is known of it while no engine has it.
+    pub at_rest: Option<AtRest>,
+}
+
+/// A job that no engine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AtRest {
+    /// Whose; a 2D transfer is nobody's.
+    pub context: Option<u32>,
+    /// What an invalidation means to it.
+    pub mode: Mode,
+    /// Whose turn it is before it.
+    pub priority: Priority,
+    /// The packet that it has come to.
+    pub packet: Option<usize>,
+    /// Bytes that it has moved.
+    pub bytes: u64,
+}
+
+impl Schedule {
+    /// All jobs, in the order of their numbers.
+    pub fn jobs(&self) -> Vec<JobStatus> {
+        let ready = self.ready.iter().map(|work| at_rest(work, JobState::Ready));
+        let parked = self.parked.values().map(|parked| match parked {
+            Parked::Misses { work, left } if work.checked => at_rest(work, JobState::Checks(*left)),
+            Parked::Misses { work, left } => at_rest(work, JobState::Misses(*left)),
+            Parked::Invalidation(work) => at_rest(work, JobState::Invalidation),
+            Parked::Wait { work, look } => at_rest(work, JobState::Value(*look)),
+        });
+        let mut jobs: Vec<_> = ready.chain(parked).collect();
+        let running = |id: &JobId| JobStatus { id: *id, state: JobState::Running, at_rest: None };
+        let begun = self.begun.keys().filter(|id| !jobs.iter().any(|job| job.id == **id));
+        let running: Vec<_> = begun.map(running).collect();
+        jobs.extend(running);
+        jobs.sort_by_key(|job| job.id);
+        jobs
+    }
+
+    /// What there is to know of a job that is parked.
+    pub fn parked_job(&self, id: JobId) -> Option<AtRest> {
+        let (Parked::Misses { work, .. } | Parked::Invalidation(work) | Parked::Wait { work, .. }) =
+            self.parked.get(&id)?;
+        at_rest(work, JobState::Ready).at_rest
+    }
+
+    /// The first job that has begun and not ended and touches any of the range.
+    pub fn first_in(&self, space: SpaceId, range: ByteRange<Iova>) -> Option<JobId> {
+        let mut begun = self.begun.iter();
+        let (id, _) = begun.find(|(_, begun)| begun.touches(space, range).next().is_some())?;
+        Some(*id)
+    }
+}
+
+fn at_rest(work: &Work, state: JobState) -> JobStatus {
+    let job = &work.job;
+    let at_rest = AtRest {
+        context: job.context(),
+        mode: job.mode(),
+        priority: job.priority(),
+        packet: job.packet(),
+        bytes: job.bytes_moved(),
+    };
+    JobStatus { id: job.id(), state, at_rest: Some(at_rest) }
+}

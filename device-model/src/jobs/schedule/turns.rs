@@ -1,0 +1,79 @@
+//! Whose turn it is: priorities, time slices, and WAITs that look again.
+
+use std::ops::ControlFlow;
+
+use job_stream::{At, Compare, Limits, Mode, Priority, Space, Stream, verify};
+
+use super::ready::PATIENCE;
+use super::*;
+use crate::jobs::backing::Backing;
+use crate::jobs::job::Treatment;
+use crate::jobs::operands::{self, Operands};
+use crate::jobs::program::Execution;
+
+fn job(id: u64, priority: Priority) -> Job {
+    let wait = Stream::new().wait(At::new(Space::resource(1), 0), Compare::Equal, 1, 0);
+    let program = verify(&wait.finish(), &Limits::default()).unwrap();
+    let entry = crate::gpu::request::RawEntry { at: crate::addr::Iova::new(0), len: 4096 };
+    let space = |_| Ok(operands::Space { bytes: 4096, backing: Backing::new(std::iter::once(entry))? });
+    let execution = Execution::new(Operands::new(program, space).unwrap(), Duration::from_secs(1));
+    Job::program(JobId(id), Treatment { context: Some(1), mode: Mode::Fault, priority }, execution)
+}
+
+fn turn(schedule: &mut Schedule) -> ControlFlow<Work, ()> {
+    match schedule.turn() {
+        Turn::Run(work) => ControlFlow::Break(work),
+        Turn::Wait | Turn::Close => ControlFlow::Continue(()),
+    }
+}
+
+fn next(schedule: &mut Schedule) -> Option<Work> {
+    turn(schedule).break_value()
+}
+
+#[test]
+fn the_highest_priority_comes_first_and_the_lowest_comes_too() {
+    let mut schedule = Schedule::new();
+    schedule.resume();
+    schedule.submit(job(0, Priority::Low));
+    (1..40).for_each(|id| schedule.submit(job(id, Priority::High)));
+    let order: Vec<u64> =
+        std::iter::from_fn(|| next(&mut schedule)).map(|work| work.job.id().raw()).collect();
+    assert_eq!(order[..3], [1, 2, 3]);
+    assert_eq!(order.iter().position(|id| *id == 0), Some(PATIENCE as usize));
+    assert_eq!(order.len(), 40);
+}
+
+#[test]
+fn a_job_whose_slice_is_over_comes_after_the_others() {
+    let mut schedule = Schedule::new();
+    schedule.resume();
+    (0..2).for_each(|id| schedule.submit(job(id, Priority::Normal)));
+    let work = next(&mut schedule).unwrap();
+    assert!(matches!(schedule.dispose(Left { work, leaves: Leaves::SliceOver }), Disposed::Waits));
+    assert_eq!([next(&mut schedule), next(&mut schedule)].map(|work| work.unwrap().job.id().raw()), [1, 0]);
+}
+
+#[test]
+fn a_wait_looks_again_later_and_later_and_at_once_when_another_job_has_ended() {
+    let mut schedule = Schedule::new();
+    schedule.resume();
+    (0..2).for_each(|id| schedule.submit(job(id, Priority::Normal)));
+    let (mut waiting, other) = (next(&mut schedule).unwrap(), next(&mut schedule).unwrap());
+    let mut now = Duration::ZERO;
+    for pause in [50, 100, 200, 400, 800, 1000, 1000] {
+        let leaves = Leaves::Waiting { until: Duration::from_secs(1) };
+        let _ = schedule.dispose(Left { work: waiting, leaves });
+        assert_eq!(schedule.next_look(), Some(now + Duration::from_micros(pause)));
+        schedule.set_time(now + Duration::from_micros(pause - 1));
+        assert!(next(&mut schedule).is_none());
+        now += Duration::from_micros(pause);
+        schedule.set_time(now);
+        waiting = next(&mut schedule).unwrap();
+    }
+    let leaves = Leaves::Waiting { until: now + Duration::from_micros(7) };
+    let _ = schedule.dispose(Left { work: waiting, leaves });
+    assert_eq!(schedule.next_look(), Some(now + Duration::from_micros(7)), "no later than it gives up");
+    let _ = schedule.dispose(Left { work: other, leaves: Leaves::Finished(JobOutcome::Done) });
+    assert_eq!((next(&mut schedule).unwrap().job.id().raw(), schedule.next_look()), (0, None));
+}

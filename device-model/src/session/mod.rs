@@ -1,0 +1,3 @@
+//! The session with the front-end, as far as it needs no socket.
+
+pub mod drain;

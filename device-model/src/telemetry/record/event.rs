@@ -1,0 +1,350 @@
+//! What the flight recorder keeps: one table, of which the events, their packed form and their names come. Knows
+//! nothing of when they are recorded.
+
+use job_stream::{Choice, Mode};
+use serde::{Serialize, Serializer};
+
+use super::pack::{Bits, Nanoseconds, Packed, WORDS, packed_enums};
+use crate::addr::{Access, ByteRange, Iova};
+use crate::jobs::job::JobId;
+use crate::telemetry::violation::Verdict;
+
+/// Bits of the kind of an event; none is 0.
+const KIND_BITS: u32 = 8;
+
+/// What a step came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StepEnd {
+    /// The end of the job.
+    Done,
+    /// There is more to do.
+    More,
+    /// It spins.
+    Spins,
+    /// It waits for a value in memory.
+    Waits,
+    /// A translation is missing.
+    Misses,
+    /// The job failed.
+    Fails,
+}
+
+/// Why a job left its engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LeftFor {
+    /// It was done.
+    Done,
+    /// It failed.
+    Failed,
+    /// The engine had to stop.
+    Stop,
+    /// Others wanted the engine.
+    Others,
+    /// It waits for a value in memory.
+    Wait,
+    /// A drain has waited too long for its pin, or its mode gives way at once.
+    Eviction,
+    /// Translations are missing.
+    Miss,
+    /// What it wants to pin is being invalidated.
+    Invalidation,
+}
+
+/// How a miss ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MissEnd {
+    /// The page is mapped.
+    Mapped,
+    /// The front-end refused it.
+    Refused,
+    /// No answer came in time.
+    TimedOut,
+}
+
+/// What became of an UPDATE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UpdateUse {
+    /// It is held until its MISS is granted.
+    Staged,
+    /// It belongs to a miss from before a stop.
+    Stale,
+    /// Nobody asked for it.
+    Unsolicited,
+}
+
+packed_enums! {
+    StepEnd: Done, More, Spins, Waits, Misses, Fails;
+    LeftFor: Done, Failed, Stop, Others, Wait, Eviction, Miss, Invalidation;
+    MissEnd: Mapped, Refused, TimedOut;
+    UpdateUse: Staged, Stale, Unsolicited;
+}
+
+macro_rules! events {
+    ($(
+        $(#[doc = $doc:literal])+
+        $number:literal $Event:ident {$(
+            $(#[$meta:meta])+
+            $field:ident: $Type:ty,
+        )*}
+    )*) => {
+        /// Something that the device did. Ranges are of whole pages.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+        #[serde(tag = "event", rename_all = "kebab-case")]
+        pub enum Event {$(
+            $(#[doc = $doc])+
+            $Event {$(
+                $(#[$meta])+
+                $field: $Type,
+            )*},
+        )*}
+
+        impl Event {
+            /// The event as words; never all of them 0.
+            #[inline]
+            pub(super) fn pack(self) -> [u64; WORDS] {
+                let mut bits = Bits::default();
+                match self {$(
+                    Self::$Event { $($field),* } => {
+                        bits.push(KIND_BITS, $number);
+                        $($field.pack(&mut bits);)*
+                    }
+                )*}
+                bits.words
+            }
+
+            /// The event that was packed; `None`: these words are none.
+            pub(super) fn unpack(words: [u64; WORDS]) -> Option<Self> {
+                let mut bits = Bits::of(words);
+                Some(match bits.take(KIND_BITS)? {
+                    $($number => Self::$Event { $($field: Packed::unpack(&mut bits)?),* },)*
+                    _ => return None,
+                })
+            }
+
+            /// Bits that each kind of event takes.
+            #[cfg(test)]
+            fn sizes() -> Vec<(&'static str, u32)> {
+                vec![$({
+                    let mut bits = Bits::of([u64::MAX; WORDS]);
+                    let _ = bits.take(KIND_BITS);
+                    $(let _: Option<$Type> = Packed::unpack(&mut bits);)*
+                    (stringify!($Event), bits.used())
+                },)*]
+            }
+        }
+    };
+}
+
+events! {
+    /// The device runs.
+    1 Start {}
+    /// The device is stopped: jobs stay, and go on after the next start.
+    2 Stop {}
+    /// The device is reset: nothing that came before exists any more.
+    3 Reset {}
+    /// The guest gave us a job.
+    4 Submitted {
+        /// Which.
+        job: JobId,
+        /// Whose; a 2D transfer is nobody's.
+        context: Option<u32>,
+        /// What an invalidation means to it.
+        #[serde(serialize_with = "name_of")]
+        mode: Mode,
+    }
+    /// The end of a job reached the device.
+    5 Ended {
+        /// Which.
+        job: JobId,
+        /// Whether it did not come to its end.
+        failed: bool,
+    }
+    /// A command is answered: the response goes to the guest, and with it the fence if there is one.
+    6 Answered {
+        /// The fence that signals.
+        fence: Option<u64>,
+        /// Whether the answer tells of an error.
+        error: bool,
+    }
+    /// A ring misses a translation and waits.
+    7 RingMiss {
+        /// The first pages that it misses.
+        range: ByteRange<Iova>,
+        /// What for.
+        access: Access,
+    }
+    /// An engine begins, or goes on, with a job.
+    8 Taken {
+        /// Which.
+        job: JobId,
+        /// The packet that it had come to.
+        packet: Option<usize>,
+        /// Whether it holds a pin; otherwise one section a step.
+        pinned: bool,
+    }
+    /// A step of a job: it began at the time of the record.
+    9 Step {
+        /// Which job.
+        job: JobId,
+        /// The packet that it had come to.
+        packet: Option<usize>,
+        /// Bytes that it moved.
+        bytes: u32,
+        /// How long it took.
+        took: Nanoseconds,
+        /// What it came to.
+        end: StepEnd,
+    }
+    /// A job leaves its engine: no section and no pin is held for it any more.
+    10 Left {
+        /// Which.
+        job: JobId,
+        /// Why.
+        why: LeftFor,
+    }
+    /// A MISS goes to the front-end.
+    11 Miss {
+        /// The page.
+        range: ByteRange<Iova>,
+        /// What for.
+        access: Access,
+    }
+    /// A miss is settled.
+    12 MissSettled {
+        /// The page.
+        range: ByteRange<Iova>,
+        /// What for.
+        access: Access,
+        /// How.
+        end: MissEnd,
+    }
+    /// An UPDATE came.
+    13 Update {
+        /// What it maps.
+        range: ByteRange<Iova>,
+        /// What became of it.
+        used: UpdateUse,
+    }
+    /// An INVALIDATE, or a message that takes memory away (number 0), begins.
+    14 Invalidation {
+        /// Which.
+        number: u64,
+        /// What goes away.
+        range: ByteRange<Iova>,
+    }
+    /// Its drain is not over at once: the ack is parked.
+    15 Parked {
+        /// Of which invalidation.
+        number: u64,
+        /// Sections that were open.
+        sections: u32,
+        /// Pins that overlap it.
+        pins: u32,
+        /// A job that uses the range.
+        job: Option<JobId>,
+    }
+    /// The drain took too long: jobs are told to leave.
+    16 Ladder {
+        /// Of which invalidation.
+        number: u64,
+    }
+    /// The drain is over, and the ack goes out: the span ends at the time of the record.
+    17 Acked {
+        /// Of which invalidation.
+        number: u64,
+        /// From the message to here.
+        took: Nanoseconds,
+    }
+    /// An engine does not come back: guest memory is replaced by zero pages.
+    18 Revoked {
+        /// For which invalidation.
+        number: u64,
+    }
+    /// What an invalidation meant to a job.
+    19 Judged {
+        /// The job.
+        job: JobId,
+        /// What it meant.
+        verdict: Verdict,
+        /// The page.
+        range: ByteRange<Iova>,
+        /// The record of it.
+        violation: u32,
+    }
+    /// A job needs a page that the front-end refused.
+    20 Fault {
+        /// The job.
+        job: JobId,
+        /// The page.
+        range: ByteRange<Iova>,
+        /// What for.
+        access: Access,
+    }
+}
+
+fn name_of<S: Serializer>(mode: &Mode, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(mode.name())
+}
+
+impl Default for JobId {
+    fn default() -> Self {
+        Self::new(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn pages(first: u64, last: u64) -> ByteRange<Iova> {
+        ByteRange::inclusive(Iova::new(first), Iova::new(last)).unwrap()
+    }
+
+    #[test]
+    fn what_is_packed_comes_back() {
+        let took = Nanoseconds::from(Duration::from_micros(8));
+        let job = JobId::new(1 << 40);
+        let events = [
+            Event::Start {},
+            Event::Submitted { job, context: Some(u32::MAX), mode: Mode::Preempt },
+            Event::Submitted { job, context: None, mode: Mode::RegistrationCache },
+            Event::Answered { fence: Some(u64::MAX), error: true },
+            Event::Answered { fence: None, error: false },
+            Event::Step { job, packet: Some(77), bytes: u32::MAX, took, end: StepEnd::Misses },
+            Event::Left { job, why: LeftFor::Invalidation },
+            Event::Miss { range: pages(u64::MAX - 4095, u64::MAX), access: Access::Write },
+            Event::MissSettled { range: pages(0, 4095), access: Access::Read, end: MissEnd::TimedOut },
+            Event::Invalidation { number: u64::MAX, range: ByteRange::everything() },
+            Event::Parked { number: 3, sections: 1, pins: 64, job: Some(job) },
+            Event::Judged { job, verdict: Verdict::Gone, range: pages(0x1000, 0x2fff), violation: 9 },
+        ];
+        for event in events {
+            assert_eq!(Event::unpack(event.pack()), Some(event));
+        }
+    }
+
+    #[test]
+    fn every_event_fits_its_words_and_an_empty_slot_is_none() {
+        for (name, bits) in Event::sizes() {
+            assert!(bits <= WORDS as u32 * u64::BITS, "{name} has {bits} bits");
+        }
+        assert_eq!(Event::unpack([0; WORDS]), None);
+        assert_eq!(Event::unpack([0xff; WORDS]), None);
+    }
+
+    #[test]
+    fn what_does_not_fit_its_bits_is_as_large_as_they_hold() {
+        let took = Nanoseconds::from(Duration::from_secs(1 << 30));
+        let event =
+            Event::Step { job: JobId::new(1), packet: Some(1 << 30), bytes: 0, took, end: StepEnd::More };
+        let Some(Event::Step { packet, took, .. }) = Event::unpack(event.pack()) else { panic!() };
+        assert_eq!(packet, Some((1 << 24) - 1));
+        assert_eq!(Duration::from(took).as_nanos(), (1 << 40) - 1);
+    }
+}

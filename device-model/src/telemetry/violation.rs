@@ -1,0 +1,346 @@
+//! What this instrument finds: accesses that the guest had taken the right to away. A [`Violation`] is a job that an
+//! INVALIDATE overlapped and that needed the page after all; a [`Fault`] is an access that the front-end refused.
+//! Values and their words; knows nothing of how a verdict is reached, nor of where a record is kept.
+
+use std::fmt;
+use std::time::Duration;
+
+use job_stream::Mode;
+use serde::Serialize;
+
+use crate::addr::{Access, ByteRange, Iova};
+use crate::jobs::job::JobId;
+
+/// What an INVALIDATE turned out to mean for a page that a job was using.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// The same page is there again: the guest flushed more than it unmapped. Nothing happened.
+    Benign,
+    /// Another page is there: the guest unmapped the memory of a job in flight, and mapped other memory in its place.
+    Moved,
+    /// Nothing is there: the guest unmapped the memory of a job in flight.
+    Gone,
+}
+
+/// How sure a verdict is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Confidence {
+    /// No correct driver looks like this.
+    Certain,
+    /// A correct driver looks like this only by an accident that the record cannot rule out.
+    Likely,
+    /// The record does not say who is wrong.
+    CannotTell,
+}
+
+/// The INVALIDATE that a violation is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InvalidationInfo {
+    /// Which: counted from 1 over the life of a connection.
+    pub number: u64,
+    /// What the guest took away.
+    pub range: ByteRange<Iova>,
+    /// When the message was taken.
+    pub begun: Duration,
+    /// When it was acked; `None`: it was not yet when the record was made.
+    pub acked: Option<Duration>,
+}
+
+/// A job whose memory the guest took away before the job's end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Which record this is; given by who keeps it.
+    pub id: u64,
+    /// When it was found, on the device's clock.
+    pub at: Duration,
+    /// What the guest did.
+    pub verdict: Verdict,
+    /// How sure that is.
+    pub confidence: Confidence,
+    /// What an invalidation means to the job.
+    pub mode: Mode,
+    /// Whose memory it was.
+    pub job: JobId,
+    /// The context of the job; a 2D transfer has none.
+    pub context: Option<u32>,
+    /// The packet that the job had come to, counted from 0; a transfer has none.
+    pub packet: Option<usize>,
+    /// What the job needed.
+    pub range: ByteRange<Iova>,
+    /// What for.
+    pub access: Access,
+    /// Who took it away.
+    pub invalidation: InvalidationInfo,
+}
+
+/// An access that the front-end refused: the guest has not mapped the page for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// When the refusal came, on the device's clock.
+    pub at: Duration,
+    /// Whose access.
+    pub job: JobId,
+    /// The context of the job; a 2D transfer has none.
+    pub context: Option<u32>,
+    /// The packet that the job had come to, counted from 0; a transfer has none.
+    pub packet: Option<usize>,
+    /// The page.
+    pub range: ByteRange<Iova>,
+    /// What for.
+    pub access: Access,
+    /// What an invalidation means to the job.
+    pub mode: Mode,
+}
+
+impl Verdict {
+    /// As in a report.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Benign => "BENIGN",
+            Self::Moved => "MOVED",
+            Self::Gone => "GONE",
+        }
+    }
+
+    /// What the guest did.
+    fn deed(self) -> &'static str {
+        match self {
+            Self::Benign => "The guest flushed memory of a job in flight, and left it mapped.",
+            Self::Moved => {
+                "The guest put other memory in the place of memory that a job was still to use: the job saw one, or \
+                 would have seen the other."
+            }
+            Self::Gone => "The guest unmapped memory that a job was still to use.",
+        }
+    }
+}
+
+impl Confidence {
+    /// As in a report.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Certain => "certain",
+            Self::Likely => "likely",
+            Self::CannotTell => "cannot tell",
+        }
+    }
+
+    fn meaning(self) -> &'static str {
+        match self {
+            Self::Certain => "certain: no correct driver does this",
+            Self::Likely => "likely: a correct driver could look like this by an accident; look at the trace",
+            Self::CannotTell => "cannot tell: this record accuses nobody",
+        }
+    }
+}
+
+/// What most drivers did wrong that were seen like this, and the cure.
+fn likely_cause(mode: Mode, verdict: Verdict) -> &'static str {
+    match (mode, verdict) {
+        (_, Verdict::Benign) => "none: flushing more than was unmapped is allowed",
+        (Mode::Strict | Mode::Fence, Verdict::Gone) => {
+            "the driver unmapped or freed a buffer (dma_unmap, unpin, munmap) before the fence of a job that uses it \
+             had signalled. Wait for the fence of this very job, and for the answer to UNREF or DETACH_BACKING. If it \
+             did: compare the two ranges, for an unmap that is larger than its buffer, or comes a second time when the \
+             address is another's. A bus device without page faults would have touched foreign memory"
+        }
+        (Mode::Strict | Mode::Fence, Verdict::Moved) => {
+            "the driver gave the address of a buffer to other memory before the fence of a job that uses it had \
+             signalled: a buffer was reused in flight, or its address given out again. Do both after the fence of this \
+             very job only. A bus device without page faults would have gone on with the old page"
+        }
+        (Mode::Preempt, _) => {
+            "the driver let go of a buffer that a job still names. Preemption only pauses a job: take it off for good, \
+             or let it end, before its memory goes"
+        }
+        (Mode::Fault, _) => {
+            "the program freed memory that its job still uses. With page faults that is no danger to others, but the \
+             job cannot go on"
+        }
+        (Mode::RegistrationCache, _) => {
+            "memory was unmapped while it was registered. With this mode the device goes on with the old page: \
+             unregister, and wait for what runs, before unmapping"
+        }
+    }
+}
+
+impl Fault {
+    /// What to look at, for the author of the driver.
+    pub fn advice(&self) -> &'static str {
+        match self.access {
+            Access::Write => {
+                "the device may not write there: look whether the buffer is mapped for writes (DMA_BIDIRECTIONAL or \
+                 DMA_FROM_DEVICE), to its whole length, before the job is submitted and until its fence has signalled"
+            }
+            Access::Read => {
+                "the device may not read there: look whether the buffer is mapped, to its whole length, before the job \
+                 is submitted and until its fence has signalled"
+            }
+        }
+    }
+}
+
+/// A violation as a text for the author of the driver.
+#[derive(Clone, Copy, Debug)]
+pub struct Report<'a> {
+    /// What it is about.
+    pub violation: &'a Violation,
+    /// What the address is called: resource, job, packet. Lines of a text, possibly none.
+    pub names: &'a [String],
+    /// Where the trace of it is, or how to get one.
+    pub trace: &'a str,
+}
+
+impl fmt::Display for Report<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Violation { id, verdict, confidence, mode, job, access, range, .. } = self.violation;
+        writeln!(f, "Violation {id}: {} ({}). {}", verdict.name(), confidence.name(), verdict.deed())?;
+        write!(f, "  job           {}", job.raw())?;
+        if let Some(context) = self.violation.context {
+            write!(f, " of context {context}")?;
+        }
+        write!(f, ", mode {mode}")?;
+        if let Some(packet) = self.violation.packet {
+            write!(f, ", had come to packet {packet}")?;
+        }
+        writeln!(f, "\n  needed        {range} for {access}")?;
+        for name in self.names {
+            writeln!(f, "                which is {name}")?;
+        }
+        self.invalidation(f)?;
+        writeln!(f, "  how sure      {}", confidence.meaning())?;
+        writeln!(f, "  likely cause  {}", wrapped(likely_cause(*mode, *verdict)))?;
+        let repeat = format!(
+            "run the same jobs against a device with the same mode (--default-mode {mode}); --inject step-delay=1ms \
+             makes jobs longer, so that it shows more often"
+        );
+        writeln!(f, "  to repeat     {}", wrapped(&repeat))?;
+        write!(f, "  trace         {}", self.trace)
+    }
+}
+
+impl Report<'_> {
+    fn invalidation(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let InvalidationInfo { number, range, begun, acked } = self.violation.invalidation;
+        writeln!(f, "  taken away    by INVALIDATE {number} of {range}")?;
+        let at = self.violation.at;
+        let since = Since(at, begun);
+        match acked {
+            Some(acked) => {
+                let took = acked.saturating_sub(begun);
+                writeln!(f, "  when          the need was found {since} it came; its ack took {took:?}")
+            }
+            None => writeln!(f, "  when          the need was found {since} it came; it was not yet acked"),
+        }
+    }
+}
+
+/// Columns of the text beside the words in front.
+const COLUMNS: usize = 88;
+
+/// A long text in lines, beside the words in front: for reports in this form.
+pub fn wrapped(text: &str) -> String {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        if let Some(line) = lines.last_mut().filter(|line| line.len().saturating_add(word.len()) < COLUMNS) {
+            line.push_str(if line.is_empty() { "" } else { " " });
+            line.push_str(word);
+        } else {
+            lines.push(word.to_owned());
+        }
+    }
+    lines.join("\n                ")
+}
+
+/// How one moment lies to another.
+struct Since(Duration, Duration);
+
+impl fmt::Display for Since {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(at, reference) = *self;
+        match at.checked_sub(reference) {
+            Some(after) => write!(f, "{after:?} after"),
+            None => write!(f, "{:?} before", reference.saturating_sub(at)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn violation() -> Violation {
+        let page = |start, len| ByteRange::new(Iova::new(start), len).unwrap();
+        Violation {
+            id: 3,
+            at: Duration::from_millis(1250),
+            verdict: Verdict::Gone,
+            confidence: Confidence::Certain,
+            mode: Mode::Fence,
+            job: JobId::new(12),
+            context: Some(4),
+            packet: Some(2),
+            range: page(0x1_0000, 0x1000),
+            access: Access::Read,
+            invalidation: InvalidationInfo {
+                number: 41,
+                range: page(0, 0x100_0000),
+                begun: Duration::from_millis(1000),
+                acked: Some(Duration::from_millis(1100)),
+            },
+        }
+    }
+
+    #[test]
+    fn a_report_says_who_needed_what_and_who_took_it_when() {
+        let violation = violation();
+        let names = ["resource 7 (backing entry 0, offset 0x2000)".to_owned()];
+        let report = Report { violation: &violation, names: &names, trace: "t.json" }.to_string();
+        let lines: Vec<&str> = report.lines().collect();
+        assert_eq!(
+            lines[0],
+            "Violation 3: GONE (certain). The guest unmapped memory that a job was still to use."
+        );
+        let expected = [
+            "  job           12 of context 4, mode fence, had come to packet 2",
+            "  needed        0x10000+0x1000 for read",
+            "                which is resource 7 (backing entry 0, offset 0x2000)",
+            "  taken away    by INVALIDATE 41 of 0x0+0x1000000",
+            "  when          the need was found 250ms after it came; its ack took 100ms",
+        ];
+        assert_eq!(lines[1..6], expected);
+        let cause = "  likely cause  the driver unmapped or freed a buffer (dma_unmap, unpin, munmap) before the fence of a";
+        assert_eq!(lines[7], cause);
+        assert!(lines.iter().all(|line| line.len() <= COLUMNS + 16), "{report}");
+        assert_eq!(lines.last(), Some(&"  trace         t.json"));
+    }
+
+    #[test]
+    fn whoever_moved_memory_is_not_told_of_an_unmap() {
+        let cause = |verdict| likely_cause(Mode::Fence, verdict);
+        assert!(
+            cause(Verdict::Moved).contains("reused in flight") && !cause(Verdict::Gone).contains("reused")
+        );
+        assert!(cause(Verdict::Gone).contains("larger than its buffer"));
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_said() {
+        let mut violation = violation();
+        (violation.context, violation.packet, violation.invalidation.acked) = (None, None, None);
+        violation.at = Duration::from_millis(999);
+        let report = Report { violation: &violation, names: &[], trace: "none" }.to_string();
+        assert!(report.contains("  job           12, mode fence\n  needed"), "{report}");
+        assert!(report.contains("the need was found 1ms before it came; it was not yet acked"), "{report}");
+    }
+
+    #[test]
+    fn verdicts_and_confidences_have_the_names_that_tools_read() {
+        let verdicts = serde_json::json!([Verdict::Benign, Verdict::Moved, Verdict::Gone]);
+        assert_eq!(verdicts, serde_json::json!(["benign", "moved", "gone"]));
+        let sure = serde_json::json!([Confidence::Certain, Confidence::Likely, Confidence::CannotTell]);
+        assert_eq!(sure, serde_json::json!(["certain", "likely", "cannot-tell"]));
+    }
+}
