@@ -20,12 +20,12 @@ pub(super) struct Client {
     input: Vec<u8>,
     /// What is to be sent.
     output: Vec<u8>,
-    state: State,
+    state: ClientState,
 }
 
 /// Where the client's input stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum ClientState {
     /// Lines come.
     Reading,
     /// A line that was too long is being skipped; the client knows.
@@ -50,7 +50,7 @@ pub(super) enum Interest {
 impl Client {
     /// A client on a non-blocking socket.
     pub(super) fn new(stream: UnixStream) -> Self {
-        Self { stream, input: Vec::new(), output: Vec::new(), state: State::Reading }
+        Self { stream, input: Vec::new(), output: Vec::new(), state: ClientState::Reading }
     }
 
     /// Its socket.
@@ -75,24 +75,24 @@ impl Client {
 
     /// The socket has failed.
     pub(super) fn give_up(&mut self) {
-        self.state = State::Broken;
+        self.state = ClientState::Broken;
     }
 
     /// Takes some input, without blocking.
     pub(super) fn receive(&mut self) {
         let mut bytes = [0; READ];
         match self.stream.read(&mut bytes) {
-            Ok(0) => self.state = State::Ended,
+            Ok(0) => self.state = ClientState::Ended,
             Ok(count) => self.input.extend(bytes.iter().take(count)),
             Err(error) if is_temporary(&error) => {}
-            Err(_) => self.state = State::Broken,
+            Err(_) => self.state = ClientState::Broken,
         }
     }
 
     /// Sends what is owed, and answers lines one by one for as long as the client takes the answers.
     pub(super) fn work(&mut self, mut answer: impl FnMut(&[u8]) -> String) {
         self.flush();
-        while self.output.is_empty() && self.state != State::Broken {
+        while self.output.is_empty() && self.state != ClientState::Broken {
             let Some(line) = self.next_line() else { return };
             if !line.trim_ascii().is_empty() {
                 self.say(&answer(&line));
@@ -104,10 +104,10 @@ impl Client {
     /// What to wait for now.
     pub(super) fn interest(&self) -> Interest {
         match self.state {
-            State::Broken => Interest::Over,
+            ClientState::Broken => Interest::Over,
             _ if !self.output.is_empty() => Interest::Writing,
-            State::Ended => Interest::Over,
-            State::Reading | State::Skipping => Interest::Reading,
+            ClientState::Ended => Interest::Over,
+            ClientState::Reading | ClientState::Skipping => Interest::Reading,
         }
     }
 
@@ -119,27 +119,27 @@ impl Client {
             };
             let mut line: Vec<u8> = self.input.drain(..=end).collect();
             line.pop();
-            if self.state != State::Skipping {
+            if self.state != ClientState::Skipping {
                 return Some(line);
             }
-            self.state = State::Reading;
+            self.state = ClientState::Reading;
         }
     }
 
     fn unfinished_line(&mut self) -> Option<Vec<u8>> {
         match self.state {
-            State::Reading if self.input.len() > MAX_LINE => {
+            ClientState::Reading if self.input.len() > MAX_LINE => {
                 self.input = Vec::new();
-                self.state = State::Skipping;
+                self.state = ClientState::Skipping;
                 let bound = format!("A line has more than {MAX_LINE} bytes; it is ignored up to its end");
                 self.say(&commands::error("GenericError", &bound));
                 None
             }
-            State::Skipping => {
+            ClientState::Skipping => {
                 self.input.clear();
                 None
             }
-            State::Ended if !self.input.is_empty() => Some(std::mem::take(&mut self.input)),
+            ClientState::Ended if !self.input.is_empty() => Some(std::mem::take(&mut self.input)),
             _ => None,
         }
     }

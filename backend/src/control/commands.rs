@@ -10,10 +10,10 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::{Hooks, views};
-use crate::telemetry::instruments::desk::NoAnswer;
+use crate::telemetry::instruments::query_channel::NoAnswer;
 
 /// A command.
-struct Command {
+struct ControlCommand {
     name: &'static str,
     run: fn(&Hooks, Arguments) -> Result<Value, Refusal>,
 }
@@ -43,19 +43,19 @@ impl Arguments {
 #[serde(deny_unknown_fields)]
 pub(super) struct NoArguments {}
 
-const COMMANDS: &[Command] = &[
-    Command { name: "audit", run: |hooks, arguments| arguments.of(hooks, views::audit) },
-    Command { name: "contexts", run: |hooks, arguments| arguments.of(hooks, views::contexts) },
-    Command { name: "faults", run: |hooks, arguments| arguments.of(hooks, views::faults) },
-    Command { name: "findings", run: |hooks, arguments| arguments.of(hooks, views::findings) },
-    Command { name: "inject", run: |hooks, arguments| arguments.of(hooks, inject) },
-    Command { name: "iotlb", run: |hooks, arguments| arguments.of(hooks, views::iotlb) },
-    Command { name: "jobs", run: |hooks, arguments| arguments.of(hooks, views::jobs) },
-    Command { name: "query-commands", run: |hooks, arguments| arguments.of(hooks, query_commands) },
-    Command { name: "quit", run: |hooks, arguments| arguments.of(hooks, quit) },
-    Command { name: "record", run: |hooks, arguments| arguments.of(hooks, views::record) },
-    Command { name: "stats", run: |hooks, arguments| arguments.of(hooks, stats) },
-    Command { name: "violations", run: |hooks, arguments| arguments.of(hooks, views::violations) },
+const COMMANDS: &[ControlCommand] = &[
+    ControlCommand { name: "audit", run: |hooks, arguments| arguments.of(hooks, views::audit) },
+    ControlCommand { name: "contexts", run: |hooks, arguments| arguments.of(hooks, views::contexts) },
+    ControlCommand { name: "faults", run: |hooks, arguments| arguments.of(hooks, views::faults) },
+    ControlCommand { name: "findings", run: |hooks, arguments| arguments.of(hooks, views::findings) },
+    ControlCommand { name: "inject", run: |hooks, arguments| arguments.of(hooks, inject) },
+    ControlCommand { name: "iotlb", run: |hooks, arguments| arguments.of(hooks, views::iotlb) },
+    ControlCommand { name: "jobs", run: |hooks, arguments| arguments.of(hooks, views::jobs) },
+    ControlCommand { name: "query-commands", run: |hooks, arguments| arguments.of(hooks, query_commands) },
+    ControlCommand { name: "quit", run: |hooks, arguments| arguments.of(hooks, quit) },
+    ControlCommand { name: "record", run: |hooks, arguments| arguments.of(hooks, views::record) },
+    ControlCommand { name: "stats", run: |hooks, arguments| arguments.of(hooks, stats) },
+    ControlCommand { name: "violations", run: |hooks, arguments| arguments.of(hooks, views::violations) },
 ];
 
 /// One line of a client, apart from its `id`.

@@ -280,8 +280,8 @@ fn a_client_that_does_not_read_misses_events_which_is_counted_and_the_others_do_
 fn a_trace_is_written_where_it_is_wanted() {
     let fixture = start();
     let mut tool = fixture.greeted();
-    let pen = fixture.instruments.pen(crate::telemetry::instruments::Producer::Session);
-    pen.record(device_model::telemetry::record::Event::Start {});
+    let sink = fixture.instruments.sink(crate::telemetry::instruments::Producer::Session);
+    sink.record(device_model::telemetry::record::Event::Start {});
     let path = fixture.directory.path().join("trace.json");
     let reply = tool.ask(&json!({"execute": "record", "arguments": {"path": path}}).to_string());
     assert_eq!(reply["return"], json!({"path": path, "events": 1}));

@@ -1,4 +1,4 @@
-//! Handlers: what the device is at. They ask its threads through the desk, for bounded answers, and never hold
+//! Handlers: what the device is at. They ask its threads through the query_channel, for bounded answers, and never hold
 //! anything that those wait for.
 
 use std::collections::BTreeMap;
@@ -16,7 +16,7 @@ use super::Hooks;
 use super::commands::{Failure, NoArguments};
 use crate::engines::miss_port::Waiter;
 use crate::front_end_check::{self, Kept};
-use crate::telemetry::instruments::desk::Question;
+use crate::telemetry::instruments::query_channel::Question;
 use crate::telemetry::instruments::{HOW_TO_TRACE, OnEngine};
 use crate::telemetry::reports::{Reported, fault_json, violation_json};
 use crate::vhost_user::session::questions::audit_json;
@@ -25,7 +25,7 @@ use crate::vhost_user::session::questions::audit_json;
 const MISSES: usize = 1024;
 
 pub(super) fn contexts(hooks: &Hooks, _: NoArguments) -> Result<Value, Failure> {
-    let contexts = hooks.instruments.desk.contexts()?;
+    let contexts = hooks.instruments.query_channel.contexts()?;
     Ok(json!({ "contexts": contexts.iter().map(context).collect::<Vec<_>>() }))
 }
 
@@ -48,10 +48,10 @@ fn ring(info: &RingInfo) -> Value {
 /// no number yet, and are counted by context.
 pub(super) fn jobs(hooks: &Hooks, _: NoArguments) -> Result<Value, Failure> {
     let instruments = &hooks.instruments;
-    let statuses = instruments.desk.connection()?.scheduler.jobs();
+    let statuses = instruments.query_channel.connection()?.scheduler.jobs();
     let running = instruments.running();
     let mut misses: BTreeMap<JobId, Vec<Value>> = BTreeMap::new();
-    for (page, waiters) in instruments.desk.ask(|answer| Question::Misses(MISSES, answer))? {
+    for (page, waiters) in instruments.query_channel.ask(|answer| Question::Misses(MISSES, answer))? {
         for waiter in waiters {
             if let Waiter::Job(id) = waiter {
                 misses
@@ -66,7 +66,7 @@ pub(super) fn jobs(hooks: &Hooks, _: NoArguments) -> Result<Value, Failure> {
         job(hooks, status, engine, misses.remove(&status.id).unwrap_or_default())
     });
     let jobs: Vec<_> = jobs.collect();
-    let queued = instruments.desk.contexts()?;
+    let queued = instruments.query_channel.contexts()?;
     let rings = queued.iter().flat_map(|info| info.rings.iter().map(|ring| (info.context, ring)));
     let queued = rings.filter(|(_, ring)| ring.waiting > 0);
     let queued: Vec<_> = queued
@@ -119,7 +119,7 @@ const MOST_RANGES: usize = 4096;
 
 pub(super) fn iotlb(hooks: &Hooks, arguments: IotlbArguments) -> Result<Value, Failure> {
     let most = usize::from(arguments.limit).min(MOST_RANGES);
-    let list = hooks.instruments.desk.ask(|answer| Question::Iotlb(most, answer))?;
+    let list = hooks.instruments.query_channel.ask(|answer| Question::Iotlb(most, answer))?;
     let ranges: Vec<_> = list.ranges.iter().map(mapped).collect();
     Ok(json!({ "ranges": ranges, "truncated": list.truncated }))
 }
@@ -161,7 +161,7 @@ pub(super) fn findings(hooks: &Hooks, _: NoArguments) -> Result<Value, Failure> 
 
 fn kept_json(hooks: &Hooks, kept: &Kept) -> Value {
     let Kept { finding, names, trace } = kept;
-    // The scribe may not have come to it yet.
+    // The reporter may not have come to it yet.
     let look_up = || finding.range.map(|range| hooks.instruments.names().of(finding.at, range));
     let late = if names.is_none() { look_up() } else { None };
     let names = names.as_ref().or(late.as_ref()).map_or(&[][..], Vec::as_slice);
@@ -176,7 +176,7 @@ fn kept_json(hooks: &Hooks, kept: &Kept) -> Value {
 
 fn reported_json(hooks: &Hooks, reported: &Reported) -> Value {
     let Reported { violation, names, trace } = reported;
-    // The scribe may not have come to it yet.
+    // The reporter may not have come to it yet.
     let late = names.is_none().then(|| hooks.instruments.names().of(violation.at, violation.range));
     let names = names.as_ref().or(late.as_ref()).map_or(&[][..], Vec::as_slice);
     let trace = if trace.is_empty() { HOW_TO_TRACE } else { trace };
@@ -198,15 +198,15 @@ pub(super) struct AuditArguments {
 
 /// Begins an audit if there was none, or says how it is getting on, or how it ended.
 pub(super) fn audit(hooks: &Hooks, arguments: AuditArguments) -> Result<Value, Failure> {
-    let desk = &hooks.instruments.desk;
+    let query_channel = &hooks.instruments.query_channel;
     let begin = {
-        let news = desk.audit();
+        let news = query_channel.audit();
         !news.running && (arguments.restart || news.report.is_none())
     };
     if begin {
-        desk.ask(Question::Audit)?;
+        query_channel.ask(Question::Audit)?;
     }
-    let news = desk.audit().clone();
+    let news = query_channel.audit().clone();
     let mut value = audit_json(&news.report.unwrap_or_default());
     if let Some(object) = value.as_object_mut() {
         object.insert("state".to_owned(), if news.running { "running" } else { "done" }.into());

@@ -16,7 +16,7 @@ use vhost::vhost_user::gpu_message::{
 };
 use vhost::vhost_user::message::VhostUserU64;
 
-use super::picture::{CursorLook, Work};
+use super::picture::{CursorLook, DisplayUpdate};
 use super::pixels;
 
 /// VHOST_USER_GPU_PROTOCOL_F_EDID is bit 0. (The crate's own constants give bit numbers where masks belong.)
@@ -46,18 +46,18 @@ impl Link {
     }
 
     /// Tells the display one thing.
-    pub(super) fn tell(&mut self, work: Work) -> io::Result<()> {
+    pub(super) fn tell(&mut self, work: DisplayUpdate) -> io::Result<()> {
         match work {
-            Work::Off { scanout } => self.set_size(scanout, 0, 0),
-            Work::Pixels { scanout, source, resize, parts } => {
+            DisplayUpdate::Off { scanout } => self.set_size(scanout, 0, 0),
+            DisplayUpdate::Pixels { scanout, source, resize, parts } => {
                 if resize {
                     self.set_size(scanout, source.rect.width, source.rect.height)?;
                 }
                 self.update(scanout, &source, &parts)
             }
-            Work::CursorLook { position, look } => self.cursor(position, &look),
-            Work::CursorMove { position } => self.backend.cursor_pos(&wire_position(position)),
-            Work::CursorHide { position } => self.backend.cursor_pos_hide(&wire_position(position)),
+            DisplayUpdate::CursorLook { position, look } => self.cursor(position, &look),
+            DisplayUpdate::CursorMove { position } => self.backend.cursor_pos(&wire_position(position)),
+            DisplayUpdate::CursorHide { position } => self.backend.cursor_pos_hide(&wire_position(position)),
         }
     }
 

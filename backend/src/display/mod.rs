@@ -6,7 +6,7 @@
 //! A display that answers nothing costs one blocked thread and no more: questions are given up, commands replace each
 //! other, and the next connection shuts the old socket down, which brings the thread back.
 //!
-//! LOCKING: `State` before an image's lock, and before the lock on the answers; in fact none is held with another.
+//! LOCKING: `DisplayState` before an image's lock, and before the lock on the answers; in fact none is held with another.
 
 mod link;
 mod picture;
@@ -28,7 +28,7 @@ use device_model::gpu::scanout::{DisplayAnswer, DisplayCommand, DisplayQuestion}
 use device_model::telemetry::stats::Stats;
 
 use picture::Picture;
-use questions::{Question, Questions};
+use questions::{DisplayQueries, Question};
 
 /// How long a question may wait: less than the 5 s after which Linux's driver goes on without a display.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -46,7 +46,7 @@ struct Inner {
 
 /// What the handles and the two threads share.
 struct Shared {
-    state: Mutex<State>,
+    state: Mutex<DisplayState>,
     /// Something for the display thread to do.
     work: Condvar,
     /// The first question to expire has changed.
@@ -57,9 +57,9 @@ struct Shared {
 }
 
 #[derive(Default)]
-struct State {
+struct DisplayState {
     picture: Picture,
-    questions: Questions,
+    questions: DisplayQueries,
     connection: Connection,
     /// Counts connections, so that an end of an old one is not taken for the end of its successor.
     generation: u64,
@@ -159,7 +159,7 @@ impl Drop for Inner {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, DisplayState> {
         // No code under this lock can leave the state half changed in a way that matters for a picture.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

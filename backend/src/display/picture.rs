@@ -12,7 +12,7 @@ use super::region::{DirtyRegion, intersection};
 
 /// One thing to tell the display.
 #[derive(Debug)]
-pub(super) enum Work {
+pub(super) enum DisplayUpdate {
     /// The scanout shows nothing any more.
     Off { scanout: u32 },
     /// Parts of a scanout have new pixels; before them, the scanout has a new size.
@@ -89,7 +89,7 @@ impl Picture {
     }
 
     /// The next thing to tell the display, which from now on counts as told.
-    pub(super) fn next(&mut self) -> Option<Work> {
+    pub(super) fn next(&mut self) -> Option<DisplayUpdate> {
         for step in 0..MAX_SCANOUTS {
             let index = (self.turn + step) % MAX_SCANOUTS;
             let work = self.scanouts.get_mut(index).and_then(|scanout| scanout.next(index as u32));
@@ -149,16 +149,21 @@ impl Scanout {
         joined
     }
 
-    fn next(&mut self, scanout: u32) -> Option<Work> {
+    fn next(&mut self, scanout: u32) -> Option<DisplayUpdate> {
         match &self.source {
-            None if self.shown.take().is_some() => Some(Work::Off { scanout }),
+            None if self.shown.take().is_some() => Some(DisplayUpdate::Off { scanout }),
             Some(source) if !self.dirty.is_clean() => {
                 // QEMU makes a new surface at every SCANOUT and shows it at the next UPDATE; an UPDATE without a
                 // SCANOUT, or after the one that turned it off, crashes it. So both go out together, here only.
                 let size = Some((source.rect.width, source.rect.height));
                 let resize = self.shown != size;
                 self.shown = size;
-                Some(Work::Pixels { scanout, source: source.clone(), resize, parts: self.dirty.take() })
+                Some(DisplayUpdate::Pixels {
+                    scanout,
+                    source: source.clone(),
+                    resize,
+                    parts: self.dirty.take(),
+                })
             }
             _ => self.cursor.next(),
         }
@@ -184,13 +189,15 @@ impl Cursor {
         false
     }
 
-    fn next(&mut self) -> Option<Work> {
+    fn next(&mut self) -> Option<DisplayUpdate> {
         let position = self.position;
         match (std::mem::take(&mut self.news), &self.look) {
             (CursorNews::None, _) => None,
-            (_, None) => Some(Work::CursorHide { position }),
-            (CursorNews::Place, Some(_)) => Some(Work::CursorMove { position }),
-            (CursorNews::Look, Some(look)) => Some(Work::CursorLook { position, look: look.clone() }),
+            (_, None) => Some(DisplayUpdate::CursorHide { position }),
+            (CursorNews::Place, Some(_)) => Some(DisplayUpdate::CursorMove { position }),
+            (CursorNews::Look, Some(look)) => {
+                Some(DisplayUpdate::CursorLook { position, look: look.clone() })
+            }
         }
     }
 }
@@ -230,16 +237,16 @@ mod tests {
         std::iter::from_fn(|| picture.next()).map(|work| word(&work)).collect()
     }
 
-    fn word(work: &Work) -> String {
+    fn word(work: &DisplayUpdate) -> String {
         match work {
-            Work::Off { scanout } => format!("off {scanout}"),
-            Work::Pixels { scanout, resize, parts, .. } => {
+            DisplayUpdate::Off { scanout } => format!("off {scanout}"),
+            DisplayUpdate::Pixels { scanout, resize, parts, .. } => {
                 let parts: Vec<_> = parts.iter().map(|p| (p.x, p.y, p.width, p.height)).collect();
                 format!("pixels {scanout} {} {parts:?}", if *resize { "new" } else { "same" })
             }
-            Work::CursorLook { position, .. } => format!("look {} {}", position.scanout, position.x),
-            Work::CursorMove { position } => format!("move {} {}", position.scanout, position.x),
-            Work::CursorHide { position } => format!("hide {} {}", position.scanout, position.x),
+            DisplayUpdate::CursorLook { position, .. } => format!("look {} {}", position.scanout, position.x),
+            DisplayUpdate::CursorMove { position } => format!("move {} {}", position.scanout, position.x),
+            DisplayUpdate::CursorHide { position } => format!("hide {} {}", position.scanout, position.x),
         }
     }
 

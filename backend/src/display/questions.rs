@@ -1,4 +1,4 @@
-//! Questions that the display has not yet answered. Each leaves exactly once: answered, or given up. Knows deadlines;
+//! DisplayQueries that the display has not yet answered. Each leaves exactly once: answered, or given up. Knows deadlines;
 //! knows nothing of sockets.
 
 use std::collections::VecDeque;
@@ -26,13 +26,13 @@ impl Question {
     }
 }
 
-/// Questions in the order in which they came, which is that of their deadlines.
+/// DisplayQueries in the order in which they came, which is that of their deadlines.
 #[derive(Debug, Default)]
-pub(super) struct Questions {
+pub(super) struct DisplayQueries {
     waiting: VecDeque<(Instant, Question)>,
 }
 
-impl Questions {
+impl DisplayQueries {
     /// Takes a question to be answered before `deadline`; hands it back if too many wait.
     pub(super) fn add(&mut self, question: Question, deadline: Instant) -> Result<(), Question> {
         if self.waiting.len() >= MAX_WAITING {
@@ -85,7 +85,7 @@ mod tests {
     #[test]
     fn a_question_leaves_once_by_answer_or_by_time() {
         let start = Instant::now();
-        let mut questions = Questions::default();
+        let mut questions = DisplayQueries::default();
         assert_eq!(questions.add(question(1), start + Duration::from_secs(1)), Ok(()));
         assert_eq!(questions.add(question(2), start + Duration::from_secs(2)), Ok(()));
         assert_eq!(questions.time_left(start), Some(Duration::from_secs(1)));
@@ -101,7 +101,7 @@ mod tests {
     #[test]
     fn no_more_than_the_bound_wait() {
         let now = Instant::now();
-        let mut questions = Questions::default();
+        let mut questions = DisplayQueries::default();
         for ticket in 0..MAX_WAITING as u64 {
             assert_eq!(questions.add(question(ticket), now), Ok(()));
         }

@@ -7,9 +7,9 @@ use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use super::link::Link;
-use super::picture::Work;
+use super::picture::DisplayUpdate;
 use super::questions::Question;
-use super::{Connection, Shared, State};
+use super::{Connection, DisplayState, Shared};
 
 /// What the display thread does next.
 enum Next {
@@ -18,7 +18,7 @@ enum Next {
     /// Answer a question: with the display if there is one.
     Ask(Question),
     /// Tell the display.
-    Tell(Work),
+    Tell(DisplayUpdate),
     /// End.
     Quit,
 }
@@ -120,7 +120,7 @@ impl Shared {
 }
 
 /// The most urgent thing to do, if any: new sockets before questions before pictures.
-fn next(state: &mut State, link: &mut Option<Link>) -> Option<Next> {
+fn next(state: &mut DisplayState, link: &mut Option<Link>) -> Option<Next> {
     if state.quit {
         return Some(Next::Quit);
     }

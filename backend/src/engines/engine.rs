@@ -16,10 +16,10 @@ use device_model::telemetry::record::{Event, LeftFor, StepEnd};
 use device_model::telemetry::stats::Stats;
 
 use crate::engines::miss_port::{MissPort, Waiter};
-use crate::engines::scheduler::{Scheduler, Work};
+use crate::engines::scheduler::{ScheduledJob, Scheduler};
 use crate::engines::starvation::ThreadName;
 use crate::faults::{Bug, Injection, steps};
-use crate::telemetry::instruments::Pen;
+use crate::telemetry::instruments::EventSink;
 
 /// What an engine works with; everything is shared but its reader.
 pub struct Engine {
@@ -36,7 +36,7 @@ pub struct Engine {
     /// What misbehaves.
     pub injection: Arc<Injection>,
     /// Where its steps are recorded.
-    pub pen: Pen,
+    pub sink: EventSink,
     /// Its thread.
     pub thread: ThreadName,
 }
@@ -46,7 +46,7 @@ struct Host<'a> {
     scheduler: &'a Scheduler,
     stats: &'a Stats,
     injection: &'a Injection,
-    pen: &'a Pen,
+    sink: &'a EventSink,
     /// That it has the job is to be recorded, with the time of its first step: the clock is what costs most of a record.
     taken: Option<Event>,
     /// When the last step ended.
@@ -75,17 +75,17 @@ impl EngineHost for Host<'_> {
         let end = self.scheduler.now();
         self.last = Some(end);
         if let Some(taken) = self.taken.take() {
-            self.pen.record_at(now, taken);
+            self.sink.record_at(now, taken);
         }
         let took = end.saturating_sub(now).into();
         let bytes = u32::try_from(moved).unwrap_or(u32::MAX);
-        self.pen.record_at(now, Event::Step { job: job.id(), packet, bytes, took, end: end_of(&step) });
-        self.pen.at_work(Some(job));
+        self.sink.record_at(now, Event::Step { job: job.id(), packet, bytes, took, end: end_of(&step) });
+        self.sink.at_work(Some(job));
         step
     }
 
-    fn must_leave(&self, work: &Work) -> bool {
-        self.scheduler.must_leave(work) || self.has_moved && self.injection.strikes(Bug::ForcePreempt)
+    fn must_leave(&self, work: &ScheduledJob) -> bool {
+        self.scheduler.must_leave(work) || self.has_moved && self.injection.fires(Bug::ForcePreempt)
     }
 
     fn is_wanted(&self) -> bool {
@@ -108,13 +108,14 @@ impl Engine {
     }
 
     /// Steps the job to its end, or until something takes it off.
-    fn run_until_it_leaves(&self, work: Work) -> Left {
+    fn run_until_it_leaves(&self, work: ScheduledJob) -> Left {
         let (scheduler, stats) = (&*self.scheduler, &*self.stats);
-        let (injection, pen) = (&*self.injection, &self.pen);
+        let (injection, sink) = (&*self.injection, &self.sink);
         let (taken, last) = (None, None);
-        let mut host = Host { scheduler, stats, injection, pen, taken, last, has_moved: false, spins: false };
+        let mut host =
+            Host { scheduler, stats, injection, sink, taken, last, has_moved: false, spins: false };
         let (job, packet) = (work.job.id(), work.job.packet());
-        pen.at_work(Some(&work.job));
+        sink.at_work(Some(&work.job));
         let mut running = Running::start(&self.reader, work);
         if let ControlFlow::Continue(running) = &running {
             host.taken = Some(Event::Taken { job, packet, pinned: running.is_pinned() });
@@ -130,7 +131,7 @@ impl Engine {
                 }
                 ControlFlow::Break(left) => {
                     let at = host.last.unwrap_or_else(|| scheduler.now());
-                    pen.record_at(at, Event::Left { job, why: reason_of(&left.leaves) });
+                    sink.record_at(at, Event::Left { job, why: reason_of(&left.leaves) });
                     return left;
                 }
             }
@@ -138,12 +139,12 @@ impl Engine {
     }
 
     fn dispose(&self, left: Left) {
-        self.pen.at_work(None);
+        self.sink.at_work(None);
         match left.leaves {
             Leaves::Evicted => self.stats.ladder_evictions.add(1),
             Leaves::Missing(_) | Leaves::Faulted { .. } => self.stats.job_parks.add(1),
             Leaves::Finished(_)
-            | Leaves::TakenOff
+            | Leaves::Preempted
             | Leaves::SliceOver
             | Leaves::Waiting { .. }
             | Leaves::Invalidating => {}
@@ -174,7 +175,7 @@ fn reason_of(leaves: &Leaves) -> LeftFor {
     match leaves {
         Leaves::Finished(JobOutcome::Done) => LeftFor::Done,
         Leaves::Finished(JobOutcome::Failed(_)) => LeftFor::Failed,
-        Leaves::TakenOff => LeftFor::Stop,
+        Leaves::Preempted => LeftFor::Stop,
         Leaves::SliceOver => LeftFor::Others,
         Leaves::Waiting { .. } => LeftFor::Wait,
         Leaves::Evicted => LeftFor::Eviction,

@@ -11,7 +11,7 @@ use std::time::Duration;
 use device_model::addr::{ByteRange, Iova, SpaceId};
 use device_model::jobs::engine::Left;
 use device_model::jobs::job::{Job, JobError, JobId};
-pub use device_model::jobs::schedule::Work;
+pub use device_model::jobs::schedule::ScheduledJob;
 use device_model::jobs::schedule::{AtRest, Disposed, JobStatus, Judgement, Revealed, Schedule, Turn};
 use device_model::mmu::MappedRange;
 use device_model::telemetry::violation::InvalidationInfo;
@@ -24,8 +24,8 @@ pub struct Scheduler {
     ready: Condvar,
     /// Mirrors [`Schedule::is_stopped`], to be read at every step without the lock.
     stopped: AtomicBool,
-    /// Mirrors [`Schedule::life`].
-    life: AtomicU64,
+    /// Mirrors [`Schedule::generation`].
+    generation: AtomicU64,
     /// Mirrors [`Schedule::has_ready`] in the same way.
     wanted: AtomicBool,
     /// The device's time.
@@ -37,8 +37,8 @@ impl Scheduler {
     pub fn new(clock: Clock) -> Self {
         let schedule = Mutex::new(Schedule::new());
         let (stopped, wanted) = (AtomicBool::new(true), AtomicBool::new(false));
-        let life = AtomicU64::new(0);
-        Self { schedule, ready: Condvar::new(), stopped, life, wanted, clock }
+        let generation = AtomicU64::new(0);
+        Self { schedule, ready: Condvar::new(), stopped, generation, wanted, clock }
     }
 
     /// Takes a new job.
@@ -51,11 +51,11 @@ impl Scheduler {
         self.clock.now()
     }
 
-    /// Work for an engine; waits for it. `None`: the device closes.
+    /// ScheduledJob for an engine; waits for it. `None`: the device closes.
     ///
     /// A job that WAITs is work again when it is time to look, so an engine without other work sleeps until then:
     /// 50 µs at first, up to 1 ms. Without such a job it sleeps until somebody wakes it.
-    pub fn next(&self) -> Option<Work> {
+    pub fn next(&self) -> Option<ScheduledJob> {
         let mut schedule = self.lock();
         loop {
             schedule.set_time(self.now());
@@ -87,10 +87,10 @@ impl Scheduler {
     }
 
     /// Whether an engine has to give this job back.
-    pub fn must_leave(&self, work: &Work) -> bool {
+    pub fn must_leave(&self, work: &ScheduledJob) -> bool {
         // ORDERING: Acquire pairs with the Release in `change`: who sees a start sees the reset before it. A stop that is
         // not seen yet drains the section or the pin under which this is asked.
-        self.stopped.load(Ordering::Acquire) || self.life.load(Ordering::Relaxed) != work.life()
+        self.stopped.load(Ordering::Acquire) || self.generation.load(Ordering::Relaxed) != work.generation()
     }
 
     /// Takes a job back that has left its engine.
@@ -176,7 +176,7 @@ impl Scheduler {
         let mut schedule = self.lock();
         let result = change(&mut schedule);
         schedule.set_time(self.now());
-        self.life.store(schedule.life(), Ordering::Relaxed);
+        self.generation.store(schedule.generation(), Ordering::Relaxed);
         self.stopped.store(schedule.is_stopped(), Ordering::Release);
         let ready = schedule.has_ready();
         self.wanted.store(ready, Ordering::Relaxed);

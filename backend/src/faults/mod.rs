@@ -20,7 +20,7 @@ const KIND: u32 = 61;
 
 /// One row.
 #[derive(Debug, Default)]
-struct State {
+struct FaultState {
     /// 0: off. Otherwise its argument, see [`encode`].
     word: AtomicU64,
     /// How often it could have taken effect.
@@ -32,7 +32,7 @@ struct State {
 /// What is turned on; shared by reference between threads.
 #[derive(Debug)]
 pub struct Injection {
-    states: [State; table::ROWS.len()],
+    states: [FaultState; table::ROWS.len()],
     dice: AtomicU64,
 }
 
@@ -62,7 +62,7 @@ impl Default for Injection {
 impl Injection {
     /// With these rows on.
     pub fn new(settings: &[Setting]) -> Self {
-        let this = Self { states: std::array::from_fn(|_| State::default()), dice: AtomicU64::new(0) };
+        let this = Self { states: std::array::from_fn(|_| FaultState::default()), dice: AtomicU64::new(0) };
         settings.iter().for_each(|setting| this.turn_on(*setting));
         this
     }
@@ -85,7 +85,7 @@ impl Injection {
         self.state(setting.bug).word.store(encode(setting.value), Ordering::Relaxed);
     }
 
-    fn state(&self, bug: Bug) -> &State {
+    fn state(&self, bug: Bug) -> &FaultState {
         // PANIC: there is a row for each: the table is checked when it is compiled.
         &self.states[bug as usize]
     }
@@ -105,7 +105,7 @@ impl Injection {
 
     /// Whether it takes effect now; counted.
     #[inline]
-    pub fn strikes(&self, bug: Bug) -> bool {
+    pub fn fires(&self, bug: Bug) -> bool {
         match self.value(bug) {
             None => false,
             Some(Value::Every(count)) => {
@@ -222,9 +222,9 @@ mod tests {
     fn what_took_effect_is_counted() {
         let injection = Injection::new(&[parse("step-delay=0s").unwrap()]);
         assert_eq!(injection.delay(Bug::StepDelay), Some(Duration::ZERO));
-        assert!(!injection.strikes(Bug::AckBeforeDrain));
+        assert!(!injection.fires(Bug::AckBeforeDrain));
         injection.set("ack-before-drain", None).unwrap();
-        assert!(injection.strikes(Bug::AckBeforeDrain) && injection.strikes(Bug::AckBeforeDrain));
+        assert!(injection.fires(Bug::AckBeforeDrain) && injection.fires(Bug::AckBeforeDrain));
         let hits: Vec<_> = injection.list().into_iter().map(|row| row.hits).collect();
         assert_eq!((hits[Bug::AckBeforeDrain as usize], hits[Bug::StepDelay as usize]), (2, 1));
         assert_eq!(hits.iter().sum::<u64>(), 3);
@@ -233,7 +233,7 @@ mod tests {
     #[test]
     fn every_nth_time_is_every_nth_time() {
         let injection = Injection::new(&[parse("lose-fence=3").unwrap()]);
-        let strikes: Vec<_> = (0..7).map(|_| injection.strikes(Bug::LoseFence)).collect();
+        let strikes: Vec<_> = (0..7).map(|_| injection.fires(Bug::LoseFence)).collect();
         assert_eq!(strikes, [false, false, true, false, false, true, false]);
     }
 

@@ -25,10 +25,10 @@ pub(crate) fn instead_of_step(injection: &Injection, job: &Job, memory: &impl Jo
             None => {}
         }
     }
-    if injection.strikes(Bug::SignalBeforeWrite) {
+    if injection.fires(Bug::SignalBeforeWrite) {
         job.signal_early(memory, SeededBug::signal_before_write());
     }
-    if injection.strikes(Bug::SpuriousFault) {
+    if injection.fires(Bug::SpuriousFault) {
         return some_page(job).map(Step::Missing);
     }
     None

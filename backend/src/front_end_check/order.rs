@@ -23,14 +23,14 @@ pub struct Offer {
 
 /// One ring, as the messages have it.
 #[derive(Clone, Copy, Debug, Default)]
-struct Ring {
+struct RingOrder {
     sized: bool,
     placed: bool,
     kicked: bool,
     enabled: bool,
 }
 
-impl Ring {
+impl RingOrder {
     fn runs(self) -> bool {
         self.kicked && self.enabled
     }
@@ -44,12 +44,12 @@ pub(super) struct Order {
     protocol: u64,
     has_owner: bool,
     has_memory: bool,
-    rings: [Ring; QUEUES],
+    rings: [RingOrder; QUEUES],
 }
 
 impl Order {
     pub(super) fn new(offer: Offer) -> Self {
-        let (features, protocol, rings) = (0, 0, [Ring::default(); QUEUES]);
+        let (features, protocol, rings) = (0, 0, [RingOrder::default(); QUEUES]);
         Self { offer, features, protocol, has_owner: false, has_memory: false, rings }
     }
 
@@ -200,7 +200,7 @@ impl Order {
     }
 
     /// A ring runs from now on.
-    fn started(&self, index: u32, ring: Ring, book: &mut Book) {
+    fn started(&self, index: u32, ring: RingOrder, book: &mut Book) {
         let lacks = [(ring.sized, "size"), (ring.placed, "addresses"), (self.has_memory, "memory table")];
         let lacks: Vec<_> = lacks.iter().filter(|(there, _)| !there).map(|(_, what)| *what).collect();
         if !lacks.is_empty() {

@@ -30,17 +30,17 @@ impl Held {
     /// Takes an answer; what goes out now is put into `out`, in order.
     pub(super) fn pass(&mut self, injection: &Injection, answer: Answer, out: &mut Vec<Answer>) {
         let Some(timeline) = timeline(&answer.1) else { return out.push(answer) };
-        if injection.strikes(Bug::LoseFence) {
+        if injection.fires(Bug::LoseFence) {
             return;
         }
-        if injection.strikes(Bug::RepeatFence) {
+        if injection.fires(Bug::RepeatFence) {
             out.push((answer.0.again(), answer.1.clone()));
         }
         let now = Instant::now();
         let first = self.overtaken.take().map(|(_, first)| first);
         match first {
             Some(first) if self::timeline(&first.1) == Some(timeline) => {
-                injection.strikes(Bug::ReorderFence);
+                injection.fires(Bug::ReorderFence);
                 return out.extend([answer, first]);
             }
             other => out.extend(other),

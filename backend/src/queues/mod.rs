@@ -26,13 +26,13 @@ use vhost_user_backend::VringT;
 use self::chain::RingError;
 use self::held::Held;
 use self::mailbox::{Mail, Mailbox, Side};
-use self::ring::{Pending, Published, Ring, SharedRing, Taken};
+use self::ring::{Pending, Published, SharedRing, Taken, Virtqueue};
 use crate::display::Display;
 use crate::engines::engine::FinishedJob;
 use crate::engines::miss_port::{MissAnswer, MissPort, RingWait, Waiter};
 use crate::engines::scheduler::Scheduler;
 use crate::faults::{Bug, Injection};
-use crate::telemetry::instruments::Pen;
+use crate::telemetry::instruments::EventSink;
 use crate::wake::Poller;
 
 /// Queues of a virtio-gpu device (virtio 1.3, 5.7.2).
@@ -85,7 +85,7 @@ pub struct QueueThread {
     /// What is counted.
     pub stats: Arc<Stats>,
     /// Where each ring is recorded.
-    pub pens: [Pen; QUEUES],
+    pub sinks: [EventSink; QUEUES],
     /// What misbehaves.
     pub injection: Arc<Injection>,
 }
@@ -105,7 +105,7 @@ impl QueueThread {
         let (max_request, injection) = (self.device.max_request_bytes(), Arc::clone(&self.injection));
         let mut rings = shared.each_ref().map(|shared| {
             let index = shared_index(&self.rings, shared);
-            Ring::new((index, shared), self.memory.clone(), max_request, &injection)
+            Virtqueue::new((index, shared), self.memory.clone(), max_request, &injection)
         });
         let mut queues = Queues {
             thread: self,
@@ -139,7 +139,7 @@ fn shared_index(rings: &[SharedRing; QUEUES], ring: &SharedRing) -> usize {
 /// The rings with what serves them.
 struct Queues<'r, 'a> {
     thread: QueueThread,
-    rings: &'r mut [Ring<'a>; QUEUES],
+    rings: &'r mut [Virtqueue<'a>; QUEUES],
     effects: Vec<Effect<Pending>>,
     held: Held,
     /// Rings that may have commands.
@@ -216,14 +216,14 @@ impl Queues<'_, '_> {
         let FinishedJob { job, outcome } = finished;
         let id = job.id();
         let failed = outcome != JobOutcome::Done;
-        let swallowed = failed && self.thread.injection.strikes(Bug::SwallowFailure);
+        let swallowed = failed && self.thread.injection.fires(Bug::SwallowFailure);
         let told = if swallowed { JobOutcome::Done } else { outcome };
         if !self.thread.device.job_finished(job, told, &mut self.effects) {
             return;
         }
-        let (pen, now) = (self.pen(CONTROL_QUEUE), self.thread.scheduler.now());
-        pen.record_at(now, Event::Ended { job: id, failed });
-        pen.instruments().names().job_ended(now, id);
+        let (sink, now) = (self.sink(CONTROL_QUEUE), self.thread.scheduler.now());
+        sink.record_at(now, Event::Ended { job: id, failed });
+        sink.instruments().names().job_ended(now, id);
         self.jobs = self.jobs.saturating_sub(1);
         match outcome {
             JobOutcome::Done => self.thread.stats.jobs_done.add(1),
@@ -261,12 +261,12 @@ impl Queues<'_, '_> {
         // They are owed to a driver that no longer exists.
         drop(pending);
         self.effects.clear();
-        let instruments = self.pen(CONTROL_QUEUE).instruments();
+        let instruments = self.sink(CONTROL_QUEUE).instruments();
         instruments.names().reset(instruments.clock().now());
         self.held.clear();
         self.thread.stats.jobs_discarded.add(std::mem::take(&mut self.jobs));
         self.thread.display.reset();
-        self.rings.iter_mut().for_each(Ring::reset);
+        self.rings.iter_mut().for_each(Virtqueue::reset);
         self.ready = [false; QUEUES];
     }
 
@@ -329,15 +329,15 @@ impl Queues<'_, '_> {
     fn note_backings(&mut self) {
         let mut changes = self.thread.device.take_backing_changes().peekable();
         if changes.peek().is_some() {
-            let instruments = self.pen(CONTROL_QUEUE).instruments();
+            let instruments = self.sink(CONTROL_QUEUE).instruments();
             let (now, mut names) = (instruments.clock().now(), instruments.names());
             changes.for_each(|change| names.backing_changed(now, change));
         }
     }
 
-    fn pen(&self, queue: usize) -> &Pen {
+    fn sink(&self, queue: usize) -> &EventSink {
         // PANIC: queues are numbered from 0 to QUEUES - 1, and each has one.
-        &self.thread.pens[queue]
+        &self.thread.sinks[queue]
     }
 
     /// Does what the device asks for.
@@ -353,7 +353,7 @@ impl Queues<'_, '_> {
                         self.count_error();
                     }
                     let (fence, error) = (response.fence(), response.is_error());
-                    self.pen(pending.queue).record_at(now, Event::Answered { fence, error });
+                    self.sink(pending.queue).record_at(now, Event::Answered { fence, error });
                     let mut answers = Vec::new();
                     self.held.pass(&self.thread.injection, (pending, response.into_bytes()), &mut answers);
                     self.answer(answers);
@@ -362,9 +362,9 @@ impl Queues<'_, '_> {
                     self.thread.stats.jobs_submitted.add(1);
                     self.jobs = self.jobs.saturating_add(1);
                     let (job_id, context, mode) = (job.id(), job.context(), job.mode());
-                    let pen = self.pen(CONTROL_QUEUE);
-                    pen.record_at(now, Event::Submitted { job: job_id, context, mode });
-                    pen.instruments().names().job_begun(job.name());
+                    let sink = self.sink(CONTROL_QUEUE);
+                    sink.record_at(now, Event::Submitted { job: job_id, context, mode });
+                    sink.instruments().names().job_begun(job.name());
                     self.thread.scheduler.submit(job);
                 }
                 Effect::Display(command) => self.thread.display.send(command),
@@ -381,7 +381,7 @@ impl Queues<'_, '_> {
         for queue in 0..QUEUES {
             match self.rings[queue].publish() {
                 Published::Nothing => {
-                    if self.thread.injection.strikes(Bug::SpuriousInterrupt) {
+                    if self.thread.injection.fires(Bug::SpuriousInterrupt) {
                         self.rings[queue].interrupt_for_nothing();
                     }
                 }
@@ -393,7 +393,7 @@ impl Queues<'_, '_> {
 
     fn record_misses(&self, queue: usize, missing: &[Missing]) {
         for Missing { range, access, .. } in missing {
-            self.pen(queue).record(Event::RingMiss { range: *range, access: *access });
+            self.sink(queue).record(Event::RingMiss { range: *range, access: *access });
         }
     }
 

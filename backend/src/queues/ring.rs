@@ -50,7 +50,7 @@ impl SharedRing {
     }
 }
 
-/// A command that the device has taken and owes an answer. Only [`Ring::complete`] takes it back.
+/// A command that the device has taken and owes an answer. Only [`Virtqueue::complete`] takes it back.
 #[must_use = "The driver waits for every command to be answered"]
 #[derive(Debug)]
 pub struct Pending {
@@ -73,7 +73,7 @@ struct Completion {
     response: Vec<u8>,
 }
 
-/// What [`Ring::take`] found.
+/// What [`Virtqueue::take`] found.
 #[derive(Debug)]
 pub enum Taken {
     /// A command, with its request.
@@ -92,7 +92,7 @@ pub enum Taken {
     Broke(RingError),
 }
 
-/// What [`Ring::publish`] came to.
+/// What [`Virtqueue::publish`] came to.
 #[derive(Debug)]
 pub enum Published {
     /// Nothing is left to be published for now.
@@ -120,7 +120,7 @@ fn rest_of(segment: Segment, offset: usize) -> Option<Segment> {
 }
 
 /// The device's side of one virtqueue; owned by the queue thread.
-pub struct Ring<'a> {
+pub struct Virtqueue<'a> {
     index: usize,
     shared: &'a SharedRing,
     memory: RingMemory,
@@ -147,7 +147,7 @@ impl Pending {
     }
 }
 
-impl<'a> Ring<'a> {
+impl<'a> Virtqueue<'a> {
     /// A ring that has not started.
     pub fn new(
         (index, shared): (usize, &'a SharedRing),
@@ -422,7 +422,7 @@ impl<'a> Ring<'a> {
         let needed = vring.needs_notification();
         // The driver's wish may lie on a page that is missing. One interrupt too many does no harm.
         let unknown = !self.memory.take_missing().is_empty();
-        if (unknown || needed.unwrap_or(true)) && !self.injection.strikes(Bug::NoInterrupt) {
+        if (unknown || needed.unwrap_or(true)) && !self.injection.fires(Bug::NoInterrupt) {
             // The eventfd is the front-end's: if it is full or gone, there is nobody to tell.
             let _ = vring.signal_used_queue();
         }

@@ -99,7 +99,7 @@ struct Running<C> {
 
 /// Jobs that run one after the other. A queue that is empty is not kept.
 #[derive(Debug)]
-struct Queue<C> {
+struct JobQueue<C> {
     waiting: VecDeque<Item<C>>,
     running: Option<Running<C>>,
 }
@@ -109,7 +109,7 @@ struct Queue<C> {
 pub(crate) struct Contexts<C> {
     by_number: BTreeMap<u32, ContextId>,
     contexts: BTreeMap<ContextId, Context>,
-    queues: BTreeMap<QueueId, Queue<C>>,
+    queues: BTreeMap<QueueId, JobQueue<C>>,
     running: BTreeMap<JobId, QueueId>,
     barriers: BTreeMap<u64, Barrier<C>>,
     next_context: u64,
@@ -177,7 +177,7 @@ impl<C> Contexts<C> {
         }
     }
 
-    fn queues_of(&self, context: ContextId) -> impl Iterator<Item = (&QueueId, &Queue<C>)> {
+    fn queues_of(&self, context: ContextId) -> impl Iterator<Item = (&QueueId, &JobQueue<C>)> {
         self.queues.range(QueueId { context, ring: 0 }..=QueueId { context, ring: u8::MAX })
     }
 
@@ -265,7 +265,7 @@ impl<C> Contexts<C> {
             context.mode = Some(submission.treatment.mode);
             context.priority = submission.treatment.priority;
         }
-        let empty = || Queue { waiting: VecDeque::new(), running: None };
+        let empty = || JobQueue { waiting: VecDeque::new(), running: None };
         self.queues.entry(queue).or_insert_with(empty).waiting.push_back(Item::Job(submission));
     }
 

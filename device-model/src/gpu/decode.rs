@@ -22,7 +22,7 @@ use crate::wire::payload::{MemEntries, Payload, header};
 
 /// The queues of the device (virtio 1.3, 5.7.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Queue {
+pub(crate) enum DeviceQueue {
     Control,
     Cursor,
 }
@@ -69,9 +69,9 @@ macro_rules! define_commands {
 
         impl<'a> Command<'a> {
             /// Reads the payload of a command of `queue` from what follows its header.
-            fn parse(queue: Queue, header: &Header, body: &'a [u8]) -> Result<Self, CommandError> {
+            fn parse(queue: DeviceQueue, header: &Header, body: &'a [u8]) -> Result<Self, CommandError> {
                 match (queue, header.kind) {
-                    $((Queue::$queue, number::$name) => {
+                    $((DeviceQueue::$queue, number::$name) => {
                         Ok(Self::$variant(<$payload as Payload<'a>>::parse(header, body)?))
                     })*
                     _ => Err(CommandError::Unknown { kind: header.kind }),
@@ -91,7 +91,10 @@ macro_rules! define_commands {
 command_table!(define_commands);
 
 /// A command as it came from `queue`. Without a whole header there is no fence to give back either.
-pub(crate) fn decode(queue: Queue, bytes: &[u8]) -> (Option<Header>, Result<Command<'_>, CommandError>) {
+pub(crate) fn decode(
+    queue: DeviceQueue,
+    bytes: &[u8],
+) -> (Option<Header>, Result<Command<'_>, CommandError>) {
     match header(bytes) {
         Ok((header, body)) => (Some(header), Command::parse(queue, &header, body)),
         Err(error) => (None, Err(error)),

@@ -22,7 +22,7 @@ use crate::jobs::transfer::Transfer;
 
 /// What an item of the ring does when its turn comes.
 #[derive(Debug)]
-pub(crate) enum Work {
+pub(crate) enum RingCommand {
     /// TRANSFER_TO_HOST_2D.
     Transfer(Transfer),
     /// RESOURCE_FLUSH: what was written to this part of the image is to be seen.
@@ -35,7 +35,7 @@ pub(crate) enum Work {
     Cursor(CursorWork),
 }
 
-impl Work {
+impl RingCommand {
     /// The image that it writes or reads.
     fn image(&self) -> Option<&Arc<Image>> {
         match self {
@@ -68,7 +68,7 @@ pub(crate) enum CursorChange {
 /// The ring. `C` is the call that an item answers.
 #[derive(Debug)]
 pub(crate) struct Ring<C> {
-    waiting: VecDeque<(C, Work)>,
+    waiting: VecDeque<(C, RingCommand)>,
     running: Option<Running<C>>,
     limit: u64,
 }
@@ -96,12 +96,12 @@ impl<C> Ring<C> {
     }
 
     /// Puts an item behind all others. The caller has made sure that there is room.
-    pub(crate) fn push(&mut self, call: C, work: Work) {
+    pub(crate) fn push(&mut self, call: C, work: RingCommand) {
         self.waiting.push_back((call, work));
     }
 
     /// Takes the next item, unless a job runs.
-    pub(crate) fn next(&mut self) -> Option<(C, Work)> {
+    pub(crate) fn next(&mut self) -> Option<(C, RingCommand)> {
         if self.running.is_some() {
             return None;
         }
@@ -128,7 +128,7 @@ impl<C> Ring<C> {
 
     /// Whether a command for the cursor of this scanout waits.
     pub(crate) fn has_cursor(&self, scanout: u32) -> bool {
-        let is = |work: &Work| matches!(work, Work::Cursor(work) if work.request.position.scanout == scanout);
+        let is = |work: &RingCommand| matches!(work, RingCommand::Cursor(work) if work.request.position.scanout == scanout);
         self.waiting.iter().any(|(_, work)| is(work))
     }
 

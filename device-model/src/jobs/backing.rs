@@ -18,7 +18,7 @@ use crate::gpu::request::RawEntry;
 
 /// One stretch, with its place in the backing.
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct BackingRange {
     /// Bytes of the backing before this one.
     offset: u64,
     range: ByteRange<Iova>,
@@ -29,7 +29,7 @@ struct Entry {
 /// INVARIANT: entries are in the order of their offsets, without gaps.
 #[derive(Clone, Debug)]
 pub(crate) struct Backing {
-    entries: Arc<[Entry]>,
+    entries: Arc<[BackingRange]>,
 }
 
 impl Backing {
@@ -39,7 +39,7 @@ impl Backing {
         let place = |(index, entry): (usize, RawEntry)| {
             let range = ByteRange::new(entry.at, u64::from(entry.len))
                 .map_err(|source| CommandError::BadEntry { index, source })?;
-            let placed = Entry { offset, range };
+            let placed = BackingRange { offset, range };
             // OVERFLOW: fewer than 2^32 entries of fewer than 2^32 bytes.
             offset = offset.saturating_add(u64::from(entry.len));
             Ok(placed)

@@ -17,7 +17,7 @@ use std::time::Duration;
 use crate::jobs::job::{Job, JobOutcome, Step};
 use job_stream::Mode;
 
-use crate::jobs::schedule::Work;
+use crate::jobs::schedule::ScheduledJob;
 use crate::mmu::{JobMemory, Missing, Pin, PinError, PinMode, Reader};
 
 /// Bytes that a step moves at the most: about 8 µs of copying, the longest that an idle drain waits.
@@ -41,7 +41,7 @@ pub trait EngineHost {
     fn step(&mut self, job: &mut Job, memory: &impl JobMemory) -> Step;
 
     /// Whether the engine has to give this job back now: the device stops, or was reset since the job was taken.
-    fn must_leave(&self, work: &Work) -> bool;
+    fn must_leave(&self, work: &ScheduledJob) -> bool;
 
     /// Whether another job wants the engine.
     fn is_wanted(&self) -> bool {
@@ -55,7 +55,7 @@ pub enum Leaves {
     /// It is at its end.
     Finished(JobOutcome),
     /// The engine is to stop: it goes on later, where it stopped.
-    TakenOff,
+    Preempted,
     /// It has had its time slice, and another job wants the engine.
     SliceOver,
     /// A value in memory is not yet what it waits for; it looks again later, and gives up at this time.
@@ -83,7 +83,7 @@ pub enum Leaves {
 #[must_use = "somebody waits for the end of this job"]
 pub struct Left {
     /// The job.
-    pub work: Work,
+    pub work: ScheduledJob,
     /// Why.
     pub leaves: Leaves,
 }
@@ -103,7 +103,7 @@ enum Hold {
 #[derive(Debug)]
 #[must_use = "somebody waits for the end of this job"]
 pub struct Running {
-    work: Work,
+    work: ScheduledJob,
     hold: Hold,
     steps: u32,
     /// Steps since the engine had to stop.
@@ -112,7 +112,7 @@ pub struct Running {
 
 impl Running {
     /// Puts a job on the engine with this reader, or says why that cannot be.
-    pub fn start(reader: &Reader, mut work: Work) -> ControlFlow<Left, Self> {
+    pub fn start(reader: &Reader, mut work: ScheduledJob) -> ControlFlow<Left, Self> {
         if work.checked {
             return leave(work, Leaves::Finished(JobOutcome::Done));
         }
@@ -150,7 +150,7 @@ impl Running {
         }
     }
 
-    fn on(work: Work, hold: Hold) -> ControlFlow<Left, Self> {
+    fn on(work: ScheduledJob, hold: Hold) -> ControlFlow<Left, Self> {
         ControlFlow::Continue(Self { work, hold, steps: 0, overstayed: 0 })
     }
 
@@ -161,7 +161,7 @@ impl Running {
     /// start.
     pub fn step(mut self, reader: &Reader, host: &mut impl EngineHost) -> ControlFlow<Left, Self> {
         if matches!(self.hold, Hold::Spin) && !self.work.job.is_spinning() {
-            return self.leave(Leaves::TakenOff);
+            return self.leave(Leaves::Preempted);
         }
         let step = match &self.hold {
             Hold::Pin(pin) => step_or_leave(host, &mut self.work, pin),
@@ -171,7 +171,7 @@ impl Running {
                 step_or_leave(host, &mut self.work, &section)
             }
         };
-        let Some(step) = step else { return self.leave(Leaves::TakenOff) };
+        let Some(step) = step else { return self.leave(Leaves::Preempted) };
         self.steps = self.steps.saturating_add(1);
         self.work.stepped = true;
         match step {
@@ -197,7 +197,7 @@ impl Running {
             return Some(Leaves::Evicted);
         }
         if host.must_leave(&self.work) {
-            return Some(Leaves::TakenOff);
+            return Some(Leaves::Preempted);
         }
         (self.steps >= SLICE_STEPS && host.is_wanted()).then_some(Leaves::SliceOver)
     }
@@ -209,7 +209,7 @@ impl Running {
         }
         self.overstayed = if host.must_leave(&self.work) { self.overstayed.saturating_add(1) } else { 0 };
         if self.overstayed > STUBBORN_STEPS {
-            return self.leave(Leaves::TakenOff);
+            return self.leave(Leaves::Preempted);
         }
         ControlFlow::Continue(self)
     }
@@ -237,7 +237,11 @@ impl Running {
 
 /// A step of the job, over memory that is held. `None`: it has to leave. A job that spins touches no memory, and says
 /// itself whether it lets itself be taken off.
-fn step_or_leave(host: &mut impl EngineHost, work: &mut Work, memory: &impl JobMemory) -> Option<Step> {
+fn step_or_leave(
+    host: &mut impl EngineHost,
+    work: &mut ScheduledJob,
+    memory: &impl JobMemory,
+) -> Option<Step> {
     if !work.job.is_spinning() && host.must_leave(work) {
         None
     } else {
@@ -245,7 +249,7 @@ fn step_or_leave(host: &mut impl EngineHost, work: &mut Work, memory: &impl JobM
     }
 }
 
-fn leave(mut work: Work, leaves: Leaves) -> ControlFlow<Left, Running> {
+fn leave(mut work: ScheduledJob, leaves: Leaves) -> ControlFlow<Left, Running> {
     work.job.left_engine();
     ControlFlow::Break(Left { work, leaves })
 }

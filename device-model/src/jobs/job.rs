@@ -127,7 +127,7 @@ pub(crate) struct Treatment {
 
 /// What a job does.
 #[derive(Debug)]
-enum Work {
+enum JobKind {
     /// TRANSFER_TO_HOST_2D.
     Transfer(Transfer),
     /// SUBMIT_3D.
@@ -140,19 +140,19 @@ enum Work {
 pub struct Job {
     id: JobId,
     treatment: Treatment,
-    work: Work,
+    work: JobKind,
 }
 
 impl Job {
     /// A transfer: pinned while it runs.
     pub(crate) fn transfer(id: JobId, transfer: Transfer) -> Self {
         let treatment = Treatment { context: None, mode: Mode::Fence, priority: Priority::Normal };
-        Self { id, treatment, work: Work::Transfer(transfer) }
+        Self { id, treatment, work: JobKind::Transfer(transfer) }
     }
 
     /// A program.
     pub(crate) fn program(id: JobId, treatment: Treatment, program: Execution) -> Self {
-        Self { id, treatment, work: Work::Program(Box::new(program)) }
+        Self { id, treatment, work: JobKind::Program(Box::new(program)) }
     }
 
     /// Which job this is.
@@ -178,16 +178,16 @@ impl Job {
     /// The packet that it has come to, counted from 0; a transfer has none.
     pub fn packet(&self) -> Option<usize> {
         match &self.work {
-            Work::Transfer(_) => None,
-            Work::Program(program) => Some(program.packet()),
+            JobKind::Transfer(_) => None,
+            JobKind::Program(program) => Some(program.packet()),
         }
     }
 
     /// The job, and what its packets name, for records.
     pub fn name(&self) -> JobName {
         let operands = match &self.work {
-            Work::Transfer(_) => Vec::new(),
-            Work::Program(program) => program.operand_names(),
+            JobKind::Transfer(_) => Vec::new(),
+            JobKind::Program(program) => program.operand_names(),
         };
         let (context, mode, priority) = (self.context(), self.mode(), self.priority());
         JobName { id: self.id, context, mode, priority, operands }
@@ -197,46 +197,46 @@ impl Job {
     /// every step to come.
     pub fn working_set(&self) -> Vec<PinRange> {
         match &self.work {
-            Work::Transfer(transfer) => transfer.working_set(),
-            Work::Program(program) => program.working_set(),
+            JobKind::Transfer(transfer) => transfer.working_set(),
+            JobKind::Program(program) => program.working_set(),
         }
     }
 
     /// What the packet that it has come to touches; of a transfer, all that is left.
     pub fn comes_next(&self) -> Vec<PinRange> {
         match &self.work {
-            Work::Transfer(transfer) => transfer.working_set(),
-            Work::Program(program) => program.comes_next(),
+            JobKind::Transfer(transfer) => transfer.working_set(),
+            JobKind::Program(program) => program.comes_next(),
         }
     }
 
     /// Whether others can learn from memory how far it has come, before its end: by a SIGNAL, an ATOMIC, or a user fence.
     pub(crate) fn tells_by_memory(&self) -> bool {
-        matches!(&self.work, Work::Program(program) if program.tells_by_memory())
+        matches!(&self.work, JobKind::Program(program) if program.tells_by_memory())
     }
 
     /// Whether what comes next holds the engine without touching memory.
     pub fn is_spinning(&self) -> bool {
-        matches!(&self.work, Work::Program(program) if program.is_spinning())
+        matches!(&self.work, JobKind::Program(program) if program.is_spinning())
     }
 
     /// Whether it is to end at its next step.
     pub fn is_cancelled(&self) -> bool {
-        matches!(&self.work, Work::Program(program) if program.is_cancelled())
+        matches!(&self.work, JobKind::Program(program) if program.is_cancelled())
     }
 
     /// Goes on for about `budget` bytes: a step is bounded, never blocks and takes no lock that anybody waits under.
     pub fn step(&mut self, memory: &impl JobMemory, context: impl Into<StepContext>) -> Step {
         let context = context.into();
         match &mut self.work {
-            Work::Transfer(transfer) => transfer.step(memory, context.budget),
-            Work::Program(program) => program.step(memory, context),
+            JobKind::Transfer(transfer) => transfer.step(memory, context.budget),
+            JobKind::Program(program) => program.step(memory, context),
         }
     }
 
     /// Takes the seeded bug "signal before write" into effect: the values that tell of its progress are there before it.
     pub fn signal_early(&self, memory: &impl JobMemory, why: SeededBug) {
-        if let Work::Program(program) = &self.work {
+        if let JobKind::Program(program) = &self.work {
             program.signal_early(memory, why);
         }
     }
@@ -244,14 +244,14 @@ impl Job {
     /// It cannot go on. `Ok`: it is to be stepped on, to tell of its end in memory. `Err`: this is its end.
     pub(crate) fn fail(&mut self, error: JobError) -> Result<(), JobError> {
         match &mut self.work {
-            Work::Transfer(_) => Err(error),
-            Work::Program(program) => program.fail(error),
+            JobKind::Transfer(_) => Err(error),
+            JobKind::Program(program) => program.fail(error),
         }
     }
 
     /// It is off its engine.
     pub(crate) fn left_engine(&mut self) {
-        if let Work::Program(program) = &mut self.work {
+        if let JobKind::Program(program) = &mut self.work {
             program.left_engine();
         }
     }
@@ -260,15 +260,15 @@ impl Job {
     #[cfg(any(test, feature = "test-utils"))]
     pub(crate) fn program_of(&self) -> Option<&job_stream::Program> {
         match &self.work {
-            Work::Transfer(_) => None,
-            Work::Program(program) => Some(program.program()),
+            JobKind::Transfer(_) => None,
+            JobKind::Program(program) => Some(program.program()),
         }
     }
 
     /// Takes the seeded bug "skip a kill" into effect: it forgets that it is to end.
     #[cfg(any(test, feature = "test-utils"))]
     pub(crate) fn skip_kill(&self, _why: SeededBug) {
-        if let Work::Program(program) = &self.work {
+        if let JobKind::Program(program) = &self.work {
             program.cancellation().store(false, std::sync::atomic::Ordering::Relaxed);
         }
     }
@@ -276,8 +276,8 @@ impl Job {
     /// Bytes of guest memory copied so far.
     pub fn bytes_moved(&self) -> u64 {
         match &self.work {
-            Work::Transfer(transfer) => transfer.bytes_moved(),
-            Work::Program(program) => program.bytes_moved(),
+            JobKind::Transfer(transfer) => transfer.bytes_moved(),
+            JobKind::Program(program) => program.bytes_moved(),
         }
     }
 }

@@ -38,7 +38,7 @@ pub(crate) const WEDGE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) struct Execution {
     operands: Operands,
-    state: State,
+    state: StreamPosition,
     /// The longest WAIT.
     patience: Duration,
     cancelled: Arc<AtomicBool>,
@@ -46,7 +46,7 @@ pub(crate) struct Execution {
 
 /// How far it has come.
 #[derive(Debug, Default)]
-struct State {
+struct StreamPosition {
     /// The packet.
     packet: usize,
     /// Bytes of it that are done.
@@ -94,7 +94,7 @@ impl From<MemoryError> for Stop {
 impl Execution {
     /// The execution of a program over these operands; a WAIT takes no longer than `patience`.
     pub(crate) fn new(operands: Operands, patience: Duration) -> Self {
-        Self { operands, state: State::default(), patience, cancelled: Arc::default() }
+        Self { operands, state: StreamPosition::default(), patience, cancelled: Arc::default() }
     }
 
     /// Turned true, it makes the job fail at its next step.
@@ -260,7 +260,7 @@ impl Execution {
     }
 }
 
-impl State {
+impl StreamPosition {
     /// Goes on to the next packet.
     fn next_packet(&mut self) {
         let Self { packet, failed, bytes, .. } = *self;

@@ -25,7 +25,7 @@ pub use suspects::{Found, Judgement, Revealed};
 /// A job on its way through the engines.
 #[derive(Debug)]
 #[must_use = "somebody waits for the end of this job"]
-pub struct Work {
+pub struct ScheduledJob {
     /// What is to be done.
     pub job: Job,
     /// How often an invalidation came between the answers to its misses and its pin.
@@ -37,7 +37,7 @@ pub struct Work {
     /// How many invalidations had ended when an engine took it: before any pin of it was tried.
     seen: u64,
     /// How often everything had been discarded when it was submitted.
-    life: u64,
+    generation: u64,
     /// How often its WAIT has looked in vain since it was last told to look.
     looks: u32,
     /// It has done something.
@@ -46,7 +46,7 @@ pub struct Work {
     pub(crate) checked: bool,
 }
 
-impl Work {
+impl ScheduledJob {
     /// A job that has not started.
     pub fn new(job: Job) -> Self {
         Self {
@@ -55,16 +55,16 @@ impl Work {
             missed: None,
             failed: None,
             seen: 0,
-            life: 0,
+            generation: 0,
             looks: 0,
             stepped: false,
             checked: false,
         }
     }
 
-    /// How often everything had been discarded when it was submitted (see [`Schedule::life`]).
-    pub fn life(&self) -> u64 {
-        self.life
+    /// How often everything had been discarded when it was submitted (see [`Schedule::generation`]).
+    pub fn generation(&self) -> u64 {
+        self.generation
     }
 }
 
@@ -82,7 +82,7 @@ pub struct FinishedJob {
 #[derive(Debug)]
 pub enum Turn {
     /// This.
-    Run(Work),
+    Run(ScheduledJob),
     /// Wait until something changes: nothing is ready, or the device is paused.
     Wait,
     /// End: the device closes.
@@ -112,15 +112,15 @@ pub enum Disposed {
 #[derive(Debug)]
 enum Parked {
     /// Waits for this many answers.
-    Misses { work: Work, left: usize },
+    Misses { work: ScheduledJob, left: usize },
     /// Waits for the end of an invalidation.
-    Invalidation(Work),
+    Invalidation(ScheduledJob),
     /// Looks again at this time whether a value in memory is what it waits for.
-    Wait { work: Work, look: Duration },
+    Wait { work: ScheduledJob, look: Duration },
 }
 
 impl Parked {
-    fn into_work(self) -> Work {
+    fn into_work(self) -> ScheduledJob {
         let (Self::Misses { work, .. } | Self::Invalidation(work) | Self::Wait { work, .. }) = self;
         work
     }
@@ -141,7 +141,7 @@ pub struct Schedule {
     begun: BTreeMap<JobId, Begun>,
     invalidations_ended: u64,
     /// How often everything was discarded.
-    life: u64,
+    generation: u64,
     paused: bool,
     closing: bool,
 }
@@ -154,7 +154,7 @@ impl Schedule {
 
     /// Takes a new job.
     pub fn submit(&mut self, job: Job) {
-        self.ready.push_back(Work { life: self.life, ..Work::new(job) });
+        self.ready.push_back(ScheduledJob { generation: self.generation, ..ScheduledJob::new(job) });
     }
 
     /// Sets the time. WAITs whose time it is to look again are ready.
@@ -182,7 +182,7 @@ impl Schedule {
         match work {
             Some(work) => {
                 self.begun.entry(work.job.id()).or_insert_with(|| Begun::new(&work.job));
-                Turn::Run(Work { seen: self.invalidations_ended, ..work })
+                Turn::Run(ScheduledJob { seen: self.invalidations_ended, ..work })
             }
             None => Turn::Wait,
         }
@@ -251,8 +251,8 @@ impl Schedule {
     }
 
     /// How often everything was discarded: a job of another life than this has to leave its engine.
-    pub fn life(&self) -> u64 {
-        self.life
+    pub fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// Whether an engine would find work.
@@ -273,13 +273,13 @@ impl Schedule {
     /// Takes a job back that has left its engine.
     pub fn dispose(&mut self, left: Left) -> Disposed {
         let Left { work, leaves } = left;
-        if work.life != self.life {
+        if work.generation != self.generation {
             return Disposed::Stale;
         }
         match leaves {
             Leaves::Finished(JobOutcome::Done) if self.has_to_check(&work) => {
                 let missing = self.begun.get(&work.job.id()).map(Begun::to_check).unwrap_or_default();
-                let work = Work { checked: true, ..work };
+                let work = ScheduledJob { checked: true, ..work };
                 return self.park_for_misses(work, missing, Vec::new());
             }
             Leaves::Finished(outcome) => {
@@ -294,7 +294,7 @@ impl Schedule {
                 self.ready.push_back(work);
             }
             Leaves::Waiting { until } => self.park_for_wait(work, until),
-            Leaves::TakenOff | Leaves::Evicted => self.put_back(work),
+            Leaves::Preempted | Leaves::Evicted => self.put_back(work),
             Leaves::Invalidating => self.park_for_invalidation(work),
             Leaves::Missing(missing) => return self.park_for_misses(work, missing, Vec::new()),
             Leaves::Faulted { missing, ahead } => return self.park_for_misses(work, vec![missing], ahead),
@@ -304,18 +304,23 @@ impl Schedule {
 
     /// Whether an invalidation overlapped a job that is done, and nobody has asked since what was meant: its fence waits
     /// for that, so that a driver that unmaps after the fence is never taken for one that unmaps before it.
-    fn has_to_check(&self, work: &Work) -> bool {
+    fn has_to_check(&self, work: &ScheduledJob) -> bool {
         let begun = self.begun.get(&work.job.id());
         !work.checked && !self.paused && begun.is_some_and(|begun| !begun.to_check().is_empty())
     }
 
     /// Puts a job back that was taken off its engine: it is the next to go on.
-    fn put_back(&mut self, work: Work) {
+    fn put_back(&mut self, work: ScheduledJob) {
         self.ready.push_front(work);
     }
 
     /// Parks a job until the answers to all of `missing` have come.
-    fn park_for_misses(&mut self, work: Work, missing: Vec<Missing>, ahead: Vec<Missing>) -> Disposed {
+    fn park_for_misses(
+        &mut self,
+        work: ScheduledJob,
+        missing: Vec<Missing>,
+        ahead: Vec<Missing>,
+    ) -> Disposed {
         let (job, left) = (work.job.id(), pages_of(&missing));
         // A pause answers nothing any more: whatever was asked for is forgotten, and asked again.
         if left == 0 || self.paused {
@@ -327,7 +332,7 @@ impl Schedule {
     }
 
     /// Parks a job until an invalidation ends, if none has since an engine took the job.
-    fn park_for_invalidation(&mut self, work: Work) {
+    fn park_for_invalidation(&mut self, work: ScheduledJob) {
         if self.invalidations_ended == work.seen {
             self.parked.insert(work.job.id(), Parked::Invalidation(work));
         } else {
@@ -336,7 +341,7 @@ impl Schedule {
     }
 
     /// Parks a job until it looks again, or gives up.
-    fn park_for_wait(&mut self, mut work: Work, until: Duration) {
+    fn park_for_wait(&mut self, mut work: ScheduledJob, until: Duration) {
         let pause = FIRST_LOOK.saturating_mul(1 << work.looks.min(8)).min(LONGEST_LOOK);
         work.looks = work.looks.saturating_add(1);
         let look = self.now.saturating_add(pause).min(until);
@@ -384,7 +389,7 @@ impl Schedule {
         self.ready.clear();
         self.parked.clear();
         self.begun.clear();
-        self.life = self.life.wrapping_add(1);
+        self.generation = self.generation.wrapping_add(1);
     }
 
     /// Ends the engines at their next step.

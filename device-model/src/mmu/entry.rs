@@ -70,9 +70,9 @@ const TABLE_FLAGS: u64 = TABLE_ALIGN as u64 - 1;
 /// The word itself. INVARIANT: 0, or a leaf (page-aligned host address, at least one permission), or the address of
 /// a table with the tag; which of them is told by the flags alone, so that a reader needs one load an entry.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Entry(u64);
+pub(super) struct TableEntry(u64);
 
-impl Entry {
+impl TableEntry {
     pub(super) const EMPTY: Self = Self(0);
 
     pub(super) const fn from_word(word: u64) -> Self {
@@ -102,7 +102,7 @@ impl Entry {
         self.0 & TABLE != 0
     }
 
-    /// The address of the table; meaningful only if [`Entry::is_table`].
+    /// The address of the table; meaningful only if [`TableEntry::is_table`].
     pub(super) const fn table_address(self) -> u64 {
         self.0 & !TABLE_FLAGS
     }
@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn a_permission_is_added_for_the_same_frame_only() {
-        let read = Entry::EMPTY.proved(0x7000, Permissions::READ);
+        let read = TableEntry::EMPTY.proved(0x7000, Permissions::READ);
         assert_eq!(read.permissions(), Permissions::READ);
         assert_eq!(read.proved(0x7000, Permissions::WRITE).permissions(), Permissions::READ_WRITE);
         let moved = read.proved(0x8000, Permissions::WRITE);
@@ -153,11 +153,11 @@ mod tests {
     #[test]
     fn an_empty_word_and_a_table_allow_nothing() {
         for access in [Access::Read, Access::Write] {
-            assert!(!Entry::EMPTY.allows(access));
-            assert!(!Entry::table(0x7fff_0000_0040).allows(access));
-            assert!(Entry::leaf(0x1000, access.into()).allows(access));
+            assert!(!TableEntry::EMPTY.allows(access));
+            assert!(!TableEntry::table(0x7fff_0000_0040).allows(access));
+            assert!(TableEntry::leaf(0x1000, access.into()).allows(access));
         }
-        assert!(!Entry::leaf(0x1000, Permissions::READ).allows(Access::Write));
-        assert!(!Entry::leaf(0x1000, Permissions::WRITE).allows(Access::Read));
+        assert!(!TableEntry::leaf(0x1000, Permissions::READ).allows(Access::Write));
+        assert!(!TableEntry::leaf(0x1000, Permissions::WRITE).allows(Access::Read));
     }
 }

@@ -3,13 +3,13 @@
 
 use std::collections::VecDeque;
 
-use super::entry::Entry;
+use super::entry::TableEntry;
 use super::page_table::Owner;
 use super::section::{OpenSections, Slots};
 
 /// Tables that were unlinked together, and the sections that may see them.
 struct Batch {
-    tables: Vec<Entry>,
+    tables: Vec<TableEntry>,
     seen_by: OpenSections,
 }
 
@@ -22,7 +22,7 @@ pub(super) struct Limbo {
 
 impl Limbo {
     /// Takes tables that nothing links to any more. `open` was taken after the unlinking.
-    pub(super) fn retire(&mut self, tables: Vec<Entry>, open: OpenSections) {
+    pub(super) fn retire(&mut self, tables: Vec<TableEntry>, open: OpenSections) {
         if !tables.is_empty() {
             self.tables += tables.len();
             self.batches.push_back(Batch { tables, seen_by: open });
@@ -48,7 +48,7 @@ impl Limbo {
     }
 
     /// Gives up all tables, ready or not, to one who frees them when no reader is left.
-    pub(super) fn into_tables(self) -> Vec<Entry> {
+    pub(super) fn into_tables(self) -> Vec<TableEntry> {
         self.batches.into_iter().flat_map(|batch| batch.tables).collect()
     }
 }

@@ -71,7 +71,7 @@ struct Shared {
     waker: std::sync::Arc<dyn DrainWaker>,
     table_limit: usize,
     /// What the writer left in limbo when it went. Freed with the rest.
-    orphans: std::sync::Mutex<Vec<entry::Entry>>,
+    orphans: std::sync::Mutex<Vec<entry::TableEntry>>,
 }
 
 impl Shared {

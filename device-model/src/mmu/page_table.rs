@@ -7,7 +7,7 @@
 
 use std::sync::atomic::AtomicU32;
 
-use super::entry::{Entry, TABLE_ALIGN};
+use super::entry::{TABLE_ALIGN, TableEntry};
 use super::section::Inside;
 use crate::addr::{Access, PAGE_SHIFT};
 use crate::sync::{AtomicU64, Ordering};
@@ -56,13 +56,13 @@ impl Node {
     }
 
     /// The entry for page `number`, as the writer knows it.
-    pub(super) fn get(&self, number: u64, level: u32) -> Entry {
+    pub(super) fn get(&self, number: u64, level: u32) -> TableEntry {
         // ORDERING: only the one writer calls this, and only it stores.
-        Entry::from_word(self.entries[Self::index(number, level)].load(Ordering::Relaxed))
+        TableEntry::from_word(self.entries[Self::index(number, level)].load(Ordering::Relaxed))
     }
 
     /// Sets the entry for page `number`. Only the writer calls this.
-    pub(super) fn set(&self, number: u64, level: u32, entry: Entry) {
+    pub(super) fn set(&self, number: u64, level: u32, entry: TableEntry) {
         let slot = &self.entries[Self::index(number, level)];
         // ORDERING: only the one writer touches `used` and stores entries.
         let was_empty = slot.load(Ordering::Relaxed) == 0;
@@ -86,7 +86,7 @@ impl Node {
 /// A translation that a walk found: a leaf, and how large a block it maps.
 #[derive(Clone, Copy)]
 pub(super) struct Leaf {
-    entry: Entry,
+    entry: TableEntry,
     level: u32,
 }
 
@@ -136,7 +136,7 @@ fn descend(root: &Node, levels: u32, number: u64, _inside: Inside<'_>) -> Option
     let mut node = root;
     for level in (0..levels).rev() {
         // ORDERING: Acquire pairs with the Release of `Node::set`.
-        let entry = Entry::from_word(node.entries[Node::index(number, level)].load(Ordering::Acquire));
+        let entry = TableEntry::from_word(node.entries[Node::index(number, level)].load(Ordering::Acquire));
         if !entry.is_table() {
             return (!entry.is_empty()).then_some(Leaf { entry, level });
         }
@@ -160,20 +160,20 @@ impl Owner {
     }
 
     /// A new, empty table that nothing links to yet.
-    pub(super) fn allocate(&self) -> Entry {
+    pub(super) fn allocate(&self) -> TableEntry {
         let address = Box::into_raw(Box::new(Node::new()));
-        Entry::table(address.expose_provenance() as u64)
+        TableEntry::table(address.expose_provenance() as u64)
     }
 
     /// The table that `entry` links to.
-    pub(super) fn child(&self, entry: Entry) -> Option<&Node> {
+    pub(super) fn child(&self, entry: TableEntry) -> Option<&Node> {
         // SAFETY: table entries are made by `allocate` alone, and are freed only through `&mut self`, after they
         // were unlinked; the writer reads entries from linked tables.
         entry.is_table().then(|| unsafe { node_at(entry) })
     }
 
     /// Frees a table that was unlinked, once no section can see it. Takes each table once.
-    pub(super) fn free(&mut self, entry: Entry) {
+    pub(super) fn free(&mut self, entry: TableEntry) {
         let address = std::ptr::with_exposed_provenance_mut::<Node>(entry.table_address() as usize);
         // SAFETY: `limbo` passes each unlinked table once, after every section open at its unlinking has left; it
         // came from `Box::into_raw` in `allocate`.
@@ -191,7 +191,7 @@ impl Owner {
     }
 
     /// Appends all tables below `node`, which stands at `level`, lowest first.
-    pub(super) fn tables_under(&self, node: &Node, level: u32, into: &mut Vec<Entry>) {
+    pub(super) fn tables_under(&self, node: &Node, level: u32, into: &mut Vec<TableEntry>) {
         if level == 0 {
             return;
         }
@@ -207,7 +207,7 @@ impl Owner {
 
 /// # Safety
 /// `entry` is a table of [`Owner::allocate`] that is not freed during `'a`.
-unsafe fn node_at<'a>(entry: Entry) -> &'a Node {
+unsafe fn node_at<'a>(entry: TableEntry) -> &'a Node {
     let address = std::ptr::with_exposed_provenance::<Node>(entry.table_address() as usize);
     // SAFETY: the caller's promise; a node is only ever changed through its atomics.
     unsafe { &*address }

@@ -23,9 +23,9 @@ pub const STICKY_MISSES: usize = 64;
 ///
 /// LOCKING: the reader's lock is held for a few instructions when a section opens or closes, never inside one.
 #[derive(Clone)]
-pub struct RingMemory(Arc<Ring>);
+pub struct RingMemory(Arc<SharedRingMemory>);
 
-struct Ring {
+struct SharedRingMemory {
     reader: Mutex<Reader>,
     /// The same mirror, for walks inside a section of `reader`.
     shared: crate::sync::Arc<super::Shared>,
@@ -36,7 +36,7 @@ impl RingMemory {
     /// Rings over the memory that `reader` reads.
     pub fn new(reader: Reader) -> Self {
         let shared = reader.shared.clone();
-        Self(Arc::new(Ring { reader: Mutex::new(reader), shared, missing: Mutex::default() }))
+        Self(Arc::new(SharedRingMemory { reader: Mutex::new(reader), shared, missing: Mutex::default() }))
     }
 
     /// Opens a section of the rings' reader. As with [`Reader::enter`]: nothing is waited for in it.
@@ -66,7 +66,7 @@ impl GuestAddressSpace for RingMemory {
     }
 }
 
-impl Ring {
+impl SharedRingMemory {
     fn open(&self) {
         self.reader.lock().unwrap_or_else(PoisonError::into_inner).open();
     }
@@ -145,7 +145,7 @@ impl JobMemory for RingSection {
 }
 
 /// What a [`RingSection`] derefs to. INVARIANT: it is reached only through one, so a section is open.
-pub struct RingView(Arc<Ring>);
+pub struct RingView(Arc<SharedRingMemory>);
 
 impl RingView {
     pub(super) fn shared(&self) -> &super::Shared {

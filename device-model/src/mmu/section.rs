@@ -23,7 +23,7 @@ use crate::sync::{Arc, AtomicU64, Ordering, fence};
 
 /// One thread's epoch. Alone on its cache lines: it is written twice a section.
 #[repr(align(128))]
-pub(super) struct Slot {
+pub(super) struct ReaderSlot {
     /// Odd while a section is open. Only the slot's reader stores it.
     epoch: AtomicU64,
     /// The odd epoch at whose end a drain wants to be woken. Only the writer stores it.
@@ -31,18 +31,18 @@ pub(super) struct Slot {
 }
 
 /// All slots.
-pub(super) struct Slots(Box<[Arc<Slot>]>);
+pub(super) struct Slots(Box<[Arc<ReaderSlot>]>);
 
 impl Slots {
     pub(super) fn new(count: usize) -> Self {
         Self(
             (0..count)
-                .map(|_| Arc::new(Slot { epoch: AtomicU64::new(0), awaited: AtomicU64::new(0) }))
+                .map(|_| Arc::new(ReaderSlot { epoch: AtomicU64::new(0), awaited: AtomicU64::new(0) }))
                 .collect(),
         )
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Slot>> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<ReaderSlot>> {
         self.0.iter()
     }
 
@@ -87,7 +87,10 @@ impl OpenSections {
     pub(super) fn count(&self, slots: &Slots) -> usize {
         let open = |&&(slot, epoch): &&(usize, u64)| {
             // ORDERING: a figure for people.
-            slots.0.get(slot).is_some_and(|slot: &Arc<Slot>| slot.epoch.load(Ordering::Relaxed) == epoch)
+            slots
+                .0
+                .get(slot)
+                .is_some_and(|slot: &Arc<ReaderSlot>| slot.epoch.load(Ordering::Relaxed) == epoch)
         };
         self.0.iter().filter(open).count()
     }
@@ -100,7 +103,7 @@ pub(super) struct Inside<'a>(PhantomData<&'a ()>);
 /// The right of one thread to touch guest memory. Each thread has its own; it can be handed on, not shared.
 pub struct Reader {
     pub(super) shared: Arc<Shared>,
-    slot: Arc<Slot>,
+    slot: Arc<ReaderSlot>,
     /// The slot's epoch, which nobody else changes.
     epoch: Cell<u64>,
     /// Open sections, one in the other.
@@ -108,7 +111,7 @@ pub struct Reader {
 }
 
 impl Reader {
-    pub(super) fn new(shared: Arc<Shared>, slot: Arc<Slot>) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, slot: Arc<ReaderSlot>) -> Self {
         Self { shared, slot, epoch: Cell::new(0), depth: Cell::new(0) }
     }
 

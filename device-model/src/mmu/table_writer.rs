@@ -3,7 +3,7 @@
 
 use std::mem;
 
-use super::entry::{Entry, Permissions};
+use super::entry::{Permissions, TableEntry};
 use super::limbo::Limbo;
 use super::page_table::{
     FANOUT, HIGH_LEVELS, LOW_END, LOW_LEVELS, NODE_BYTES, Node, Owner, Roots, pages_under,
@@ -81,13 +81,13 @@ struct Books {
     /// Tables that are linked.
     linked: usize,
     /// Tables that were unlinked in the operation that is under way.
-    unlinked: Vec<Entry>,
+    unlinked: Vec<TableEntry>,
     /// Pages whose frame was replaced in the operation that is under way.
     replaced: u64,
 }
 
 impl Books {
-    fn unlink(&mut self, table: Entry) {
+    fn unlink(&mut self, table: TableEntry) {
         self.linked -= 1;
         self.unlinked.push(table);
     }
@@ -169,7 +169,7 @@ impl TableWriter {
     }
 
     /// Gives up what sections may still see, to the one who outlives them.
-    pub(super) fn take_limbo(&mut self) -> Vec<Entry> {
+    pub(super) fn take_limbo(&mut self) -> Vec<TableEntry> {
         mem::take(&mut self.limbo).into_tables()
     }
 
@@ -234,7 +234,7 @@ fn map_under(owner: &Owner, books: &mut Books, at: (&Node, u32), pages: Pages, m
 }
 
 /// A new table that says what `entry`, empty or a leaf at `level`, said.
-fn split(owner: &Owner, entry: Entry, level: u32, block: Pages) -> Entry {
+fn split(owner: &Owner, entry: TableEntry, level: u32, block: Pages) -> TableEntry {
     let table = owner.allocate();
     if let Some(child) = owner.child(table).filter(|_| !entry.is_empty()) {
         for (index, (part, _)) in block.blocks(level - 1).enumerate() {
@@ -268,7 +268,7 @@ fn zap_under(owner: &Owner, books: &mut Books, node: &Node, level: u32, pages: P
         let entry = node.get(part.first, level);
         let Some(child) = owner.child(entry) else {
             if !entry.is_empty() {
-                node.set(part.first, level, Entry::EMPTY);
+                node.set(part.first, level, TableEntry::EMPTY);
             }
             continue;
         };
@@ -285,7 +285,7 @@ fn zap_under(owner: &Owner, books: &mut Books, node: &Node, level: u32, pages: P
 fn unlink_subtree(owner: &Owner, books: &mut Books, node: &Node, level: u32, block: Pages) {
     let entry = node.get(block.first, level);
     let Some(child) = owner.child(entry) else { return };
-    node.set(block.first, level, Entry::EMPTY);
+    node.set(block.first, level, TableEntry::EMPTY);
     let before = books.unlinked.len();
     owner.tables_under(child, level - 1, &mut books.unlinked);
     books.unlinked.push(entry);
@@ -309,7 +309,7 @@ fn evict_under(owner: &Owner, books: &mut Books, node: &Node, level: u32, from: 
             continue;
         }
         if below.is_none() || child.is_empty() {
-            node.set(block.first, level, Entry::EMPTY);
+            node.set(block.first, level, TableEntry::EMPTY);
             books.unlink(entry);
         }
         return below.or(Some(block.last + 1));

@@ -15,7 +15,7 @@ use super::world::{Cursor, Readers, World};
 use crate::addr::ByteRange;
 use crate::jobs::engine::{EngineHost, Leaves, Left, Running};
 use crate::jobs::job::{Job, JobError, JobOutcome, Step, StepContext};
-use crate::jobs::schedule::{Disposed, Turn, Work};
+use crate::jobs::schedule::{Disposed, ScheduledJob, Turn};
 use crate::mmu::{JobMemory, Missing, PinRange, Reader, SeededBug};
 
 /// What an engine has.
@@ -171,7 +171,7 @@ impl World {
         if matches!(left.leaves, Leaves::Evicted) {
             self.copies.entry(id).or_default().evicted = true;
         }
-        let taken_off = matches!(left.leaves, Leaves::TakenOff | Leaves::Evicted);
+        let taken_off = matches!(left.leaves, Leaves::Preempted | Leaves::Evicted);
         if taken_off && !self.session.running && self.is(Bug::LoseJobOverStop) {
             return;
         }
@@ -211,7 +211,7 @@ impl World {
             Leaves::Evicted => counts.evictions += 1,
             Leaves::SliceOver => counts.slices_over += 1,
             Leaves::Waiting { .. } => counts.waits_parked += 1,
-            Leaves::TakenOff => counts.taken_off += 1,
+            Leaves::Preempted => counts.taken_off += 1,
             Leaves::Finished(_) => {}
         }
     }
@@ -307,9 +307,9 @@ impl EngineHost for Host<'_, '_> {
         step
     }
 
-    fn must_leave(&self, work: &Work) -> bool {
+    fn must_leave(&self, work: &ScheduledJob) -> bool {
         let schedule = &self.world.session.schedule;
-        let is_old = schedule.life() != work.life();
+        let is_old = schedule.generation() != work.generation();
         schedule.is_stopped() || is_old && !self.world.is(Bug::RunOnAfterReset)
     }
 
@@ -322,7 +322,7 @@ fn leaves_code(leaves: &Leaves) -> u64 {
     match leaves {
         Leaves::Finished(JobOutcome::Done) => 0,
         Leaves::Finished(JobOutcome::Failed(_)) => 1,
-        Leaves::TakenOff => 2,
+        Leaves::Preempted => 2,
         Leaves::Evicted => 3,
         Leaves::Missing(_) | Leaves::Faulted { .. } => 4,
         Leaves::Invalidating => 5,

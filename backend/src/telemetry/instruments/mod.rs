@@ -1,13 +1,13 @@
 //! What watches the device: the flight recorder, the names of addresses, the records of what went wrong, and the way
 //! of news to the control socket. One for the whole process; every thread that has something to tell shares it.
-//! Nothing here ever makes a thread of the device wait: rendering, writing and printing is the scribe's
-//! ([`scribe`]), and the control socket asks through mailboxes ([`desk`]).
+//! Nothing here ever makes a thread of the device wait: rendering, writing and printing is the reporter's
+//! ([`reporter`]), and the control socket asks through mailboxes ([`query_channel`]).
 //!
 //! LOCKING: the names, the connection and the findings' track have a leaf mutex each.
 
-pub mod desk;
 mod outbox;
-mod scribe;
+pub mod query_channel;
+mod reporter;
 #[cfg(test)]
 mod tests;
 
@@ -24,8 +24,8 @@ use device_model::telemetry::stats::Stats;
 use device_model::telemetry::violation::{Fault, Violation};
 
 pub use self::outbox::Outbox;
-pub(crate) use self::scribe::HOW_TO_TRACE;
-use self::scribe::{Note, Scribe};
+pub(crate) use self::reporter::HOW_TO_TRACE;
+use self::reporter::{Note, Reporter};
 use crate::front_end_check::{Finding, Findings};
 use crate::telemetry::reports::Reports;
 
@@ -113,8 +113,8 @@ pub struct Instruments {
     /// News for the clients of the control socket.
     pub outbox: Outbox,
     /// The front-end that is served.
-    pub desk: desk::Desk,
-    scribe: Scribe,
+    pub query_channel: query_channel::QueryChannel,
+    reporter: Reporter,
 }
 
 impl Instruments {
@@ -125,7 +125,7 @@ impl Instruments {
         let fixed = ["findings".to_owned(), "session".to_owned()];
         let recorder = Recorder::new(fixed.into_iter().chain(rings).chain(engine_names));
         let findings = Mutex::new(recorder.writer(FINDINGS));
-        let (scribe, notes) = Scribe::new(record_dir);
+        let (reporter, notes) = Reporter::new(record_dir);
         let this = Arc::new(Self {
             clock: Clock::start(),
             recorder,
@@ -135,10 +135,10 @@ impl Instruments {
             reports: Reports::default(),
             front_end: Findings::default(),
             outbox: Outbox::new(stats)?,
-            desk: desk::Desk::default(),
-            scribe,
+            query_channel: query_channel::QueryChannel::default(),
+            reporter,
         });
-        scribe::spawn(notes, Arc::downgrade(&this))?;
+        reporter::spawn(notes, Arc::downgrade(&this))?;
         Ok(this)
     }
 
@@ -147,14 +147,14 @@ impl Instruments {
         self.clock
     }
 
-    /// The recorder's pen for this producer. There is one: a second one records nothing.
-    pub fn pen(self: &Arc<Self>, producer: Producer) -> Pen {
+    /// The recorder's sink for this producer. There is one: a second one records nothing.
+    pub fn sink(self: &Arc<Self>, producer: Producer) -> EventSink {
         let progress = match producer {
             Producer::Engine(index) => Some(index),
             Producer::Session | Producer::Ring(_) => None,
         };
         let writer = self.recorder.writer(producer.track());
-        Pen { instruments: Arc::clone(self), writer, progress }
+        EventSink { instruments: Arc::clone(self), writer, progress }
     }
 
     /// What was recorded.
@@ -190,7 +190,7 @@ impl Instruments {
         let (id, print) = self.reports.violation(violation);
         let number = u32::try_from(id).unwrap_or(u32::MAX);
         self.find(Event::Judged { job, verdict, range, violation: number });
-        self.scribe.tell(Note::Violation(id, print));
+        self.reporter.tell(Note::Violation(id, print));
         id
     }
 
@@ -198,24 +198,24 @@ impl Instruments {
     pub fn fault(&self, fault: Fault) {
         self.find(Event::Fault { job: fault.job, range: fault.range, access: fault.access });
         self.reports.fault(fault.clone());
-        self.scribe.tell(Note::Fault(fault));
+        self.reporter.tell(Note::Fault(fault));
     }
 
     /// Keeps what a front-end did, and has it reported: on the log, to the clients of the control socket, as a trace. Does
     /// not wait.
     pub fn finding(&self, finding: Finding) {
         let (id, print) = self.front_end.add(finding);
-        self.scribe.tell(Note::Finding(id, print));
+        self.reporter.tell(Note::Finding(id, print));
     }
 
     /// The device has hung, or nearly: a trace is written if there is a place for it. Does not wait.
     pub fn incident(&self, what: &'static str) {
-        self.scribe.tell(Note::Incident(what));
+        self.reporter.tell(Note::Incident(what));
     }
 
     /// Waits until everything so far is reported: for the end of the process, not for threads of the device.
     pub fn flush(&self) {
-        self.scribe.flush(LAST_WORDS);
+        self.reporter.flush(LAST_WORDS);
     }
 
     fn find(&self, event: Event) {
@@ -228,13 +228,13 @@ impl Instruments {
 
 /// What a producer records with. Costs a few stores an event, and never waits.
 #[derive(Debug)]
-pub struct Pen {
+pub struct EventSink {
     instruments: Arc<Instruments>,
     writer: Option<TrackWriter>,
     progress: Option<usize>,
 }
 
-impl Pen {
+impl EventSink {
     /// Records what has just happened.
     #[inline]
     pub fn record(&self, event: Event) {

@@ -77,7 +77,7 @@ unsafe impl Send for Region {}
 struct Mapping {
     base: NonNull<u8>,
     len: usize,
-    slot: sigbus::Slot,
+    slot: sigbus::RegionSlot,
 }
 
 impl Region {
@@ -148,7 +148,7 @@ impl Mapping {
         // SAFETY: the range is the mapping just made.
         unsafe { libc::madvise(base, len, libc::MADV_DONTDUMP) };
         let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
-        match sigbus::Slot::register(base.as_ptr() as usize, len, page) {
+        match sigbus::RegionSlot::register(base.as_ptr() as usize, len, page) {
             Some(slot) => Ok(Self { base, len, slot }),
             None => {
                 // SAFETY: the range is the mapping just made, which nobody else knows of.

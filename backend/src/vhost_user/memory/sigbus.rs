@@ -13,16 +13,16 @@ use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
 /// replaces the other.
 const SLOTS: usize = 128;
 
-struct Entry {
+struct RegionEntry {
     base: AtomicUsize,
     /// 0: the entry is free or being filled.
     len: AtomicUsize,
     page: AtomicUsize,
 }
 
-static TABLE: [Entry; SLOTS] =
-    [const { Entry { base: AtomicUsize::new(0), len: AtomicUsize::new(0), page: AtomicUsize::new(0) } };
-        SLOTS];
+static TABLE: [RegionEntry; SLOTS] = [const {
+    RegionEntry { base: AtomicUsize::new(0), len: AtomicUsize::new(0), page: AtomicUsize::new(0) }
+}; SLOTS];
 
 /// Holes that were papered over since the start of the process.
 static HOLES: AtomicU64 = AtomicU64::new(0);
@@ -46,11 +46,11 @@ pub fn holes() -> u64 {
 }
 
 /// A mapping that the handler knows.
-pub struct Slot(usize);
+pub struct RegionSlot(usize);
 
 const BEING_FILLED: usize = usize::MAX;
 
-impl Slot {
+impl RegionSlot {
     /// Makes a mapping known; `None` if there are too many.
     pub fn register(base: usize, len: usize, page: usize) -> Option<Self> {
         let index = TABLE.iter().position(|entry| {

@@ -89,7 +89,7 @@ impl SessionState {
                 Severity::Note => self.stats.findings_noted.add(1),
             }
             // Named and printed elsewhere: this thread has the front-end to serve.
-            self.pen.instruments().finding(finding);
+            self.sink.instruments().finding(finding);
         }
     }
 }

@@ -63,7 +63,7 @@ impl SessionState {
                 UpdateUse::Unsolicited
             }
         };
-        self.pen.record(Event::Update { range: update.range, used });
+        self.sink.record(Event::Update { range: update.range, used });
         Ok(())
     }
 
@@ -73,13 +73,13 @@ impl SessionState {
         if let Some(audit) = self.questions.audit() {
             audit.invalidated(range);
         }
-        if !self.seeded.injection.strikes(Bug::KeepStagedUpdate) {
+        if !self.seeded.injection.fires(Bug::KeepStagedUpdate) {
             self.misses.invalidate(SpaceId::DEVICE, range);
         }
         self.seeded.note(&self.mirror, range);
         // Before the zap: what is mapped now is what is taken away.
         self.suspect(range);
-        let everything = self.seeded.injection.strikes(Bug::DrainEverything);
+        let everything = self.seeded.injection.fires(Bug::DrainEverything);
         let range = if everything { ByteRange::everything() } else { range };
         let invalidation = self.mirror.begin(SpaceId::DEVICE, range);
         if self.scheduler.touches(SpaceId::DEVICE, invalidation.range()) {
@@ -137,7 +137,7 @@ impl SessionState {
                 referee.miss_sent(now, miss);
             }
             if let Some(range) = page_range(miss) {
-                self.pen.record(Event::Miss { range, access: miss.access });
+                self.sink.record(Event::Miss { range, access: miss.access });
             }
             if let Err(e) = channel.send_miss(miss.iova, miss.access) {
                 return self.lose_channel(&e);
@@ -174,7 +174,7 @@ impl SessionState {
 
     fn request(&mut self, now: Duration, page: MissRequest, waiter: Waiter) -> Requested {
         let of_job = matches!(waiter, Waiter::Job(_));
-        if of_job && self.seeded.injection.strikes(Bug::RefuseMiss) {
+        if of_job && self.seeded.injection.fires(Bug::RefuseMiss) {
             self.answer(waiter, page, MissAnswer::Refused);
         } else if !self.has_iommu() {
             let Some(answer) = self.physical_answer(page) else { return Requested::Full };
@@ -254,7 +254,7 @@ impl SessionState {
         };
         debug!("MISS {} for {}: {answer:?}", page.iova, page.access);
         if let Some(range) = page_range(page) {
-            self.pen.record_at(now, Event::MissSettled { range, access: page.access, end: end_of(answer) });
+            self.sink.record_at(now, Event::MissSettled { range, access: page.access, end: end_of(answer) });
         }
         self.stats.mapped_bytes.set(self.mirror.table_bytes() as u64);
         for waiter in resolution.waiters {
@@ -287,7 +287,7 @@ impl SessionState {
         let (Some(at_rest), Some(range)) = (self.scheduler.parked_job(job), page_range(page)) else { return };
         let AtRest { context, mode, packet, .. } = at_rest;
         let (at, access) = (self.scheduler.now(), page.access);
-        self.pen.instruments().fault(Fault { at, job, context, packet, range, access, mode });
+        self.sink.instruments().fault(Fault { at, job, context, packet, range, access, mode });
     }
 
     /// Without a channel, nothing that is missing will ever come: what was asked for times out.

@@ -149,7 +149,7 @@ impl Session {
         poller.add(waker.as_raw_fd(), WAKE, Events::EPOLLIN | edge)?;
         sigbus::wake_at_a_hole(waker.as_raw_fd());
         poller.add(signal.as_fd().as_raw_fd(), SIGNAL, Events::EPOLLIN)?;
-        let clock = state.pen.instruments().clock();
+        let clock = state.sink.instruments().clock();
         // The crate handles one request at a time, on this thread: the mutex is what its trait asks for.
         let state = Arc::new(Mutex::new(state));
         let requests = BackendReqHandler::from_stream(socket.try_clone()?, Arc::clone(&state));

@@ -48,7 +48,7 @@ impl Session {
                 self.drained(drained, then, since)?;
                 if is_late {
                     // After the ack, so that its trace has all of it.
-                    self.lock().pen.instruments().incident(LATE);
+                    self.lock().sink.instruments().incident(LATE);
                 }
                 Ok(())
             }
@@ -63,7 +63,7 @@ impl Session {
         match draining.poll(now) {
             Progress::Draining(draining) if draining.has_evicted() && !before => {
                 let mut state = self.lock();
-                state.pen.record(Event::Ladder { number });
+                state.sink.record(Event::Ladder { number });
                 state.turns.told(now);
                 Progress::Draining(draining)
             }
@@ -90,7 +90,7 @@ impl Session {
                 let result = self.hand_over(header);
                 let mut state = self.lock();
                 let took = state.scheduler.now().saturating_sub(since).into();
-                state.pen.record(Event::Acked { number: 0, took });
+                state.sink.record(Event::Acked { number: 0, took });
                 // The reply has gone out with the message itself.
                 drop(state.end(drained));
                 if state.running {
@@ -135,7 +135,7 @@ impl Session {
             state.acked(now);
             state.misses.resume(now);
             let number = state.taken.number();
-            state.pen.record_at(now, Event::Acked { number, took: took.into() });
+            state.sink.record_at(now, Event::Acked { number, took: took.into() });
             state.stats.ack_latency_ns.record(took);
             state.stats.frozen_ns.add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
             ended
@@ -185,8 +185,8 @@ impl Session {
     fn stuck(&mut self, draining: Draining) -> Result<(), SessionEnd> {
         let state = self.lock();
         state.stats.revocations.add(1);
-        state.pen.record(Event::Revoked { number: state.taken.number() });
-        state.pen.instruments().incident("Memory was revoked");
+        state.sink.record(Event::Revoked { number: state.taken.number() });
+        state.sink.instruments().incident("Memory was revoked");
         error!(
             "An engine does not reach the end of its step: revoking all guest memory. This is a bug of MirrorGPU"
         );

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::state::SessionState;
 use crate::engines::miss_port::Waiter;
-use crate::telemetry::instruments::desk::{IotlbList, Question};
+use crate::telemetry::instruments::query_channel::{IotlbList, Question};
 
 /// Table entries that are looked at in one turn: about 10 µs.
 const ENTRIES_A_TURN: usize = 4096;
@@ -83,7 +83,7 @@ impl SessionState {
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let (sections, pins) = (count(in_flight.sections), count(in_flight.pins));
         let job = self.scheduler.first_in(SpaceId::DEVICE, invalidation.range());
-        self.pen.record(Event::Parked { number, sections, pins, job });
+        self.sink.record(Event::Parked { number, sections, pins, job });
     }
 
     /// Goes on with the oldest list.
@@ -113,7 +113,7 @@ impl SessionState {
             return;
         }
         self.questions.audit = Some(Audit::begin(now));
-        let mut news = self.pen.instruments().desk.audit();
+        let mut news = self.sink.instruments().query_channel.audit();
         (news.running, news.report) = (true, Some(AuditReport::default()));
     }
 
@@ -141,7 +141,7 @@ impl SessionState {
                 self.questions.audit = None;
                 self.audit_ended(report);
             }
-            None => self.pen.instruments().desk.audit().report = Some(audit.report().clone()),
+            None => self.sink.instruments().query_channel.audit().report = Some(audit.report().clone()),
         }
     }
 
@@ -160,10 +160,10 @@ impl SessionState {
     }
 
     fn audit_ended(&self, report: AuditReport) {
-        let instruments = self.pen.instruments();
+        let instruments = self.sink.instruments();
         let result = audit_json(&report);
         {
-            let mut news = instruments.desk.audit();
+            let mut news = instruments.query_channel.audit();
             (news.running, news.report) = (false, Some(report));
         }
         // Whoever hears of it finds it.

@@ -59,7 +59,7 @@ impl Seeded {
     /// The seeded bug "drop zap": what should be gone is there again.
     pub fn undo_zap(&mut self, mirror: &mut MirrorWriter) {
         for kept in self.unzapped.drain(..) {
-            self.injection.strikes(Bug::DropZap);
+            self.injection.fires(Bug::DropZap);
             map(mirror, kept);
         }
     }
@@ -71,7 +71,7 @@ impl Seeded {
         }
         let range = ByteRange::inclusive(page, page).map(ByteRange::page_aligned);
         if let (Some(host), Some(range)) = (self.before.get(&page).copied(), range) {
-            self.injection.strikes(Bug::StaleTranslation);
+            self.injection.fires(Bug::StaleTranslation);
             map(mirror, MappedRange { space: SpaceId::DEVICE, range, host, permissions });
         }
     }
@@ -89,7 +89,7 @@ impl Seeded {
 
     /// The permission that is cached for a miss that has proved `proved`.
     pub fn permissions(&self, proved: Permissions) -> Permissions {
-        if !self.injection.strikes(Bug::CacheClaimedPermission) {
+        if !self.injection.fires(Bug::CacheClaimedPermission) {
             return proved;
         }
         Permissions { read: proved.read || self.claimed.read, write: proved.write || self.claimed.write }
@@ -122,7 +122,7 @@ impl Seeded {
     pub fn skips(&self, invalidation: &Invalidation) -> bool {
         let injection = &self.injection;
         let [section, pin] = [Bug::SkipSection, Bug::SkipPin].map(|bug| injection.is_on(bug));
-        if injection.strikes(Bug::AckBeforeDrain) {
+        if injection.fires(Bug::AckBeforeDrain) {
             return true;
         }
         if !section && !pin {
@@ -131,7 +131,7 @@ impl Seeded {
         let left = invalidation.in_flight();
         let only_sections = left.pins == 0 && left.sections > 0;
         let only_pins = left.sections == 0 && left.pins > 0;
-        only_sections && injection.strikes(Bug::SkipSection) || only_pins && injection.strikes(Bug::SkipPin)
+        only_sections && injection.fires(Bug::SkipSection) || only_pins && injection.fires(Bug::SkipPin)
     }
 }
 

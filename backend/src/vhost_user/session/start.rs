@@ -30,7 +30,7 @@ use crate::faults::{Bug, Injection};
 use crate::queues::mailbox::{Mail, Mailbox};
 use crate::queues::ring::SharedRing;
 use crate::queues::{MAX_QUEUE_SIZE, QUEUES, QueueThread};
-use crate::telemetry::instruments::desk::{Connection, Question};
+use crate::telemetry::instruments::query_channel::{Connection, Question};
 use crate::telemetry::instruments::{Instruments, Producer};
 use crate::wake::{Poller, Waker};
 
@@ -79,13 +79,13 @@ pub fn start(
         misses: miss_port.clone(),
         display: display.clone(),
         stats: Arc::clone(stats),
-        pens: std::array::from_fn(|queue| instruments.pen(Producer::Ring(queue))),
+        sinks: std::array::from_fn(|queue| instruments.sink(Producer::Ring(queue))),
         injection: Arc::clone(&settings.injection),
     };
     let threads: Vec<_> = (0..settings.engines).map(|_| ThreadName::default()).collect();
     let common =
         Common { settings, scheduler: &scheduler, misses: &miss_port, mailbox: &mailbox, stats, instruments };
-    let questions = open_desk(instruments, waker, &mailbox, &scheduler);
+    let questions = connect_query_channel(instruments, waker, &mailbox, &scheduler);
     Ok(SessionState {
         features: 0,
         protocol_features: 0,
@@ -108,14 +108,14 @@ pub fn start(
         bases: [None; QUEUES],
         taken: TakenAway::default(),
         refusal: None,
-        pen: instruments.pen(Producer::Session),
+        sink: instruments.sink(Producer::Session),
         questions: Questions::new(questions),
         referee: None,
     })
 }
 
 /// Lets the control thread ask the threads of this session from now on.
-fn open_desk(
+fn connect_query_channel(
     instruments: &Instruments,
     waker: &Waker,
     queue: &Mailbox,
@@ -123,7 +123,7 @@ fn open_desk(
 ) -> Receiver<Question> {
     let (session, questions) = channel();
     let (waker, queue, scheduler) = (waker.clone(), queue.clone(), Arc::clone(scheduler));
-    instruments.desk.connect(Some(Connection { session, waker, queue, scheduler }));
+    instruments.query_channel.connect(Some(Connection { session, waker, queue, scheduler }));
     questions
 }
 
@@ -135,7 +135,7 @@ struct LastOneOut {
 
 impl DrainWaker for LastOneOut {
     fn wake(&self) {
-        if !self.injection.strikes(Bug::ForgetWake) {
+        if !self.injection.fires(Bug::ForgetWake) {
             self.session.wake();
         }
     }
@@ -176,7 +176,7 @@ impl Common<'_> {
             finished: Box::new(move |finished: FinishedJob| mailbox.post(Mail::JobFinished(finished))),
             stats: Arc::clone(self.stats),
             injection: Arc::clone(&self.settings.injection),
-            pen: self.instruments.pen(Producer::Engine(index)),
+            sink: self.instruments.sink(Producer::Engine(index)),
             thread,
         }
     }
@@ -189,7 +189,7 @@ impl SessionState {
         self.stop_all();
         let now = self.scheduler.now();
         self.interrupt_audit(now);
-        self.pen.instruments().desk.connect(None);
+        self.sink.instruments().query_channel.connect(None);
         self.scheduler.pause();
         self.scheduler.discard();
         self.scheduler.close();
@@ -219,8 +219,8 @@ impl SessionState {
         error!(
             "An engine does not reach the end of its step: revoking all guest memory. This is a bug of MirrorGPU"
         );
-        self.pen.record(Event::Revoked { number: 0 });
-        self.pen.instruments().incident("Memory was revoked at the end of a session");
+        self.sink.record(Event::Revoked { number: 0 });
+        self.sink.instruments().incident("Memory was revoked at the end of a session");
         if self.memory.revoke().is_ok() {
             invalidation = match self.wait(invalidation, LAST_DRAIN, poller, waker) {
                 Ok(drained) => return drained,

@@ -27,7 +27,7 @@ use crate::faults::Bug;
 use crate::front_end_check::Referee;
 use crate::queues::mailbox::Mail;
 use crate::queues::{CONTROL_QUEUE, QUEUES, QueueHandle};
-use crate::telemetry::instruments::{Instruments, Pen};
+use crate::telemetry::instruments::{EventSink, Instruments};
 use crate::vhost_user::channel::Channel;
 use crate::vhost_user::memory::{MemoryTable, Region};
 
@@ -79,7 +79,7 @@ pub struct SessionState {
     /// Why the last request was refused.
     pub refusal: Option<String>,
     /// Where the session's doings are recorded.
-    pub pen: Pen,
+    pub sink: EventSink,
     /// What the control thread asks.
     pub questions: Questions,
     /// Judges the front-end, if that is wanted.
@@ -101,7 +101,7 @@ impl SessionState {
     pub fn begin_everything(&mut self) -> Invalidation {
         let everything = ByteRange::<Iova>::everything();
         self.scheduler.forget_suspects();
-        self.pen.record(Event::Invalidation { number: 0, range: everything });
+        self.sink.record(Event::Invalidation { number: 0, range: everything });
         self.misses.invalidate(SpaceId::DEVICE, everything);
         if let Some(audit) = self.questions.audit() {
             audit.invalidated(everything);
@@ -157,7 +157,7 @@ impl SessionState {
             return;
         }
         self.running = running;
-        self.pen.record(if running { Event::Start {} } else { Event::Stop {} });
+        self.sink.record(if running { Event::Start {} } else { Event::Stop {} });
         if running {
             (0..QUEUES).for_each(|queue| self.name_ring(queue));
             self.map_physical();
@@ -167,7 +167,7 @@ impl SessionState {
         } else {
             // Nothing is asked for and nothing is waited for: the front-end refuses misses from here on.
             self.scheduler.pause();
-            if self.seeded.injection.strikes(Bug::LoseJobOverStop) {
+            if self.seeded.injection.fires(Bug::LoseJobOverStop) {
                 self.scheduler.discard();
             }
             self.seeded.forget_misses();
@@ -192,7 +192,7 @@ impl SessionState {
         let parts = ["descriptors", "available ring", "used ring"].into_iter().zip(places).zip(bytes);
         let parts = parts
             .filter_map(|((part, place), bytes)| Some((part, ByteRange::new(Iova::new(place), bytes).ok()?)));
-        let instruments = self.pen.instruments();
+        let instruments = self.sink.instruments();
         let name = Instruments::ring_name(queue);
         instruments.names().ring_placed(instruments.clock().now(), name, parts.collect());
     }
@@ -223,8 +223,8 @@ impl SessionState {
     /// Forgets what the driver built, and leaves the rings as they are: of a reset that nobody announced, one ring may
     /// tell when another is started already.
     pub fn discard_device(&mut self) {
-        self.pen.record(Event::Reset {});
-        if !self.seeded.injection.strikes(Bug::KeepJobsOverReset) {
+        self.sink.record(Event::Reset {});
+        if !self.seeded.injection.fires(Bug::KeepJobsOverReset) {
             self.scheduler.discard();
         }
         self.bases = [None; QUEUES];

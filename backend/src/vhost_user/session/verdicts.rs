@@ -44,7 +44,7 @@ impl SessionState {
     pub(super) fn suspect(&mut self, range: ByteRange<Iova>) {
         self.taken.count = self.taken.count.saturating_add(1);
         let (number, begun) = (self.taken.count, self.scheduler.now());
-        self.pen.record_at(begun, Event::Invalidation { number, range });
+        self.sink.record_at(begun, Event::Invalidation { number, range });
         let judged = self.scheduler.judged(SpaceId::DEVICE, range.page_aligned());
         if judged.is_empty() {
             return;
@@ -94,7 +94,7 @@ impl SessionState {
             invalidation,
         };
         // Written and printed elsewhere: this thread has the front-end to serve.
-        self.pen.instruments().violation(violation);
+        self.sink.instruments().violation(violation);
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use job_stream::{Mode, Priority};
 
-use super::{ContextId, Contexts, Item, Queue, QueueId};
+use super::{ContextId, Contexts, Item, JobQueue, QueueId};
 use crate::jobs::job::JobId;
 
 /// A context and its jobs.
@@ -51,7 +51,7 @@ impl<C> Contexts<C> {
     }
 
     fn rings(&self, context: ContextId) -> Vec<RingInfo> {
-        let ring = |(id, queue): (&QueueId, &Queue<C>)| RingInfo {
+        let ring = |(id, queue): (&QueueId, &JobQueue<C>)| RingInfo {
             ring: id.ring,
             running: queue.running.as_ref().map(|running| running.id),
             waiting: queue.waiting.iter().filter(|item| matches!(item, Item::Job(_))).count(),

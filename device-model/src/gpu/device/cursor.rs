@@ -14,7 +14,7 @@ use super::{Answer, Device, Handled, Shown};
 use crate::gpu::error::CommandError;
 use crate::gpu::reply::Reply;
 use crate::gpu::request::UpdateCursor;
-use crate::gpu::ring::{CursorChange, CursorWork, Work};
+use crate::gpu::ring::{CursorChange, CursorWork, RingCommand};
 use crate::gpu::scanout::CURSOR_SIZE;
 
 impl<P> Device<P> {
@@ -54,6 +54,6 @@ impl<P> Device<P> {
             return Ok(Answer::Now(Reply::NoData));
         }
         self.ring.room()?;
-        Ok(Answer::InOrder(Work::Cursor(work)))
+        Ok(Answer::InOrder(RingCommand::Cursor(work)))
     }
 }

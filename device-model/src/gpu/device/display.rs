@@ -16,7 +16,7 @@ use super::{Answer, Device, Handled, Shown};
 use crate::gpu::error::CommandError;
 use crate::gpu::reply::Reply;
 use crate::gpu::request::{GetCapset, GetCapsetInfo, GetEdid, Nothing, SetScanout};
-use crate::gpu::ring::Work;
+use crate::gpu::ring::RingCommand;
 use crate::gpu::scanout::{DisplayQuestion, ScanoutSource};
 use crate::jobs::program::WEDGE;
 
@@ -53,7 +53,7 @@ impl<P> Device<P> {
                 Some(ScanoutSource { image: picture.image.clone(), order: picture.format.order, rect })
             }
         };
-        Ok(Answer::InOrder(Work::Show { scanout, source }))
+        Ok(Answer::InOrder(RingCommand::Show { scanout, source }))
     }
 
     /// Linux shows blobs only where it has no VIRTIO_GPU_F_VIRGL, which this device always offers beside them.

@@ -21,14 +21,14 @@ use std::collections::BTreeMap;
 use std::error::Error;
 
 use crate::gpu::context::{ContextId, ContextInfo, Contexts, QueueId, Submission};
-use crate::gpu::decode::{Command, Queue, command_name, command_table, decode};
+use crate::gpu::decode::{Command, DeviceQueue, command_name, command_table, decode};
 use crate::gpu::error::CommandError;
 use crate::gpu::fence::{FenceSlot, TimelineId, Timelines};
 use crate::gpu::quota::Quotas;
 use crate::gpu::reply::{Reply, Response};
 use crate::gpu::request::{Fence, Header};
 use crate::gpu::resource::{Resources, Retired};
-use crate::gpu::ring::{Ring, Work};
+use crate::gpu::ring::{Ring, RingCommand};
 use crate::gpu::scanout::{DisplayAnswer, DisplayCommand, DisplayQuestion, MAX_SCANOUTS};
 use crate::jobs::job::{Job, JobOutcome};
 use crate::jobs::transfer::Transfer;
@@ -132,7 +132,7 @@ enum Answer<P> {
     /// It goes out now.
     Now(Reply),
     /// It goes out when the ring has come to this.
-    InOrder(Work),
+    InOrder(RingCommand),
     /// It goes out when the display has answered this.
     Ask(DisplayQuestion),
     /// It goes out when all jobs that the context has now are done.
@@ -251,12 +251,12 @@ impl<P> Device<P> {
 
     /// One command of the control queue.
     pub fn control(&mut self, request: &[u8], pending: P, effects: &mut Vec<Effect<P>>) {
-        self.command(Queue::Control, request, pending, effects);
+        self.command(DeviceQueue::Control, request, pending, effects);
     }
 
     /// One command of the cursor queue.
     pub fn cursor(&mut self, request: &[u8], pending: P, effects: &mut Vec<Effect<P>>) {
-        self.command(Queue::Cursor, request, pending, effects);
+        self.command(DeviceQueue::Cursor, request, pending, effects);
     }
 
     /// An engine is done with a job. `false`: it is from before a reset, and dropped without a word.
@@ -305,7 +305,7 @@ impl<P> Device<P> {
         pending
     }
 
-    fn command(&mut self, queue: Queue, request: &[u8], pending: P, effects: &mut Vec<Effect<P>>) {
+    fn command(&mut self, queue: DeviceQueue, request: &[u8], pending: P, effects: &mut Vec<Effect<P>>) {
         let (header, command) = decode(queue, request);
         let kind = header.map_or(0, |header| header.kind);
         let fence =
@@ -388,17 +388,17 @@ impl<P> Device<P> {
     fn pump(&mut self, effects: &mut Vec<Effect<P>>) {
         while let Some((call, work)) = self.ring.next() {
             match work {
-                Work::Transfer(transfer) => self.start(call, transfer, effects),
-                Work::Flush { image, rect } => {
+                RingCommand::Transfer(transfer) => self.start(call, transfer, effects),
+                RingCommand::Flush { image, rect } => {
                     let flushes = self.scanouts.flushes(&image, rect);
                     effects.extend(flushes.map(Effect::Display));
                     self.finish(call, Ok(Reply::NoData), effects);
                 }
-                Work::Show { scanout, source } => {
+                RingCommand::Show { scanout, source } => {
                     effects.extend(self.scanouts.set(scanout, source).map(Effect::Display));
                     self.finish(call, Ok(Reply::NoData), effects);
                 }
-                Work::Retire(retired) => {
+                RingCommand::Retire(retired) => {
                     if let Retired::Resource(resource) = &retired
                         && let Ok(picture) = resource.picture()
                     {
@@ -409,7 +409,7 @@ impl<P> Device<P> {
                     self.retiring.push((call, retired));
                     self.retire_unused(effects);
                 }
-                Work::Cursor(work) => {
+                RingCommand::Cursor(work) => {
                     effects.push(Effect::Display(self.scanouts.cursor(work)));
                     self.finish(call, Ok(Reply::NoData), effects);
                 }

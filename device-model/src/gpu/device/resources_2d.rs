@@ -14,7 +14,7 @@ use crate::gpu::error::CommandError;
 use crate::gpu::reply::Reply;
 use crate::gpu::request::{AttachBacking, CreateResource, Flush, OfResource, TransferToHost};
 use crate::gpu::resource::Retired;
-use crate::gpu::ring::Work;
+use crate::gpu::ring::RingCommand;
 use crate::jobs::transfer::Transfer;
 use crate::wire::payload::MemEntries;
 
@@ -29,7 +29,7 @@ impl<P> Device<P> {
         self.ring.room()?;
         let resource = self.resources.remove(request.id)?;
         self.contexts.forget(request.id);
-        Ok(Answer::InOrder(Work::Retire(Retired::Resource(resource))))
+        Ok(Answer::InOrder(RingCommand::Retire(Retired::Resource(resource))))
     }
 
     pub(super) fn attach(&mut self, request: AttachBacking<MemEntries<'_>>, _: &mut Shown) -> Handled<P> {
@@ -42,7 +42,7 @@ impl<P> Device<P> {
     pub(super) fn detach(&mut self, request: OfResource, _: &mut Shown) -> Handled<P> {
         self.ring.room()?;
         let backing = self.resources.detach(request.id)?;
-        Ok(Answer::InOrder(Work::Retire(Retired::Backing(backing))))
+        Ok(Answer::InOrder(RingCommand::Retire(Retired::Backing(backing))))
     }
 
     pub(super) fn transfer(&mut self, request: TransferToHost, _: &mut Shown) -> Handled<P> {
@@ -55,13 +55,13 @@ impl<P> Device<P> {
             return Ok(Answer::Now(Reply::NoData));
         }
         let transfer = Transfer::new(picture.image.clone(), backing, rect, request.offset)?;
-        Ok(Answer::InOrder(Work::Transfer(transfer)))
+        Ok(Answer::InOrder(RingCommand::Transfer(transfer)))
     }
 
     pub(super) fn flush(&mut self, request: Flush, _: &mut Shown) -> Handled<P> {
         self.ring.room()?;
         let picture = self.resources.get(request.resource)?.picture()?;
         let rect = picture.bounded(request.rect)?;
-        Ok(Answer::InOrder(Work::Flush { image: picture.image.clone(), rect }))
+        Ok(Answer::InOrder(RingCommand::Flush { image: picture.image.clone(), rect }))
     }
 }

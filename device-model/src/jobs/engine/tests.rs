@@ -71,12 +71,12 @@ fn place() -> At {
     At::new(Space::resource(1), 0)
 }
 
-fn work(mode: Mode, stream: Stream) -> Work {
+fn work(mode: Mode, stream: Stream) -> ScheduledJob {
     let program = verify(&stream.finish(), &Limits::default()).unwrap();
     let entry = RawEntry { at: Iova::new(AT), len: 0x1000 };
     let space = |_| Ok(operands::Space { bytes: 0x1000, backing: Backing::new(std::iter::once(entry))? });
     let execution = Execution::new(Operands::new(program, space).unwrap(), Duration::from_secs(1));
-    Work::new(Job::program(
+    ScheduledJob::new(Job::program(
         JobId(0),
         Treatment { context: Some(1), mode, priority: Priority::Normal },
         execution,
@@ -99,7 +99,7 @@ impl EngineHost for Script {
         if self.steps.len() > 1 { self.steps.pop_front().unwrap() } else { self.steps[0] }
     }
 
-    fn must_leave(&self, _: &Work) -> bool {
+    fn must_leave(&self, _: &ScheduledJob) -> bool {
         self.stopped
     }
 
@@ -182,7 +182,7 @@ fn an_engine_that_has_to_stop_puts_its_job_back_at_the_next_step() {
     for mode in Mode::ALL {
         for step in [Step::Yield, Step::Spinning { stubborn: false }] {
             let mut host = Script { stopped: true, ..script([step]) };
-            assert_eq!(run(&rig, rig.running(*mode), &mut host, 9), (1, Some(Leaves::TakenOff)), "{mode}");
+            assert_eq!(run(&rig, rig.running(*mode), &mut host, 9), (1, Some(Leaves::Preempted)), "{mode}");
         }
     }
 }
@@ -243,6 +243,6 @@ fn a_stop_bears_a_stubborn_spin_for_a_while_and_no_longer() {
     let mut host = Script { stopped: true, ..script([Step::Spinning { stubborn: true }]) };
     let spin = Stream::new().spin(SpinBehaviour::Stubborn, 1_000_000);
     let running = Running::start(&rig.reader, work(Mode::Fault, spin)).continue_value().unwrap();
-    let wanted = (STUBBORN_STEPS + 1, Some(Leaves::TakenOff));
+    let wanted = (STUBBORN_STEPS + 1, Some(Leaves::Preempted));
     assert_eq!(run(&rig, running, &mut host, 2 * STUBBORN_STEPS), wanted);
 }

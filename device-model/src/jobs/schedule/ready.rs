@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use job_stream::Priority;
 
-use super::Work;
+use super::ScheduledJob;
 
 /// Turns of higher priorities after which one of the lowest that is ready comes.
 pub(super) const PATIENCE: u32 = 16;
@@ -14,13 +14,13 @@ pub(super) const PATIENCE: u32 = 16;
 #[derive(Debug, Default)]
 pub(super) struct Ready {
     /// Low, normal, high.
-    queues: [VecDeque<Work>; 3],
+    queues: [VecDeque<ScheduledJob>; 3],
     /// Turns since one of the lowest had one.
     passed_over: u32,
 }
 
 impl Ready {
-    fn queue(&mut self, work: &Work) -> &mut VecDeque<Work> {
+    fn queue(&mut self, work: &ScheduledJob) -> &mut VecDeque<ScheduledJob> {
         let [low, normal, high] = &mut self.queues;
         match work.job.priority() {
             Priority::Low => low,
@@ -29,16 +29,16 @@ impl Ready {
         }
     }
 
-    pub(super) fn push_back(&mut self, work: Work) {
+    pub(super) fn push_back(&mut self, work: ScheduledJob) {
         self.queue(&work).push_back(work);
     }
 
-    pub(super) fn push_front(&mut self, work: Work) {
+    pub(super) fn push_front(&mut self, work: ScheduledJob) {
         self.queue(&work).push_front(work);
     }
 
     /// The highest priority first; but whoever has waited long enough comes too.
-    pub(super) fn pop(&mut self) -> Option<Work> {
+    pub(super) fn pop(&mut self) -> Option<ScheduledJob> {
         let mut busy = self.queues.iter_mut().filter(|queue| !queue.is_empty());
         let (lowest, highest) = (busy.next()?, busy.next_back());
         let chosen = match highest {
@@ -54,7 +54,7 @@ impl Ready {
         chosen.pop_front()
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Work> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &ScheduledJob> {
         self.queues.iter().flatten()
     }
 

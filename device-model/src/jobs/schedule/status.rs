@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use job_stream::{Mode, Priority};
 
-use super::{Parked, Schedule, Work};
+use super::{Parked, Schedule, ScheduledJob};
 use crate::addr::{ByteRange, Iova, SpaceId};
 use crate::jobs::job::JobId;
 
@@ -85,7 +85,7 @@ impl Schedule {
     }
 }
 
-fn at_rest(work: &Work, state: JobState) -> JobStatus {
+fn at_rest(work: &ScheduledJob, state: JobState) -> JobStatus {
     let job = &work.job;
     let at_rest = AtRest {
         context: job.context(),

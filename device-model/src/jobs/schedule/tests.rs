@@ -40,7 +40,7 @@ pub(super) fn schedule() -> Schedule {
     schedule
 }
 
-pub(super) fn take(schedule: &mut Schedule) -> Work {
+pub(super) fn take(schedule: &mut Schedule) -> ScheduledJob {
     match schedule.turn() {
         Turn::Run(work) => work,
         other => panic!("{other:?}"),
@@ -120,7 +120,7 @@ fn an_invalidation_that_ended_before_the_job_was_parked_does_not_park_it() {
 /// A reset comes while an engine has the job, and the engine puts it back only then.
 #[test]
 fn a_job_from_before_a_discard_never_runs_again() {
-    let ways = [Leaves::TakenOff, Leaves::Evicted, Leaves::Invalidating, missing(&[BACKING])];
+    let ways = [Leaves::Preempted, Leaves::Evicted, Leaves::Invalidating, missing(&[BACKING])];
     for leaves in ways.into_iter().chain([Leaves::Finished(JobOutcome::Done)]) {
         let mut schedule = schedule();
         let work = take(&mut schedule);

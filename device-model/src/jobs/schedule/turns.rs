@@ -20,14 +20,14 @@ fn job(id: u64, priority: Priority) -> Job {
     Job::program(JobId(id), Treatment { context: Some(1), mode: Mode::Fault, priority }, execution)
 }
 
-fn turn(schedule: &mut Schedule) -> ControlFlow<Work, ()> {
+fn turn(schedule: &mut Schedule) -> ControlFlow<ScheduledJob, ()> {
     match schedule.turn() {
         Turn::Run(work) => ControlFlow::Break(work),
         Turn::Wait | Turn::Close => ControlFlow::Continue(()),
     }
 }
 
-fn next(schedule: &mut Schedule) -> Option<Work> {
+fn next(schedule: &mut Schedule) -> Option<ScheduledJob> {
     turn(schedule).break_value()
 }
 

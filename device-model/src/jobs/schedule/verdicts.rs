@@ -26,7 +26,7 @@ fn shows(found: Found) -> Revealed {
 }
 
 /// A job on an engine from which an INVALIDATE takes its page.
-fn overlapped() -> (Schedule, Work) {
+fn overlapped() -> (Schedule, ScheduledJob) {
     let mut schedule = schedule();
     let work = take(&mut schedule);
     assert_eq!(schedule.judged(SpaceId::DEVICE, ByteRange::everything()), [page(BACKING)]);
@@ -134,7 +134,7 @@ fn a_job_in_fence_mode_that_has_worked_on_memory_that_was_moved_ends_with_that()
     for stepped in [true, false] {
         let (mut schedule, work) = overlapped();
         let id = work.job.id();
-        let work = Work { stepped, ..work };
+        let work = ScheduledJob { stepped, ..work };
         let parked = schedule.dispose(Left { work, leaves: missing(&[BACKING]) });
         assert!(matches!(parked, Disposed::Missing { .. }));
         let judgements = schedule.reveal(&shows(Found::Memory(FRAME + 4096)), &[id]);

@@ -18,13 +18,13 @@ const CHUNK: u64 = 256;
 ///
 /// The sequence is twice the number of the event, plus 1 while it is written and plus 2 once it is; 0 before the first.
 #[derive(Debug, Default)]
-struct Slot {
+struct EventSlot {
     sequence: AtomicU64,
     at: AtomicU64,
     words: [AtomicU64; WORDS],
 }
 
-type Chunk = Box<[Slot]>;
+type Chunk = Box<[EventSlot]>;
 
 /// A ring of events.
 pub(super) struct Track {
@@ -61,7 +61,7 @@ impl Track {
     #[inline]
     fn store(&self, number: u64, at: Duration, event: Event) {
         let Some(chunk) = self.chunk(number) else { return };
-        let chunk = chunk.get_or_init(|| (0..CHUNK).map(|_| Slot::default()).collect());
+        let chunk = chunk.get_or_init(|| (0..CHUNK).map(|_| EventSlot::default()).collect());
         let Some(slot) = chunk.get((number % CHUNK) as usize) else { return };
         let words = event.pack();
         // ORDERING: a seqlock. The fence keeps the stores below behind the odd sequence: who reads one of them sees,

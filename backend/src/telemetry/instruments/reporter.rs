@@ -1,4 +1,4 @@
-//! The scribe: a thread that puts names on what the device's threads have found, prints it, sends it to the clients of
+//! The reporter: a thread that puts names on what the device's threads have found, prints it, sends it to the clients of
 //! the control socket and writes traces, so that those threads go on at once. It ends with the instruments.
 
 use std::io;
@@ -22,7 +22,7 @@ const WAITING: usize = 256;
 /// Traces that one process writes by itself.
 const TRACES: u32 = 32;
 
-/// What the scribe is told.
+/// What the reporter is told.
 #[derive(Debug)]
 pub(super) enum Note {
     /// The violation of this number was found.
@@ -37,14 +37,14 @@ pub(super) enum Note {
     Flush(Sender<()>),
 }
 
-/// The way to the scribe.
+/// The way to the reporter.
 #[derive(Debug)]
-pub(super) struct Scribe {
+pub(super) struct Reporter {
     notes: SyncSender<Note>,
     record_dir: Option<PathBuf>,
 }
 
-impl Scribe {
+impl Reporter {
     pub(super) fn new(record_dir: Option<PathBuf>) -> (Self, Receiver<Note>) {
         let (notes, receiver) = sync_channel(WAITING);
         (Self { notes, record_dir }, receiver)
@@ -58,7 +58,7 @@ impl Scribe {
     }
 }
 
-impl Scribe {
+impl Reporter {
     /// Waits until what was told so far is written down, for so long.
     pub(super) fn flush(&self, patience: Duration) {
         let (done, written) = channel();
@@ -77,7 +77,7 @@ pub(super) fn spawn(notes: Receiver<Note>, instruments: Weak<Instruments>) -> io
             instruments.write_down(note, &mut traces, &mut incidents);
         }
     };
-    thread::Builder::new().name("scribe".to_owned()).spawn(work).map(drop)
+    thread::Builder::new().name("reporter".to_owned()).spawn(work).map(drop)
 }
 
 impl Instruments {
@@ -167,7 +167,7 @@ impl Instruments {
 
     /// Writes a trace if there is a place for it; says where it is, or how to get one.
     fn trace_of(&self, what: &str, traces: &mut u32) -> String {
-        let Some(folder) = &self.scribe.record_dir else { return HOW_TO_TRACE.to_owned() };
+        let Some(folder) = &self.reporter.record_dir else { return HOW_TO_TRACE.to_owned() };
         if *traces >= TRACES {
             return format!("none, for {TRACES} were written; ask the control socket (record)");
         }

@@ -74,12 +74,12 @@ pub struct AuditNews {
 
 /// Where questions are left.
 #[derive(Default)]
-pub struct Desk {
+pub struct QueryChannel {
     connection: Mutex<Option<Connection>>,
     audit: Mutex<AuditNews>,
 }
 
-impl Desk {
+impl QueryChannel {
     /// A front-end has connected, or (`None`) is gone.
     pub fn connect(&self, connection: Option<Connection>) {
         *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = connection;
@@ -114,9 +114,9 @@ impl Desk {
     }
 }
 
-impl std::fmt::Debug for Desk {
+impl std::fmt::Debug for QueryChannel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Desk").field("connected", &self.connection().is_ok()).finish()
+        f.debug_struct("QueryChannel").field("connected", &self.connection().is_ok()).finish()
     }
 }
 
