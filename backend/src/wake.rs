@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
+use device_model::session::miss_port::SessionWaker;
 use epoll::{ControlOptions, Event, Events};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -26,6 +27,12 @@ impl Waker {
     /// Takes all wake-ups that were made so far.
     pub fn clear(&self) {
         let _ = self.0.read();
+    }
+}
+
+impl SessionWaker for Waker {
+    fn wake(&self) {
+        Self::wake(self);
     }
 }
 

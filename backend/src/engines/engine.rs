@@ -15,11 +15,11 @@ use device_model::mmu::{JobMemory, Reader};
 use device_model::telemetry::record::{Event, LeftFor, StepEnd};
 use device_model::telemetry::stats::Stats;
 
-use crate::engines::miss_port::{MissPort, Waiter};
 use crate::engines::scheduler::{ScheduledJob, Scheduler};
 use crate::engines::starvation::ThreadName;
 use crate::faults::{Bug, Injection, steps};
 use crate::telemetry::instruments::EventSink;
+use device_model::session::miss_port::{MissPort, Waiter};
 
 /// What an engine works with; everything is shared but its reader.
 pub struct Engine {

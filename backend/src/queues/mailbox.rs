@@ -10,8 +10,8 @@ use device_model::gpu::context::ContextInfo;
 use device_model::gpu::scanout::DisplayAnswer;
 
 use crate::engines::engine::FinishedJob;
-use crate::engines::miss_port::{MissAnswer, RingWait};
 use crate::wake::Waker;
+use device_model::session::miss_port::{MissAnswer, RingWait};
 
 /// Which side of a ring waits for a translation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

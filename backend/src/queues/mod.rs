@@ -29,11 +29,11 @@ use self::mailbox::{Mail, Mailbox, Side};
 use self::ring::{Pending, Published, SharedRing, Taken, Virtqueue};
 use crate::display::Display;
 use crate::engines::engine::FinishedJob;
-use crate::engines::miss_port::{MissAnswer, MissPort, RingWait, Waiter};
 use crate::engines::scheduler::Scheduler;
 use crate::faults::{Bug, Injection};
 use crate::telemetry::instruments::EventSink;
 use crate::wake::Poller;
+use device_model::session::miss_port::{MissAnswer, MissPort, RingWait, Waiter};
 
 /// Queues of a virtio-gpu device (virtio 1.3, 5.7.2).
 pub const QUEUES: usize = 2;

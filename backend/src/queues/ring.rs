@@ -19,8 +19,8 @@ use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemory, Permissions};
 
 use super::chain::{self, Chain, RingError, Segment};
 use super::mailbox::Side;
-use crate::engines::miss_port::{MissAnswer, RingWait, pages_of};
 use crate::faults::{Bug, Injection};
+use device_model::session::miss_port::{MissAnswer, RingWait, pages_of};
 
 /// Most descriptors of a chain: as many as the largest ring has.
 const MAX_CHAIN: usize = super::MAX_QUEUE_SIZE as usize;

@@ -1,3 +1,4 @@
 //! The session with the front-end, as far as it needs no socket.
 
 pub mod drain;
+pub mod miss_port;

@@ -10,10 +10,10 @@ use device_model::mmu::MappedRange;
 use device_model::mmu::miss::MissRequest;
 use device_model::telemetry::audit::AuditReport;
 
-use crate::engines::miss_port::Waiter;
 use crate::engines::scheduler::Scheduler;
 use crate::queues::mailbox::{Mail, Mailbox};
 use crate::wake::Waker;
+use device_model::session::miss_port::Waiter;
 
 /// How long an answer may take. The threads look at their mail within microseconds; a drain to the end of a session may
 /// take longer.

@@ -10,10 +10,10 @@ use device_model::mmu::miss::{Outcome, Resolution};
 
 use super::SessionEnd;
 use super::state::SessionState;
-use crate::engines::miss_port::Waiter;
 use crate::front_end_check::{Referee, Severity, World};
 use crate::vhost_user::Header;
 use crate::vhost_user::peek::{self, Next};
+use device_model::session::miss_port::Waiter;
 
 impl SessionState {
     /// Has the front-end judged from its first message on. It has `miss_timeout` for an answer.

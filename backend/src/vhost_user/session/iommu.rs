@@ -15,13 +15,13 @@ use device_model::telemetry::violation::Fault;
 use log::{debug, warn};
 
 use super::state::{SessionState, map_region};
-use crate::engines::miss_port::{MissAnswer, Waiter};
 use crate::faults::Bug;
 use crate::queues::mailbox::{Mail, Side};
 use crate::vhost_user::channel::{Channel, ChannelError};
 use crate::vhost_user::iotlb::Update;
 use crate::vhost_user::memory::Region;
 use crate::vhost_user::peek;
+use device_model::session::miss_port::{MissAnswer, Waiter};
 
 /// Why an UPDATE is answered with a non-zero reply, and changes nothing.
 #[derive(Debug, thiserror::Error)]

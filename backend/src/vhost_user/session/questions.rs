@@ -12,8 +12,8 @@ use device_model::telemetry::record::Event;
 use serde_json::{Value, json};
 
 use super::state::SessionState;
-use crate::engines::miss_port::Waiter;
 use crate::telemetry::instruments::query_channel::{IotlbList, Question};
+use device_model::session::miss_port::Waiter;
 
 /// Table entries that are looked at in one turn: about 10 µs.
 const ENTRIES_A_TURN: usize = 4096;

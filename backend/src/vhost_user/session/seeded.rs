@@ -8,8 +8,8 @@ use std::time::Duration;
 use device_model::addr::{ByteRange, Iova, PAGE_SIZE, SpaceId};
 use device_model::mmu::{HostRange, Invalidation, MappedRange, MirrorWriter, Permissions};
 
-use crate::engines::miss_port::MissRequest;
 use crate::faults::{Bug, Injection};
+use device_model::session::miss_port::MissRequest;
 
 /// Pages of which it is remembered where they were.
 const REMEMBERED: usize = 1 << 14;

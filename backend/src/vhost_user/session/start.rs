@@ -23,7 +23,6 @@ use super::verdicts::TakenAway;
 use super::{LAST_DRAIN, SessionState};
 use crate::display::Display;
 use crate::engines::engine::{Engine, FinishedJob};
-use crate::engines::miss_port::MissPort;
 use crate::engines::scheduler::Scheduler;
 use crate::engines::starvation::{ThreadName, Turns};
 use crate::faults::{Bug, Injection};
@@ -33,6 +32,7 @@ use crate::queues::{MAX_QUEUE_SIZE, QUEUES, QueueThread};
 use crate::telemetry::instruments::query_channel::{Connection, Question};
 use crate::telemetry::instruments::{Instruments, Producer};
 use crate::wake::{Poller, Waker};
+use device_model::session::miss_port::MissPort;
 
 /// What a device is built from.
 #[derive(Clone, Debug)]
@@ -61,7 +61,7 @@ pub fn start(
     let drain_waker = LastOneOut { session: waker.clone(), injection: Arc::clone(&settings.injection) };
     let (writer, mut readers) = mirror(config, Arc::new(drain_waker));
     let Some(ring_reader) = readers.pop() else { unreachable!("The mirror was asked for a reader") };
-    let (mailbox, miss_port) = (Mailbox::new()?, MissPort::new(waker.clone()));
+    let (mailbox, miss_port) = (Mailbox::new()?, MissPort::new(Arc::new(waker.clone())));
     let scheduler = Arc::new(Scheduler::new(instruments.clock()));
     let answers = mailbox.clone();
     let display = Display::spawn(Arc::clone(stats), move |ticket, answer| {

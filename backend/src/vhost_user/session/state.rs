@@ -20,7 +20,6 @@ use super::questions::Questions;
 use super::seeded::Seeded;
 use super::verdicts::TakenAway;
 use crate::display::Display;
-use crate::engines::miss_port::{MissPort, Waiter};
 use crate::engines::scheduler::Scheduler;
 use crate::engines::starvation::Turns;
 use crate::faults::Bug;
@@ -30,6 +29,7 @@ use crate::queues::{CONTROL_QUEUE, QUEUES, QueueHandle};
 use crate::telemetry::instruments::{EventSink, Instruments};
 use crate::vhost_user::channel::Channel;
 use crate::vhost_user::memory::{MemoryTable, Region};
+use device_model::session::miss_port::{MissPort, Waiter};
 
 /// VIRTIO_F_ACCESS_PLATFORM: every address of the driver is an IOVA.
 pub(super) const ACCESS_PLATFORM: u64 = 1 << virtio_bindings::virtio_config::VIRTIO_F_IOMMU_PLATFORM;

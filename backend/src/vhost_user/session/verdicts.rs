@@ -13,7 +13,7 @@ use device_model::telemetry::violation::{Confidence, InvalidationInfo, Verdict, 
 use job_stream::Mode;
 
 use super::state::SessionState;
-use crate::engines::miss_port::Waiter;
+use device_model::session::miss_port::Waiter;
 
 /// How many acks are remembered.
 const ACKS: usize = 64;

@@ -1,14 +1,17 @@
 //! How the threads that touch guest memory ask the session for translations. They hand over what is missing and
 //! who waits for it, and go on; the session sends the MISSes and tells the waiter how each page was answered.
 
+use crate::jobs::job::JobId;
+pub use crate::jobs::schedule::pages_of;
+use crate::mmu::Missing;
+use crate::sync::{Arc, Mutex, lock};
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
 
-use device_model::jobs::job::JobId;
-pub use device_model::jobs::schedule::pages_of;
-use device_model::mmu::Missing;
-
-use crate::wake::Waker;
+/// Wakes the session thread; called by other threads, and cheap.
+pub trait SessionWaker: Send + Sync {
+    /// Makes the session look at its inputs.
+    fn wake(&self);
+}
 
 /// Who waits for a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,13 +71,13 @@ pub struct MissRequest {
 #[derive(Clone)]
 pub struct MissPort {
     requests: Arc<Mutex<VecDeque<MissRequest>>>,
-    session: Waker,
+    session: std::sync::Arc<dyn SessionWaker>,
 }
 
 impl MissPort {
     /// A port that wakes `session`.
-    pub fn new(session: Waker) -> Self {
-        Self { requests: Arc::default(), session }
+    pub fn new(session: std::sync::Arc<dyn SessionWaker>) -> Self {
+        Self { requests: Arc::new(Mutex::new(VecDeque::new())), session }
     }
 
     /// Asks for all of `missing`. Whoever waits has to be findable before this is called.
@@ -82,7 +85,7 @@ impl MissPort {
         if missing.is_empty() {
             return;
         }
-        let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut requests = lock(&self.requests);
         requests.extend(missing.into_iter().map(|missing| MissRequest { missing, waiter }));
         drop(requests);
         self.session.wake();
@@ -90,11 +93,11 @@ impl MissPort {
 
     /// The oldest request.
     pub fn take(&self) -> Option<MissRequest> {
-        self.requests.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+        lock(&self.requests).pop_front()
     }
 
     /// Forgets all requests that the session has not taken.
     pub fn clear(&self) {
-        self.requests.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        lock(&self.requests).clear();
     }
 }
