@@ -17,7 +17,6 @@ use mirrorgpu::server::{Server, Source};
 use mirrorgpu::signals::StopSignals;
 use mirrorgpu::telemetry::instruments::Instruments;
 use mirrorgpu::vhost_user::memory::sigbus;
-use mirrorgpu::vhost_user::session::SessionConfig;
 use mirrorgpu::vhost_user::session::start::DeviceSettings;
 
 /// Exit codes of `--check-front-end`; the latter is also that of a command line that is wrong.
@@ -74,7 +73,6 @@ fn run(args: &Args) -> Result<Verdict, Box<dyn std::error::Error>> {
     let control = start_control(args, hooks)?;
     let server = Server {
         device: device_settings(args, &injection),
-        session: SessionConfig { drain_timeout: args.drain_timeout, injection: Arc::clone(&injection) },
         stats: Arc::clone(&stats),
         instruments: Arc::clone(&instruments),
         signals,
@@ -125,6 +123,7 @@ fn device_settings(args: &Args, injection: &Arc<Injection>) -> DeviceSettings {
         },
         engines: args.engines(),
         iotlb_limit: args.iotlb_limit,
+        drain_timeout: args.drain_timeout,
         miss_timeout: args.miss_timeout,
         injection: Arc::clone(injection),
     }

@@ -15,7 +15,7 @@ use crate::listener::{Inherited, ListenError, PathListener};
 use crate::signals::StopSignals;
 use crate::telemetry::instruments::Instruments;
 use crate::vhost_user::session::start::{DeviceSettings, start};
-use crate::vhost_user::session::{Session, SessionConfig, SessionEnd};
+use crate::vhost_user::session::{Session, SessionEnd};
 use crate::wake::{Poller, Waker};
 
 const LISTENER: u64 = 0;
@@ -70,8 +70,6 @@ impl From<Inherited> for Source {
 pub struct Server {
     /// What a device is built from.
     pub device: DeviceSettings,
-    /// What a session is told.
-    pub session: SessionConfig,
     /// What is counted, over all connections.
     pub stats: Arc<Stats>,
     /// What watches the device, over all connections.
@@ -152,7 +150,7 @@ impl Server {
         if self.check_front_end {
             state.appoint_referee(self.device.miss_timeout);
         }
-        let session = Session::new(stream, state, self.session.clone(), waker, &self.signals)?;
+        let session = Session::new(stream, state, waker, &self.signals)?;
         info!("A front-end has connected");
         let end = session.run();
         match &end {

@@ -18,7 +18,7 @@ use crate::front_end_check::{self, Kept};
 use crate::telemetry::instruments::query_channel::Question;
 use crate::telemetry::instruments::{HOW_TO_TRACE, OnEngine};
 use crate::telemetry::reports::{Reported, fault_json, violation_json};
-use crate::vhost_user::session::questions::audit_json;
+use crate::vhost_user::session::queries::audit_json;
 use device_model::session::miss_port::Waiter;
 
 /// Misses that `jobs` looks at to say which pages a job waits for.

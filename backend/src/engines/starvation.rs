@@ -47,7 +47,7 @@ impl ThreadName {
 
 /// The engines' turns on the processors since they were told to leave.
 #[derive(Debug, Default)]
-pub struct Turns {
+pub(crate) struct Turns {
     engines: Vec<ThreadName>,
     /// When they were told, and the processor time that each had had.
     told: Option<(Duration, Vec<Duration>)>,
@@ -55,17 +55,17 @@ pub struct Turns {
 
 impl Turns {
     /// Of these engines.
-    pub fn new(engines: Vec<ThreadName>) -> Self {
+    pub(crate) fn new(engines: Vec<ThreadName>) -> Self {
         Self { engines, told: None }
     }
 
     /// The engines are told to leave.
-    pub fn told(&mut self, now: Duration) {
+    pub(crate) fn told(&mut self, now: Duration) {
         self.told = Some((now, self.engines.iter().map(ThreadName::spent).collect()));
     }
 
     /// Whether an engine could run, and has hardly been let since it was told to leave.
-    pub fn starve(&self, now: Duration) -> bool {
+    pub(crate) fn starve(&self, now: Duration) -> bool {
         let Some((at, before)) = &self.told else { return false };
         let starves = |(engine, before): (&ThreadName, &Duration)| {
             engine.runnable().is_some_and(|spent| spent.saturating_sub(*before) < ENOUGH)

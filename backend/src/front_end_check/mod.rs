@@ -22,10 +22,10 @@ use std::time::Duration;
 use device_model::addr::{ByteRange, Iova};
 use device_model::mmu::MirrorWriter;
 use device_model::mmu::miss::{MissRequest, Resolution};
+use device_model::session::Offer;
 
 pub use self::finding::{Finding, Report};
 pub use self::kept::{Findings, Kept};
-pub use self::order::Offer;
 pub use self::rules::{RULES, Row, Rule, Severity};
 pub(crate) use self::rules::{SHORT_HELP, long_help};
 

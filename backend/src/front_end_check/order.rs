@@ -4,22 +4,13 @@
 
 use vhost::vhost_user::message::{VhostUserProtocolFeatures as Protocol, VhostUserVirtioFeatures as Virtio};
 
+use device_model::session::Offer;
+
 use super::book::Book;
 use super::messages::{Message, Needs, code, u32_at, u64_at};
 use super::rules::Rule;
 use crate::queues::QUEUES;
 use crate::vhost_user::Header;
-
-/// What the back-end offers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Offer {
-    /// Virtio features.
-    pub virtio: u64,
-    /// Virtio features that front-ends pass on from the guest without asking.
-    pub passed_on: u64,
-    /// Protocol features.
-    pub protocol: u64,
-}
 
 /// One ring, as the messages have it.
 #[derive(Clone, Copy, Debug, Default)]

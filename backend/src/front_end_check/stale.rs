@@ -43,7 +43,7 @@ impl Stale {
         let range = match &resolution.outcome {
             Outcome::Mapped { range, .. } => *range,
             Outcome::Refused => page,
-            Outcome::NotCovered | Outcome::TimedOut => return,
+            Outcome::NotCovered | Outcome::TimedOut | Outcome::NoChannel => return,
         };
         let mut suspect = None;
         mirror.mapped_ranges(request.space, range, |held| {

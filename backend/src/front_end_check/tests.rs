@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use device_model::addr::{Access, SpaceId};
 use device_model::mmu::{DrainWaker, HostRange, MirrorConfig, Permissions, mirror};
+use device_model::session::Refusal;
 use virtio_bindings::virtio_config::VIRTIO_F_IOMMU_PLATFORM;
 
 use super::*;
@@ -139,7 +140,7 @@ fn what_ends_a_session_is_judged_by_whose_fault_it_is() {
         (SessionEnd::Unfinished, Some(Rule::MessageCutOff)),
         (SessionEnd::Descriptors { code: 33, count: 2 }, Some(Rule::DescriptorsWrong)),
         (SessionEnd::MemoryLost, Some(Rule::MemoryTruncated)),
-        (SessionEnd::Refused { code: 12, why: "no descriptor".to_owned() }, Some(Rule::RequestRefused)),
+        (SessionEnd::Refused { code: 12, why: Refusal::other("no descriptor") }, Some(Rule::RequestRefused)),
     ];
     for (end, rule) in cases {
         let mut talk = Talk::new(IOMMU);

@@ -452,7 +452,9 @@ impl<'a> Virtqueue<'a> {
             Side::Input => &mut self.input,
             Side::Output => &mut self.output,
         };
-        wait.refused |= answer == MissAnswer::Refused && wait.left > 0;
+        // Without a channel, asking again would bring the same answer at once.
+        let refused = matches!(answer, MissAnswer::Refused | MissAnswer::NoChannel);
+        wait.refused |= refused && wait.left > 0;
         wait.left = wait.left.saturating_sub(1);
         wait.left == 0
     }

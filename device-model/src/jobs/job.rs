@@ -76,6 +76,11 @@ pub enum JobError {
     /// A mapping did not come in time.
     #[error("Range {0} was not answered in time")]
     TimedOut(Missing),
+    /// There is no back-end channel to ask for a mapping on.
+    #[error(
+        "Range {0} cannot be asked for: the front-end has closed the back-end channel, or never sent one"
+    )]
+    NoChannel(Missing),
     /// What it used was mapped to other memory before its end.
     #[error("Range {0} was mapped to other memory while the job used it")]
     Moved(Missing),

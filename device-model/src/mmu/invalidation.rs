@@ -104,11 +104,6 @@ impl Invalidation {
         registry.overlapping(self.space, self.range).filter(waits_for).map(PinEntry::evict).count()
     }
 
-    /// Takes the seeded bugs "ack before drain", "skip section" and "skip pin" into effect.
-    pub fn skip_drain(self, _why: SeededBug) -> Drained {
-        self.drained()
-    }
-
     /// The last resort: what still runs cannot reach the guest's memory any more.
     pub fn revoke(self, _proof: MemoryRevoked) -> Drained {
         self.drained()
@@ -163,12 +158,6 @@ impl Ended {
 pub struct SeededBug(());
 
 impl SeededBug {
-    /// Only for `--inject` (ack-before-drain, skip-section, skip-pin) and for tests of tests: I1 does not hold
-    /// afterwards.
-    pub fn ack_before_drain() -> Self {
-        Self(())
-    }
-
     /// Only for `--inject signal-before-write` and for tests of tests: I5 does not hold afterwards.
     pub fn signal_before_write() -> Self {
         Self(())

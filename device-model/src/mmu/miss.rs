@@ -8,14 +8,14 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use super::{HostRange, Permissions};
+use super::{HostRange, Missing, Permissions};
 use crate::addr::{Access, ByteRange, Iova, PAGE_SIZE, SpaceId};
 
 /// For how long a front-end may stand still, beyond the first timeout, before what it was asked for is given up.
 const LONGEST_STILL: Duration = Duration::from_secs(60);
 /// Most misses that are sent and not answered: fewer than fill the channel's socket (278).
 pub const MISS_WINDOW: usize = 128;
-/// Most distinct misses in the table.
+/// Distinct misses that have a place in the table; requests beyond that wait in it as ranges.
 pub const MISS_LIMIT: usize = 4096;
 
 /// What is asked: one page, one permission.
@@ -29,6 +29,18 @@ pub struct MissRequest {
     pub iova: Iova,
 }
 
+impl MissRequest {
+    /// The page.
+    pub fn range(self) -> ByteRange<Iova> {
+        page(self.iova)
+    }
+
+    /// The page, as what an access lacks.
+    pub fn missing(self) -> Missing {
+        Missing { space: self.space, range: self.range(), access: self.access }
+    }
+}
+
 /// What a request did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Requested {
@@ -36,8 +48,6 @@ pub enum Requested {
     Queued,
     /// It was asked for already: the waiter waits for the same answer.
     Joined,
-    /// The table is full: try again after the next resolution.
-    Full,
 }
 
 /// To whom an UPDATE belongs. It is acked as good in each case.
@@ -93,6 +103,8 @@ pub enum Outcome {
     NotCovered,
     /// The front-end did not answer in time.
     TimedOut,
+    /// There is no channel to ask on.
+    NoChannel,
 }
 
 /// A translation that waits for the reply to its miss.
@@ -128,6 +140,8 @@ struct Sent {
 #[derive(Debug)]
 pub struct MissTable<W> {
     misses: BTreeMap<MissRequest, Miss<W>>,
+    /// Requests for which there is no room in `misses` yet, oldest first.
+    waiting: VecDeque<(Missing, W)>,
     queue: VecDeque<MissRequest>,
     sent: VecDeque<Sent>,
     /// The deadline of each miss that somebody waits for.
@@ -158,6 +172,7 @@ impl<W: Copy + PartialEq> MissTable<W> {
     pub fn new(timeout: Duration) -> Self {
         Self {
             misses: BTreeMap::new(),
+            waiting: VecDeque::new(),
             queue: VecDeque::new(),
             sent: VecDeque::new(),
             deadlines: BTreeSet::new(),
@@ -165,6 +180,27 @@ impl<W: Copy + PartialEq> MissTable<W> {
             answered: Duration::ZERO,
             still_since: None,
             timeout,
+        }
+    }
+
+    /// `waiter` needs every page of `missing`. They are asked for in the order of the requests, as room allows.
+    pub fn ask(&mut self, now: Duration, missing: Missing, waiter: W) {
+        self.waiting.push_back((missing, waiter));
+        self.admit(now);
+    }
+
+    /// Gives the pages that wait a place in the table, as far as there is room.
+    fn admit(&mut self, now: Duration) {
+        while self.misses.len() < MISS_LIMIT
+            && let Some((missing, waiter)) = self.waiting.pop_front()
+        {
+            let first = missing.range.first();
+            self.request(now, missing.space, first, missing.access, waiter);
+            let next = page(first).last().checked_add(1);
+            let rest = next.and_then(|next| ByteRange::inclusive(next, missing.range.last()));
+            if let Some(range) = rest {
+                self.waiting.push_front((Missing { range, ..missing }, waiter));
+            }
         }
     }
 
@@ -188,9 +224,6 @@ impl<W: Copy + PartialEq> MissTable<W> {
             }
             return Requested::Joined;
         }
-        if self.misses.len() >= MISS_LIMIT {
-            return Requested::Full;
-        }
         let miss = Miss { waiters: vec![waiter], sent: false, fell_short: false, deadline: Duration::ZERO };
         self.misses.insert(request, miss);
         self.queue.push_back(request);
@@ -198,8 +231,9 @@ impl<W: Copy + PartialEq> MissTable<W> {
         Requested::Queued
     }
 
-    /// The next miss to send, if the window has room; it counts as sent. (See [`Self::not_sent`].)
-    pub fn next_to_send(&mut self) -> Option<MissRequest> {
+    /// The next miss to send, if the window has room; it counts as sent.
+    pub fn next_to_send(&mut self, now: Duration) -> Option<MissRequest> {
+        self.admit(now);
         if self.sent.len() >= MISS_WINDOW {
             return None;
         }
@@ -209,13 +243,6 @@ impl<W: Copy + PartialEq> MissTable<W> {
         }
         self.sent.push_back(Sent { request: Some(request), staged: None, invalidated: false });
         Some(request)
-    }
-
-    /// The channel did not take what [`Self::next_to_send`] gave last: it is next again.
-    pub fn not_sent(&mut self) {
-        if let Some(request) = self.sent.pop_back().and_then(|sent| sent.request) {
-            self.ask_again(request);
-        }
     }
 
     /// An UPDATE came that is sound in itself. It belongs to the oldest miss, or to nobody.
@@ -337,27 +364,32 @@ impl<W: Copy + PartialEq> MissTable<W> {
         }
     }
 
-    /// `waiter` is gone. What only it waited for is not sent any more, if it has not been.
-    pub fn forget(&mut self, waiter: W) {
-        let mut unwanted = Vec::new();
-        for (request, miss) in &mut self.misses {
-            miss.waiters.retain(|other| *other != waiter);
-            if miss.waiters.is_empty() {
-                unwanted.push(*request);
-            }
-        }
-        unwanted.iter().for_each(|request| self.stop_clock(*request));
-        self.remove_queued(|request| unwanted.binary_search(request).is_ok());
-    }
-
     /// Stop: everything is forgotten, with its waiters. The replies that are due are swallowed when they come.
     pub fn clear(&mut self) {
         self.misses.clear();
+        self.waiting.clear();
         self.queue.clear();
         self.deadlines.clear();
         for sent in &mut self.sent {
             *sent = Sent { request: None, staged: None, invalidated: false };
         }
+    }
+
+    /// There is no channel any more: everything that is asked for ends. Replies that are due will not come.
+    pub fn channel_lost(&mut self) -> Vec<Resolution<W>> {
+        self.sent.clear();
+        self.queue.clear();
+        self.deadlines.clear();
+        let mut lost: Vec<_> = std::mem::take(&mut self.misses)
+            .into_iter()
+            .map(|(request, miss)| (request, miss.waiters))
+            .collect();
+        for (missing, waiter) in self.waiting.drain(..) {
+            let request = |iova| MissRequest { space: missing.space, access: missing.access, iova };
+            lost.extend(missing.pages().map(|iova| (request(iova), vec![waiter])));
+        }
+        let end = |(request, waiters)| Resolution { request, waiters, outcome: Outcome::NoChannel };
+        lost.into_iter().map(end).collect()
     }
 
     /// The channel was replaced: replies that are due will not come. What is still wanted is queued again.
@@ -381,7 +413,7 @@ impl<W: Copy + PartialEq> MissTable<W> {
 
     /// Whether there is nothing to send and nothing to wait for.
     pub fn is_idle(&self) -> bool {
-        self.queue.is_empty() && self.sent.is_empty()
+        self.queue.is_empty() && self.sent.is_empty() && self.waiting.is_empty()
     }
 
     /// Ends a miss. A large UPDATE also ends those that are not sent yet and lie in it.

@@ -1,6 +1,6 @@
 //! A drain that takes time, and its ladder (I2): it waits for what is in flight; at the drain timeout the jobs are
-//! taken off at their next step; [`STEP_END`] later an engine has not come back, which is a bug of ours, and memory
-//! has to be revoked. Time is a parameter. Knows nothing of what follows the drain (`T`), nor of who wakes it.
+//! preempted at their next step; [`STEP_END`] later an engine has not come back, which is a bug of MirrorGPU, and
+//! memory has to be revoked. Time is a parameter. Knows nothing of what follows the drain (`T`), nor of who wakes it.
 
 use std::time::Duration;
 
@@ -9,9 +9,9 @@ use crate::mmu::{Drained, Invalidation};
 /// How long an engine may take to reach the end of a step, once it has been told to leave.
 pub const STEP_END: Duration = Duration::from_millis(50);
 
-/// In how many looks [`STEP_END`] passes. Time in which nobody looks counts as one of them at the most: a process that
-/// was stopped as a whole, or throttled, finds engines that had no chance to leave either.
-const LOOKS: u32 = 5;
+/// In how many polls the grace period passes. Time in which the session does not run counts as one of them: a process
+/// that was stopped as a whole, or throttled, finds engines that had no chance to leave either.
+const POLLS: u32 = 5;
 
 /// A drain that is not over.
 #[derive(Debug)]
@@ -21,28 +21,41 @@ pub struct Draining<T> {
     pub invalidation: Invalidation,
     /// What follows.
     pub then: T,
-    /// When it was begun, on the session's clock.
+    /// When the message came that the drain is for, on the session's clock.
     since: Duration,
-    /// When jobs are taken off; `None`: they have been.
+    /// When jobs are preempted; `None`: they have been.
     evict_at: Option<Duration>,
-    /// Looks that are left once jobs were told to leave, and when the next one counts.
-    looks: u32,
-    look_at: Duration,
+    /// Jobs were given time before they were preempted.
+    was_patient: bool,
+    /// How long an engine may take to leave once it was told to.
+    grace: Duration,
+    /// Polls that are left of the grace period, and when the next one counts.
+    polls: u32,
+    poll_at: Duration,
 }
 
 /// What is to be done about a drain.
 #[derive(Debug)]
 pub enum Progress<T> {
-    /// Everything has left.
-    Drained(Drained, T, Duration),
+    /// Everything has left: the proof, what follows, and how it went.
+    Drained(Drained, T, Summary),
     /// It goes on.
     Draining(Draining<T>),
     /// An engine does not reach the end of its step.
     Stuck(Draining<T>),
 }
 
+/// How a drain went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// When the message came that the drain is for.
+    pub since: Duration,
+    /// Jobs held the drain up until its timeout, and were preempted then.
+    pub was_late: bool,
+}
+
 impl<T> Draining<T> {
-    /// A drain that begins now and takes jobs off after `patience`.
+    /// A drain for a message that came at `now`; jobs are preempted after `patience`.
     pub fn new(invalidation: Invalidation, then: T, now: Duration, patience: Duration) -> Self {
         let evict_at = now.saturating_add(patience);
         let mut draining = Self {
@@ -50,8 +63,10 @@ impl<T> Draining<T> {
             then,
             since: now,
             evict_at: Some(evict_at),
-            looks: LOOKS,
-            look_at: evict_at,
+            was_patient: !patience.is_zero(),
+            grace: STEP_END,
+            polls: POLLS,
+            poll_at: evict_at,
         };
         draining.climb(now);
         draining
@@ -62,21 +77,26 @@ impl<T> Draining<T> {
         if self.evict_at.is_some_and(|at| at <= now) {
             self.invalidation.evict();
             self.evict_at = None;
-            self.look_at = now.saturating_add(STEP_END / LOOKS);
-        } else if self.evict_at.is_none() && self.look_at <= now {
-            self.looks = self.looks.saturating_sub(1);
-            self.look_at = now.saturating_add(STEP_END / LOOKS);
+            self.poll_at = now.saturating_add(self.interval());
+        } else if self.evict_at.is_none() && self.poll_at <= now {
+            self.polls = self.polls.saturating_sub(1);
+            self.poll_at = now.saturating_add(self.interval());
         }
+    }
+
+    fn interval(&self) -> Duration {
+        self.grace / POLLS
     }
 
     /// Looks how far it is.
     pub fn poll(mut self, now: Duration) -> Progress<T> {
+        let summary = self.summary();
         match self.invalidation.poll() {
-            Ok(drained) => Progress::Drained(drained, self.then, self.since),
+            Ok(drained) => Progress::Drained(drained, self.then, summary),
             Err(invalidation) => {
                 self.invalidation = invalidation;
                 self.climb(now);
-                if self.looks == 0 {
+                if self.polls == 0 {
                     return Progress::Stuck(self);
                 }
                 Progress::Draining(self)
@@ -84,21 +104,27 @@ impl<T> Draining<T> {
         }
     }
 
-    /// Has the looks begin anew, for whoever knows that the engines had no chance to leave.
-    pub fn bear(mut self, now: Duration) -> Self {
-        self.looks = LOOKS;
-        self.look_at = now.saturating_add(STEP_END / LOOKS);
+    /// Restarts the grace period, for a caller that knows that the engines were not scheduled.
+    pub fn restart_grace_period(mut self, now: Duration) -> Self {
+        self.polls = POLLS;
+        self.poll_at = now.saturating_add(self.interval());
         self
     }
 
-    /// When to look again, if nobody wakes the session.
-    pub fn deadline(&self) -> Duration {
-        self.evict_at.unwrap_or(self.look_at)
+    /// Restarts the grace period with another length, for a caller that has just revoked memory.
+    pub fn give_grace(mut self, now: Duration, grace: Duration) -> Self {
+        self.grace = grace;
+        self.restart_grace_period(now)
     }
 
-    /// When it was begun.
-    pub fn since(&self) -> Duration {
-        self.since
+    /// When to poll again, if nothing wakes the session before.
+    pub fn deadline(&self) -> Duration {
+        self.evict_at.unwrap_or(self.poll_at)
+    }
+
+    /// How it goes so far.
+    pub fn summary(&self) -> Summary {
+        Summary { since: self.since, was_late: self.was_patient && self.evict_at.is_none() }
     }
 
     /// Whether jobs were told to leave.

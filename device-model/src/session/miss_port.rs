@@ -1,9 +1,9 @@
 //! How the threads that touch guest memory ask the session for translations. They hand over what is missing and
 //! who waits for it, and go on; the session sends the MISSes and tells the waiter how each page was answered.
 
-use crate::jobs::job::JobId;
+use crate::jobs::job::{JobError, JobId};
 pub use crate::jobs::schedule::pages_of;
-use crate::mmu::Missing;
+use crate::mmu::{self, Missing};
 use crate::sync::{Arc, Mutex, lock};
 use std::collections::VecDeque;
 
@@ -56,6 +56,20 @@ pub enum MissAnswer {
     Refused,
     /// The front-end did not answer in time.
     TimedOut,
+    /// There is no back-end channel to ask on.
+    NoChannel,
+}
+
+impl MissAnswer {
+    /// What it means for a job that needs the page.
+    pub fn for_job(self, page: mmu::miss::MissRequest) -> Result<(), JobError> {
+        match self {
+            Self::Mapped => Ok(()),
+            Self::Refused => Err(JobError::Refused(page.missing())),
+            Self::TimedOut => Err(JobError::TimedOut(page.missing())),
+            Self::NoChannel => Err(JobError::NoChannel(page.missing())),
+        }
+    }
 }
 
 /// A request for translations: every page of `missing` is answered once.
@@ -94,6 +108,11 @@ impl MissPort {
     /// The oldest request.
     pub fn take(&self) -> Option<MissRequest> {
         lock(&self.requests).pop_front()
+    }
+
+    /// Whether there is no request.
+    pub fn is_empty(&self) -> bool {
+        lock(&self.requests).is_empty()
     }
 
     /// Forgets all requests that the session has not taken.

@@ -10,13 +10,13 @@ use super::bug::Bug;
 use super::checked::{Checked, Toucher};
 use super::oracle::{Invariant, violation};
 use super::queue::Mail;
-use super::session::Waiter;
 use super::world::{Cursor, Readers, World};
 use crate::addr::ByteRange;
 use crate::jobs::engine::{EngineHost, Leaves, Left, Running};
 use crate::jobs::job::{Job, JobError, JobOutcome, Step, StepContext};
 use crate::jobs::schedule::{Disposed, ScheduledJob, Turn};
 use crate::mmu::{JobMemory, Missing, PinRange, Reader, SeededBug};
+use crate::session::miss_port::Waiter;
 
 /// What an engine has.
 #[derive(Debug, Default)]
@@ -46,6 +46,14 @@ impl Engine {
 
     pub(super) fn is_wedged(&self) -> bool {
         self.wedged
+    }
+
+    /// The mode of its job.
+    fn mode(&self) -> Option<Mode> {
+        match &self.slot {
+            Slot::Job(running) => Some(running.job().mode()),
+            Slot::Nothing | Slot::Stepping => None,
+        }
     }
 
     pub(super) fn has_job(&self) -> bool {
@@ -108,19 +116,21 @@ impl World {
             return;
         }
         if !engine.asks.is_empty() {
-            self.session.port.extend(engine.asks.drain(..));
-            return self.wake();
+            for (waiter, missing) in engine.asks.drain(..) {
+                self.session.port.request(waiter, vec![missing]);
+            }
+            return;
         }
         let reader = &readers.engines[number];
         if self.bug != Some(Bug::ForgetToLookAgain) {
-            self.session.schedule.set_time(self.now);
+            self.session.schedule_mut().set_time(self.now);
         }
         let flow = match std::mem::take(&mut engine.slot) {
             Slot::Stepping => {
                 engine.slot = Slot::Stepping;
                 return;
             }
-            Slot::Nothing => match self.session.schedule.turn() {
+            Slot::Nothing => match self.session.schedule_mut().turn() {
                 Turn::Run(work) => {
                     self.held.remove(&work.job.id());
                     self.suspicions.begin(&work.job);
@@ -151,6 +161,12 @@ impl World {
         }
     }
 
+    /// Whether jobs are on engines, and all of them go on with what they have pinned when the guest takes it away.
+    pub(super) fn only_caches_have_pins(&self) -> bool {
+        let mut modes = self.engines.iter().filter_map(Engine::mode);
+        modes.all(|mode| mode == Mode::RegistrationCache)
+    }
+
     /// The seeded bug: pins what there is while the rest is asked for.
     fn hold(&mut self, reader: &Reader, left: &Left) {
         if matches!(left.leaves, Leaves::Missing(_) | Leaves::Faulted { .. }) {
@@ -172,11 +188,11 @@ impl World {
             self.copies.entry(id).or_default().evicted = true;
         }
         let taken_off = matches!(left.leaves, Leaves::Preempted | Leaves::Evicted);
-        if taken_off && !self.session.running && self.is(Bug::LoseJobOverStop) {
+        if taken_off && !self.session.core.is_running() && self.is(Bug::LoseJobOverStop) {
             return;
         }
         let (is_checked, is_done) = (left.work.checked, left.leaves == Leaves::Finished(JobOutcome::Done));
-        match self.session.schedule.dispose(left) {
+        match self.session.schedule_mut().dispose(left) {
             Disposed::Finished(finished) => {
                 self.copies.remove(&id);
                 self.finished(&finished.job, finished.outcome, is_checked);
@@ -189,7 +205,7 @@ impl World {
                 }
                 if is_done && self.is(Bug::TellFenceUnchecked) {
                     for _ in missing.iter().flat_map(|missing| missing.pages()) {
-                        self.session.schedule.miss_answered(job, Ok(()));
+                        self.session.schedule_mut().miss_answered(job, Ok(()));
                     }
                     return;
                 }
@@ -238,7 +254,7 @@ impl World {
         let ended = self.oracle.job_ended(job.id(), outcome, &self.guest, self.now);
         let ended = ended.and(self.oracle.transfer_ends(job.id(), is_done, there, &mut self.counts));
         // What a stop has interrupted is not asked for again.
-        let is_open = self.suspicions.is_open(job.id(), is_checked) && self.session.running;
+        let is_open = self.suspicions.is_open(job.id(), is_checked) && self.session.core.is_running();
         if let Err(violation) = ended {
             self.fail(violation);
         } else if is_open && is_done {
@@ -308,13 +324,13 @@ impl EngineHost for Host<'_, '_> {
     }
 
     fn must_leave(&self, work: &ScheduledJob) -> bool {
-        let schedule = &self.world.session.schedule;
+        let schedule = self.world.session.schedule();
         let is_old = schedule.generation() != work.generation();
         schedule.is_stopped() || is_old && !self.world.is(Bug::RunOnAfterReset)
     }
 
     fn is_wanted(&self) -> bool {
-        self.world.session.schedule.has_ready()
+        self.world.session.schedule().has_ready()
     }
 }
 

@@ -240,7 +240,7 @@ impl Oracle {
                         guest.allowed_since(page, access, since) && !guest.remapped_since(page, since)
                     })
             }
-            JobError::TimedOut(_) => is_excused,
+            JobError::TimedOut(_) | JobError::NoChannel(_) => is_excused,
             JobError::Moved(missing) => {
                 let moved = pages(&missing).any(|(page, _)| guest.remapped_since(page, since));
                 submitted.mode == Mode::Fence && (is_excused || moved)

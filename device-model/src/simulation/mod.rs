@@ -27,6 +27,7 @@ mod random;
 mod regressions;
 mod session;
 mod shrink;
+mod sim_jobs;
 mod streams;
 mod submitted;
 mod suspicions;

@@ -11,7 +11,6 @@ use super::bug::Bug;
 use super::checked::Toucher;
 use super::guest::iova;
 use super::oracle::{Invariant, Kind, violation};
-use super::session::Waiter;
 use super::streams::config;
 use super::world::{DEVICES, ENGINES, PAGES, Readers, World};
 use crate::addr::{Access, Iova, SpaceId};
@@ -21,6 +20,7 @@ use crate::gpu::scanout::{DisplayAnswer, DisplayQuestion};
 use crate::jobs::job::{JobId, JobOutcome};
 use crate::jobs::schedule::FinishedJob;
 use crate::mmu::{JobMemory, MemoryError};
+use crate::session::miss_port::{RingWait, Waiter};
 
 /// Commands that are taken in one turn.
 const COMMANDS_A_TURN: usize = 3;
@@ -93,7 +93,7 @@ impl World {
             self.mail(mail);
         }
         for _ in 0..COMMANDS_A_TURN {
-            if !self.session.running {
+            if !self.session.core.is_running() {
                 break;
             }
             let Some(given) = self.queue.ring.pop_front() else { break };
@@ -115,7 +115,7 @@ impl World {
                 }
                 self.suspicions.clear();
                 if !self.is(Bug::KeepJobsOverReset) {
-                    self.session.schedule.discard();
+                    self.session.schedule_mut().discard();
                 }
                 if !self.is(Bug::AnswerAfterReset) {
                     self.queue.outbox.clear();
@@ -183,7 +183,7 @@ impl World {
                     if let Err(violation) = begun {
                         self.fail(violation);
                     }
-                    self.session.schedule.submit(job);
+                    self.session.schedule_mut().submit(job);
                 }
                 Effect::Display(_) => {}
                 Effect::Ask { ticket, question } => {
@@ -229,7 +229,7 @@ impl World {
 
     /// Writes answers, as far as the guest's pages are known.
     fn publish(&mut self, readers: &Readers) {
-        while self.session.running && self.queue.waits_for == 0 {
+        while self.session.core.is_running() && self.queue.waits_for == 0 {
             let Some((number, response)) = self.queue.outbox.front() else { return };
             let (number, at) = (*number, answer_at(self.oracle.device_of(*number), *number));
             let bytes = response.as_bytes()[..ANSWER].to_vec();
@@ -242,8 +242,8 @@ impl World {
                 Err(MemoryError::Missing(missing)) => {
                     self.counts.responses_missing += 1;
                     self.queue.waits_for = missing.pages().count();
-                    self.session.port.push_back((Waiter::Ring, missing));
-                    return self.wake();
+                    let waiter = Waiter::RingOutput(RingWait { queue: 0, start: 0 });
+                    return self.session.port.request(waiter, vec![missing]);
                 }
                 Err(error) => {
                     return self
@@ -266,6 +266,9 @@ impl World {
     /// Whether an engine or the queue thread has something to do that nobody has to bring.
     pub(super) fn is_quiet(&self) -> bool {
         let engines = self.engines.iter().take(ENGINES).all(super::engines::Engine::is_idle);
-        engines && self.queue.is_idle() && self.session.is_idle() && self.session.schedule.waiting() == 0
+        engines
+            && self.queue.is_idle()
+            && self.session.core.is_idle()
+            && self.session.schedule().waiting() == 0
     }
 }

@@ -1,8 +1,8 @@
-//! The model's session: what the back-end's session thread does with messages, answers, drains and misses, in the same
-//! order, over the same parts of the model. It sleeps until something wakes it, so that a wake-up that is lost is
-//! seen.
+//! The session in the simulation: the very [`crate::session`] that the back-end drives, with a model's I/O around it. What
+//! is decided is decided there; here messages are handed over, effects carried out, and both are checked and counted. Seeded
+//! bugs are played here, at the seams: an effect that is carried out early, twice or not at all. It sleeps until something
+//! wakes it, so that a wake-up that is lost is seen.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -11,32 +11,20 @@ use super::bug::Bug;
 use super::front_end::Message;
 use super::oracle::{Invariant, violation};
 use super::queue::Mail;
+use super::sim_jobs::SimJobs;
 use super::world::{DRAIN_TIMEOUT, ENGINES, MISS_TIMEOUT, SLACK, World};
 use crate::addr::{ByteRange, Iova, SpaceId};
-use crate::jobs::job::{JobError, JobId};
 use crate::jobs::schedule::Schedule;
-use crate::mmu::miss::{Answer, MissRequest, MissTable, Outcome, Requested, Resolution, UpdateVerdict};
-use crate::mmu::{
-    DrainWaker, Drained, Invalidation, MappedRange, MemoryRevoked, MirrorWriter, Missing, Permissions,
-    SeededBug,
+use crate::mmu::miss::{MissRequest, Outcome};
+use crate::mmu::{DrainWaker, HostRange, MappedRange, MemoryRevoked, MirrorWriter, Permissions};
+use crate::session;
+use crate::session::drain::STEP_END;
+use crate::session::miss_port::{MissAnswer, MissPort, SessionWaker, Waiter};
+use crate::session::{
+    ACCESS_PLATFORM, BACKEND_REQ, CONTROL_QUEUE, Config, Effect, Offer, REPLY_ACK, Settled, Unread, Update,
+    VHOST_USER_PROTOCOL_FEATURES,
 };
-use crate::session::drain::{Draining, Progress, STEP_END};
-
-/// Who waits for a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Waiter {
-    Ring,
-    Job(JobId),
-    /// Nobody; but this job comes to it soon.
-    Ahead(JobId),
-}
-
-/// What follows a drain.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum For {
-    Invalidate,
-    Message(Message),
-}
+use crate::telemetry::stats::Stats;
 
 /// Wakes the session.
 #[derive(Clone, Debug, Default)]
@@ -64,56 +52,88 @@ impl DrainWaker for Wake {
     }
 }
 
-#[derive(Debug)]
+impl SessionWaker for Wake {
+    fn wake(&self) {
+        self.now();
+    }
+}
+
+/// An UPDATE whose MISS is not yet answered.
+#[derive(Clone, Copy, Debug)]
+struct Staged {
+    range: ByteRange<Iova>,
+    frame: usize,
+    claimed: Permissions,
+    /// An INVALIDATE of its range came since.
+    invalidated: bool,
+}
+
 pub(super) struct Session {
-    pub(super) mirror: MirrorWriter,
-    pub(super) misses: MissTable<Waiter>,
-    pub(super) schedule: Schedule,
-    /// What the other threads asked for.
-    pub(super) port: VecDeque<(Waiter, Missing)>,
-    backlog: VecDeque<(MissRequest, Waiter)>,
-    pub(super) owed: Option<Draining<For>>,
-    pub(super) running: bool,
+    pub(super) core: session::Session<(), SimJobs>,
+    pub(super) port: MissPort,
     pub(super) wake: Wake,
+    stats: Arc<Stats>,
     /// The UPDATE that waits for its reply, for the count and for seeded bugs.
-    staged: Option<(ByteRange<Iova>, Permissions)>,
+    staged: Option<Staged>,
     /// What a seeded bug does not zap.
     survivors: Vec<MappedRange>,
-    /// The turns that the engines had made when the drain began that is owed.
+    /// The turns that the engines had made when the drain began that is under way.
     turns_before: [u64; ENGINES],
+    /// The message that is not answered yet, and when it came.
+    message: Option<(Message, Duration)>,
+    /// A seeded bug has answered it already.
+    answered: bool,
+    revoked: bool,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("message", &self.message).finish_non_exhaustive()
+    }
 }
 
 impl Session {
-    pub(super) fn new(mirror: MirrorWriter, wake: Wake) -> Self {
-        let mut schedule = Schedule::new();
-        schedule.resume();
+    /// A session whose device runs.
+    pub(super) fn new(mirror: MirrorWriter, wake: Wake, bug: Option<Bug>) -> Self {
+        let port = MissPort::new(Arc::new(wake.clone()));
+        let stats = Arc::new(Stats::default());
+        let features = ACCESS_PLATFORM | VHOST_USER_PROTOCOL_FEATURES;
+        let offer = Offer { virtio: features, passed_on: 0, protocol: REPLY_ACK | BACKEND_REQ };
+        // The seeded bug: jobs are given all the time in the world.
+        let drain_timeout = if bug == Some(Bug::ForgetLadder) { Duration::MAX } else { DRAIN_TIMEOUT };
+        let config = Config { drain_timeout, miss_timeout: MISS_TIMEOUT, offer };
+        let jobs = SimJobs::new(Schedule::new(), bug);
+        let mut core = session::Session::new(config, mirror, jobs, port.clone(), Arc::clone(&stats));
+        core.set_protocol_features(offer.protocol).expect("They are offered");
+        core.set_features(features).expect("They are offered");
+        core.message(Duration::ZERO, session::Message::Channel { reply: None });
+        core.start_ring(Duration::ZERO, CONTROL_QUEUE);
+        core.enable_ring(Duration::ZERO, CONTROL_QUEUE, true);
+        while core.next_effect().is_some() {}
         Self {
-            mirror,
-            misses: MissTable::new(MISS_TIMEOUT),
-            schedule,
-            port: VecDeque::new(),
-            backlog: VecDeque::new(),
-            owed: None,
-            running: true,
+            core,
+            port,
             wake,
+            stats,
             staged: None,
             survivors: Vec::new(),
             turns_before: [0; ENGINES],
+            message: None,
+            answered: false,
+            revoked: false,
         }
+    }
+
+    pub(super) fn schedule(&self) -> &Schedule {
+        &self.core.jobs().schedule
+    }
+
+    pub(super) fn schedule_mut(&mut self) -> &mut Schedule {
+        &mut self.core.jobs_mut().schedule
     }
 
     fn is_awake(&self) -> bool {
         self.wake.awake.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn next_deadline(&self) -> Option<Duration> {
-        let owed = self.owed.as_ref().map(Draining::deadline);
-        [owed, self.misses.next_deadline()].into_iter().flatten().min()
-    }
-
-    /// Whether nothing is on its way in it.
-    pub(super) fn is_idle(&self) -> bool {
-        self.owed.is_none() && self.port.is_empty() && self.backlog.is_empty() && self.misses.is_idle()
     }
 }
 
@@ -122,208 +142,187 @@ impl World {
         self.session.wake.now();
     }
 
-    /// As the back-end's `Session::turn`.
     pub(super) fn session_turn(&mut self) {
-        let due = self.session.next_deadline().is_some_and(|deadline| deadline <= self.now);
+        let due = self.session.core.next_deadline().is_some_and(|deadline| deadline <= self.now);
         if !due && !self.session.is_awake() || self.over {
             return;
         }
         self.session.wake.awake.store(false, Ordering::Relaxed);
         self.read_answers();
-        self.look_at_owed();
-        while self.session.owed.is_none() && !self.over {
+        self.ack_early();
+        self.session.core.poll(self.now, || false);
+        self.carry_out_session();
+        while self.session.core.may_read() && !self.over {
             self.read_answers();
             let Some(message) = self.front_end.main.pop_front() else { break };
             self.message(message);
         }
-        for resolution in self.session.misses.expire(self.now) {
-            self.resolve(resolution);
+        for settled in self.session.core.expire(self.now, || false) {
+            self.apply(settled);
         }
         self.send_misses();
     }
 
     fn message(&mut self, message: Message) {
+        self.session.message = Some((message, self.now));
+        self.session.answered = false;
         match message {
-            Message::Update { range, frame, claimed } => self.update(range, frame, claimed),
-            Message::Invalidate { range, .. } => {
-                let invalidation = self.invalidate(range);
-                self.begin_drain(invalidation, For::Invalidate, DRAIN_TIMEOUT);
+            Message::Update { range, frame, claimed } => {
+                self.session.staged = Some(Staged { range, frame, claimed, invalidated: false });
             }
-            Message::Stop => {
-                self.pause();
-                self.drain_first(message, Duration::ZERO);
-            }
-            Message::Reset => {
-                self.pause();
-                self.drain_first(message, Duration::ZERO);
-            }
-            Message::ChangeMemory => {
-                if self.is(Bug::SwapMemoryBeforeDrain) {
-                    self.memory.move_all();
-                }
-                self.drain_first(message, DRAIN_TIMEOUT);
-            }
-            Message::Start => {
-                self.session.running = true;
-                self.session.schedule.resume();
-                self.queue.mailbox.push_back(Mail::RingReady);
-                self.replied();
-            }
+            Message::Invalidate { range, .. } => self.before_invalidation(range),
             Message::NewChannel => {
-                self.session.misses.channel_replaced();
                 self.session.staged = None;
                 self.channel_replaced();
-                self.replied();
             }
+            Message::ChangeMemory if self.is(Bug::SwapMemoryBeforeDrain) => self.memory.move_all(),
+            _ => {}
+        }
+        if matches!(message, Message::Stop | Message::Reset | Message::ChangeMemory) {
+            self.suspicions.forget();
+        }
+        let given = self.given(message);
+        self.session.core.message(self.now, given);
+        self.count_drain(message);
+        self.ack_early();
+        self.carry_out_session();
+    }
+
+    /// A message as the session takes it.
+    fn given(&mut self, message: Message) -> session::Message<()> {
+        let reply = Some(());
+        match message {
+            Message::Update { range, frame, claimed } => {
+                let host = Some(self.memory.host(frame, range.len() as usize));
+                let target = ByteRange::everything();
+                session::Message::Update { update: Update { range, target, host, claimed }, reply }
+            }
+            Message::Invalidate { range, .. } => session::Message::Invalidate { range, reply },
+            Message::NewChannel => session::Message::Channel { reply },
+            Message::Stop => session::Message::Unread(Unread::StopRing(Some(CONTROL_QUEUE))),
+            Message::Reset => session::Message::Unread(Unread::Reset),
+            Message::ChangeMemory => session::Message::Unread(Unread::Remap),
+            Message::Start => session::Message::Unread(Unread::Other),
         }
     }
 
-    fn update(&mut self, range: ByteRange<Iova>, frame: usize, claimed: Permissions) {
-        let host = self.memory.host(frame, range.len() as usize);
-        let verdict = self.session.misses.on_update(range, host, claimed);
-        if verdict == UpdateVerdict::Staged {
-            self.session.staged = Some((range, claimed));
-        }
-        self.replied();
-    }
-
-    fn invalidate(&mut self, range: ByteRange<Iova>) -> Invalidation {
-        let space = SpaceId::DEVICE;
+    fn before_invalidation(&mut self, range: ByteRange<Iova>) {
         self.counts.invalidations += 1;
         self.counts.whole_domain += u64::from(range == ByteRange::everything());
         self.counts.odd_ranges += u64::from(range != range.page_aligned());
-        if self.session.staged.is_some_and(|(staged, _)| staged.page_aligned().overlaps(range.page_aligned()))
+        if let Some(staged) = &mut self.session.staged
+            && staged.range.page_aligned().overlaps(range.page_aligned())
         {
+            staged.invalidated = true;
             self.counts.staged_discarded += 1;
-        }
-        if !self.is(Bug::KeepStagedUpdate) {
-            self.session.misses.invalidate(space, range);
         }
         if self.is(Bug::DropZap) {
             let survivors = &mut self.session.survivors;
-            self.session.mirror.mapped_ranges(space, range, |mapped| survivors.push(mapped));
+            self.session.core.mirror().mapped_ranges(SpaceId::DEVICE, range, |mapped| survivors.push(mapped));
         }
         self.note_what_is_taken(range);
-        if !self.is(Bug::SuspectAfterZap) {
-            self.suspect(range);
-        }
-        let invalidation = self.session.mirror.begin(space, range);
-        if self.is(Bug::SuspectAfterZap) {
-            self.suspect(range);
-        }
-        self.counts.incoherent_pins += invalidation.incoherent() as u64;
-        let in_flight = invalidation.in_flight();
-        self.counts.invalidations_with_pins += u64::from(in_flight.pins > 0);
-        self.counts.invalidations_with_sections += u64::from(in_flight.sections > 0);
-        self.event("invalidates", range.first().raw(), in_flight.pins as u64);
-        invalidation
     }
 
-    /// As the back-end's `update_running`.
-    fn pause(&mut self) {
-        if !self.session.running {
+    /// What the beginning of a message's drain has found in flight.
+    fn count_drain(&mut self, message: Message) {
+        let in_flight = self.session.core.in_flight();
+        if let Message::Invalidate { range, .. } = message {
+            let found = in_flight.unwrap_or_default();
+            self.counts.invalidations_with_pins += u64::from(found.pins > 0);
+            self.counts.invalidations_with_sections += u64::from(found.sections > 0);
+            self.counts.incoherent_pins = self.session.stats.incoherent_pins.get();
+            self.event("invalidates", range.first().raw(), found.pins as u64);
+        }
+        if in_flight.is_some() {
+            self.counts.memory_changes_with_work += u64::from(message == Message::ChangeMemory);
+            self.counts.parked_acks += 1;
+            self.event("parks the ack", 0, 0);
+            self.session.turns_before = std::array::from_fn(|engine| self.engines[engine].turns);
+        }
+    }
+
+    /// The seeded bugs: a message is answered before its drain is over.
+    fn ack_early(&mut self) {
+        let (Some(left), Some((message, _))) = (self.session.core.in_flight(), self.session.message) else {
             return;
-        }
-        self.counts.stops += 1;
-        self.counts.stops_with_running_jobs += u64::from(self.engines_busy() > 0);
-        self.counts.stops_with_waiting_jobs += u64::from(self.session.schedule.waiting() > 0);
-        self.session.running = false;
-        self.session.schedule.pause();
-        self.session.port.clear();
-        self.session.backlog.clear();
-        self.session.misses.clear();
-        self.session.staged = None;
-    }
-
-    fn drain_first(&mut self, message: Message, patience: Duration) {
-        let everything = ByteRange::everything();
-        if !self.is(Bug::RememberWhatWasThere) {
-            self.session.schedule.forget_suspects();
-        }
-        self.suspicions.forget();
-        self.session.misses.invalidate(SpaceId::DEVICE, everything);
-        let mirror = &mut self.session.mirror;
-        let invalidation = match self.bug {
-            Some(Bug::CacheKeepsPins) => mirror.begin(SpaceId::DEVICE, everything),
-            // No mode goes on with memory that goes away.
-            _ => mirror.begin_for_good(SpaceId::DEVICE, everything),
         };
-        if message == Message::ChangeMemory && !invalidation.in_flight().is_none() {
-            self.counts.memory_changes_with_work += 1;
-        }
-        self.begin_drain(invalidation, For::Message(message), patience);
-    }
-
-    fn begin_drain(&mut self, invalidation: Invalidation, then: For, patience: Duration) {
-        let patience = if self.is(Bug::ForgetLadder) { Duration::MAX } else { patience };
-        let draining = Draining::new(invalidation, then, self.now, patience);
-        match self.poll(draining) {
-            Progress::Draining(draining) => {
-                self.counts.parked_acks += 1;
-                self.event("parks the ack", 0, 0);
-                self.session.misses.pause(self.now);
-                self.session.turns_before = std::array::from_fn(|engine| self.engines[engine].turns);
-                self.session.owed = Some(draining);
-            }
-            progress => self.progress(progress),
-        }
-    }
-
-    fn look_at_owed(&mut self) {
-        if let Some(draining) = self.session.owed.take() {
-            let progress = self.poll(draining);
-            self.progress(progress);
-        }
-    }
-
-    /// Polls a drain, as wrongly as the seeded bug wants.
-    fn poll(&self, draining: Draining<For>) -> Progress<For> {
-        let in_flight = draining.invalidation.in_flight();
-        let skip = match self.bug {
-            Some(Bug::AckBeforeDrain) => matches!(draining.then, For::Invalidate),
-            Some(Bug::ForgetPins) => in_flight.sections == 0,
-            Some(Bug::ForgetSections) => in_flight.pins == 0,
+        let is_invalidate = matches!(message, Message::Invalidate { .. });
+        let early = match self.bug {
+            Some(Bug::AckBeforeDrain) => is_invalidate,
+            Some(Bug::ForgetPins) => is_invalidate && left.sections == 0,
+            Some(Bug::ForgetSections) => is_invalidate && left.pins == 0,
+            Some(Bug::CacheKeepsPins) => !is_invalidate && left.sections == 0 && self.only_caches_have_pins(),
             _ => false,
         };
-        if skip {
-            let (then, since) = (draining.then, draining.since());
-            let drained = draining.invalidation.skip_drain(SeededBug::ack_before_drain());
-            return Progress::Drained(drained, then, since);
-        }
-        draining.poll(self.now)
-    }
-
-    fn progress(&mut self, progress: Progress<For>) {
-        match progress {
-            Progress::Drained(drained, then, since) => self.drained(drained, then, since),
-            Progress::Draining(draining) => self.session.owed = Some(draining),
-            Progress::Stuck(draining) => self.stuck(draining),
-        }
-    }
-
-    fn drained(&mut self, drained: Drained, then: For, since: Duration) {
-        self.check_ack_time(since);
-        self.counts.ladders += u64::from(self.now.saturating_sub(since) >= DRAIN_TIMEOUT);
-        match then {
-            For::Invalidate => {
-                self.end(drained);
-                self.session.misses.resume(self.now);
-                self.let_survive();
-                self.replied();
-            }
-            For::Message(message) => {
-                self.hand_over(message);
-                self.end(drained);
-                self.session.misses.resume(self.now);
+        if early && !std::mem::replace(&mut self.session.answered, true) {
+            match message {
+                Message::Invalidate { .. } => self.replied(),
+                message => self.hand_over(message),
             }
         }
     }
 
-    fn end(&mut self, drained: Drained) {
-        drop(self.session.mirror.end(drained));
-        if !self.is(Bug::LoseInvalidationEnd) {
-            self.session.schedule.invalidation_ended();
+    /// Does what the session wants done.
+    fn carry_out_session(&mut self) {
+        while let Some(effect) = self.session.core.next_effect() {
+            match effect {
+                Effect::Ack { .. } => self.ack(),
+                Effect::Reply { .. } => self.replied(),
+                Effect::HandOver => {
+                    if let Some((message, since)) = self.session.message {
+                        self.check_ack_time(since);
+                        if !self.session.answered {
+                            self.hand_over(message);
+                        }
+                    }
+                    self.session.core.handed_over(self.now, None, true);
+                }
+                Effect::Stopped => self.stopped(),
+                Effect::ServeRing { queue: CONTROL_QUEUE } => self.queue.mailbox.push_back(Mail::RingReady),
+                Effect::ResetDevice { .. } => self.queue.mailbox.push_back(Mail::Reset),
+                Effect::Mapped { request, range, host, .. } => self.mapped(request, range, host),
+                Effect::MissAnswered { waiter, request, answer } => self.tell(waiter, request, answer),
+                Effect::Fault(fault) => self.check_fault(&fault),
+                Effect::Revoke => self.revoke(),
+                Effect::End(_) => self.over = true,
+                Effect::Abort => self.fail(violation(Invariant::I2, "The process is to end".into())),
+                Effect::ServeRing { .. }
+                | Effect::SetRing { .. }
+                | Effect::ForgetKick { .. }
+                | Effect::SetFeatures(_)
+                | Effect::Started
+                | Effect::Parked
+                | Effect::EnginesToldToLeave
+                | Effect::MirrorEmptied
+                | Effect::Record { .. }
+                | Effect::Violation(_)
+                | Effect::Incident(_)
+                | Effect::AuditProgress(_)
+                | Effect::AuditEnded(_)
+                | Effect::Closed => {}
+            }
         }
+    }
+
+    /// The ack of an INVALIDATE goes out.
+    fn ack(&mut self) {
+        if let Some((_, since)) = self.session.message {
+            self.check_ack_time(since);
+            self.counts.ladders += u64::from(self.now.saturating_sub(since) >= DRAIN_TIMEOUT);
+        }
+        self.let_survive();
+        if !self.session.answered && !self.session.revoked {
+            self.replied();
+        }
+        self.session.core.replied(self.now);
+    }
+
+    /// The device has stopped.
+    fn stopped(&mut self) {
+        self.counts.stops += 1;
+        self.counts.stops_with_running_jobs += u64::from(self.engines_busy() > 0);
+        self.counts.stops_with_waiting_jobs += u64::from(self.session.schedule().waiting() > 0);
+        self.session.staged = None;
     }
 
     /// The seeded bug: what was there before the invalidation is there again.
@@ -332,29 +331,36 @@ impl World {
             let len = old.range.len() as u64;
             if self.memory.place(old.host).is_some_and(|place| place.current) {
                 let host = self.memory.host_again(old.host, len);
-                let _ = self.session.mirror.map(old.space, old.range, host, old.permissions);
+                let _ = self.session.core.mirror_mut().map(old.space, old.range, host, old.permissions);
             }
         }
     }
 
+    /// What the `vhost` crate's handler does with a message in the back-end.
     fn hand_over(&mut self, message: Message) {
+        let core = &mut self.session.core;
         match message {
+            Message::Start => {
+                core.start_ring(self.now, CONTROL_QUEUE);
+                core.enable_ring(self.now, CONTROL_QUEUE, true);
+            }
+            Message::Stop => core.base_given(CONTROL_QUEUE, 0),
             Message::Reset => {
-                let jobs = self.session.schedule.waiting() + self.engines_busy();
+                let jobs = core.jobs().schedule.waiting() + self.engines_busy();
                 self.counts.resets_with_jobs += u64::from(jobs > 0);
-                self.session.schedule.discard();
+                self.session.core.reset_device(self.now);
                 self.suspicions.clear();
                 self.queue.ring.clear();
                 self.oracle.reset_begins();
-                self.queue.mailbox.push_back(Mail::Reset);
             }
             Message::ChangeMemory => {
                 self.counts.memory_changes += 1;
                 if !self.is(Bug::SwapMemoryBeforeDrain) {
                     self.memory.move_all();
                 }
+                self.session.core.memory_is_here(Vec::new());
             }
-            _ => {}
+            Message::Update { .. } | Message::Invalidate { .. } | Message::NewChannel => {}
         }
         self.event("hands over", 0, 0);
         self.replied();
@@ -370,28 +376,34 @@ impl World {
     }
 
     /// An engine hangs: memory is revoked, and the session is over.
-    fn stuck(&mut self, draining: Draining<For>) {
+    fn revoke(&mut self) {
         if !self.is_wedged() {
             let what = "Engines that reach the ends of their steps are said to hang".into();
             self.fail(violation(Invariant::I2, what));
         }
-        self.check_ack_time(draining.since());
+        if let Some(since) = self.session.core.waits_since() {
+            self.check_ack_time(since);
+        }
         self.counts.revocations += 1;
-        let drained = draining.invalidation.revoke(MemoryRevoked::all_regions_replaced());
-        self.end(drained);
-        self.over = true;
+        self.session.revoked = true;
+        self.session.core.revoked(self.now, MemoryRevoked::all_regions_replaced());
     }
 
     /// What has to be true between any two operations.
     pub(super) fn check_session(&mut self) {
-        let Some(owed) = self.session.owed.as_ref().filter(|_| !self.over) else { return };
-        let (since, nothing) = (owed.since(), owed.invalidation.in_flight().is_none());
-        if nothing && !self.session.is_awake() {
+        if self.over {
+            return;
+        }
+        let (Some(left), Some(since)) = (self.session.core.in_flight(), self.session.core.waits_since())
+        else {
+            return;
+        };
+        if left.is_none() && !self.session.is_awake() {
             let what = "Nothing is in flight, an ack is parked, and nobody woke the session".into();
             self.fail(violation(Invariant::I2, what));
         }
         let have_left = |engine: usize| self.engines[engine].has_left(self.session.turns_before[engine]);
-        if !nothing && (0..ENGINES).all(have_left) {
+        if !left.is_none() && (0..ENGINES).all(have_left) {
             let what = "No job in fence mode is in flight, all steps are over, and an ack is parked".into();
             self.fail(violation(Invariant::I2, what));
         }
@@ -400,97 +412,96 @@ impl World {
 
     fn read_answers(&mut self) {
         while let Some(granted) = self.front_end.replies.pop_front() {
-            match self.session.misses.on_reply(self.now, granted) {
-                Answer::Resolved(resolution) => self.resolve(resolution),
-                Answer::AskedAgain => self.counts.miss_retries += 1,
-                Answer::Stale => self.counts.stale_answers += 1,
-                Answer::Unexpected => {}
+            if granted {
+                self.keep_staged_update();
+            }
+            let retries = self.session.stats.miss_retries.get();
+            match self.session.core.channel_answered(self.now, granted) {
+                Ok(Some(settled)) => self.apply(settled),
+                Ok(None) if self.session.stats.miss_retries.get() == retries => {
+                    self.counts.stale_answers += 1
+                }
+                Ok(None) => self.counts.miss_retries += 1,
+                Err(session::Unasked) => {}
             }
             self.session.staged = None;
         }
     }
 
-    fn resolve(&mut self, resolution: Resolution<Waiter>) {
-        let page = resolution.request;
-        self.judge(&resolution);
-        let answer = match resolution.outcome {
-            Outcome::Mapped { range, host, permissions } => {
-                let claimed = self.session.staged.map(|(_, claimed)| claimed);
-                let permissions = if self.is(Bug::CacheClaimedPermission) {
-                    claimed.unwrap_or(permissions)
-                } else {
-                    permissions
-                };
-                let mapped = self.session.mirror.map(page.space, range, host, permissions);
-                self.counts.maps_refused += u64::from(mapped.is_err());
-                match mapped {
-                    Err(error) if !error.is_momentary() => {
-                        // The tables are too small for it.
-                        self.oracle.excuse(self.stamp);
-                        Err(JobError::Refused(missing(page)))
-                    }
-                    _ => Ok(()),
-                }
-            }
-            Outcome::Refused | Outcome::NotCovered => {
-                self.counts.misses_refused += 1;
-                Err(JobError::Refused(missing(page)))
-            }
+    /// The seeded bug: an UPDATE that was staged when an INVALIDATE of its range came is mapped all the same.
+    fn keep_staged_update(&mut self) {
+        if let Some(Staged { range, frame, claimed, invalidated: true }) = self.session.staged
+            && self.is(Bug::KeepStagedUpdate)
+        {
+            let host = self.memory.host(frame, range.len() as usize);
+            let _ = self.session.core.mirror_mut().map(SpaceId::DEVICE, range, host, claimed);
+        }
+    }
+
+    fn apply(&mut self, settled: Settled) {
+        let resolution = settled.resolution().clone();
+        match resolution.outcome {
+            Outcome::Refused | Outcome::NotCovered => self.counts.misses_refused += 1,
             Outcome::TimedOut => {
                 self.counts.miss_timeouts += 1;
                 self.oracle.excuse(self.stamp);
-                Err(JobError::TimedOut(missing(page)))
             }
-        };
-        self.event("miss answered", page.iova.raw(), answer.is_ok().into());
-        for waiter in resolution.waiters {
-            match waiter {
-                Waiter::Job(_) if self.is(Bug::LoseMissAnswer) => {}
-                Waiter::Job(id) if self.is(Bug::FailWhatWasGranted) => {
-                    let refused = Err(JobError::Refused(missing(page)));
-                    self.session.schedule.miss_answered(id, refused);
-                }
-                Waiter::Job(id) => {
-                    if matches!(answer, Err(JobError::Refused(_))) {
-                        self.job_fault(id);
-                    }
-                    self.session.schedule.miss_answered(id, answer);
-                }
-                Waiter::Ahead(_) => {}
-                Waiter::Ring => self.queue.mailbox.push_back(Mail::MissAnswered),
+            Outcome::Mapped { .. } | Outcome::NoChannel => {}
+        }
+        let wanted = self.verdicts_due(&resolution);
+        self.session.core.apply(self.now, settled);
+        self.check_verdicts(&wanted);
+        let is_mapped = matches!(resolution.outcome, Outcome::Mapped { .. });
+        self.count_maps(is_mapped);
+        self.event("miss answered", resolution.request.iova.raw(), is_mapped.into());
+        self.carry_out_session();
+    }
+
+    /// Whether a translation that was granted could not be kept.
+    fn count_maps(&mut self, is_mapped: bool) {
+        let kept = self.session.core.effects().any(|effect| matches!(effect, Effect::Mapped { .. }));
+        let refused =
+            |effect: &Effect<()>| matches!(effect, Effect::MissAnswered { answer: MissAnswer::Refused, .. });
+        if is_mapped && !kept {
+            self.counts.maps_refused += 1;
+            if self.session.core.effects().any(refused) {
+                // The tables are too small for it.
+                self.oracle.excuse(self.stamp);
             }
+        }
+    }
+
+    /// The seeded bug: a translation is cached with the permission that the UPDATE claims.
+    fn mapped(&mut self, request: MissRequest, range: ByteRange<Iova>, host: HostRange) {
+        if let Some(staged) = self.session.staged
+            && self.is(Bug::CacheClaimedPermission)
+        {
+            let _ = self.session.core.mirror_mut().map(request.space, range, host, staged.claimed);
+        }
+    }
+
+    fn tell(&mut self, waiter: Waiter, request: MissRequest, answer: MissAnswer) {
+        match waiter {
+            Waiter::Job(_) if self.is(Bug::LoseMissAnswer) => {}
+            Waiter::Job(id) => {
+                let wrong = self.is(Bug::FailWhatWasGranted);
+                let told = if wrong { MissAnswer::Refused } else { answer };
+                self.session.schedule_mut().miss_answered(id, told.for_job(request));
+            }
+            Waiter::RingInput(_) | Waiter::RingOutput(_) => self.queue.mailbox.push_back(Mail::MissAnswered),
+            Waiter::Ahead(_) | Waiter::Audit(_) => {}
         }
     }
 
     fn send_misses(&mut self) {
-        self.take_requests();
-        while let Some(miss) = self.session.misses.next_to_send() {
+        while let Some(request) = self.session.core.next_request() {
+            self.session.core.ask(self.now, request);
+        }
+        while let Some(miss) = self.session.core.next_miss(self.now) {
             self.counts.misses += 1;
             self.event("miss", miss.iova.raw(), miss.access as u64);
             self.front_end.misses.push_back(miss);
         }
+        self.carry_out_session();
     }
-
-    fn take_requests(&mut self) {
-        loop {
-            while let Some((page, waiter)) = self.session.backlog.pop_front() {
-                let (space, iova) = (page.space, page.iova);
-                let requested = self.session.misses.request(self.now, space, iova, page.access, waiter);
-                if requested == Requested::Full {
-                    self.session.backlog.push_front((page, waiter));
-                    return;
-                }
-            }
-            let Some((waiter, missing)) = self.session.port.pop_front() else { return };
-            if self.session.running {
-                let one = |iova| (MissRequest { space: missing.space, access: missing.access, iova }, waiter);
-                self.session.backlog.extend(missing.pages().map(one));
-            }
-        }
-    }
-}
-
-fn missing(page: MissRequest) -> Missing {
-    let range = ByteRange::inclusive(page.iova, page.iova).unwrap_or(ByteRange::everything());
-    Missing { space: page.space, range: range.page_aligned(), access: page.access }
 }

@@ -161,7 +161,7 @@ fn verdict(
             }
         }
         Outcome::Refused => asked.then_some(Ok(Verdict::Gone)),
-        Outcome::NotCovered | Outcome::TimedOut => asked.then_some(Err(())),
+        Outcome::NotCovered | Outcome::TimedOut | Outcome::NoChannel => asked.then_some(Err(())),
     }
 }
 

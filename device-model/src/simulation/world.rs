@@ -121,7 +121,7 @@ impl World {
             stamp: 0,
             guest: Guest::new(),
             front_end: FrontEnd::default(),
-            session: Session::new(writer, wake),
+            session: Session::new(writer, wake, bug),
             queue: Queue::new(flavor.default_mode),
             engines: Default::default(),
             oracle: Oracle::default(),
@@ -345,8 +345,8 @@ impl World {
             let now = self.trace.hash();
             if before.replace(now) == Some(now) {
                 // Nothing happened: only time can bring something.
-                let look = self.session.schedule.next_look();
-                match [self.session.next_deadline(), look].into_iter().flatten().min() {
+                let look = self.session.schedule().next_look();
+                match [self.session.core.next_deadline(), look].into_iter().flatten().min() {
                     Some(deadline) => self.now = self.now.max(deadline),
                     None => break,
                 }
@@ -397,7 +397,7 @@ impl World {
         for _ in 0..4 {
             self.round(readers);
         }
-        let (idle, bytes) = (self.front_end.is_idle(), self.session.mirror.table_bytes());
+        let (idle, bytes) = (self.front_end.is_idle(), self.session.core.mirror().table_bytes());
         if !idle || bytes != 0 {
             let what = format!("Nothing runs; all is invalidated: {idle}; bytes of tables left: {bytes}");
             self.fail(violation(Invariant::I3, what));

@@ -183,7 +183,7 @@ impl Audit {
         self.report.checked = self.report.checked.saturating_add(1);
         let mut covered = PAGE_SIZE;
         match outcome {
-            Outcome::NotCovered | Outcome::TimedOut => {
+            Outcome::NotCovered | Outcome::TimedOut | Outcome::NoChannel => {
                 self.report.unanswered = self.report.unanswered.saturating_add(1)
             }
             Outcome::Refused => self.suspect(now, walk, Stale::Gone),

@@ -7,18 +7,19 @@ use std::time::Duration;
 
 use device_model::addr::ByteRange;
 use device_model::mmu::miss::{Outcome, Resolution};
+use device_model::session::Refusal;
+use device_model::session::miss_port::Waiter;
 
 use super::SessionEnd;
 use super::state::SessionState;
 use crate::front_end_check::{Referee, Severity, World};
 use crate::vhost_user::Header;
 use crate::vhost_user::peek::{self, Next};
-use device_model::session::miss_port::Waiter;
 
 impl SessionState {
     /// Has the front-end judged from its first message on. It has `miss_timeout` for an answer.
     pub fn appoint_referee(&mut self, miss_timeout: Duration) {
-        self.referee = Some(Referee::new(self.offer(), miss_timeout));
+        self.referee = Some(Referee::new(self.core.offer(), miss_timeout));
     }
 
     /// The message at the head of the socket will be handled now.
@@ -29,17 +30,17 @@ impl SessionState {
         header: Header,
     ) -> io::Result<()> {
         if let Some(referee) = &mut self.referee {
-            let world = World { memory: &self.memory, mirror: &self.mirror };
+            let world = World { memory: &self.memory, mirror: self.core.mirror() };
             referee.message(now, header, &peek::payload(socket, header)?, world);
         }
         Ok(())
     }
 
     /// Why the last message was refused, if it was.
-    pub(super) fn take_refusal(&mut self) -> Option<String> {
+    pub(super) fn take_refusal(&mut self) -> Option<Refusal> {
         let refusal = self.refusal.take()?;
         if let Some(referee) = &mut self.referee {
-            referee.refused(self.scheduler.now(), &refusal);
+            referee.refused(self.scheduler.now(), &crate::error::chain(&refusal));
         }
         Some(refusal)
     }
@@ -49,7 +50,11 @@ impl SessionState {
         let Some(referee) = &mut self.referee else { return };
         match resolution.outcome {
             Outcome::TimedOut => referee.miss_timed_out(now, resolution.request),
-            _ => referee.miss_resolved(now, resolution, &self.mirror),
+            // The channel was judged when it was lost.
+            Outcome::NoChannel => {}
+            Outcome::Mapped { .. } | Outcome::Refused | Outcome::NotCovered => {
+                referee.miss_resolved(now, resolution, self.core.mirror());
+            }
         }
     }
 

@@ -1,21 +1,20 @@
-//! One vhost-user session: a thread that reads the main socket, the back-end channel and the requests of the other
-//! threads, and never waits for any of them but in epoll. It is the only writer of the mirror.
+//! One vhost-user session's I/O: a thread that reads the main socket, the back-end channel and the requests of the other
+//! threads, and never waits for any of them but in epoll. What is decided about them is decided in
+//! [`device_model::session`]; this thread hands it messages and times, and carries out its effects.
 //!
-//! QEMU holds its big lock while it waits for a reply, without a timeout, and serves no MISS until then. So a
-//! drain is *parked* ([`drain::Owed`]): the thread goes back to epoll, where the last one out, a hang-up, or the
-//! deadline of the ladder wakes it. A message that needs a drain first stays unread until the drain is over, so
-//! that the `vhost` crate handles it and replies at once.
+//! QEMU holds its big lock while it waits for a reply, without a timeout, and serves no MISS until then. So nothing
+//! here waits for a drain: the thread goes back to epoll, where the end of the last section or pin, a hang-up, or the
+//! next deadline wakes it. A message that needs a drain first stays unread until the drain is over, so that the
+//! `vhost` crate handles it and replies at once.
 
-pub mod drain;
+mod channel_io;
 mod front_end;
-mod iommu;
-mod owed;
-pub mod questions;
+mod injected;
+mod jobs;
+pub mod queries;
 mod requests;
-mod seeded;
 pub mod start;
 mod state;
-mod verdicts;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -23,13 +22,14 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use device_model::mmu::{HostRange, Permissions};
+use device_model::session::{Effect, End, Message, Refusal, Unread, Update};
 use epoll::Events;
-use log::{debug, info, warn};
+use log::info;
 use vhost::vhost_user::BackendReqHandler;
 
-use self::drain::{For, Owed};
 pub use self::state::SessionState;
-use crate::faults::Injection;
+use crate::faults::{Bug, Injection};
 use crate::telemetry::instruments::Clock;
 use crate::vhost_user::channel::Channel;
 use crate::vhost_user::iotlb::{self, IotlbEvent};
@@ -40,9 +40,6 @@ use crate::wake::{Poller, Waker};
 
 /// How long the rest of a message may take, and the first message of a connection.
 const MESSAGE_DEADLINE: Duration = Duration::from_secs(5);
-/// How long the end of a session waits for what is in flight, after memory was revoked.
-const LAST_DRAIN: Duration = Duration::from_secs(1);
-
 /// Messages that are read before everything else is looked at again.
 const MESSAGES_A_TURN: u32 = 64;
 
@@ -50,15 +47,6 @@ const MAIN: u64 = 0;
 const CHANNEL: u64 = 1;
 const WAKE: u64 = 2;
 const SIGNAL: u64 = 3;
-
-/// What a session is told from outside.
-#[derive(Clone, Debug)]
-pub struct SessionConfig {
-    /// When the jobs that a drain waits for are taken off.
-    pub drain_timeout: Duration,
-    /// What misbehaves.
-    pub injection: Arc<Injection>,
-}
 
 /// Why a session is over.
 #[derive(Debug, thiserror::Error)]
@@ -85,12 +73,13 @@ pub enum SessionEnd {
         source: vhost::vhost_user::Error,
     },
     /// A request was refused, and the front-end did not ask to be told.
-    #[error("Message {code} of the front-end is refused: {why}")]
+    #[error("Message {code} of the front-end is refused")]
     Refused {
         /// Its number.
         code: u32,
         /// Why.
-        why: String,
+        #[source]
+        why: Refusal,
     },
     /// A message that should carry one descriptor does not.
     #[error("Message {code} came with {count} descriptors instead of one")]
@@ -111,15 +100,30 @@ pub enum SessionEnd {
     Revoked,
 }
 
+/// A reply that has not gone out yet.
+#[derive(Debug)]
+enum Outgoing {
+    /// The ack of an INVALIDATE that is held back (`--inject delay-ack`), until then.
+    Held(Ack, Duration),
+    /// It did not fit the socket.
+    Unsent {
+        ack: Ack,
+        /// It is the ack of an INVALIDATE.
+        of_invalidate: bool,
+    },
+}
+
 /// A connected front-end.
 pub struct Session {
     socket: UnixStream,
     requests: BackendReqHandler<Mutex<SessionState>>,
     state: Arc<Mutex<SessionState>>,
-    config: SessionConfig,
+    injection: Arc<Injection>,
     poller: Poller,
     waker: Waker,
-    owed: Owed,
+    /// The message that was taken, or looked at, last.
+    current: Option<Header>,
+    outgoing: Option<Outgoing>,
     clock: Clock,
     /// The main socket may have something to read.
     readable: bool,
@@ -138,7 +142,6 @@ impl Session {
     pub fn new(
         socket: UnixStream,
         state: SessionState,
-        config: SessionConfig,
         waker: Waker,
         signal: &impl AsFd,
     ) -> io::Result<Self> {
@@ -150,6 +153,7 @@ impl Session {
         sigbus::wake_at_a_hole(waker.as_raw_fd());
         poller.add(signal.as_fd().as_raw_fd(), SIGNAL, Events::EPOLLIN)?;
         let clock = state.sink.instruments().clock();
+        let injection = Arc::clone(&state.injection);
         // The crate handles one request at a time, on this thread: the mutex is what its trait asks for.
         let state = Arc::new(Mutex::new(state));
         let requests = BackendReqHandler::from_stream(socket.try_clone()?, Arc::clone(&state));
@@ -157,10 +161,11 @@ impl Session {
             socket,
             requests,
             state,
-            config,
+            injection,
             poller,
             waker,
-            owed: Owed::Nothing,
+            current: None,
+            outgoing: None,
             clock,
             readable: true,
             message_due: Some(clock.now().saturating_add(MESSAGE_DEADLINE)),
@@ -200,7 +205,8 @@ impl Session {
         }
         let now = self.now();
         self.lock().read_answers(now);
-        self.look_at_owed()?;
+        self.send_outgoing(now)?;
+        self.poll_drain(now)?;
         for _ in 0..MESSAGES_A_TURN {
             if !self.may_read() {
                 break;
@@ -211,17 +217,113 @@ impl Session {
             return Err(SessionEnd::Unfinished);
         }
         let now = self.now();
+        let idle = self.is_idle();
         let mut state = self.lock();
         state.expire_misses(now, &self.socket);
-        state.answer_questions(now);
+        state.answer_queries(now);
         state.send_misses(now);
-        state.judge_front_end(now, &self.socket, matches!(self.owed, Owed::Nothing));
+        state.judge_front_end(now, &self.socket, idle);
         Ok(())
+    }
+
+    /// Looks how far the drain is that is under way.
+    fn poll_drain(&mut self, now: Duration) -> Result<(), SessionEnd> {
+        self.ack_early()?;
+        {
+            let mut state = self.lock();
+            let SessionState { core, turns, .. } = &mut *state;
+            core.poll(now, || turns.starve(now));
+        }
+        self.carry_out()
+    }
+
+    /// Whether no reply is due.
+    fn is_idle(&self) -> bool {
+        self.outgoing.is_none() && self.lock().core.may_read()
     }
 
     /// Whether the next message may be looked at, and there may be one.
     fn may_read(&self) -> bool {
-        matches!(self.owed, Owed::Nothing) && self.readable
+        self.readable && self.is_idle()
+    }
+
+    /// Does what the session wants done.
+    fn carry_out(&mut self) -> Result<(), SessionEnd> {
+        loop {
+            let now = self.now();
+            let effect = {
+                let mut state = self.lock();
+                state.carry_out(now);
+                state.core.next_effect()
+            };
+            match effect {
+                None => return Ok(()),
+                Some(Effect::Ack { to, .. }) => self.acknowledge(to)?,
+                Some(Effect::Reply { to, ok }) => self.send(Ack::new(to, ok), false)?,
+                Some(Effect::HandOver) => self.hand_over()?,
+                Some(Effect::Revoke) => {
+                    let mut state = self.lock();
+                    let proof = state.revoke_memory();
+                    state.core.revoked(now, proof);
+                }
+                Some(Effect::End(End::Refused(why))) => {
+                    let code = self.current.map_or(0, |header| header.code());
+                    return Err(SessionEnd::Refused { code, why });
+                }
+                Some(Effect::End(End::Revoked)) => return Err(SessionEnd::Revoked),
+                Some(Effect::Abort) => state::abort(),
+                // Everything else stays within the device, and a session that serves does not close.
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// The drain of an INVALIDATE is over.
+    fn acknowledge(&mut self, to: Option<Header>) -> Result<(), SessionEnd> {
+        let was_early = {
+            let mut state = self.lock();
+            let SessionState { core, faults, .. } = &mut *state;
+            faults.drained(core.mirror_mut())
+        };
+        let Some(to) = to.filter(|_| !was_early) else {
+            let now = self.now();
+            self.lock().core.replied(now);
+            return Ok(());
+        };
+        let ack = Ack::new(to, true);
+        if let Some(delay) = self.injection.delay(Bug::DelayAck) {
+            self.outgoing = Some(Outgoing::Held(ack, self.now().saturating_add(delay)));
+            return Ok(());
+        }
+        self.send(ack, true)
+    }
+
+    /// The seeded bugs "ack before drain", "skip section" and "skip pin": the front-end hears of the end of a drain that
+    /// is not over.
+    fn ack_early(&mut self) -> Result<(), SessionEnd> {
+        let Some(header) = self.current.filter(|header| header.code() == request::IOTLB_MSG) else {
+            return Ok(());
+        };
+        let early = {
+            let mut state = self.lock();
+            let left = state.core.in_flight();
+            left.is_some_and(|left| state.faults.acks_early(left))
+        };
+        if early && header.needs_reply() {
+            peek::send_whole(&self.socket, &Ack::new(header, true))?;
+        }
+        Ok(())
+    }
+
+    /// Sends what was held back, or did not fit the socket.
+    fn send_outgoing(&mut self, now: Duration) -> Result<(), SessionEnd> {
+        match self.outgoing.take() {
+            Some(Outgoing::Held(ack, due)) if due > now => self.outgoing = Some(Outgoing::Held(ack, due)),
+            Some(Outgoing::Held(ack, _)) => self.send(ack, true)?,
+            Some(Outgoing::Unsent { ack, of_invalidate }) => self.send(ack, of_invalidate)?,
+            None => {}
+        }
+        Ok(())
     }
 
     fn wait(&mut self) -> io::Result<()> {
@@ -244,20 +346,22 @@ impl Session {
         if self.may_read() {
             return 0;
         }
-        let owed = match &self.owed {
-            Owed::Drain(draining) => Some(draining.deadline()),
-            Owed::Late(_, _, _, due) => Some(*due),
-            Owed::Nothing | Owed::Unsent(_) => None,
+        let held = match &self.outgoing {
+            Some(Outgoing::Held(_, due)) => Some(*due),
+            Some(Outgoing::Unsent { .. }) | None => None,
         };
-        let misses = self.lock().next_deadline();
-        let Some(next) = [owed, misses, self.message_due].into_iter().flatten().min() else { return -1 };
+        let state = self.lock().next_deadline();
+        let Some(next) = [held, state, self.message_due].into_iter().flatten().min() else { return -1 };
         let left = next.saturating_sub(self.now());
         i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
     }
 
-    fn send(&mut self, ack: Ack) -> Result<(), SessionEnd> {
+    fn send(&mut self, ack: Ack, of_invalidate: bool) -> Result<(), SessionEnd> {
         if !peek::send_whole(&self.socket, &ack)? {
-            self.owed = Owed::Unsent(ack);
+            self.outgoing = Some(Outgoing::Unsent { ack, of_invalidate });
+        } else if of_invalidate {
+            let now = self.now();
+            self.lock().core.replied(now);
         }
         Ok(())
     }
@@ -285,62 +389,50 @@ impl Session {
         state.read_answers(now);
         state.judge_message(now, &self.socket, header)?;
         drop(state);
-        match header.code() {
-            request::IOTLB_MSG => self.iotlb_message(header),
-            request::SET_BACKEND_REQ_FD => self.take_channel(header),
-            request::GPU_SET_SOCKET => self.take_display(header),
-            request::GET_VRING_BASE => self.stop_first(header),
-            request::RESET_DEVICE | request::RESET_OWNER => {
-                self.lock().stop_all();
-                self.drain_first(header, Duration::ZERO)
+        self.current = Some(header);
+        let message = match header.code() {
+            request::IOTLB_MSG => self.take_iotlb(header)?,
+            request::SET_BACKEND_REQ_FD => self.take_channel(header)?,
+            request::GPU_SET_SOCKET => self.take_display(header)?,
+            request::GET_VRING_BASE => {
+                let queue = peek::payload_u32(&self.socket)?;
+                Message::Unread(Unread::StopRing(queue.map(|queue| queue as usize)))
             }
+            request::RESET_DEVICE | request::RESET_OWNER => Message::Unread(Unread::Reset),
             request::SET_FEATURES | request::SET_MEM_TABLE | request::REM_MEM_REG => {
-                self.drain_first(header, self.config.drain_timeout)
+                Message::Unread(Unread::Remap)
             }
-            _ => self.hand_over(header),
-        }
+            _ => Message::Unread(Unread::Other),
+        };
+        self.lock().core.message(now, message);
+        self.ack_early()?;
+        self.carry_out()
     }
 
-    fn iotlb_message(&mut self, header: Header) -> Result<(), SessionEnd> {
+    fn take_iotlb(&mut self, header: Header) -> Result<Message<Header>, SessionEnd> {
         let mut payload = vec![0; header.payload_len()];
         drop(peek::take(&self.socket, &mut payload)?);
-        match iotlb::parse(&payload) {
+        let reply = header.needs_reply().then_some(header);
+        let mut state = self.lock();
+        let SessionState { core, faults, memory, .. } = &mut *state;
+        Ok(match iotlb::parse(&payload) {
             Ok(IotlbEvent::Invalidate(range)) => {
-                debug!("INVALIDATE {range}");
-                let invalidation = self.lock().invalidate(range);
-                self.begin_drain(invalidation, For::Invalidate(header), self.config.drain_timeout)
+                Message::Invalidate { range: faults.invalidating(core.mirror(), range), reply }
             }
-            Ok(IotlbEvent::Update(update)) => {
-                let result = self.lock().update(update);
-                let result = result.map_err(|e| e.to_string());
-                self.answer_update(header, result)
+            Ok(IotlbEvent::Update(iotlb::Update { range, target, read, write })) => {
+                // SAFETY: INVARIANT: a region of the memory table lies at this place until it is dropped, which happens
+                // only after everything in the mirror was invalidated and drained.
+                let host = memory.translate(target).map(|at| unsafe { HostRange::new(at.host, at.len) });
+                let update = Update { range, target, host, claimed: Permissions { read, write } };
+                faults.updated(&update);
+                Message::Update { update, reply }
             }
-            Err(e) => self.answer_update(header, Err(e.to_string())),
-        }
-    }
-
-    fn answer_update(&mut self, header: Header, result: Result<(), String>) -> Result<(), SessionEnd> {
-        if let Err(why) = &result {
-            self.lock().stats.updates_rejected.add(1);
-            warn!("Refused: {why}");
-        }
-        match result {
-            _ if header.needs_reply() => self.send(Ack::new(header, result.is_ok())),
-            Ok(()) => Ok(()),
-            Err(why) => Err(SessionEnd::Refused { code: header.code(), why }),
-        }
-    }
-
-    /// GET_VRING_BASE: the ring stops, jobs come off the engines, and then there is silence.
-    fn stop_first(&mut self, header: Header) -> Result<(), SessionEnd> {
-        if let Some(queue) = peek::payload_u32(&self.socket)? {
-            self.lock().stop_ring(queue as usize);
-        }
-        self.drain_first(header, Duration::ZERO)
+            Err(error) => Message::BadIotlb { error: Box::new(error), reply },
+        })
     }
 
     /// Lets the `vhost` crate handle the message at the head of the socket.
-    fn hand_over(&mut self, header: Header) -> Result<(), SessionEnd> {
+    fn hand_over(&mut self) -> Result<(), SessionEnd> {
         // The crate writes its reply with blocking calls: only to a socket that has room for it.
         if !peek::is_writable(&self.socket) {
             return Err(SessionEnd::Io(io::Error::new(
@@ -348,44 +440,38 @@ impl Session {
                 "The front-end sends requests and does not read the replies",
             )));
         }
+        let Some(header) = self.current else {
+            unreachable!("A message is handed over after it was looked at")
+        };
         let result = self.requests.handle_request();
-        let refusal = self.lock().take_refusal();
-        match (result, refusal) {
-            (Ok(()), None) => Ok(()),
-            (_, Some(why)) if header.needs_reply() && self.lock().has_reply_ack() => {
-                warn!("Message {} of the front-end is refused: {why}", header.code());
-                Ok(())
-            }
-            (_, Some(why)) => Err(SessionEnd::Refused { code: header.code(), why }),
-            (Err(source), None) => Err(SessionEnd::Request { code: header.code(), source }),
+        let now = self.now();
+        let mut state = self.lock();
+        // After each message, also one that was refused: where memory was is forgotten with each drain of everything.
+        state.memory_is_here();
+        let refusal = state.take_refusal();
+        if let (Err(source), None) = (result, &refusal) {
+            return Err(SessionEnd::Request { code: header.code(), source });
         }
+        let told = header.needs_reply() && state.core.has_reply_ack();
+        state.core.handed_over(now, refusal, told);
+        Ok(())
     }
 
-    fn take_channel(&mut self, header: Header) -> Result<(), SessionEnd> {
+    fn take_channel(&mut self, header: Header) -> Result<Message<Header>, SessionEnd> {
         let descriptor = self.take_descriptor(header)?;
         let channel = Channel::new(descriptor)?;
         let events = Events::EPOLLIN | Events::EPOLLOUT | Events::EPOLLET;
         self.poller.add(channel.as_fd().as_raw_fd(), CHANNEL, events)?;
-        let mut state = self.lock();
-        state.misses.channel_replaced();
-        if let Some(referee) = &mut state.referee {
-            referee.channel_replaced();
-        }
-        state.channel = Some(channel);
-        drop(state);
-        self.acknowledge_plain(header)
+        self.lock().replace_channel(channel);
+        Ok(Message::Channel { reply: header.needs_reply().then_some(header) })
     }
 
-    fn take_display(&mut self, header: Header) -> Result<(), SessionEnd> {
+    fn take_display(&mut self, header: Header) -> Result<Message<Header>, SessionEnd> {
         let socket = UnixStream::from(self.take_descriptor(header)?);
         // Fails for anything but a UNIX socket.
         socket.local_addr()?;
         self.lock().display.connect(socket);
-        self.acknowledge_plain(header)
-    }
-
-    fn acknowledge_plain(&mut self, header: Header) -> Result<(), SessionEnd> {
-        if header.needs_reply() { self.send(Ack::new(header, true)) } else { Ok(()) }
+        Ok(Message::Display { reply: header.needs_reply().then_some(header) })
     }
 
     fn take_descriptor(&mut self, header: Header) -> Result<OwnedFd, SessionEnd> {

@@ -20,11 +20,10 @@ use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut
 use vhost_user_backend::VringT;
 use virtio_bindings::virtio_config::{VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_queue::QueueT;
 
-use super::state::{ACCESS_PLATFORM, SessionState};
-use crate::front_end_check::Offer;
-use crate::queues::mailbox::Mail;
+use device_model::session::{ACCESS_PLATFORM, Offer, Refusal};
+
+use super::state::SessionState;
 use crate::queues::ring::SharedRing;
 use crate::queues::{MAX_QUEUE_SIZE, QUEUES};
 use crate::vhost_user::memory::table::MAX_REGIONS;
@@ -46,96 +45,78 @@ const PROTOCOL_FEATURES: VhostUserProtocolFeatures = IOTLB_NEEDS
 const UNASKED: u64 =
     1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_F_RING_RESET;
 
+/// What the front-end may choose from, for a device with these features of its own.
+pub(super) fn offer(device_features: u64) -> Offer {
+    let transport = 1 << VIRTIO_F_VERSION_1
+        | 1 << VIRTIO_RING_F_INDIRECT_DESC
+        | 1 << VIRTIO_RING_F_EVENT_IDX
+        | ACCESS_PLATFORM
+        | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+    Offer { virtio: transport | device_features, passed_on: UNASKED, protocol: PROTOCOL_FEATURES.bits() }
+}
+
 impl SessionState {
-    fn offered_features(&self) -> u64 {
-        let transport = 1 << VIRTIO_F_VERSION_1
-            | 1 << VIRTIO_RING_F_INDIRECT_DESC
-            | 1 << VIRTIO_RING_F_EVENT_IDX
-            | ACCESS_PLATFORM
-            | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
-        transport | self.device_features
-    }
-
-    /// What the front-end may choose from.
-    pub(super) fn offer(&self) -> Offer {
-        let (virtio, protocol) = (self.offered_features(), PROTOCOL_FEATURES.bits());
-        Offer { virtio, passed_on: UNASKED, protocol }
-    }
-
     /// Refuses a request: nothing was changed. The front-end is told, if it asked to be.
-    fn refuse<T>(&mut self, why: String) -> Result<T> {
-        let error = io::Error::new(io::ErrorKind::InvalidInput, why.clone());
-        self.refusal = Some(why);
+    fn refuse<T>(&mut self, refusal: Refusal) -> Result<T> {
+        let error = io::Error::new(io::ErrorKind::InvalidInput, refusal.to_string());
+        self.refusal = Some(refusal);
         Err(Error::ReqHandlerError(error))
     }
 
-    fn refuse_error<T>(&mut self, error: &dyn std::error::Error) -> Result<T> {
-        self.refuse(crate::error::chain(error))
+    fn or_refuse<T>(&mut self, result: std::result::Result<T, Refusal>) -> Result<T> {
+        result.or_else(|refusal| self.refuse(refusal))
     }
 
-    /// The ring of that number, which must not be started.
+    /// Carries out what a request has changed.
+    fn follow(&mut self) {
+        let now = self.now();
+        self.carry_out(now);
+    }
+
     fn stopped_ring(&mut self, index: u32) -> Result<usize> {
-        match self.ring(index)? {
-            queue if self.queue.rings[queue].vring.get_ref().get_queue().ready() => self.refuse(format!(
-                "Ring {index} is started: stop it (GET_VRING_BASE) before it is set up anew"
-            )),
-            queue => Ok(queue),
-        }
+        let queue = self.core.stopped_ring(index);
+        self.or_refuse(queue)
     }
 
     fn ring(&mut self, index: u32) -> Result<usize> {
-        match usize::try_from(index) {
-            Ok(queue) if queue < QUEUES => Ok(queue),
-            _ => self.refuse(format!("There is no ring {index}: the device has {QUEUES}")),
-        }
+        let queue = self.core.ring(index);
+        self.or_refuse(queue)
     }
 
     fn shared_ring(&self, queue: usize) -> &SharedRing {
-        // PANIC: `queue` comes from `Self::ring`, which has compared it with the number of rings.
+        // PANIC: `queue` comes from the session, which has compared it with the number of rings.
         &self.queue.rings[queue]
     }
 
     /// What the driver calls the ring address that the front-end calls `address`.
     fn ring_address(&mut self, address: u64) -> Result<u64> {
-        if self.has_iommu() {
+        if self.core.has_iommu() {
             return Ok(address);
         }
         match self.memory.gpa_of(FrontendVa::new(address)) {
             Some(gpa) => Ok(gpa.raw()),
-            None => self.refuse(format!("Ring address {address:#x} is not in the memory table")),
+            None => self.refuse(Refusal::RingAddress { address }),
         }
     }
 
     fn start_ring(&mut self, queue: usize, kick: File) -> Result<()> {
         self.forget_kick(queue);
         if let Err(e) = set_nonblocking(&kick) {
-            return self.refuse_error(&e);
+            return self.refuse(Refusal::other(e));
         }
         let events = Events::EPOLLIN | Events::EPOLLET;
         if let Err(e) = self.queue.poller.add(kick.as_raw_fd(), queue as u64, events) {
-            return self.refuse(format!("Kick descriptor of ring {queue} cannot be polled: {e}"));
+            return self
+                .refuse(Refusal::other(format!("Kick descriptor of ring {queue} cannot be polled: {e}")));
         }
         let ring = self.shared_ring(queue);
         ring.vring.set_kick(Some(kick));
         // ORDERING: Release pairs with the queue thread's Acquire.
         ring.fresh.store(true, Ordering::Release);
-        ring.vring.set_queue_ready(true);
-        if self.features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0 {
-            // Without the message that enables rings, a started one is enabled.
-            ring.vring.set_enabled(true);
-        }
-        self.ring_changed(queue);
+        let now = self.now();
+        self.core.start_ring(now, queue);
+        self.follow();
         Ok(())
-    }
-
-    pub(super) fn forget_kick(&self, queue: usize) {
-        let ring = self.shared_ring(queue);
-        let kick = ring.vring.get_ref().get_kick().as_ref().map(AsRawFd::as_raw_fd);
-        if let Some(kick) = kick {
-            // Fails only if the front-end gave the same descriptor twice and it is gone already.
-            let _ = self.queue.poller.remove(kick);
-            ring.vring.set_kick(None);
-        }
     }
 }
 
@@ -167,39 +148,24 @@ impl VhostUserBackendReqHandlerMut for SessionState {
     }
 
     fn reset_owner(&mut self) -> Result<()> {
-        self.reset_device();
-        Ok(())
+        self.reset_device()
     }
 
     fn reset_device(&mut self) -> Result<()> {
-        SessionState::reset_device(self);
+        let now = self.now();
+        self.core.reset_device(now);
+        self.follow();
         Ok(())
     }
 
     fn get_features(&mut self) -> Result<u64> {
-        Ok(self.offered_features())
+        Ok(self.core.offer().virtio)
     }
 
     fn set_features(&mut self, features: u64) -> Result<()> {
-        let unknown = features & !(self.offered_features() | UNASKED);
-        if unknown != 0 {
-            return self.refuse(format!("Features {unknown:#x} were not offered"));
-        }
-        let lacks = IOTLB_NEEDS.bits() & !self.protocol_features;
-        if features & ACCESS_PLATFORM != 0 && lacks != 0 {
-            return self.refuse(format!(
-                "VIRTIO_F_ACCESS_PLATFORM needs the protocol features REPLY_ACK and BACKEND_REQ: {lacks:#x} is missing"
-            ));
-        }
-        let started = self.queue.rings.iter().any(|ring| ring.vring.get_ref().get_queue().ready());
-        if started && features != self.features {
-            return self.refuse("Features cannot be changed while a ring is started".into());
-        }
-        self.features = features;
-        for ring in self.queue.rings.iter() {
-            ring.vring.set_queue_event_idx(features & 1 << VIRTIO_RING_F_EVENT_IDX != 0);
-        }
-        self.queue.mailbox.post(Mail::Features(features));
+        let chosen = self.core.set_features(features);
+        self.or_refuse(chosen)?;
+        self.follow();
         Ok(())
     }
 
@@ -212,7 +178,7 @@ impl VhostUserBackendReqHandlerMut for SessionState {
         let specs: Vec<_> = regions.iter().map(spec_of).collect();
         match MemoryTable::map(&specs, &files) {
             Ok(table) => self.memory = table,
-            Err(e) => return self.refuse_error(&e),
+            Err(e) => return self.refuse(Refusal::other(e)),
         }
         Ok(None)
     }
@@ -224,7 +190,7 @@ impl VhostUserBackendReqHandlerMut for SessionState {
                 self.shared_ring(queue).vring.set_queue_size(size);
                 Ok(())
             }
-            _ => self.refuse(format!("Ring size {num} is not a power of two of at most {MAX_QUEUE_SIZE}")),
+            _ => self.refuse(Refusal::RingSize { size: num, most: MAX_QUEUE_SIZE }),
         }
     }
 
@@ -242,19 +208,16 @@ impl VhostUserBackendReqHandlerMut for SessionState {
             [self.ring_address(descriptor)?, self.ring_address(available)?, self.ring_address(used)?];
         match self.shared_ring(queue).vring.set_queue_info(descriptor, available, used) {
             Ok(()) => Ok(()),
-            Err(e) => self.refuse(format!("Ring {index} cannot lie there: {e}")),
+            Err(e) => self.refuse(Refusal::other(format!("Ring {index} cannot lie there: {e}"))),
         }
     }
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
         let queue = self.stopped_ring(index)?;
-        let Ok(base) = u16::try_from(base) else {
-            return self.refuse(format!("Ring index {base:#x} does not fit 16 bits"));
-        };
-        if self.bases[queue].is_some_and(|given| given != base) {
-            // The front-end does not go on where it stopped: the driver has reset the device, and nobody said so.
-            self.discard_device();
-        }
+        let now = self.now();
+        let base = self.core.set_base(now, index, base);
+        let base = self.or_refuse(base)?;
+        self.follow();
         self.shared_ring(queue).vring.set_queue_next_avail(base);
         Ok(())
     }
@@ -265,10 +228,9 @@ impl VhostUserBackendReqHandlerMut for SessionState {
             // The crate has no reply that says no, and the front-end waits for one: the session ends.
             return Err(Error::InvalidParam);
         }
-        self.stop_ring(queue);
-        self.forget_kick(queue);
         let base = self.shared_ring(queue).vring.queue_next_avail();
-        self.bases[queue] = Some(base);
+        self.core.base_given(queue, base);
+        self.follow();
         Ok(VhostUserVringState::new(index, u32::from(base)))
     }
 
@@ -276,14 +238,14 @@ impl VhostUserBackendReqHandlerMut for SessionState {
         let queue = self.stopped_ring(u32::from(index))?;
         match file {
             Some(kick) => self.start_ring(queue, kick),
-            None => self.refuse(format!("Ring {index} has no kick descriptor: it cannot be polled without")),
+            None => self.refuse(Refusal::NoKick { index: u32::from(index) }),
         }
     }
 
     fn set_vring_call(&mut self, index: u8, file: Option<File>) -> Result<()> {
         let queue = self.ring(u32::from(index))?;
         if let Some(Err(e)) = file.as_ref().map(set_nonblocking) {
-            return self.refuse_error(&e);
+            return self.refuse(Refusal::other(e));
         }
         self.shared_ring(queue).vring.set_call(file);
         Ok(())
@@ -292,7 +254,7 @@ impl VhostUserBackendReqHandlerMut for SessionState {
     fn set_vring_err(&mut self, index: u8, file: Option<File>) -> Result<()> {
         let queue = self.ring(u32::from(index))?;
         if let Some(Err(e)) = file.as_ref().map(set_nonblocking) {
-            return self.refuse_error(&e);
+            return self.refuse(Refusal::other(e));
         }
         *self.shared_ring(queue).error_event.lock().unwrap_or_else(PoisonError::into_inner) = file;
         Ok(())
@@ -303,12 +265,8 @@ impl VhostUserBackendReqHandlerMut for SessionState {
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
-        let unknown = features & !PROTOCOL_FEATURES.bits();
-        if unknown != 0 {
-            return self.refuse(format!("Protocol features {unknown:#x} were not offered"));
-        }
-        self.protocol_features = features;
-        Ok(())
+        let chosen = self.core.set_protocol_features(features);
+        self.or_refuse(chosen)
     }
 
     fn get_queue_num(&mut self) -> Result<u64> {
@@ -317,8 +275,9 @@ impl VhostUserBackendReqHandlerMut for SessionState {
 
     fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
         let queue = self.ring(index)?;
-        self.shared_ring(queue).vring.set_enabled(enable);
-        self.ring_changed(queue);
+        let now = self.now();
+        self.core.enable_ring(now, queue, enable);
+        self.follow();
         Ok(())
     }
 
@@ -367,10 +326,7 @@ impl VhostUserBackendReqHandlerMut for SessionState {
         _postcopy_listening: Option<bool>,
     ) -> Result<Option<VhostUserMemoryRegionBase>> {
         if let Err(e) = self.memory.add(spec_of(region), &file) {
-            return self.refuse_error(&e);
-        }
-        if self.running {
-            self.map_physical();
+            return self.refuse(Refusal::other(e));
         }
         Ok(None)
     }
@@ -379,7 +335,7 @@ impl VhostUserBackendReqHandlerMut for SessionState {
         match self.memory.remove(spec_of(region)) {
             // Unmapped here: everything is drained.
             Ok(region) => drop(region),
-            Err(e) => return self.refuse_error(&e),
+            Err(e) => return self.refuse(Refusal::other(e)),
         }
         Ok(())
     }

@@ -1,26 +1,23 @@
 //! The start and the end of a session's threads. Every connection gets a mirror, a device, a queue thread and
 //! engines of its own, so that the next one starts from a clean state.
 
-use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use device_model::gpu::device::{self, Device, DeviceConfig};
-use device_model::mmu::miss::MissTable;
-use device_model::mmu::{DrainWaker, Drained, Invalidation, MirrorConfig, Reader, RingMemory, mirror};
-use device_model::telemetry::record::Event;
+use device_model::mmu::{DrainWaker, MirrorConfig, Reader, RingMemory, mirror};
+use device_model::session::{Config, Effect, Session};
 use device_model::telemetry::stats::Stats;
-use log::error;
 use vhost_user_backend::{VringMutex, VringT};
 
-use super::drain::STEP_END;
-use super::questions::Questions;
-use super::seeded::Seeded;
-use super::verdicts::TakenAway;
-use super::{LAST_DRAIN, SessionState};
+use super::injected::InjectedFaults;
+use super::jobs::DeviceJobs;
+use super::queries::Queries;
+use super::requests::offer;
+use super::state::{SessionState, abort};
 use crate::display::Display;
 use crate::engines::engine::{Engine, FinishedJob};
 use crate::engines::scheduler::Scheduler;
@@ -28,7 +25,7 @@ use crate::engines::starvation::{ThreadName, Turns};
 use crate::faults::{Bug, Injection};
 use crate::queues::mailbox::{Mail, Mailbox};
 use crate::queues::ring::SharedRing;
-use crate::queues::{MAX_QUEUE_SIZE, QUEUES, QueueThread};
+use crate::queues::{MAX_QUEUE_SIZE, QueueThread};
 use crate::telemetry::instruments::query_channel::{Connection, Question};
 use crate::telemetry::instruments::{Instruments, Producer};
 use crate::wake::{Poller, Waker};
@@ -43,6 +40,8 @@ pub struct DeviceSettings {
     pub engines: usize,
     /// Bytes of the mirror's tables.
     pub iotlb_limit: usize,
+    /// When the jobs that a drain waits for are preempted.
+    pub drain_timeout: Duration,
     /// How long an answer to a MISS may take.
     pub miss_timeout: Duration,
     /// What misbehaves.
@@ -86,30 +85,28 @@ pub fn start(
     let common =
         Common { settings, scheduler: &scheduler, misses: &miss_port, mailbox: &mailbox, stats, instruments };
     let questions = connect_query_channel(instruments, waker, &mailbox, &scheduler);
+    let config = Config {
+        drain_timeout: settings.drain_timeout,
+        miss_timeout: settings.miss_timeout,
+        offer: offer(device_features),
+    };
+    let jobs = DeviceJobs::new(Arc::clone(&scheduler), Arc::clone(&settings.injection));
     Ok(SessionState {
-        features: 0,
-        protocol_features: 0,
+        core: Session::new(config, writer, jobs, miss_port.clone(), Arc::clone(stats)),
         memory: crate::vhost_user::memory::MemoryTable::default(),
-        mirror: writer,
-        misses: MissTable::new(settings.miss_timeout),
         channel: None,
         engines: common.start_engines(readers, &threads)?,
         turns: Turns::new(threads),
         queue: queue.spawn()?,
-        miss_port,
-        backlog: VecDeque::new(),
         scheduler,
         display,
         stats: Arc::clone(stats),
-        seeded: Seeded::new(Arc::clone(&settings.injection)),
+        injection: Arc::clone(&settings.injection),
+        faults: InjectedFaults::new(Arc::clone(&settings.injection)),
         config_space,
-        device_features,
-        running: false,
-        bases: [None; QUEUES],
-        taken: TakenAway::default(),
         refusal: None,
         sink: instruments.sink(Producer::Session),
-        questions: Questions::new(questions),
+        queries: Queries::new(questions),
         referee: None,
     })
 }
@@ -186,20 +183,12 @@ impl SessionState {
     /// Ends the session's threads and gives its memory back, once nothing uses it any more. `poller` watches
     /// `waker`.
     pub fn close(mut self, poller: &Poller, waker: &Waker) {
-        self.stop_all();
-        let now = self.scheduler.now();
-        self.interrupt_audit(now);
         self.sink.instruments().query_channel.connect(None);
-        self.scheduler.pause();
-        self.scheduler.discard();
+        let now = self.now();
+        self.core.close(now);
         self.scheduler.close();
         self.display.disconnect();
-        let invalidation = self.begin_everything();
-        invalidation.evict();
-        self.turns.told(self.scheduler.now());
-        let drained = self.drain_to_the_end(invalidation, poller, waker);
-        // No reply waits for this one.
-        drop(self.end(drained));
+        while !self.is_closed(poller, waker) {}
         let Self { queue, engines, memory, .. } = self;
         queue.close();
         for engine in engines {
@@ -209,52 +198,31 @@ impl SessionState {
         drop(memory);
     }
 
-    /// Waits for what is in flight: a step at the most. If that does not end, memory is revoked, and if even
-    /// then an engine does not come back, the process ends, and its threads with it.
-    fn drain_to_the_end(&self, invalidation: Invalidation, poller: &Poller, waker: &Waker) -> Drained {
-        let mut invalidation = match self.wait(invalidation, STEP_END, poller, waker) {
-            Ok(drained) => return drained,
-            Err(invalidation) => invalidation,
-        };
-        error!(
-            "An engine does not reach the end of its step: revoking all guest memory. This is a bug of MirrorGPU"
-        );
-        self.sink.record(Event::Revoked { number: 0 });
-        self.sink.instruments().incident("Memory was revoked at the end of a session");
-        if self.memory.revoke().is_ok() {
-            invalidation = match self.wait(invalidation, LAST_DRAIN, poller, waker) {
-                Ok(drained) => return drained,
-                Err(invalidation) => invalidation,
-            };
-        }
-        error!("An engine is stuck in {}: ending the process", invalidation.range());
-        std::process::abort()
-    }
-
-    /// Polls for this long, and longer while an engine only waits for a processor.
-    fn wait(
-        &self,
-        mut invalidation: Invalidation,
-        patience: Duration,
-        poller: &Poller,
-        waker: &Waker,
-    ) -> Result<Drained, Invalidation> {
-        let end = Instant::now() + patience;
-        let mut tokens = Vec::new();
+    /// Carries out what the end of the session wants done, and waits until there may be more.
+    fn is_closed(&mut self, poller: &Poller, waker: &Waker) -> bool {
         loop {
-            waker.clear();
-            invalidation = match invalidation.poll() {
-                Ok(drained) => return Ok(drained),
-                Err(invalidation) => invalidation,
-            };
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() && !self.turns.starve(self.scheduler.now()) {
-                return Err(invalidation);
-            }
-            let timeout = i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
-            if poller.wait(timeout.max(1), &mut tokens).is_err() {
-                return Err(invalidation);
+            let now = self.now();
+            self.carry_out(now);
+            match self.core.next_effect() {
+                Some(Effect::Closed) => return true,
+                Some(Effect::Revoke) => {
+                    let proof = self.revoke_memory();
+                    self.core.revoked(now, proof);
+                }
+                Some(Effect::Abort) => abort(),
+                // The front-end is gone: nothing is answered any more.
+                Some(_) => {}
+                None => break,
             }
         }
+        let left = self.core.next_deadline().map_or(Duration::ZERO, |due| due.saturating_sub(self.now()));
+        let timeout = i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
+        // A wait that fails is as good as one that is over: the deadlines of the drain hold all the same.
+        let _ = poller.wait(timeout.max(1), &mut Vec::new());
+        waker.clear();
+        let Self { core, turns, scheduler, .. } = self;
+        let now = scheduler.now();
+        core.poll(now, || turns.starve(now));
+        false
     }
 }

@@ -1,181 +1,175 @@
-//! The state of one vhost-user session: features, memory, rings, the mirror. The vhost-user requests that change
-//! it are in [`super::requests`], the IOTLB in [`super::iommu`].
+//! The session's state beside the sockets: the session core, and what it takes to carry its effects out within the
+//! device: rings, memory, threads, telemetry. Decides nothing: that is [`device_model::session`]'s.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use device_model::addr::{ByteRange, Iova, SpaceId};
-use device_model::mmu::miss::{MissRequest, MissTable};
-use device_model::mmu::{Drained, Ended, HostRange, Invalidation, MirrorWriter, Permissions};
-use device_model::telemetry::record::Event;
+use device_model::addr::{ByteRange, Iova};
+use device_model::mmu::HostRange;
+use device_model::session::miss_port::{MissAnswer, Waiter};
+use device_model::session::{Effect, PhysicalRegion, QUEUES, Refusal, Session};
 use device_model::telemetry::stats::Stats;
 use log::warn;
-use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost_user_backend::VringT;
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::QueueT;
 
-use super::questions::Questions;
-use super::seeded::Seeded;
-use super::verdicts::TakenAway;
+use super::injected::InjectedFaults;
+use super::jobs::DeviceJobs;
+use super::queries::Queries;
 use crate::display::Display;
 use crate::engines::scheduler::Scheduler;
 use crate::engines::starvation::Turns;
-use crate::faults::Bug;
+use crate::faults::{Bug, Injection};
 use crate::front_end_check::Referee;
-use crate::queues::mailbox::Mail;
-use crate::queues::{CONTROL_QUEUE, QUEUES, QueueHandle};
+use crate::queues::QueueHandle;
+use crate::queues::mailbox::{Mail, Side};
 use crate::telemetry::instruments::{EventSink, Instruments};
+use crate::vhost_user::Header;
 use crate::vhost_user::channel::Channel;
-use crate::vhost_user::memory::{MemoryTable, Region};
-use device_model::session::miss_port::{MissPort, Waiter};
+use crate::vhost_user::memory::MemoryTable;
 
-/// VIRTIO_F_ACCESS_PLATFORM: every address of the driver is an IOVA.
-pub(super) const ACCESS_PLATFORM: u64 = 1 << virtio_bindings::virtio_config::VIRTIO_F_IOMMU_PLATFORM;
+/// The session core, whose replies are named by the messages' headers.
+pub(super) type Core = Session<Header, DeviceJobs>;
 
-/// Everything that a vhost-user request can change.
+/// The state of one connection.
 pub struct SessionState {
-    /// Virtio features that the driver chose.
-    pub features: u64,
-    /// Protocol features that the front-end chose.
-    pub protocol_features: u64,
+    /// What decides.
+    pub(super) core: Core,
     /// The front-end's memory.
-    pub memory: MemoryTable,
-    /// The only writer of the mirror.
-    pub mirror: MirrorWriter,
-    /// Misses on their way.
-    pub misses: MissTable<Waiter>,
-    /// Requests for misses.
-    pub miss_port: MissPort,
-    /// Pages that were asked for, for which the table of misses has no room yet.
-    pub backlog: VecDeque<(MissRequest, Waiter)>,
-    /// Where misses go, once the front-end has sent it.
-    pub channel: Option<Channel>,
+    pub(super) memory: MemoryTable,
+    /// Where MISSes go, once the front-end has sent it.
+    pub(super) channel: Option<Channel>,
     /// The queue thread.
-    pub queue: QueueHandle,
+    pub(super) queue: QueueHandle,
     /// The engine threads.
-    pub engines: Vec<std::thread::JoinHandle<()>>,
-    /// The engines' turns on the processors.
-    pub turns: Turns,
-    /// The engines' work.
-    pub scheduler: Arc<Scheduler>,
+    pub(super) engines: Vec<std::thread::JoinHandle<()>>,
+    /// The engines' processor time since they were told to leave.
+    pub(super) turns: Turns,
+    /// The engines' work, and the device's clock.
+    pub(super) scheduler: Arc<Scheduler>,
     /// The display.
-    pub display: Display,
+    pub(super) display: Display,
     /// What is counted.
-    pub stats: Arc<Stats>,
-    /// What misbehaves.
-    pub seeded: Seeded,
+    pub(super) stats: Arc<Stats>,
+    /// What is turned on by `--inject`.
+    pub(super) injection: Arc<Injection>,
+    /// What it does to the session.
+    pub(super) faults: InjectedFaults,
     /// Content of the device's configuration space.
-    pub config_space: Vec<u8>,
-    /// Features that the device offers.
-    pub device_features: u64,
-    /// Whether the device runs: the control queue is started and enabled.
-    pub running: bool,
-    /// The index that GET_VRING_BASE gave, by queue: a start with another one is the start of a new device.
-    pub bases: [Option<u16>; QUEUES],
-    /// The INVALIDATE messages so far.
-    pub taken: TakenAway,
-    /// Why the last request was refused.
-    pub refusal: Option<String>,
-    /// Where the session's doings are recorded.
-    pub sink: EventSink,
+    pub(super) config_space: Vec<u8>,
+    /// Why the request that the `vhost` crate handles is refused.
+    pub(super) refusal: Option<Refusal>,
+    /// Where the session records what it does.
+    pub(super) sink: EventSink,
     /// What the control thread asks.
-    pub questions: Questions,
-    /// Judges the front-end, if that is wanted.
-    pub referee: Option<Referee>,
+    pub(super) queries: Queries,
+    /// Checks the front-end, if that is wanted.
+    pub(super) referee: Option<Referee>,
 }
 
 impl SessionState {
-    /// Whether addresses are IOVAs. Without, they are guest-physical, and the mirror holds the memory table.
-    pub fn has_iommu(&self) -> bool {
-        self.features & ACCESS_PLATFORM != 0
+    /// The device's clock.
+    pub(super) fn now(&self) -> Duration {
+        self.scheduler.now()
     }
 
-    /// Whether a refusal can be told.
-    pub fn has_reply_ack(&self) -> bool {
-        self.protocol_features & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0
-    }
-
-    /// Begins to invalidate everything.
-    pub fn begin_everything(&mut self) -> Invalidation {
-        let everything = ByteRange::<Iova>::everything();
-        self.scheduler.forget_suspects();
-        self.sink.record(Event::Invalidation { number: 0, range: everything });
-        self.misses.invalidate(SpaceId::DEVICE, everything);
-        if let Some(audit) = self.questions.audit() {
-            audit.invalidated(everything);
-        }
-        self.seeded.forget();
-        self.forget_suspicions();
-        // No mode goes on with memory that goes away.
-        self.mirror.begin_for_good(SpaceId::DEVICE, everything)
-    }
-
-    /// Ends an invalidation: whoever waited for that may go on.
-    pub fn end(&mut self, drained: Drained) -> Ended {
-        let ended = self.mirror.end(drained);
-        self.seeded.undo_zap(&mut self.mirror);
-        self.scheduler.invalidation_ended();
-        ended
-    }
-
-    /// Takes a ring out of service, so that nothing of it is read or written any more once a drain is over.
-    pub fn stop_ring(&mut self, queue: usize) {
-        let Some(ring) = self.queue.rings.get(queue) else { return };
-        // LOCKING: waits for the queue thread's copy in progress, and for nothing that waits for us.
-        ring.vring.set_queue_ready(false);
-        self.update_running();
-    }
-
-    /// Takes all rings out of service.
-    pub fn stop_all(&mut self) {
-        for queue in 0..QUEUES {
-            self.stop_ring(queue);
+    /// Carries out the session's effects up to the next one that is for the main socket.
+    pub(super) fn carry_out(&mut self, now: Duration) {
+        while let Some(effect) = self.core.next_effect_if(|effect| !is_for_the_socket(effect)) {
+            self.carry_out_one(now, effect);
         }
     }
 
-    fn is_served(&self, queue: usize) -> bool {
-        self.queue.rings.get(queue).is_some_and(|ring| {
-            let vring = ring.vring.get_ref();
-            vring.is_enabled() && vring.get_queue().ready()
-        })
-    }
-
-    /// A ring was started or enabled.
-    pub fn ring_changed(&mut self, queue: usize) {
-        self.update_running();
-        if self.is_served(queue) {
-            self.queue.mailbox.post(Mail::RingReady(queue));
-        }
-    }
-
-    /// Lets the engines run exactly while the control queue does.
-    fn update_running(&mut self) {
-        let running = self.is_served(CONTROL_QUEUE);
-        if running == self.running {
-            return;
-        }
-        self.running = running;
-        self.sink.record(if running { Event::Start {} } else { Event::Stop {} });
-        if running {
-            (0..QUEUES).for_each(|queue| self.name_ring(queue));
-            self.map_physical();
-            self.scheduler.resume();
-            // What another ring asked for before this moment was not passed on.
-            (0..QUEUES).for_each(|queue| self.queue.mailbox.post(Mail::RingReady(queue)));
-        } else {
-            // Nothing is asked for and nothing is waited for: the front-end refuses misses from here on.
-            self.scheduler.pause();
-            if self.seeded.injection.fires(Bug::LoseJobOverStop) {
-                self.scheduler.discard();
+    fn carry_out_one(&mut self, now: Duration, effect: Effect<Header>) {
+        match effect {
+            Effect::SetRing { queue, started, enabled } => self.set_ring(queue, started, enabled),
+            Effect::ForgetKick { queue } => self.forget_kick(queue),
+            Effect::ServeRing { queue } => self.queue.mailbox.post(Mail::RingReady(queue)),
+            Effect::SetFeatures(features) => self.set_device_features(features),
+            Effect::ResetDevice { features } => self.reset_queues(features),
+            Effect::Started => (0..QUEUES).for_each(|queue| self.name_ring(queue)),
+            Effect::Stopped => self.stopped(),
+            Effect::Parked if self.faults.has_acked_early() => {}
+            Effect::Parked => self.stats.acks_parked.add(1),
+            Effect::EnginesToldToLeave => self.turns.told(now),
+            Effect::Mapped { request, range, host, permissions } => {
+                let mapping = (range, host, permissions);
+                self.faults.mapped(self.core.mirror_mut(), request.iova, mapping);
             }
-            self.seeded.forget_misses();
-            self.miss_port.clear();
-            self.backlog.clear();
-            self.misses.clear();
-            let now = self.scheduler.now();
-            self.interrupt_audit(now);
+            Effect::MissAnswered { waiter, request, answer } => match waiter {
+                Waiter::Job(id) => self.scheduler.miss_answered(id, answer.for_job(request)),
+                Waiter::RingInput(wait) => self.tell_ring(wait, Side::Input, answer),
+                Waiter::RingOutput(wait) => self.tell_ring(wait, Side::Output, answer),
+                // They wait for no answer.
+                Waiter::Ahead(_) | Waiter::Audit(_) => {}
+            },
+            Effect::MirrorEmptied => {
+                self.faults.forget();
+                self.forget_suspicions();
+            }
+            Effect::Record { at, event } => self.sink.record_at(at, event),
+            Effect::Fault(fault) => self.sink.instruments().fault(fault),
+            // Written and printed elsewhere: this thread has the front-end to serve.
+            Effect::Violation(violation) => drop(self.sink.instruments().violation(violation)),
+            Effect::Incident(what) => self.sink.instruments().incident(what),
+            Effect::AuditProgress(report) => self.audit_progress(report),
+            Effect::AuditEnded(report) => self.audit_ended(report),
+            Effect::Ack { .. }
+            | Effect::Reply { .. }
+            | Effect::HandOver
+            | Effect::End(_)
+            | Effect::Closed
+            | Effect::Revoke
+            | Effect::Abort => unreachable!("Effects for the socket are not taken here"),
+        }
+    }
+
+    fn tell_ring(&self, wait: device_model::session::miss_port::RingWait, side: Side, answer: MissAnswer) {
+        self.queue.mailbox.post(Mail::MissAnswered { wait, side, answer });
+    }
+
+    /// Brings the state that the queue thread sees of a ring to what the session has decided.
+    fn set_ring(&self, queue: usize, started: bool, enabled: bool) {
+        let Some(ring) = self.queue.rings.get(queue) else { return };
+        // LOCKING: waits for the queue thread's copy in progress, and for nothing that waits for the session.
+        ring.vring.set_queue_ready(started);
+        ring.vring.set_enabled(enabled);
+    }
+
+    /// Stops watching a ring's kick eventfd.
+    pub(super) fn forget_kick(&self, queue: usize) {
+        use std::os::fd::AsRawFd;
+        let Some(ring) = self.queue.rings.get(queue) else { return };
+        let kick = ring.vring.get_ref().get_kick().as_ref().map(AsRawFd::as_raw_fd);
+        if let Some(kick) = kick {
+            // Fails only if the front-end gave the same descriptor twice and it is gone already.
+            let _ = self.queue.poller.remove(kick);
+            ring.vring.set_kick(None);
+        }
+    }
+
+    fn set_device_features(&self, features: u64) {
+        for ring in self.queue.rings.iter() {
+            ring.vring.set_queue_event_idx(features & 1 << VIRTIO_RING_F_EVENT_IDX != 0);
+        }
+        self.queue.mailbox.post(Mail::Features(features));
+    }
+
+    fn reset_queues(&self, features: u64) {
+        for ring in self.queue.rings.iter() {
+            // ORDERING: Release: a ring that is started after this is not served before the reset is heard of.
+            ring.resets.fetch_add(1, Ordering::Release);
+        }
+        self.queue.mailbox.post(Mail::Reset);
+        self.queue.mailbox.post(Mail::Features(features));
+    }
+
+    fn stopped(&mut self) {
+        self.faults.forget_misses();
+        if self.injection.fires(Bug::LoseJobOverStop) {
+            self.scheduler.discard();
         }
     }
 
@@ -197,70 +191,61 @@ impl SessionState {
         instruments.names().ring_placed(instruments.clock().now(), name, parts.collect());
     }
 
-    /// Without an IOMMU, the mirror holds the memory table itself.
-    pub fn map_physical(&mut self) {
-        if self.has_iommu() {
-            return;
-        }
-        for region in self.memory.regions() {
-            if let Err(e) = map_region(&mut self.mirror, region) {
-                warn!("Guest memory at {} cannot be used: {}", region.gpa(), crate::error::chain(&e));
-            }
-        }
+    /// Tells the session core where guest memory is now.
+    pub(super) fn memory_is_here(&mut self) {
+        let regions = self.memory.regions().iter().filter_map(|region| {
+            // A guest-physical address is what the device uses as an address without an IOMMU: this is the one place
+            // where the one becomes the other.
+            let gpa = region.gpa();
+            let range = ByteRange::inclusive(Iova::new(gpa.first().raw()), Iova::new(gpa.last().raw()))?;
+            let len = usize::try_from(region.spec().size).ok()?;
+            // SAFETY: INVARIANT: the region lies at this place until it is dropped, which happens only after everything
+            // in the mirror was invalidated and drained, and with this list replaced.
+            let host = unsafe { HostRange::new(region.host_at(0), len) };
+            Some(PhysicalRegion { range, host })
+        });
+        let regions = regions.collect();
+        self.core.memory_is_here(regions);
     }
 
-    /// Forgets everything that the driver built: resources, jobs, commands in flight. Rings are stopped, and
-    /// everything is drained.
-    pub fn reset_device(&mut self) {
-        self.stop_all();
-        for (queue, ring) in self.queue.rings.iter().enumerate() {
-            self.forget_kick(queue);
-            ring.vring.set_enabled(false);
+    /// Replaces all guest memory by zero pages, or ends the process.
+    pub(super) fn revoke_memory(&self) -> device_model::mmu::MemoryRevoked {
+        log::error!(
+            "An engine does not reach the end of its step: revoking all guest memory. This is a bug of MirrorGPU"
+        );
+        if self.memory.revoke().is_err() {
+            log::error!(
+                "Guest memory cannot be revoked: ending the process, so that nothing touches it any more"
+            );
+            std::process::abort();
         }
-        self.discard_device();
+        device_model::mmu::MemoryRevoked::all_regions_replaced()
     }
 
-    /// Forgets what the driver built, and leaves the rings as they are: of a reset that nobody announced, one ring may
-    /// tell when another is started already.
-    pub fn discard_device(&mut self) {
-        self.sink.record(Event::Reset {});
-        if !self.seeded.injection.fires(Bug::KeepJobsOverReset) {
-            self.scheduler.discard();
-        }
-        self.bases = [None; QUEUES];
-        for ring in self.queue.rings.iter() {
-            // ORDERING: Release: a ring that is started after this is not served before the reset is heard of.
-            ring.resets.fetch_add(1, Ordering::Release);
-        }
-        self.queue.mailbox.post(Mail::Reset);
-        self.queue.mailbox.post(Mail::Features(self.features));
-        for queue in (0..QUEUES).filter(|queue| self.is_served(*queue)) {
-            self.queue.mailbox.post(Mail::RingReady(queue));
-        }
-    }
-
-    /// The next moment at which a miss is overdue, one that was held back is due, or something is to be done for whoever
-    /// watches.
-    pub fn next_deadline(&mut self) -> Option<Duration> {
-        let questions = self.questions.deadline(self.scheduler.now());
+    /// When something is to be done next, if nothing else happens before.
+    pub(super) fn next_deadline(&self) -> Option<Duration> {
+        let queries = self.queries.deadline(self.now());
         let referee = self.referee.as_ref().and_then(Referee::deadline);
-        [self.misses.next_deadline(), self.seeded.next_due(), questions, referee].into_iter().flatten().min()
+        [self.core.next_deadline(), self.faults.next_due(), queries, referee].into_iter().flatten().min()
     }
 }
 
-/// Enters a region of guest memory under its guest-physical addresses.
-pub(super) fn map_region(
-    mirror: &mut MirrorWriter,
-    region: &Region,
-) -> Result<(), device_model::mmu::MapError> {
-    let gpa = region.gpa();
-    // A guest-physical address is what the device uses as an address without an IOMMU: this is the one place
-    // where the one becomes the other.
-    let range = ByteRange::inclusive(Iova::new(gpa.first().raw()), Iova::new(gpa.last().raw()));
-    let Some(range) = range else { return Ok(()) };
-    let Ok(len) = usize::try_from(region.spec().size) else { return Ok(()) };
-    // SAFETY: INVARIANT: the region lies at this place until it is dropped, which happens only after everything
-    // in the mirror was invalidated and drained.
-    let host = unsafe { HostRange::new(region.host_at(0), len) };
-    mirror.map(SpaceId::DEVICE, range, host, Permissions { read: true, write: true }).map(drop)
+/// Whether an effect is for the thread that owns the main socket.
+fn is_for_the_socket(effect: &Effect<Header>) -> bool {
+    matches!(
+        effect,
+        Effect::Ack { .. }
+            | Effect::Reply { .. }
+            | Effect::HandOver
+            | Effect::End(_)
+            | Effect::Closed
+            | Effect::Revoke
+            | Effect::Abort
+    )
+}
+
+/// An engine is stuck in memory that goes away.
+pub(super) fn abort() -> ! {
+    warn!("An engine is stuck, and its memory goes away: ending the process");
+    std::process::abort()
 }

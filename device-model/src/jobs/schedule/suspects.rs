@@ -55,7 +55,7 @@ impl Revealed {
             }
             Outcome::Refused => (page, Found::Nothing),
             // That the front-end errs says nothing of the guest.
-            Outcome::NotCovered | Outcome::TimedOut => (page, Found::Unknown),
+            Outcome::NotCovered | Outcome::TimedOut | Outcome::NoChannel => (page, Found::Unknown),
         };
         Some(Self { space: request.space, pages, access: request.access, found })
     }

@@ -29,7 +29,7 @@ fn miss(iova: u64, access: Access) -> MissRequest {
 fn one_sent() -> MissTable<u32> {
     let mut table = table();
     assert_eq!(table.request(at(0), SPACE, Iova::new(0x1234), Access::Read, 7), Requested::Queued);
-    assert_eq!(table.next_to_send(), Some(miss(0x1000, Access::Read)));
+    assert_eq!(table.next_to_send(at(0)), Some(miss(0x1000, Access::Read)));
     table
 }
 
@@ -43,8 +43,8 @@ fn a_page_is_asked_for_once_for_all_its_waiters_and_once_for_each_access() {
     assert_eq!(table.request(at(1), SPACE, Iova::new(0x1fff), Access::Read, 8), Requested::Joined);
     assert_eq!(table.request(at(1), SPACE, Iova::new(0x1000), Access::Read, 7), Requested::Joined);
     assert_eq!(table.request(at(1), SPACE, Iova::new(0x1000), Access::Write, 7), Requested::Queued);
-    assert_eq!(table.next_to_send(), Some(miss(0x1000, Access::Write)));
-    assert_eq!(table.next_to_send(), None);
+    assert_eq!(table.next_to_send(at(0)), Some(miss(0x1000, Access::Write)));
+    assert_eq!(table.next_to_send(at(0)), None);
     assert_eq!(table.on_reply(at(2), false), resolved(miss(0x1000, Access::Read), &[7, 8], Outcome::Refused));
     assert_eq!(table.on_reply(at(2), false), resolved(miss(0x1000, Access::Write), &[7], Outcome::Refused));
     assert!(table.is_idle());
@@ -79,7 +79,7 @@ fn an_update_that_does_not_cover_the_page_gets_one_more_try_and_then_a_fault() {
             assert_eq!(answer, resolved(miss(0x1000, Access::Read), &[7], Outcome::NotCovered));
         } else {
             assert_eq!(answer, Answer::AskedAgain);
-            assert_eq!(table.next_to_send(), Some(miss(0x1000, Access::Read)));
+            assert_eq!(table.next_to_send(at(0)), Some(miss(0x1000, Access::Read)));
         }
     }
     assert!(table.is_idle());
@@ -89,7 +89,7 @@ fn an_update_that_does_not_cover_the_page_gets_one_more_try_and_then_a_fault() {
 fn success_without_an_update_or_with_one_that_claims_less_covers_nothing() {
     let mut table = one_sent();
     assert_eq!(table.on_reply(at(1), true), Answer::AskedAgain);
-    assert_eq!(table.next_to_send(), Some(miss(0x1000, Access::Read)));
+    assert_eq!(table.next_to_send(at(0)), Some(miss(0x1000, Access::Read)));
     let _ = table.on_update(range(0x1000, 0x1000), host(0x1000), Permissions::WRITE);
     assert_eq!(table.on_reply(at(2), true), resolved(miss(0x1000, Access::Read), &[7], Outcome::NotCovered));
 }
@@ -110,7 +110,7 @@ fn an_update_elsewhere_or_with_nothing_asked_is_unsolicited() {
 fn an_update_belongs_to_the_oldest_miss() {
     let mut table = one_sent();
     let _ = table.request(at(0), SPACE, Iova::new(0x2000), Access::Read, 8);
-    assert_eq!(table.next_to_send(), Some(miss(0x2000, Access::Read)));
+    assert_eq!(table.next_to_send(at(0)), Some(miss(0x2000, Access::Read)));
     let second = range(0x2000, 0x1000);
     assert_eq!(table.on_update(second, host(0x1000), Permissions::READ), UpdateVerdict::Unsolicited);
     assert_eq!(table.on_reply(at(1), false), resolved(miss(0x1000, Access::Read), &[7], Outcome::Refused));
@@ -124,7 +124,7 @@ fn an_invalidation_discards_what_is_staged_and_the_miss_is_asked_again() {
         let _ = table.on_update(range(0x1000, 0x1000), host(0x1000), Permissions::READ);
         table.invalidate(SPACE, ByteRange::everything());
         assert_eq!(table.on_reply(at(1), true), Answer::AskedAgain);
-        assert_eq!(table.next_to_send(), Some(miss(0x1000, Access::Read)));
+        assert_eq!(table.next_to_send(at(0)), Some(miss(0x1000, Access::Read)));
     }
     let _ = table.on_update(range(0x1000, 0x1000), host(0x1000), Permissions::READ);
     table.invalidate(SPACE, range(0x2000, 0x1000));
@@ -146,9 +146,9 @@ fn a_large_update_settles_the_misses_in_it_that_are_not_sent() {
     let mapped =
         Outcome::Mapped { range: range(0, 0x4000), host: host(0x4000), permissions: Permissions::READ };
     assert_eq!(table.on_reply(at(1), true), resolved(miss(0x1000, Access::Read), &[7, 8], mapped));
-    assert_eq!(table.next_to_send(), Some(miss(0x3000, Access::Write)));
-    assert_eq!(table.next_to_send(), Some(miss(0x9000, Access::Read)));
-    assert_eq!(table.next_to_send(), None);
+    assert_eq!(table.next_to_send(at(0)), Some(miss(0x3000, Access::Write)));
+    assert_eq!(table.next_to_send(at(0)), Some(miss(0x9000, Access::Read)));
+    assert_eq!(table.next_to_send(at(0)), None);
 }
 
 #[test]
@@ -172,7 +172,7 @@ fn a_miss_that_was_given_up_can_be_waited_for_again_but_is_not_sent_twice() {
     let mut table = one_sent();
     assert_eq!(table.expire(at(1000)).len(), 1);
     assert_eq!(table.request(at(1100), SPACE, Iova::new(0x1000), Access::Read, 9), Requested::Joined);
-    assert_eq!((table.next_to_send(), table.next_deadline()), (None, Some(at(2100))));
+    assert_eq!((table.next_to_send(at(0)), table.next_deadline()), (None, Some(at(2100))));
     assert_eq!(table.on_reply(at(1200), false), resolved(miss(0x1000, Access::Read), &[9], Outcome::Refused));
 }
 
@@ -181,7 +181,7 @@ fn a_miss_that_was_never_sent_times_out_and_is_not_sent_any_more() {
     let mut table = table();
     let _ = table.request(at(0), SPACE, Iova::new(0x1000), Access::Read, 7);
     assert_eq!(table.expire(at(1000)).len(), 1);
-    assert_eq!(table.next_to_send(), None);
+    assert_eq!(table.next_to_send(at(0)), None);
     assert!(table.is_idle());
 }
 
@@ -189,7 +189,7 @@ fn a_miss_that_was_never_sent_times_out_and_is_not_sent_any_more() {
 fn a_miss_behind_others_is_not_late_while_these_are_answered() {
     let mut table = one_sent();
     let _ = table.request(at(0), SPACE, Iova::new(0x2000), Access::Read, 8);
-    let _ = table.next_to_send();
+    let _ = table.next_to_send(at(0));
     let _ = table.on_reply(at(900), false);
     assert_eq!(table.next_deadline(), Some(at(1900)));
     assert_eq!(table.expire(at(1899)), []);
@@ -226,7 +226,7 @@ fn a_front_end_that_has_answered_may_stand_still_as_long_again() {
     assert!(table.put_off(at(1000)));
     let _ = table.on_reply(at(50_000), false);
     let _ = table.request(at(100_000), SPACE, Iova::new(0x2000), Access::Read, 8);
-    let _ = table.next_to_send();
+    let _ = table.next_to_send(at(0));
     assert!(table.put_off(at(101_000)));
     assert_eq!(table.next_deadline(), Some(at(102_000)));
 }
@@ -249,7 +249,7 @@ fn what_was_due_before_a_clear_is_swallowed_in_order() {
     let mut table = one_sent();
     table.clear();
     assert_eq!(table.request(at(1), SPACE, Iova::new(0x1000), Access::Read, 8), Requested::Queued);
-    assert_eq!(table.next_to_send(), Some(miss(0x1000, Access::Read)));
+    assert_eq!(table.next_to_send(at(0)), Some(miss(0x1000, Access::Read)));
     let page = range(0x1000, 0x1000);
     assert_eq!(table.on_update(page, host(0x1000), Permissions::READ), UpdateVerdict::Stale);
     assert_eq!(table.on_reply(at(2), true), Answer::Stale);
@@ -262,45 +262,51 @@ fn a_replaced_channel_asks_again_in_order() {
     let mut table = one_sent();
     let _ = table.request(at(0), SPACE, Iova::new(0x2000), Access::Read, 8);
     let _ = table.request(at(0), SPACE, Iova::new(0x3000), Access::Read, 9);
-    assert_eq!(table.next_to_send(), Some(miss(0x2000, Access::Read)));
+    assert_eq!(table.next_to_send(at(0)), Some(miss(0x2000, Access::Read)));
     table.channel_replaced();
     for iova in [0x1000, 0x2000, 0x3000] {
-        assert_eq!(table.next_to_send(), Some(miss(iova, Access::Read)));
+        assert_eq!(table.next_to_send(at(0)), Some(miss(iova, Access::Read)));
     }
     assert_eq!(table.outstanding(), 3);
 }
 
 #[test]
-fn what_the_channel_did_not_take_is_next_again() {
-    let mut table = one_sent();
-    table.not_sent();
-    assert_eq!(table.outstanding(), 0);
-    assert_eq!(table.next_to_send(), Some(miss(0x1000, Access::Read)));
-}
-
-#[test]
-fn who_forgets_is_not_told_and_what_nobody_wants_is_not_sent() {
-    let mut table = one_sent();
-    let _ = table.request(at(0), SPACE, Iova::new(0x2000), Access::Read, 7);
-    let _ = table.request(at(0), SPACE, Iova::new(0x3000), Access::Read, 8);
-    table.forget(7);
-    assert_eq!(table.next_to_send(), Some(miss(0x3000, Access::Read)));
-    assert_eq!(table.on_reply(at(1), false), resolved(miss(0x1000, Access::Read), &[], Outcome::Refused));
-}
-
-#[test]
-fn the_window_and_the_table_are_bounded() {
+fn the_window_and_the_table_are_bounded_and_what_does_not_fit_waits_in_order() {
     let mut table = table();
-    for number in 0..MISS_LIMIT as u64 {
-        let requested = table.request(at(0), SPACE, Iova::new(number << 12), Access::Read, 1);
-        assert_eq!(requested, Requested::Queued);
+    let pages = MISS_LIMIT as u64 + 2;
+    let missing = |first: u64, count: u64| Missing {
+        space: SPACE,
+        range: range(first << 12, count << 12),
+        access: Access::Read,
+    };
+    table.ask(at(0), missing(0, pages), 1);
+    table.ask(at(0), missing(pages, 1), 2);
+    assert_eq!(table.pending().count(), MISS_LIMIT);
+    let mut sent = Vec::new();
+    for _ in 0..=pages {
+        sent.extend(std::iter::from_fn(|| table.next_to_send(at(0))));
+        assert!(table.outstanding() <= MISS_WINDOW && table.pending().count() <= MISS_LIMIT);
+        let _ = table.on_reply(at(1), false);
     }
-    let beyond = Iova::new((MISS_LIMIT as u64) << 12);
-    assert_eq!(table.request(at(0), SPACE, beyond, Access::Read, 1), Requested::Full);
-    assert_eq!(std::iter::from_fn(|| table.next_to_send()).count(), MISS_WINDOW);
-    let _ = table.on_reply(at(1), false);
-    assert_eq!(table.next_to_send(), Some(miss((MISS_WINDOW as u64) << 12, Access::Read)));
-    assert_eq!(table.request(at(1), SPACE, beyond, Access::Read, 1), Requested::Queued);
+    let wanted: Vec<_> = (0..=pages).map(|page| miss(page << 12, Access::Read)).collect();
+    assert_eq!(sent, wanted);
+    assert!(table.is_idle());
+}
+
+#[test]
+fn without_a_channel_everything_that_is_asked_for_ends_and_nothing_is_due() {
+    let mut table = one_sent();
+    let many = Missing {
+        space: SPACE,
+        range: range(0x10_0000, (MISS_LIMIT as u64 + 1) << 12),
+        access: Access::Read,
+    };
+    table.ask(at(0), many, 8);
+    let lost = table.channel_lost();
+    assert_eq!(lost.len(), MISS_LIMIT + 2);
+    assert!(lost.iter().all(|lost| lost.outcome == Outcome::NoChannel));
+    assert_eq!(lost.iter().filter(|lost| lost.waiters == [8]).count(), MISS_LIMIT + 1);
+    assert_eq!((table.is_idle(), table.next_deadline()), (true, None));
 }
 
 #[test]
@@ -308,7 +314,7 @@ fn deadlines_of_settled_misses_do_not_pile_up() {
     let mut table = table();
     for _ in 0..100 {
         let _ = table.request(at(0), SPACE, Iova::new(0x1000), Access::Read, 1);
-        let _ = table.next_to_send();
+        let _ = table.next_to_send(at(0));
         let _ = table.on_reply(at(0), false);
     }
     assert_eq!(table.deadlines.len(), 0);

@@ -62,6 +62,8 @@ pub enum MissEnd {
     Refused,
     /// No answer came in time.
     TimedOut,
+    /// There was no channel to ask on.
+    NoChannel,
 }
 
 /// What became of an UPDATE.
@@ -79,7 +81,7 @@ pub enum UpdateUse {
 packed_enums! {
     StepEnd: Done, More, Spins, Waits, Misses, Fails;
     LeftFor: Done, Failed, Stop, Others, Wait, Eviction, Miss, Invalidation;
-    MissEnd: Mapped, Refused, TimedOut;
+    MissEnd: Mapped, Refused, TimedOut, NoChannel;
     UpdateUse: Staged, Stale, Unsolicited;
 }
 

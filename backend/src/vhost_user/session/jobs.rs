@@ -1,0 +1,73 @@
+//! The session's jobs: the schedule that the engines share. `--inject` may keep from it what the session says.
+
+use std::sync::Arc;
+
+use device_model::addr::{ByteRange, Iova, SpaceId};
+use device_model::jobs::job::JobId;
+use device_model::jobs::schedule::{AtRest, Judgement, Revealed};
+use device_model::mmu::MappedRange;
+use device_model::session::Jobs;
+use device_model::telemetry::violation::InvalidationInfo;
+
+use crate::engines::scheduler::Scheduler;
+use crate::faults::{Bug, Injection};
+
+/// The jobs of a device.
+pub(super) struct DeviceJobs {
+    scheduler: Arc<Scheduler>,
+    injection: Arc<Injection>,
+}
+
+impl DeviceJobs {
+    pub(super) fn new(scheduler: Arc<Scheduler>, injection: Arc<Injection>) -> Self {
+        Self { scheduler, injection }
+    }
+}
+
+impl Jobs for DeviceJobs {
+    fn pause(&mut self) {
+        self.scheduler.pause();
+    }
+
+    fn resume(&mut self) {
+        self.scheduler.resume();
+    }
+
+    fn discard(&mut self) {
+        if !self.injection.fires(Bug::KeepJobsOverReset) {
+            self.scheduler.discard();
+        }
+    }
+
+    fn invalidation_ended(&mut self) {
+        self.scheduler.invalidation_ended();
+    }
+
+    fn touches(&mut self, space: SpaceId, range: ByteRange<Iova>) -> bool {
+        self.scheduler.touches(space, range)
+    }
+
+    fn first_in(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Option<JobId> {
+        self.scheduler.first_in(space, range)
+    }
+
+    fn judged(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>> {
+        self.scheduler.judged(space, range)
+    }
+
+    fn suspect(&mut self, by: InvalidationInfo, mapped: &[MappedRange]) {
+        self.scheduler.suspect(by, mapped);
+    }
+
+    fn reveal(&mut self, revealed: &Revealed, asked: &[JobId]) -> Vec<Judgement> {
+        self.scheduler.reveal(revealed, asked)
+    }
+
+    fn forget_suspects(&mut self) {
+        self.scheduler.forget_suspects();
+    }
+
+    fn parked_job(&mut self, id: JobId) -> Option<AtRest> {
+        self.scheduler.parked_job(id)
+    }
+}

@@ -1,0 +1,68 @@
+//! What the front-end tells the session, as values. `T` names the message that a reply belongs to.
+
+use crate::addr::{ByteRange, FrontendVa, Iova};
+use crate::mmu::{HostRange, Permissions};
+
+/// An IOTLB UPDATE: what the front-end says about a range of the guest's IOMMU.
+#[derive(Clone, Copy, Debug)]
+pub struct Update {
+    /// The IOVAs, in bytes.
+    pub range: ByteRange<Iova>,
+    /// Where they lead, as the front-end names it.
+    pub target: ByteRange<FrontendVa>,
+    /// Where that is in this process; `None`: not in one region of the memory table.
+    pub host: Option<HostRange>,
+    /// The permissions that the UPDATE claims. QEMU claims both, whatever the guest has granted.
+    pub claimed: Permissions,
+}
+
+/// A message on the main socket. `reply` is set where the front-end waits for one.
+#[derive(Debug)]
+pub enum Message<T> {
+    /// IOTLB UPDATE.
+    Update {
+        /// What it says.
+        update: Update,
+        /// Where the reply goes.
+        reply: Option<T>,
+    },
+    /// IOTLB INVALIDATE: the guest takes a range away.
+    Invalidate {
+        /// The range, in bytes.
+        range: ByteRange<Iova>,
+        /// Where the ack goes.
+        reply: Option<T>,
+    },
+    /// An IOTLB message that makes no sense.
+    BadIotlb {
+        /// What is wrong with it.
+        error: Box<dyn std::error::Error + Send + Sync>,
+        /// Where the reply goes.
+        reply: Option<T>,
+    },
+    /// SET_BACKEND_REQ_FD: MISSes go out on this channel from now on.
+    Channel {
+        /// Where the reply goes.
+        reply: Option<T>,
+    },
+    /// GPU_SET_SOCKET: the display's socket was taken.
+    Display {
+        /// Where the reply goes.
+        reply: Option<T>,
+    },
+    /// Every other message. It stays unread until [`super::Effect::HandOver`].
+    Unread(Unread),
+}
+
+/// A message that someone else handles, by what has to be drained before that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unread {
+    /// GET_VRING_BASE of a ring, if the message names one: the ring stops, jobs come off the engines.
+    StopRing(Option<usize>),
+    /// RESET_DEVICE, RESET_OWNER: all rings stop, jobs come off the engines.
+    Reset,
+    /// SET_FEATURES, SET_MEM_TABLE, REM_MEM_REG: what the mirror holds loses its meaning; jobs may end first.
+    Remap,
+    /// Nothing has to be drained.
+    Other,
+}

@@ -1,0 +1,265 @@
+//! What the session decides, rule by rule, with jobs that only note what they are told.
+
+mod audits;
+mod close;
+mod iotlb;
+mod replies;
+mod rings;
+mod verdicts;
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use super::miss_port::{MissAnswer, MissPort, MissRequest as PortRequest, SessionWaker, Waiter};
+use super::*;
+use crate::addr::{Access, ByteRange, FrontendVa, Iova, PAGE_SIZE};
+use crate::jobs::job::JobId;
+use crate::jobs::schedule::{AtRest, Judgement, Revealed};
+use crate::mmu::miss::{MissRequest, Outcome};
+use crate::mmu::{
+    DrainWaker, MappedRange, MirrorConfig, Missing, Permissions, Pin, PinMode, PinRange, Reader, mirror,
+};
+use crate::telemetry::violation::InvalidationInfo;
+
+const SPACE: SpaceId = SpaceId::DEVICE;
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
+const MISS_TIMEOUT: Duration = Duration::from_secs(1);
+/// Where memory that no test touches is said to be.
+const FRAME: u64 = 0x10_0000_0000;
+
+fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+fn pages(first: u64, count: u64) -> ByteRange<Iova> {
+    ByteRange::new(Iova::new(first * PAGE_SIZE), count * PAGE_SIZE).unwrap()
+}
+
+fn missing(first: u64, count: u64, access: Access) -> Missing {
+    Missing { space: SPACE, range: pages(first, count), access }
+}
+
+fn miss(page: u64, access: Access) -> MissRequest {
+    MissRequest { space: SPACE, access, iova: Iova::new(page * PAGE_SIZE) }
+}
+
+/// Jobs that do nothing but note what they are told.
+#[derive(Debug, Default)]
+struct Noted {
+    calls: Vec<&'static str>,
+    /// What of each range is judged.
+    judged: bool,
+    suspected: Vec<(InvalidationInfo, Vec<MappedRange>)>,
+    /// What the next answer reveals.
+    judgements: Vec<Judgement>,
+    asked: Vec<JobId>,
+    touched: bool,
+    parked: Option<AtRest>,
+}
+
+impl Jobs for Noted {
+    fn pause(&mut self) {
+        self.calls.push("pause");
+    }
+
+    fn resume(&mut self) {
+        self.calls.push("resume");
+    }
+
+    fn discard(&mut self) {
+        self.calls.push("discard");
+    }
+
+    fn invalidation_ended(&mut self) {
+        self.calls.push("invalidation ended");
+    }
+
+    fn touches(&mut self, _space: SpaceId, _range: ByteRange<Iova>) -> bool {
+        self.touched
+    }
+
+    fn first_in(&mut self, _space: SpaceId, _range: ByteRange<Iova>) -> Option<JobId> {
+        None
+    }
+
+    fn judged(&mut self, _space: SpaceId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>> {
+        if self.judged { vec![range] } else { Vec::new() }
+    }
+
+    fn suspect(&mut self, by: InvalidationInfo, mapped: &[MappedRange]) {
+        self.suspected.push((by, mapped.to_vec()));
+    }
+
+    fn reveal(&mut self, _revealed: &Revealed, asked: &[JobId]) -> Vec<Judgement> {
+        self.asked = asked.to_vec();
+        std::mem::take(&mut self.judgements)
+    }
+
+    fn forget_suspects(&mut self) {
+        self.calls.push("forget suspects");
+    }
+
+    fn parked_job(&mut self, _id: JobId) -> Option<AtRest> {
+        self.parked
+    }
+}
+
+#[derive(Default)]
+struct Wakes(AtomicUsize);
+
+impl DrainWaker for Wakes {
+    fn wake(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+impl SessionWaker for Wakes {
+    fn wake(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// A session, a reader that stands for an engine, and the port.
+struct Rig {
+    core: Session<u32, Noted>,
+    reader: Reader,
+    port: MissPort,
+    wakes: Arc<Wakes>,
+}
+
+const IOMMU: u64 = ACCESS_PLATFORM | VHOST_USER_PROTOCOL_FEATURES;
+
+/// A session that was told nothing yet.
+fn fresh() -> Rig {
+    let wakes = Arc::new(Wakes::default());
+    let (writer, mut readers) = mirror(MirrorConfig { readers: 1, table_limit: 1 << 24 }, wakes.clone());
+    let port = MissPort::new(wakes.clone());
+    let offer = Offer { virtio: IOMMU | 1, passed_on: 2, protocol: REPLY_ACK | BACKEND_REQ };
+    let config = Config { drain_timeout: DRAIN_TIMEOUT, miss_timeout: MISS_TIMEOUT, offer };
+    let core = Session::new(config, writer, Noted::default(), port.clone(), Arc::new(Stats::default()));
+    Rig { core, reader: readers.pop().unwrap(), port, wakes }
+}
+
+/// A session with an IOMMU and a channel, whose device runs.
+fn running() -> Rig {
+    let mut rig = fresh();
+    rig.core.set_protocol_features(REPLY_ACK | BACKEND_REQ).unwrap();
+    rig.core.set_features(IOMMU).unwrap();
+    rig.core.message(ms(0), Message::Channel { reply: None });
+    rig.run();
+    rig
+}
+
+impl Rig {
+    /// Starts and enables the control ring.
+    fn run(&mut self) {
+        self.core.start_ring(ms(0), CONTROL_QUEUE);
+        self.core.enable_ring(ms(0), CONTROL_QUEUE, true);
+        self.effects();
+        self.core.jobs_mut().calls.clear();
+    }
+
+    /// What the session wants done.
+    fn effects(&mut self) -> Vec<Effect<u32>> {
+        std::iter::from_fn(|| self.core.next_effect()).collect()
+    }
+
+    /// The same, without what is only recorded, in words.
+    fn done(&mut self) -> Vec<String> {
+        let effects = self.effects().into_iter();
+        effects
+            .filter(|effect| !matches!(effect, Effect::Record { .. }))
+            .map(|effect| word(&effect))
+            .collect()
+    }
+
+    fn calls(&mut self) -> Vec<&'static str> {
+        std::mem::take(&mut self.core.jobs_mut().calls)
+    }
+
+    fn invalidate(&mut self, now: Duration, range: ByteRange<Iova>) {
+        self.core.message(now, Message::Invalidate { range, reply: Some(7) });
+    }
+
+    fn poll(&mut self, now: Duration) {
+        self.core.poll(now, || false);
+    }
+
+    /// A job asks for pages, and the session takes that.
+    fn ask(&mut self, now: Duration, waiter: Waiter, missing: Missing) {
+        self.port.request(waiter, vec![missing]);
+        self.take_requests(now);
+    }
+
+    fn take_requests(&mut self, now: Duration) {
+        while let Some(request) = self.core.next_request() {
+            self.core.ask(now, request);
+        }
+    }
+
+    fn sent(&mut self, now: Duration) -> Vec<MissRequest> {
+        std::iter::from_fn(|| self.core.next_miss(now)).collect()
+    }
+
+    /// The front-end grants the oldest MISS with an UPDATE of `range`.
+    fn grant(&mut self, now: Duration, range: ByteRange<Iova>, claimed: Permissions) {
+        self.update(now, range, claimed);
+        self.answer(now, true);
+    }
+
+    fn update(&mut self, now: Duration, range: ByteRange<Iova>, claimed: Permissions) {
+        let host = Some(HostRange::invented(FRAME + range.first().raw(), range.len() as u64));
+        let target = ByteRange::new(FrontendVa::new(range.first().raw()), range.len() as u64).unwrap();
+        let update = Update { range, target, host, claimed };
+        self.core.message(now, Message::Update { update, reply: Some(3) });
+    }
+
+    fn answer(&mut self, now: Duration, granted: bool) {
+        if let Some(settled) = self.core.channel_answered(now, granted).unwrap() {
+            self.core.apply(now, settled);
+        }
+    }
+
+    /// Maps pages as a MISS for writing would.
+    fn map(&mut self, first: u64, count: u64) {
+        self.ask(ms(0), Waiter::Ahead(JobId::new(0)), missing(first, 1, Access::Write));
+        assert_eq!(self.sent(ms(0)).len(), 1);
+        self.grant(ms(0), pages(first, count), Permissions::READ_WRITE);
+        self.effects();
+    }
+
+    fn pin(&self, mode: PinMode, first: u64, count: u64) -> Pin {
+        let wanted = PinRange { space: SPACE, range: pages(first, count), access: Access::Write };
+        self.reader.pin_as(mode, &[wanted]).unwrap()
+    }
+
+    fn can(&self, page: u64, access: Access) -> bool {
+        self.reader.enter().translate(SPACE, Iova::new(page * PAGE_SIZE), access).is_ok()
+    }
+}
+
+/// An effect in a word or two.
+fn word(effect: &Effect<u32>) -> String {
+    match effect {
+        Effect::Ack { to, ended } => format!("ack {to:?} {}", ended.range()),
+        Effect::Reply { to, ok } => format!("reply {to} {ok}"),
+        Effect::End(End::Refused(refusal)) => format!("end: {refusal}"),
+        Effect::End(End::Revoked) => "end: revoked".into(),
+        Effect::SetRing { queue, started, enabled } => format!("ring {queue} {started} {enabled}"),
+        Effect::ForgetKick { queue } => format!("forget kick {queue}"),
+        Effect::ServeRing { queue } => format!("serve {queue}"),
+        Effect::SetFeatures(features) => format!("features {features:#x}"),
+        Effect::ResetDevice { features } => format!("reset {features:#x}"),
+        Effect::Mapped { request, permissions, .. } => format!("mapped {} {permissions:?}", request.iova),
+        Effect::MissAnswered { waiter, request, answer } => format!("{waiter:?} {} {answer:?}", request.iova),
+        Effect::Fault(fault) => format!("fault {} {}", fault.job.raw(), fault.range),
+        Effect::Violation(violation) => format!("violation {:?} {}", violation.verdict, violation.range),
+        Effect::Incident(what) => format!("incident: {what}"),
+        Effect::AuditProgress(_) => "audit".into(),
+        Effect::AuditEnded(report) => format!("audit ended, interrupted: {}", report.interrupted),
+        Effect::Record { event, .. } => format!("{event:?}"),
+        other => format!("{other:?}"),
+    }
+}

@@ -1,0 +1,113 @@
+//! What an INVALIDATE meant: before it, what it takes from jobs is noted; each answer to a MISS says what is there now;
+//! what a driver did wrong becomes a record. Which job is suspected of what, [`crate::jobs::schedule`] knows.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use job_stream::Mode;
+
+use super::effect::Effect;
+use super::miss_port::Waiter;
+use super::{Jobs, Session};
+use crate::addr::{ByteRange, Iova, SpaceId};
+use crate::jobs::job::JobId;
+use crate::jobs::schedule::{AtRest, Judgement, Revealed};
+use crate::mmu::Invalidation;
+use crate::mmu::miss::{MissRequest, Resolution};
+use crate::telemetry::record::Event;
+use crate::telemetry::violation::{Confidence, Fault, InvalidationInfo, Verdict, Violation};
+
+/// How many acks are remembered.
+const ACKS: usize = 64;
+
+/// The INVALIDATE messages of a connection.
+#[derive(Debug, Default)]
+pub(super) struct Invalidations {
+    /// How many there were.
+    count: u64,
+    /// When the newest were acked.
+    acks: VecDeque<(u64, Duration)>,
+}
+
+impl Invalidations {
+    /// The number of the last one, counted from 1.
+    pub(super) fn number(&self) -> u64 {
+        self.count
+    }
+
+    /// The last one is acked now.
+    pub(super) fn acked(&mut self, now: Duration) {
+        if self.acks.len() >= ACKS {
+            self.acks.pop_front();
+        }
+        self.acks.push_back((self.count, now));
+    }
+
+    fn ack_of(&self, number: u64) -> Option<Duration> {
+        self.acks.iter().find(|(acked, _)| *acked == number).map(|(_, at)| *at)
+    }
+}
+
+impl<T, J: Jobs> Session<T, J> {
+    /// An INVALIDATE of this range has come: what it takes away from jobs is noted, to be compared with what is found
+    /// there when it is next asked for.
+    pub(super) fn suspect(&mut self, now: Duration, range: ByteRange<Iova>) {
+        self.invalidations.count = self.invalidations.count.saturating_add(1);
+        let number = self.invalidations.count;
+        self.record(now, Event::Invalidation { number, range });
+        let judged = self.jobs.judged(SpaceId::DEVICE, range.page_aligned());
+        if judged.is_empty() {
+            return;
+        }
+        let mut mapped = Vec::new();
+        for part in judged {
+            self.mirror.mapped_ranges(SpaceId::DEVICE, part, |found| mapped.push(found));
+        }
+        self.jobs.suspect(InvalidationInfo { number, range, begun: now, acked: None }, &mapped);
+    }
+
+    /// What an answer says of what was taken away under jobs.
+    pub(super) fn judge(&mut self, now: Duration, resolution: &Resolution<Waiter>) {
+        let Some(revealed) = Revealed::by(resolution) else { return };
+        let asked: Vec<JobId> = resolution.waiters.iter().filter_map(|waiter| waiter.job()).collect();
+        for judgement in self.jobs.reveal(&revealed, &asked) {
+            self.stats.verdicts.count(judgement.mode, judgement.verdict, judgement.confidence);
+            if is_violation(&judgement) {
+                let violation = self.violation(now, &judgement);
+                self.effect(Effect::Violation(violation));
+            }
+        }
+    }
+
+    fn violation(&self, at: Duration, judgement: &Judgement) -> Violation {
+        let Judgement { verdict, confidence, job, context, packet, mode, range, access, .. } = *judgement;
+        let acked = self.invalidations.ack_of(judgement.by.number);
+        let invalidation = InvalidationInfo { acked, ..judgement.by };
+        Violation { id: 0, at, verdict, confidence, mode, job, context, packet, range, access, invalidation }
+    }
+
+    /// A job needs what the front-end refuses. It is still parked.
+    pub(super) fn job_fault(&mut self, at: Duration, job: JobId, page: MissRequest) {
+        let Some(AtRest { context, mode, packet, .. }) = self.jobs.parked_job(job) else { return };
+        let (range, access) = (page.range(), page.access);
+        self.effect(Effect::Fault(Fault { at, job, context, packet, range, access, mode }));
+    }
+
+    /// An ack has to wait: for what, as far as that can be told.
+    pub(super) fn record_parked(&mut self, now: Duration, number: u64, invalidation: &Invalidation) {
+        let in_flight = invalidation.in_flight();
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let (sections, pins) = (count(in_flight.sections), count(in_flight.pins));
+        let job = self.jobs.first_in(SpaceId::DEVICE, invalidation.range());
+        self.record(now, Event::Parked { number, sections, pins, job });
+    }
+}
+
+/// In fault mode the guest may take away what it likes, and where nothing can be told nobody is accused. A job and an
+/// INVALIDATE make one violation, however many pages they share.
+fn is_violation(judgement: &Judgement) -> bool {
+    judgement.is_first
+        && judgement.verdict != Verdict::Benign
+        && judgement.confidence != Confidence::CannotTell
+        && judgement.mode != Mode::Fault
+}

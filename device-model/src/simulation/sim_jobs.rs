@@ -1,0 +1,86 @@
+//! The jobs as the session of the simulation knows them: the schedule, and between the two the seeded bugs that lose
+//! or distort what the session says.
+
+use super::bug::Bug;
+use crate::addr::{ByteRange, Iova, SpaceId};
+use crate::jobs::job::JobId;
+use crate::jobs::schedule::{AtRest, Judgement, Revealed, Schedule};
+use crate::mmu::MappedRange;
+use crate::session::Jobs;
+use crate::telemetry::violation::{InvalidationInfo, Verdict};
+
+#[derive(Debug)]
+pub(super) struct SimJobs {
+    pub(super) schedule: Schedule,
+    bug: Option<Bug>,
+    /// The verdicts since somebody took them.
+    pub(super) judged: Vec<Judgement>,
+}
+
+impl SimJobs {
+    pub(super) fn new(schedule: Schedule, bug: Option<Bug>) -> Self {
+        Self { schedule, bug, judged: Vec::new() }
+    }
+
+    fn is(&self, bug: Bug) -> bool {
+        self.bug == Some(bug)
+    }
+}
+
+impl Jobs for SimJobs {
+    fn pause(&mut self) {
+        self.schedule.pause();
+    }
+
+    fn resume(&mut self) {
+        self.schedule.resume();
+    }
+
+    fn discard(&mut self) {
+        self.schedule.discard();
+    }
+
+    fn invalidation_ended(&mut self) {
+        if !self.is(Bug::LoseInvalidationEnd) {
+            self.schedule.invalidation_ended();
+        }
+    }
+
+    fn touches(&mut self, space: SpaceId, range: ByteRange<Iova>) -> bool {
+        self.schedule.touches(space, range)
+    }
+
+    fn first_in(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Option<JobId> {
+        self.schedule.first_in(space, range)
+    }
+
+    fn judged(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>> {
+        self.schedule.judged(space, range)
+    }
+
+    fn suspect(&mut self, by: InvalidationInfo, mapped: &[MappedRange]) {
+        // Noted after the zap, nothing is found to be mapped.
+        let mapped = if self.is(Bug::SuspectAfterZap) { &[] } else { mapped };
+        self.schedule.suspect(by, mapped);
+    }
+
+    fn reveal(&mut self, revealed: &Revealed, asked: &[JobId]) -> Vec<Judgement> {
+        let mut judgements = self.schedule.reveal(revealed, asked);
+        if self.is(Bug::CallMovedBenign) {
+            let moved = judgements.iter_mut().filter(|judgement| judgement.verdict == Verdict::Moved);
+            moved.for_each(|judgement| judgement.verdict = Verdict::Benign);
+        }
+        self.judged.extend(judgements.iter().copied());
+        judgements
+    }
+
+    fn forget_suspects(&mut self) {
+        if !self.is(Bug::RememberWhatWasThere) {
+            self.schedule.forget_suspects();
+        }
+    }
+
+    fn parked_job(&mut self, id: JobId) -> Option<AtRest> {
+        self.schedule.parked_job(id)
+    }
+}
