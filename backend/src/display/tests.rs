@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::sync::mpsc::{self, Receiver};
+use std::thread;
 
 use device_model::gpu::scanout::{ChannelOrder, CursorPosition, DisplayMode, Image, Rect, ScanoutSource};
 

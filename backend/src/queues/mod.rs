@@ -10,7 +10,6 @@ pub mod ring;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use device_model::gpu::device::{Device, Effect};
@@ -32,6 +31,7 @@ use crate::engines::engine::FinishedJob;
 use crate::engines::scheduler::Scheduler;
 use crate::faults::{Bug, Injection};
 use crate::telemetry::instruments::EventSink;
+use crate::threads::DeviceThread;
 use crate::wake::Poller;
 use device_model::session::miss_port::{MissAnswer, MissPort, RingWait, Waiter};
 
@@ -46,7 +46,7 @@ const TURN: usize = 64;
 /// Token of the mailbox; below it, the queues.
 const MAILBOX: u64 = QUEUES as u64;
 
-/// What the session holds of the queue thread.
+/// What the session holds of the queue thread. Dropping it ends the thread and waits for that.
 pub struct QueueHandle {
     /// The rings, as far as they are shared.
     pub rings: Arc<[SharedRing; QUEUES]>,
@@ -54,15 +54,13 @@ pub struct QueueHandle {
     pub mailbox: Mailbox,
     /// Where the thread waits: kick eventfds are watched here under their queue's number.
     pub poller: Arc<Poller>,
-    thread: JoinHandle<()>,
+    _thread: DeviceThread,
 }
 
-impl QueueHandle {
-    /// Ends the thread.
-    pub fn close(self) {
+impl Drop for QueueHandle {
+    fn drop(&mut self) {
         self.mailbox.post(Mail::Close);
-        // PANIC: a panic of the thread was reported by the panic hook; the session ends all the same.
-        let _ = self.thread.join();
+        // The thread is waited for when the fields are dropped.
     }
 }
 
@@ -96,8 +94,8 @@ impl QueueThread {
         let poller = Arc::new(Poller::new()?);
         poller.add(self.mailbox.as_raw_fd(), MAILBOX, Events::EPOLLIN | Events::EPOLLET)?;
         let (rings, mailbox, waits_at) = (Arc::clone(&self.rings), self.mailbox.clone(), Arc::clone(&poller));
-        let thread = thread::Builder::new().name("queue".into()).spawn(move || self.run(&waits_at))?;
-        Ok(QueueHandle { rings, mailbox, poller, thread })
+        let thread = DeviceThread::spawn("queue", move || self.run(&waits_at))?;
+        Ok(QueueHandle { rings, mailbox, poller, _thread: thread })
     }
 
     fn run(self, poller: &Poller) {

@@ -147,12 +147,13 @@ impl Session {
         let main = Events::EPOLLIN | Events::EPOLLOUT | Events::EPOLLRDHUP | edge;
         poller.add(socket.as_raw_fd(), MAIN, main)?;
         poller.add(waker.as_raw_fd(), WAKE, Events::EPOLLIN | edge)?;
-        sigbus::wake_at_a_hole(waker.as_raw_fd());
         poller.add(signal.as_fd().as_raw_fd(), SIGNAL, Events::EPOLLIN)?;
         let clock = state.sink.instruments().clock();
         // The crate handles one request at a time, on this thread: the mutex is what its trait asks for.
         let state = Arc::new(Mutex::new(state));
         let requests = BackendReqHandler::from_stream(socket.try_clone()?, Arc::clone(&state));
+        // Last, for a session that cannot begin takes its eventfd with it.
+        sigbus::wake_at_a_hole(waker.as_raw_fd());
         Ok(Self {
             socket,
             requests,

@@ -12,7 +12,7 @@ use device_model::telemetry::record::Event;
 use serde_json::{Value, json};
 
 use super::state::SessionState;
-use crate::telemetry::instruments::query_channel::{IotlbList, Question};
+use crate::telemetry::instruments::query_channel::{Connected, IotlbList, Question};
 use device_model::session::miss_port::Waiter;
 
 /// Table entries that are looked at in one turn: about 10 µs.
@@ -31,12 +31,14 @@ pub struct Questions {
     mail: Receiver<Question>,
     listings: Vec<Listing>,
     audit: Option<Audit>,
+    /// Until this is dropped, the control thread may ask.
+    _connected: Connected,
 }
 
 impl Questions {
     /// None yet.
-    pub fn new(mail: Receiver<Question>) -> Self {
-        Self { mail, listings: Vec::new(), audit: None }
+    pub fn new(mail: Receiver<Question>, connected: Connected) -> Self {
+        Self { mail, listings: Vec::new(), audit: None, _connected: connected }
     }
 
     /// The audit that is under way.

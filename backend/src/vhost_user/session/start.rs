@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,7 @@ use super::seeded::Seeded;
 use super::verdicts::TakenAway;
 use super::{LAST_DRAIN, SessionState};
 use crate::display::Display;
+use crate::engines::Engines;
 use crate::engines::engine::{Engine, FinishedJob};
 use crate::engines::scheduler::Scheduler;
 use crate::engines::starvation::{ThreadName, Turns};
@@ -29,7 +30,7 @@ use crate::faults::{Bug, Injection};
 use crate::queues::mailbox::{Mail, Mailbox};
 use crate::queues::ring::SharedRing;
 use crate::queues::{MAX_QUEUE_SIZE, QUEUES, QueueThread};
-use crate::telemetry::instruments::query_channel::{Connection, Question};
+use crate::telemetry::instruments::query_channel::Connection;
 use crate::telemetry::instruments::{Instruments, Producer};
 use crate::wake::{Poller, Waker};
 use device_model::session::miss_port::MissPort;
@@ -49,7 +50,7 @@ pub struct DeviceSettings {
     pub injection: Arc<Injection>,
 }
 
-/// Starts the threads of a session; `waker` wakes the session.
+/// Starts the threads of a session; `waker` wakes the session. What it has started ends again if it fails.
 pub fn start(
     settings: &DeviceSettings,
     stats: &Arc<Stats>,
@@ -109,22 +110,22 @@ pub fn start(
         taken: TakenAway::default(),
         refusal: None,
         sink: instruments.sink(Producer::Session),
-        questions: Questions::new(questions),
+        questions,
         referee: None,
     })
 }
 
 /// Lets the control thread ask the threads of this session from now on.
 fn connect_query_channel(
-    instruments: &Instruments,
+    instruments: &Arc<Instruments>,
     waker: &Waker,
     queue: &Mailbox,
     scheduler: &Arc<Scheduler>,
-) -> Receiver<Question> {
+) -> Questions {
     let (session, questions) = channel();
     let (waker, queue, scheduler) = (waker.clone(), queue.clone(), Arc::clone(scheduler));
-    instruments.query_channel.connect(Some(Connection { session, waker, queue, scheduler }));
-    questions
+    let connected = instruments.connect(Connection { session, waker, queue, scheduler });
+    Questions::new(questions, connected)
 }
 
 /// Wakes the session for a drain whose last one is out.
@@ -158,13 +159,12 @@ struct Common<'a> {
 }
 
 impl Common<'_> {
-    fn start_engines(
-        &self,
-        readers: Vec<Reader>,
-        threads: &[ThreadName],
-    ) -> io::Result<Vec<std::thread::JoinHandle<()>>> {
-        let engines = readers.into_iter().zip(threads.iter().cloned()).enumerate();
-        engines.map(|(index, (reader, thread))| self.engine(index, reader, thread).spawn(index)).collect()
+    fn start_engines(&self, readers: Vec<Reader>, threads: &[ThreadName]) -> io::Result<Engines> {
+        let mut engines = Engines::new(Arc::clone(self.scheduler));
+        for (index, (reader, thread)) in readers.into_iter().zip(threads.iter().cloned()).enumerate() {
+            engines.start(self.engine(index, reader, thread))?;
+        }
+        Ok(engines)
     }
 
     fn engine(&self, index: usize, reader: Reader, thread: ThreadName) -> Engine {
@@ -189,7 +189,7 @@ impl SessionState {
         self.stop_all();
         let now = self.scheduler.now();
         self.interrupt_audit(now);
-        self.sink.instruments().query_channel.connect(None);
+        self.sink.instruments().query_channel.disconnect();
         self.scheduler.pause();
         self.scheduler.discard();
         self.scheduler.close();
@@ -201,11 +201,9 @@ impl SessionState {
         // No reply waits for this one.
         drop(self.end(drained));
         let Self { queue, engines, memory, .. } = self;
-        queue.close();
-        for engine in engines {
-            // A panic was reported by the panic hook; what the engine held is drained.
-            let _ = engine.join();
-        }
+        // Their threads end here, before memory goes away.
+        drop(queue);
+        drop(engines);
         drop(memory);
     }
 

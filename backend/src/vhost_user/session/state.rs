@@ -20,6 +20,7 @@ use super::questions::Questions;
 use super::seeded::Seeded;
 use super::verdicts::TakenAway;
 use crate::display::Display;
+use crate::engines::Engines;
 use crate::engines::scheduler::Scheduler;
 use crate::engines::starvation::Turns;
 use crate::faults::Bug;
@@ -55,7 +56,7 @@ pub struct SessionState {
     /// The queue thread.
     pub queue: QueueHandle,
     /// The engine threads.
-    pub engines: Vec<std::thread::JoinHandle<()>>,
+    pub engines: Engines,
     /// The engines' turns on the processors.
     pub turns: Turns,
     /// The engines' work.
