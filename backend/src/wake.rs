@@ -76,6 +76,12 @@ impl Poller {
     }
 }
 
+impl AsRawFd for Poller {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd
+    }
+}
+
 impl Drop for Poller {
     fn drop(&mut self) {
         let _ = epoll::close(self.fd);

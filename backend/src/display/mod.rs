@@ -29,7 +29,7 @@ use device_model::telemetry::stats::Stats;
 use picture::Picture;
 use questions::{DisplayQueries, Question};
 
-use crate::threads::DeviceThread;
+use crate::threads::{DeviceThread, ThreadFailures};
 
 /// How long a question may wait: less than the 5 s after which Linux's driver goes on without a display.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -86,13 +86,15 @@ impl Display {
     /// nor hold a [`Display`]; [`Display::reset`] alone takes questions back.
     pub fn spawn(
         stats: Arc<Stats>,
+        failures: &ThreadFailures,
         answers: impl Fn(u64, DisplayAnswer) + Send + 'static,
     ) -> io::Result<Self> {
-        Self::spawn_with_timeout(stats, ANSWER_TIMEOUT, answers)
+        Self::spawn_with_timeout(stats, failures, ANSWER_TIMEOUT, answers)
     }
 
     fn spawn_with_timeout(
         stats: Arc<Stats>,
+        failures: &ThreadFailures,
         answer_timeout: Duration,
         answers: impl Fn(u64, DisplayAnswer) + Send + 'static,
     ) -> io::Result<Self> {
@@ -105,8 +107,8 @@ impl Display {
             stats,
         });
         let mut inner = Inner { shared: shared.clone(), threads: Vec::new() };
-        inner.threads.push(start("display", shared.clone(), worker::serve)?);
-        inner.threads.push(start("display-clock", shared, worker::give_up_late_questions)?);
+        inner.threads.push(start("display", failures, shared.clone(), worker::serve)?);
+        inner.threads.push(start("display-clock", failures, shared, worker::give_up_late_questions)?);
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -141,8 +143,17 @@ impl Display {
     }
 }
 
-fn start(name: &str, shared: Arc<Shared>, body: fn(&Shared)) -> io::Result<DeviceThread> {
-    DeviceThread::spawn(name, move || body(&shared))
+fn start(
+    name: &str,
+    failures: &ThreadFailures,
+    shared: Arc<Shared>,
+    body: fn(&Shared),
+) -> io::Result<DeviceThread> {
+    let body = move || {
+        body(&shared);
+        Ok(())
+    };
+    DeviceThread::spawn(name, failures, body)
 }
 
 impl Drop for Inner {

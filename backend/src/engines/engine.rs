@@ -19,7 +19,7 @@ use crate::engines::scheduler::{ScheduledJob, Scheduler};
 use crate::engines::starvation::ThreadName;
 use crate::faults::{Bug, Injection, steps};
 use crate::telemetry::instruments::EventSink;
-use crate::threads::DeviceThread;
+use crate::threads::{DeviceThread, ThreadFailures};
 use device_model::session::miss_port::{MissPort, Waiter};
 
 /// What an engine works with; everything is shared but its reader.
@@ -96,8 +96,12 @@ impl EngineHost for Host<'_> {
 
 impl Engine {
     /// Starts the engine's thread; it ends when the scheduler closes.
-    pub fn spawn(self, name: &str) -> io::Result<DeviceThread> {
-        DeviceThread::spawn(name, move || self.run())
+    pub fn spawn(self, name: &str, failures: &ThreadFailures) -> io::Result<DeviceThread> {
+        let body = move || {
+            self.run();
+            Ok(())
+        };
+        DeviceThread::spawn(name, failures, body)
     }
 
     fn run(self) {

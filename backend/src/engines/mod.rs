@@ -10,24 +10,25 @@ use std::sync::Arc;
 
 use self::engine::Engine;
 use self::scheduler::Scheduler;
-use crate::threads::DeviceThread;
+use crate::threads::{DeviceThread, ThreadFailures};
 
 /// The running engines. Dropping them discards all jobs, ends the threads at their next step and waits for that.
 pub struct Engines {
     scheduler: Arc<Scheduler>,
+    failures: ThreadFailures,
     threads: Vec<DeviceThread>,
 }
 
 impl Engines {
     /// No engines yet, for the jobs of this scheduler.
-    pub fn new(scheduler: Arc<Scheduler>) -> Self {
-        Self { scheduler, threads: Vec::new() }
+    pub fn new(scheduler: Arc<Scheduler>, failures: ThreadFailures) -> Self {
+        Self { scheduler, failures, threads: Vec::new() }
     }
 
     /// Starts one more.
     pub fn start(&mut self, engine: Engine) -> io::Result<()> {
         let name = format!("engine-{}", self.threads.len());
-        self.threads.push(engine.spawn(&name)?);
+        self.threads.push(engine.spawn(&name, &self.failures)?);
         Ok(())
     }
 }

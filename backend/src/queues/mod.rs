@@ -31,7 +31,7 @@ use crate::engines::engine::FinishedJob;
 use crate::engines::scheduler::Scheduler;
 use crate::faults::{Bug, Injection};
 use crate::telemetry::instruments::EventSink;
-use crate::threads::DeviceThread;
+use crate::threads::{DeviceThread, ThreadFailures};
 use crate::wake::Poller;
 use device_model::session::miss_port::{MissAnswer, MissPort, RingWait, Waiter};
 
@@ -90,15 +90,15 @@ pub struct QueueThread {
 
 impl QueueThread {
     /// Starts the thread.
-    pub fn spawn(self) -> io::Result<QueueHandle> {
+    pub fn spawn(self, failures: &ThreadFailures) -> io::Result<QueueHandle> {
         let poller = Arc::new(Poller::new()?);
         poller.add(self.mailbox.as_raw_fd(), MAILBOX, Events::EPOLLIN | Events::EPOLLET)?;
         let (rings, mailbox, waits_at) = (Arc::clone(&self.rings), self.mailbox.clone(), Arc::clone(&poller));
-        let thread = DeviceThread::spawn("queue", move || self.run(&waits_at))?;
+        let thread = DeviceThread::spawn("queue", failures, move || self.run(&waits_at))?;
         Ok(QueueHandle { rings, mailbox, poller, _thread: thread })
     }
 
-    fn run(self, poller: &Poller) {
+    fn run(self, poller: &Poller) -> io::Result<()> {
         let shared = Arc::clone(&self.rings);
         let (max_request, injection) = (self.device.max_request_bytes(), Arc::clone(&self.injection));
         let mut rings = shared.each_ref().map(|shared| {
@@ -116,14 +116,11 @@ impl QueueThread {
         let mut tokens = Vec::new();
         loop {
             let timeout = queues.timeout();
-            if let Err(e) = poller.wait(timeout, &mut tokens) {
-                warn!("The queue thread cannot wait for events and ends: {e}");
-                return;
-            }
+            poller.wait(timeout, &mut tokens)?;
             queues.note_kicks(&tokens);
             queues.release_held();
             if queues.empty_mailbox().is_break() {
-                return;
+                return Ok(());
             }
             queues.serve();
         }

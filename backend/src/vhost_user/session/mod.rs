@@ -31,6 +31,7 @@ use self::drain::{For, Owed};
 pub use self::state::SessionState;
 use crate::faults::Injection;
 use crate::telemetry::instruments::Clock;
+use crate::threads::ThreadFailure;
 use crate::vhost_user::channel::Channel;
 use crate::vhost_user::iotlb::{self, IotlbEvent};
 use crate::vhost_user::memory::sigbus;
@@ -109,6 +110,9 @@ pub enum SessionEnd {
     /// An engine did not reach the end of its step: memory was revoked.
     #[error("An engine did not reach the end of a step: guest memory was revoked, and the session is over")]
     Revoked,
+    /// A thread of the device has failed: what it serves would never be answered.
+    #[error("A thread of the device has failed")]
+    ThreadFailed(#[source] Arc<ThreadFailure>),
 }
 
 /// A connected front-end.
@@ -198,6 +202,9 @@ impl Session {
         }
         if sigbus::holes() != self.holes {
             return Err(SessionEnd::MemoryLost);
+        }
+        if let Some(failure) = self.lock().failures.first() {
+            return Err(SessionEnd::ThreadFailed(failure));
         }
         let now = self.now();
         self.lock().read_answers(now);

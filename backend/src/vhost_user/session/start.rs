@@ -32,6 +32,7 @@ use crate::queues::ring::SharedRing;
 use crate::queues::{MAX_QUEUE_SIZE, QUEUES, QueueThread};
 use crate::telemetry::instruments::query_channel::Connection;
 use crate::telemetry::instruments::{Instruments, Producer};
+use crate::threads::ThreadFailures;
 use crate::wake::{Poller, Waker};
 use device_model::session::miss_port::MissPort;
 
@@ -65,7 +66,8 @@ pub fn start(
     let (mailbox, miss_port) = (Mailbox::new()?, MissPort::new(Arc::new(waker.clone())));
     let scheduler = Arc::new(Scheduler::new(instruments.clock()));
     let answers = mailbox.clone();
-    let display = Display::spawn(Arc::clone(stats), move |ticket, answer| {
+    let failures = ThreadFailures::new(waker.clone());
+    let display = Display::spawn(Arc::clone(stats), &failures, move |ticket, answer| {
         answers.post(Mail::DisplayAnswered { ticket, answer });
     })?;
     let device = Device::new(settings.device.clone());
@@ -86,6 +88,9 @@ pub fn start(
     let threads: Vec<_> = (0..settings.engines).map(|_| ThreadName::default()).collect();
     let common =
         Common { settings, scheduler: &scheduler, misses: &miss_port, mailbox: &mailbox, stats, instruments };
+    let mut engines = Engines::new(Arc::clone(&scheduler), failures.clone());
+    common.start_engines(&mut engines, readers, &threads)?;
+
     let questions = connect_query_channel(instruments, waker, &mailbox, &scheduler);
     Ok(SessionState {
         features: 0,
@@ -94,9 +99,9 @@ pub fn start(
         mirror: writer,
         misses: MissTable::new(settings.miss_timeout),
         channel: None,
-        engines: common.start_engines(readers, &threads)?,
+        engines,
         turns: Turns::new(threads),
-        queue: queue.spawn()?,
+        queue: queue.spawn(&failures)?,
         miss_port,
         backlog: VecDeque::new(),
         scheduler,
@@ -111,6 +116,7 @@ pub fn start(
         refusal: None,
         sink: instruments.sink(Producer::Session),
         questions,
+        failures,
         referee: None,
     })
 }
@@ -159,12 +165,14 @@ struct Common<'a> {
 }
 
 impl Common<'_> {
-    fn start_engines(&self, readers: Vec<Reader>, threads: &[ThreadName]) -> io::Result<Engines> {
-        let mut engines = Engines::new(Arc::clone(self.scheduler));
-        for (index, (reader, thread)) in readers.into_iter().zip(threads.iter().cloned()).enumerate() {
-            engines.start(self.engine(index, reader, thread))?;
-        }
-        Ok(engines)
+    fn start_engines(
+        &self,
+        engines: &mut Engines,
+        readers: Vec<Reader>,
+        threads: &[ThreadName],
+    ) -> io::Result<()> {
+        let mut each = readers.into_iter().zip(threads.iter().cloned()).enumerate();
+        each.try_for_each(|(index, (reader, thread))| engines.start(self.engine(index, reader, thread)))
     }
 
     fn engine(&self, index: usize, reader: Reader, thread: ThreadName) -> Engine {

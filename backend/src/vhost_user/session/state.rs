@@ -28,6 +28,7 @@ use crate::front_end_check::Referee;
 use crate::queues::mailbox::Mail;
 use crate::queues::{CONTROL_QUEUE, QUEUES, QueueHandle};
 use crate::telemetry::instruments::{EventSink, Instruments};
+use crate::threads::ThreadFailures;
 use crate::vhost_user::channel::Channel;
 use crate::vhost_user::memory::{MemoryTable, Region};
 use device_model::session::miss_port::{MissPort, Waiter};
@@ -81,6 +82,8 @@ pub struct SessionState {
     pub refusal: Option<String>,
     /// Where the session's doings are recorded.
     pub sink: EventSink,
+    /// Where a thread of the device reports that it has failed.
+    pub failures: ThreadFailures,
     /// What the control thread asks.
     pub questions: Questions,
     /// Judges the front-end, if that is wanted.
