@@ -19,24 +19,14 @@ use crate::vhost_user::session::{Session, SessionConfig, SessionEnd, SessionStat
 
 /// A test that waits longer than this has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
-const ENGINES: usize = 2;
-
-fn settings() -> DeviceSettings {
-    DeviceSettings {
-        device: DeviceConfig::default(),
-        engines: ENGINES,
-        iotlb_limit: 1 << 20,
-        miss_timeout: Duration::from_secs(1),
-        injection: Arc::default(),
-    }
-}
 
 /// How a session ends in which `fail` makes something fail. Its front-end is connected and says nothing.
 fn end_after(fail: impl FnOnce(&SessionState, &Injection) + Send + 'static) -> String {
     let (sender, ended) = channel();
     let session = move || {
-        let (settings, stats, waker) = (settings(), Arc::new(Stats::default()), Waker::new().unwrap());
-        let instruments = Instruments::start(ENGINES, None, Arc::clone(&stats)).unwrap();
+        let (settings, stats, waker) =
+            (DeviceSettings::for_tests(), Arc::new(Stats::default()), Waker::new().unwrap());
+        let instruments = Instruments::start(settings.engines, None, Arc::clone(&stats)).unwrap();
         let state = start(&settings, &stats, &instruments, &waker).unwrap();
         fail(&state, &settings.injection);
         let (ours, _front_end) = UnixStream::pair().unwrap();

@@ -1,6 +1,7 @@
 //! What the control thread asks of the session, which has the tables and the misses. Answers are given in bounded
 //! pieces, one a turn, when nothing else is to be done sooner; nobody is waited for. Audits are driven from here.
 
+use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
@@ -29,7 +30,8 @@ struct Listing {
 /// Questions, and what is being done about them.
 pub struct Questions {
     mail: Receiver<Question>,
-    listings: Vec<Listing>,
+    /// In the order in which they get their turns.
+    listings: VecDeque<Listing>,
     audit: Option<Audit>,
     /// Until this is dropped, the control thread may ask.
     _connected: Connected,
@@ -38,7 +40,7 @@ pub struct Questions {
 impl Questions {
     /// None yet.
     pub fn new(mail: Receiver<Question>, connected: Connected) -> Self {
-        Self { mail, listings: Vec::new(), audit: None, _connected: connected }
+        Self { mail, listings: VecDeque::new(), audit: None, _connected: connected }
     }
 
     /// The audit that is under way.
@@ -61,7 +63,7 @@ impl SessionState {
             match question {
                 Question::Iotlb(most, answer) => {
                     let list = IotlbList::default();
-                    self.questions.listings.push(Listing { list, most, from: Iova::new(0), answer });
+                    self.questions.listings.push_back(Listing { list, most, from: Iova::new(0), answer });
                 }
                 Question::Misses(most, answer) => {
                     let pending = self.misses.pending().take(most);
@@ -88,9 +90,9 @@ impl SessionState {
         self.sink.record(Event::Parked { number, sections, pins, job });
     }
 
-    /// Goes on with the oldest list.
+    /// Goes on with one list: each gets a turn after those that were asked for before it.
     fn list_some(&mut self) {
-        let Some(mut listing) = self.questions.listings.pop() else { return };
+        let Some(mut listing) = self.questions.listings.pop_front() else { return };
         let Listing { list, most, from, .. } = &mut listing;
         let next = self.mirror.mapped_some(SpaceId::DEVICE, *from, ENTRIES_A_TURN, |range| {
             // What was cut where the last turn ended is put together again.
@@ -104,7 +106,7 @@ impl SessionState {
         match next.filter(|_| !list.truncated) {
             Some(next) => {
                 listing.from = next;
-                self.questions.listings.push(listing);
+                self.questions.listings.push_back(listing);
             }
             None => drop(listing.answer.send(listing.list)),
         }
@@ -186,4 +188,71 @@ pub fn audit_json(report: &AuditReport) -> Value {
         "unanswered": report.unanswered,
         "interrupted": report.interrupted,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::mpsc::channel;
+
+    use device_model::addr::{ByteRange, PAGE_SIZE};
+    use device_model::mmu::{HostRange, Permissions};
+    use device_model::telemetry::stats::Stats;
+
+    use super::*;
+    use crate::telemetry::instruments::Instruments;
+    use crate::vhost_user::session::start::{DeviceSettings, start};
+    use crate::wake::Waker;
+
+    #[repr(align(4096))]
+    struct Page([u8; PAGE_SIZE as usize]);
+
+    /// The turns after which the lists are complete that ask for so many ranges, all at once and in this order. One turn
+    /// does not get through the ranges of the mirror.
+    fn turns_until_answered(most: &[usize]) -> Vec<usize> {
+        let (settings, stats) = (DeviceSettings::for_tests(), Arc::new(Stats::default()));
+        let instruments = Instruments::start(settings.engines, None, Arc::clone(&stats)).unwrap();
+        let mut state = start(&settings, &stats, &instruments, &Waker::new().unwrap()).unwrap();
+        let mut page = Box::new(Page([0; PAGE_SIZE as usize]));
+        // SAFETY: nothing looks at what these translations lead to, and the page outlives them.
+        let host = unsafe { HostRange::new(page.0.as_mut_ptr(), page.0.len()) };
+        for index in 0..ENTRIES_A_TURN as u64 * 5 / 2 {
+            // A gap after each page keeps the ranges apart.
+            let range = ByteRange::new(Iova::new(2 * index * PAGE_SIZE), PAGE_SIZE).unwrap();
+            state
+                .mirror
+                .map(SpaceId::DEVICE, range, host, Permissions { read: true, write: true })
+                .map(drop)
+                .unwrap();
+        }
+        let connection = instruments.query_channel.connection().unwrap();
+        let ask = |most: &usize| {
+            let (sender, answer) = channel();
+            connection.session.send(Question::Iotlb(*most, sender)).unwrap();
+            answer
+        };
+        let answers: Vec<_> = most.iter().map(ask).collect();
+        let mut turns = vec![0; most.len()];
+        for turn in 1..100 {
+            state.answer_questions(Duration::ZERO);
+            for (answer, turns) in answers.iter().zip(&mut turns) {
+                if answer.try_recv().is_ok() {
+                    *turns = turn;
+                }
+            }
+        }
+        turns
+    }
+
+    #[test]
+    fn lists_are_answered_in_the_order_in_which_they_were_asked_for() {
+        let turns = turns_until_answered(&[usize::MAX; 3]);
+        assert!(turns.is_sorted() && turns[0] > 1, "{turns:?}");
+    }
+
+    #[test]
+    fn a_short_list_does_not_wait_for_the_end_of_a_long_one() {
+        let turns = turns_until_answered(&[usize::MAX, 1]);
+        assert!(turns[1] == 2 && turns[0] > 2, "{turns:?}");
+    }
 }

@@ -51,6 +51,21 @@ pub struct DeviceSettings {
     pub injection: Arc<Injection>,
 }
 
+#[cfg(test)]
+impl DeviceSettings {
+    /// A small device that does what it should.
+    pub(crate) fn for_tests() -> Self {
+        let (engines, iotlb_limit, miss_timeout) = (2, 64 << 20, Duration::from_secs(1));
+        Self {
+            device: DeviceConfig::default(),
+            engines,
+            iotlb_limit,
+            miss_timeout,
+            injection: Arc::default(),
+        }
+    }
+}
+
 /// Starts the threads of a session; `waker` wakes the session. What it has started ends again if it fails.
 pub fn start(
     settings: &DeviceSettings,
