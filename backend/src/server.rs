@@ -2,7 +2,7 @@
 //! after the first (`--once`, a connected `--fd`) or at a signal.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
@@ -168,6 +168,6 @@ impl Server {
 
 /// Whether an accept may be tried again: the client has gone, or somebody else took it.
 fn is_passing(error: &io::Error) -> bool {
-    let passing: [RawFd; 4] = [libc::EAGAIN, libc::ECONNABORTED, libc::EINTR, libc::EPROTO];
-    error.raw_os_error().is_some_and(|code| passing.contains(&code))
+    let passing = [Errno::AGAIN, Errno::CONNABORTED, Errno::INTR, Errno::PROTO];
+    Errno::from_io_error(error).is_some_and(|code| passing.contains(&code))
 }

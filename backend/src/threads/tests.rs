@@ -1,6 +1,7 @@
 //! What becomes of a session, whose threads are all real, when one of them fails.
 
-use std::os::fd::AsRawFd;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
@@ -98,9 +99,9 @@ fn a_queue_thread_that_panics_with_a_ring_ends_the_session() {
 fn a_queue_thread_whose_epoll_fails_ends_the_session() {
     let end = end_after(|state, _| {
         let null = std::fs::File::open("/dev/null").unwrap();
-        // SAFETY: the number of the epoll instance stays taken, by another file; its owner closes it later.
-        let replaced = unsafe { libc::dup2(null.as_raw_fd(), state.queue.poller.as_raw_fd()) };
-        assert!(replaced >= 0);
+        // SAFETY: the number of the epoll instance stays open, as another file; its owner closes it later.
+        let mut epoll = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(state.queue.poller.as_raw_fd()) });
+        rustix::io::dup2(null, &mut epoll).unwrap();
         state.queue.mailbox.post(Mail::RingReady(CONTROL_QUEUE));
     });
     let expected =
