@@ -15,5 +15,6 @@ pub mod queues;
 pub mod server;
 pub mod signals;
 pub mod telemetry;
+pub mod threads;
 pub mod vhost_user;
 pub mod wake;

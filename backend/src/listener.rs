@@ -9,12 +9,15 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
 /// How long somebody else may hold the lock on a socket's directory.
 const LOCK_PATIENCE: Duration = Duration::from_millis(300);
@@ -136,13 +139,14 @@ impl Inherited {
         if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
             return Err(wrong("is not open"));
         }
-        let domain = socket_option(fd, libc::SO_DOMAIN).map_err(|_| wrong("is not a socket"))?;
-        if domain != libc::AF_UNIX || socket_option(fd, libc::SO_TYPE).ok() != Some(libc::SOCK_STREAM) {
-            return Err(wrong("is a socket of another kind"));
-        }
-        let listens = socket_option(fd, libc::SO_ACCEPTCONN).is_ok_and(|listens| listens != 0);
         // SAFETY: it is open, as F_SETFD succeeded, and the caller promises that nobody else owns it.
         let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        let domain = sockopt::socket_domain(&socket).map_err(|_| wrong("is not a socket"))?;
+        let kind = sockopt::socket_type(&socket);
+        if domain != AddressFamily::UNIX || kind != Ok(SocketType::STREAM) {
+            return Err(wrong("is a socket of another kind"));
+        }
+        let listens = sockopt::socket_acceptconn(&socket) == Ok(true);
         if listens {
             return Ok(Self::Listening(socket.into()));
         }
@@ -156,40 +160,14 @@ impl Inherited {
 
 /// Whether a process listens, or is about to, on the socket at `path`.
 fn is_alive(path: &Path) -> io::Result<bool> {
-    const PROBE: libc::c_int = libc::SOCK_SEQPACKET | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-    // SAFETY: socket touches no memory of ours.
-    let fd = unsafe { libc::socket(libc::AF_UNIX, PROBE, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let probe = net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    match net::connect(&probe, &SocketAddrUnix::new(path)?) {
+        // It speaks SEQPACKET itself, and with EAGAIN it is busy besides.
+        Ok(()) | Err(Errno::PROTOTYPE | Errno::AGAIN) => Ok(true),
+        Err(Errno::CONNREFUSED) => Ok(false),
+        Err(error) => Err(error.into()),
     }
-    // SAFETY: the kernel has just given us this descriptor, and nobody else knows it.
-    let probe = unsafe { OwnedFd::from_raw_fd(fd) };
-    let address = address(path)?;
-    let length = size_of_val(&address) as libc::socklen_t;
-    // SAFETY: `address` is an initialised sockaddr_un of `length` bytes that outlives the call.
-    if unsafe { libc::connect(probe.as_raw_fd(), (&raw const address).cast(), length) } == 0 {
-        return Ok(true); // It speaks SEQPACKET itself.
-    }
-    let error = io::Error::last_os_error();
-    match error.raw_os_error() {
-        // EAGAIN: it speaks SEQPACKET itself, and is busy.
-        Some(libc::EPROTOTYPE | libc::EAGAIN) => Ok(true),
-        Some(libc::ECONNREFUSED) => Ok(false),
-        _ => Err(error),
-    }
-}
-
-fn address(path: &Path) -> io::Result<libc::sockaddr_un> {
-    let mut sun_path = [0; 108];
-    let bytes = path.as_os_str().as_bytes();
-    // One byte is left for the terminating zero.
-    if bytes.len() >= sun_path.len() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path has more than 107 bytes"));
-    }
-    for (to, from) in sun_path.iter_mut().zip(bytes) {
-        *to = from.cast_signed();
-    }
-    Ok(libc::sockaddr_un { sun_family: libc::AF_UNIX as libc::sa_family_t, sun_path })
 }
 
 /// Locks the directory of `path` against others that bind there; the lock goes away with the file.
@@ -198,13 +176,10 @@ fn lock_directory(path: &Path) -> io::Result<File> {
     let directory = File::open(parent.unwrap_or(Path::new(".")))?;
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
-        // SAFETY: flock touches no memory of ours, and the descriptor is open.
-        if unsafe { libc::flock(directory.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
-            return Ok(directory);
-        }
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::WouldBlock || Instant::now() >= deadline {
-            return Err(error);
+        match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(directory),
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {}
+            Err(error) => return Err(error.into()),
         }
         // The kernel has no flock with a timeout, and our own kind holds it for less than this.
         thread::sleep(LOCK_RETRY);
@@ -214,15 +189,6 @@ fn lock_directory(path: &Path) -> io::Result<File> {
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
     let metadata = fs::symlink_metadata(path)?;
     Ok((metadata.dev(), metadata.ino()))
-}
-
-fn socket_option(fd: RawFd, option: libc::c_int) -> io::Result<libc::c_int> {
-    let mut value: libc::c_int = 0;
-    let mut length = size_of_val(&value) as libc::socklen_t;
-    // SAFETY: `value` and `length` are ours, outlive the call, and `length` is the size of `value`.
-    let result =
-        unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, option, (&raw mut value).cast(), &mut length) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
 }
 
 #[cfg(test)]
@@ -332,8 +298,7 @@ mod tests {
         drop(UnixListener::bind(&path).unwrap());
         let before = identity(&path).unwrap();
         let other = File::open(directory.path()).unwrap();
-        // SAFETY: flock touches no memory of ours, and the descriptor is open.
-        assert_eq!(unsafe { libc::flock(other.as_raw_fd(), libc::LOCK_SH) }, 0);
+        flock(&other, FlockOperation::LockShared).unwrap();
         let error = PathListener::bind(&path).unwrap_err();
         assert!(matches!(&error, ListenError::Path { step: "locking its directory", .. }), "{error:?}");
         assert_eq!(identity(&path).unwrap(), before);
@@ -380,10 +345,7 @@ mod tests {
         assert_eq!(problem(adopt(datagram)), "is a socket of another kind");
         let internet = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         assert_eq!(problem(adopt(internet)), "is a socket of another kind");
-        // SAFETY: socket touches no memory of ours.
-        let unconnected = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0) };
-        // SAFETY: the kernel has just given us this descriptor.
-        let unconnected = unsafe { OwnedFd::from_raw_fd(unconnected) };
+        let unconnected = net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
         assert_eq!(problem(adopt(unconnected)), "is a socket that is neither connected nor listening");
         // SAFETY: a number that is not open is owned by nobody.
         let closed = unsafe { Inherited::adopt(1_000_000) };

@@ -2,7 +2,7 @@
 //! after the first (`--once`, a connected `--fd`) or at a signal.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
@@ -10,6 +10,8 @@ use std::sync::Arc;
 use device_model::telemetry::stats::Stats;
 use epoll::Events;
 use log::{info, warn};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
 
 use crate::listener::{Inherited, ListenError, PathListener};
 use crate::signals::StopSignals;
@@ -21,7 +23,7 @@ use crate::wake::{Poller, Waker};
 const LISTENER: u64 = 0;
 const SIGNAL: u64 = 1;
 /// How long a failed accept is not tried again.
-const ACCEPT_PAUSE_MS: i32 = 100;
+const ACCEPT_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// Where front-ends come from.
 pub enum Source {
@@ -130,17 +132,18 @@ impl Server {
                 Err(e) => {
                     warn!("No front-end can be taken just now: {e}");
                     // The client still waits, so that the next look would come at once.
-                    self.pause(ACCEPT_PAUSE_MS)?;
+                    self.pause(ACCEPT_PAUSE)?;
                 }
             }
         }
     }
 
-    /// Waits for a signal, for so long.
-    fn pause(&self, milliseconds: i32) -> io::Result<()> {
-        let poller = Poller::new()?;
-        poller.add(self.signals.as_raw_fd(), SIGNAL, Events::EPOLLIN)?;
-        poller.wait(milliseconds, &mut Vec::new())
+    /// Waits for a signal, for this long. Takes no descriptor: there may be none left.
+    fn pause(&self, time: Timespec) -> io::Result<()> {
+        match rustix::event::poll(&mut [PollFd::new(&self.signals, PollFlags::IN)], Some(&time)) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn serve(&self, stream: UnixStream) -> io::Result<SessionEnd> {
@@ -163,6 +166,6 @@ impl Server {
 
 /// Whether an accept may be tried again: the client has gone, or somebody else took it.
 fn is_passing(error: &io::Error) -> bool {
-    let passing: [RawFd; 4] = [libc::EAGAIN, libc::ECONNABORTED, libc::EINTR, libc::EPROTO];
-    error.raw_os_error().is_some_and(|code| passing.contains(&code))
+    let passing = [Errno::AGAIN, Errno::CONNABORTED, Errno::INTR, Errno::PROTO];
+    Errno::from_io_error(error).is_some_and(|code| passing.contains(&code))
 }

@@ -6,6 +6,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
+use rustix::process::{Signal, getpid, kill_process};
+
 /// The signals that ask for an orderly end.
 const STOP: [libc::c_int; 2] = [libc::SIGTERM, libc::SIGINT];
 
@@ -48,10 +50,8 @@ impl StopSignals {
 
     /// Asks this process to end, as somebody's `kill` would.
     pub fn request_stop() {
-        // SAFETY: kill and getpid touch no memory of ours.
-        let process = unsafe { libc::getpid() };
-        // SAFETY: as above; a signal to ourselves cannot fail.
-        unsafe { libc::kill(process, libc::SIGTERM) };
+        // A signal to ourselves cannot fail.
+        let _ = kill_process(getpid(), Signal::TERM);
     }
 }
 

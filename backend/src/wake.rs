@@ -58,6 +58,11 @@ impl Poller {
         epoll::ctl(self.fd, ControlOptions::EPOLL_CTL_ADD, fd, Event::new(events, token))
     }
 
+    /// Watches `fd` for other events from now on.
+    pub fn modify(&self, fd: RawFd, token: u64, events: Events) -> io::Result<()> {
+        epoll::ctl(self.fd, ControlOptions::EPOLL_CTL_MOD, fd, Event::new(events, token))
+    }
+
     /// Stops watching `fd`.
     pub fn remove(&self, fd: RawFd) -> io::Result<()> {
         epoll::ctl(self.fd, ControlOptions::EPOLL_CTL_DEL, fd, Event::new(Events::empty(), 0))
@@ -65,14 +70,33 @@ impl Poller {
 
     /// Waits for events, at most `timeout` milliseconds (-1: for ever), and returns their tokens.
     pub fn wait(&self, timeout: i32, tokens: &mut Vec<u64>) -> io::Result<()> {
-        let mut events = [Event::new(Events::empty(), 0); 16];
         tokens.clear();
+        self.wait_for(timeout, |token, _| tokens.push(token))
+    }
+
+    /// Waits in the same way, and returns with each token what has happened.
+    pub fn wait_for_events(&self, timeout: i32, ready: &mut Vec<(u64, Events)>) -> io::Result<()> {
+        ready.clear();
+        self.wait_for(timeout, |token, events| ready.push((token, events)))
+    }
+
+    fn wait_for(&self, timeout: i32, mut ready: impl FnMut(u64, Events)) -> io::Result<()> {
+        let mut events = [Event::new(Events::empty(), 0); 16];
         match epoll::wait(self.fd, timeout, &mut events) {
-            Ok(count) => tokens.extend(events.iter().take(count).map(|event| event.data)),
+            Ok(count) => {
+                let events = events.iter().take(count);
+                events.for_each(|event| ready(event.data, Events::from_bits_truncate(event.events)));
+            }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }
         Ok(())
+    }
+}
+
+impl AsRawFd for Poller {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd
     }
 }
 

@@ -11,18 +11,18 @@ mod tests;
 mod views;
 
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use device_model::telemetry::stats::Stats;
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use epoll::Events;
 
 use crate::faults::Injection;
 use crate::listener::PathListener;
 use crate::telemetry::instruments::Instruments;
+use crate::wake::{Poller, Waker};
 use client::{Client, Interest};
 
 /// Most clients at once; a further one is told so and let go.
@@ -50,15 +50,15 @@ pub struct Hooks {
 
 /// The running control socket. Its end closes the clients and removes the socket.
 pub struct ControlServer {
-    wake: EventFd,
+    wake: Waker,
     thread: Option<JoinHandle<()>>,
 }
 
 impl ControlServer {
     /// Serves clients of `listener` on a thread of its own.
     pub fn start(listener: PathListener, hooks: Hooks) -> io::Result<Self> {
-        let wake = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
-        let mut server = Server::new(listener, hooks, wake.try_clone()?)?;
+        let wake = Waker::new()?;
+        let mut server = Server::new(listener, hooks, wake.clone())?;
         let body = move || {
             if let Err(error) = server.run() {
                 log::error!("The control socket is out of service: {error}");
@@ -71,11 +71,8 @@ impl ControlServer {
 
 impl Drop for ControlServer {
     fn drop(&mut self) {
-        // The counter of an eventfd that nobody else writes to cannot overflow.
-        let woken = self.wake.write(1).is_ok();
-        if let Some(thread) = self.thread.take().filter(|_| woken)
-            && thread.join().is_err()
-        {
+        self.wake.wake();
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             log::error!("The control thread has panicked");
         }
     }
@@ -83,9 +80,10 @@ impl Drop for ControlServer {
 
 /// The control thread's own things.
 struct Server {
-    epoll: Epoll,
+    poller: Poller,
     listener: PathListener,
-    wake: EventFd,
+    /// Watched: it lives as long as the poller.
+    _wake: Waker,
     hooks: Hooks,
     clients: [Option<Client>; MAX_CLIENTS],
     /// False while accepting pauses.
@@ -93,44 +91,31 @@ struct Server {
 }
 
 impl Server {
-    fn new(listener: PathListener, hooks: Hooks, wake: EventFd) -> io::Result<Self> {
+    fn new(listener: PathListener, hooks: Hooks, wake: Waker) -> io::Result<Self> {
         listener.listener().set_nonblocking(true)?;
-        let epoll = Epoll::new()?;
+        let poller = Poller::new()?;
         hooks.instruments.outbox.open();
-        let server = Self { epoll, listener, wake, hooks, clients: Default::default(), accepting: true };
-        server.watch(ControlOperation::Add, server.wake.as_raw_fd(), EventSet::IN, WAKE)?;
-        server.watch(ControlOperation::Add, server.listener.as_raw_fd(), EventSet::IN, LISTENER)?;
-        server.watch(
-            ControlOperation::Add,
-            server.hooks.instruments.outbox.as_raw_fd(),
-            EventSet::IN,
-            OUTBOX,
-        )?;
-        Ok(server)
-    }
-
-    fn watch(&self, operation: ControlOperation, fd: RawFd, events: EventSet, token: u64) -> io::Result<()> {
-        self.epoll.ctl(operation, fd, EpollEvent::new(events, token))
+        poller.add(wake.as_raw_fd(), WAKE, Events::EPOLLIN)?;
+        poller.add(listener.as_raw_fd(), LISTENER, Events::EPOLLIN)?;
+        poller.add(hooks.instruments.outbox.as_raw_fd(), OUTBOX, Events::EPOLLIN)?;
+        Ok(Self { poller, listener, _wake: wake, hooks, clients: Default::default(), accepting: true })
     }
 
     /// Serves until it is woken by its handle.
     fn run(&mut self) -> io::Result<()> {
-        let mut events = [EpollEvent::default(); MAX_CLIENTS + 3];
+        let mut ready = Vec::new();
         loop {
             let timeout = if self.accepting { -1 } else { ACCEPT_PAUSE_MS };
-            let count = match self.epoll.wait(timeout, &mut events) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                other => other?,
-            };
-            if count == 0 {
+            self.poller.wait_for_events(timeout, &mut ready)?;
+            if ready.is_empty() {
                 self.accept_again(true)?;
             }
-            for event in events.iter().take(count) {
-                match event.data() {
+            for &(token, events) in &ready {
+                match token {
                     WAKE => return Ok(()),
                     LISTENER => self.accept()?,
                     OUTBOX => self.publish()?,
-                    client => self.serve(client.saturating_sub(CLIENTS) as usize, event.event_set())?,
+                    client => self.serve(client.saturating_sub(CLIENTS) as usize, events)?,
                 }
             }
         }
@@ -157,8 +142,8 @@ impl Server {
     /// Level-triggered, the listener would wake us without end while no descriptor is left: so it pauses.
     fn accept_again(&mut self, accepting: bool) -> io::Result<()> {
         self.accepting = accepting;
-        let events = if accepting { EventSet::IN } else { EventSet::empty() };
-        self.watch(ControlOperation::Modify, self.listener.as_raw_fd(), events, LISTENER)
+        let events = if accepting { Events::EPOLLIN } else { Events::empty() };
+        self.poller.modify(self.listener.as_raw_fd(), LISTENER, events)
     }
 
     fn admit(&mut self, stream: UnixStream) -> io::Result<()> {
@@ -169,7 +154,7 @@ impl Server {
             return (&stream).write_all(format!("{refusal}\n").as_bytes());
         };
         let fd = stream.as_raw_fd();
-        self.watch(ControlOperation::Add, fd, EventSet::empty(), CLIENTS + index as u64)?;
+        self.poller.add(fd, CLIENTS + index as u64, Events::empty())?;
         let mut client = Client::new(stream);
         client.say(&commands::greeting());
         if let Some(slot) = self.clients.get_mut(index) {
@@ -193,12 +178,12 @@ impl Server {
         Ok(())
     }
 
-    fn serve(&mut self, index: usize, events: EventSet) -> io::Result<()> {
+    fn serve(&mut self, index: usize, events: Events) -> io::Result<()> {
         let Some(client) = self.clients.get_mut(index).and_then(Option::as_mut) else { return Ok(()) };
-        if events.contains(EventSet::IN) {
+        if events.contains(Events::EPOLLIN) {
             client.receive();
         }
-        if events.intersects(EventSet::ERROR | EventSet::HANG_UP) && !events.contains(EventSet::IN) {
+        if events.intersects(Events::EPOLLERR | Events::EPOLLHUP) && !events.contains(Events::EPOLLIN) {
             client.give_up();
         }
         self.settle(index)
@@ -210,14 +195,14 @@ impl Server {
         client.work(|line| commands::answer(&self.hooks, line));
         let (fd, interest) = (client.stream().as_raw_fd(), client.interest());
         let events = match interest {
-            Interest::Reading => EventSet::IN,
-            Interest::Writing => EventSet::OUT,
+            Interest::Reading => Events::EPOLLIN,
+            Interest::Writing => Events::EPOLLOUT,
             Interest::Over => {
                 // Closing the descriptor takes it out of the epoll too: it has no duplicate.
                 self.clients.get_mut(index).map(Option::take);
                 return Ok(());
             }
         };
-        self.watch(ControlOperation::Modify, fd, events, CLIENTS + index as u64)
+        self.poller.modify(fd, CLIENTS + index as u64, events)
     }
 }

@@ -21,7 +21,6 @@ use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use device_model::gpu::scanout::{DisplayAnswer, DisplayCommand, DisplayQuestion};
@@ -29,6 +28,8 @@ use device_model::telemetry::stats::Stats;
 
 use picture::Picture;
 use questions::{DisplayQueries, Question};
+
+use crate::threads::{DeviceThread, ThreadFailures};
 
 /// How long a question may wait: less than the 5 s after which Linux's driver goes on without a display.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -41,7 +42,7 @@ pub struct Display {
 
 struct Inner {
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<DeviceThread>,
 }
 
 /// What the handles and the two threads share.
@@ -85,13 +86,15 @@ impl Display {
     /// nor hold a [`Display`]; [`Display::reset`] alone takes questions back.
     pub fn spawn(
         stats: Arc<Stats>,
+        failures: &ThreadFailures,
         answers: impl Fn(u64, DisplayAnswer) + Send + 'static,
     ) -> io::Result<Self> {
-        Self::spawn_with_timeout(stats, ANSWER_TIMEOUT, answers)
+        Self::spawn_with_timeout(stats, failures, ANSWER_TIMEOUT, answers)
     }
 
     fn spawn_with_timeout(
         stats: Arc<Stats>,
+        failures: &ThreadFailures,
         answer_timeout: Duration,
         answers: impl Fn(u64, DisplayAnswer) + Send + 'static,
     ) -> io::Result<Self> {
@@ -104,8 +107,8 @@ impl Display {
             stats,
         });
         let mut inner = Inner { shared: shared.clone(), threads: Vec::new() };
-        inner.threads.push(start("display", shared.clone(), worker::serve)?);
-        inner.threads.push(start("display-clock", shared, worker::give_up_late_questions)?);
+        inner.threads.push(start("display", failures, shared.clone(), worker::serve)?);
+        inner.threads.push(start("display-clock", failures, shared, worker::give_up_late_questions)?);
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -140,8 +143,17 @@ impl Display {
     }
 }
 
-fn start(name: &str, shared: Arc<Shared>, body: fn(&Shared)) -> io::Result<JoinHandle<()>> {
-    thread::Builder::new().name(name.to_owned()).spawn(move || body(&shared))
+fn start(
+    name: &str,
+    failures: &ThreadFailures,
+    shared: Arc<Shared>,
+    body: fn(&Shared),
+) -> io::Result<DeviceThread> {
+    let body = move || {
+        body(&shared);
+        Ok(())
+    };
+    DeviceThread::spawn(name, failures, body)
 }
 
 impl Drop for Inner {
@@ -149,12 +161,7 @@ impl Drop for Inner {
         self.shared.lock().quit = true;
         self.shared.replace_connection(Connection::None);
         self.shared.clock.notify_one();
-        for thread in self.threads.drain(..) {
-            // The last handle may go away on one of the threads themselves, which cannot wait for itself.
-            if thread.thread().id() != thread::current().id() && thread.join().is_err() {
-                log::error!("A display thread has panicked");
-            }
-        }
+        // The threads are waited for when the fields are dropped, but for one that drops the last handle itself.
     }
 }
 

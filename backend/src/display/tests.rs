@@ -2,10 +2,12 @@
 
 use std::io::{Read, Write};
 use std::sync::mpsc::{self, Receiver};
+use std::thread;
 
 use device_model::gpu::scanout::{ChannelOrder, CursorPosition, DisplayMode, Image, Rect, ScanoutSource};
 
 use super::*;
+use crate::wake::Waker;
 
 /// A test that waits longer than this has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -104,11 +106,15 @@ fn words(bytes: &[u8]) -> Vec<u32> {
 
 type Answers = Receiver<(u64, DisplayAnswer)>;
 
+fn no_failures() -> ThreadFailures {
+    ThreadFailures::new(Waker::new().unwrap())
+}
+
 fn display(timeout: Duration) -> (Display, Arc<Stats>, Answers) {
     let stats = Arc::new(Stats::default());
     let (sender, answers) = mpsc::channel();
     let callback = move |ticket, answer| sender.send((ticket, answer)).unwrap();
-    let display = Display::spawn_with_timeout(stats.clone(), timeout, callback).unwrap();
+    let display = Display::spawn_with_timeout(stats.clone(), &no_failures(), timeout, callback).unwrap();
     (display, stats, answers)
 }
 
@@ -389,4 +395,20 @@ fn after_a_reset_nothing_is_shown_and_no_old_question_is_answered() {
     assert_eq!(front_end.receive(), Some((SCANOUT, vec![0; 12])));
     assert!(answers.try_recv().is_err());
     assert_eq!(Arc::strong_count(&image), 1, "the display keeps an image that nobody shows");
+}
+
+#[test]
+fn a_display_thread_that_panics_is_reported_and_the_display_still_ends() {
+    let failures = no_failures();
+    let callback = |_, _| panic!("the device has gone");
+    let display = Display::spawn_with_timeout(Arc::default(), &failures, PATIENCE, callback).unwrap();
+    display.ask(1, DisplayQuestion::Modes);
+    let start = Instant::now();
+    while failures.first().is_none() {
+        assert!(start.elapsed() < PATIENCE, "nothing was reported");
+        thread::yield_now();
+    }
+    let failure = failures.first().unwrap().to_string();
+    assert_eq!(failure, "Thread display has panicked: the device has gone");
+    drop(display);
 }

@@ -4,7 +4,7 @@
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
 use device_model::jobs::engine::{EngineHost, Leaves, Left, Running, SPIN_STEP, STEP_BYTES};
@@ -19,6 +19,7 @@ use crate::engines::scheduler::{ScheduledJob, Scheduler};
 use crate::engines::starvation::ThreadName;
 use crate::faults::{Bug, Injection, steps};
 use crate::telemetry::instruments::EventSink;
+use crate::threads::{DeviceThread, ThreadFailures};
 use device_model::session::miss_port::{MissPort, Waiter};
 
 /// What an engine works with; everything is shared but its reader.
@@ -95,8 +96,12 @@ impl EngineHost for Host<'_> {
 
 impl Engine {
     /// Starts the engine's thread; it ends when the scheduler closes.
-    pub fn spawn(self, index: usize) -> io::Result<JoinHandle<()>> {
-        thread::Builder::new().name(format!("engine-{index}")).spawn(move || self.run())
+    pub fn spawn(self, name: &str, failures: &ThreadFailures) -> io::Result<DeviceThread> {
+        let body = move || {
+            self.run();
+            Ok(())
+        };
+        DeviceThread::spawn(name, failures, body)
     }
 
     fn run(self) {

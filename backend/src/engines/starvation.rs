@@ -19,10 +19,8 @@ pub struct ThreadName(Arc<AtomicI32>);
 impl ThreadName {
     /// Called on the thread itself, once.
     pub fn is_this_thread(&self) {
-        // SAFETY: gettid takes nothing and touches no memory.
-        let id = unsafe { libc::gettid() };
         // ORDERING: a number by itself.
-        self.0.store(id, Ordering::Relaxed);
+        self.0.store(rustix::thread::gettid().as_raw_nonzero().get(), Ordering::Relaxed);
     }
 
     /// Processor time so far, if the thread could run now. None: it sleeps, has not started, or the kernel does not say.

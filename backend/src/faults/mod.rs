@@ -34,6 +34,9 @@ struct FaultState {
 pub struct Injection {
     states: [FaultState; table::ROWS.len()],
     dice: AtomicU64,
+    /// Where a thread is to panic: tests show what becomes of its session.
+    #[cfg(test)]
+    pub(crate) panics: std::sync::OnceLock<&'static str>,
 }
 
 /// A row, for people.
@@ -62,7 +65,12 @@ impl Default for Injection {
 impl Injection {
     /// With these rows on.
     pub fn new(settings: &[Setting]) -> Self {
-        let this = Self { states: std::array::from_fn(|_| FaultState::default()), dice: AtomicU64::new(0) };
+        let this = Self {
+            states: std::array::from_fn(|_| FaultState::default()),
+            dice: AtomicU64::new(0),
+            #[cfg(test)]
+            panics: std::sync::OnceLock::new(),
+        };
         settings.iter().for_each(|setting| this.turn_on(*setting));
         this
     }
@@ -135,6 +143,12 @@ impl Injection {
         };
         self.hit(bug);
         Some(time)
+    }
+
+    /// Panics if this is the place where a test wants it.
+    #[cfg(test)]
+    pub(crate) fn panic_if_told(&self, place: &'static str) {
+        assert!(self.panics.get() != Some(&place), "Told to panic {place}");
     }
 
     fn hit(&self, bug: Bug) -> bool {

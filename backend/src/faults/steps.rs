@@ -13,6 +13,8 @@ const STUCK: Duration = Duration::from_millis(600);
 
 /// What a job does instead of its step; `None`: its step.
 pub(crate) fn instead_of_step(injection: &Injection, job: &Job, memory: &impl JobMemory) -> Option<Step> {
+    #[cfg(test)]
+    injection.panic_if_told("in a step");
     // One that is to be killed is not kept from that.
     if injection.is_on(Bug::HangJob) && job.packet().is_some() && !job.is_cancelled() {
         match injection.grade(Bug::HangJob) {

@@ -228,6 +228,7 @@ impl Referee {
             | SessionEnd::Refused { .. }
             | SessionEnd::Signal
             | SessionEnd::Io(_)
+            | SessionEnd::ThreadFailed(_)
             | SessionEnd::Revoked => None,
         };
         if let Some((rule, seen)) = ended {

@@ -9,6 +9,7 @@ use device_model::session::Refusal;
 use virtio_bindings::virtio_config::VIRTIO_F_IOMMU_PLATFORM;
 
 use super::*;
+use crate::threads::ThreadFailure;
 use crate::vhost_user::memory::RegionSpec;
 
 const IOMMU: u64 = 1 << VIRTIO_F_IOMMU_PLATFORM;
@@ -135,6 +136,10 @@ fn what_ends_a_session_is_judged_by_whose_fault_it_is() {
         (SessionEnd::Signal, None),
         (SessionEnd::Revoked, None),
         (SessionEnd::Io(io()), None),
+        (
+            SessionEnd::ThreadFailed(Arc::new(ThreadFailure::Failed { name: String::new(), source: io() })),
+            None,
+        ),
         (SessionEnd::NoMessage(PeekError::Socket(io())), None),
         (SessionEnd::NoMessage(PeekError::NotARequest { code: 1 }), Some(Rule::MessageHeader)),
         (SessionEnd::Unfinished, Some(Rule::MessageCutOff)),

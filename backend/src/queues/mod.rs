@@ -10,7 +10,6 @@ pub mod ring;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use device_model::gpu::device::{Device, Effect};
@@ -32,6 +31,7 @@ use crate::engines::engine::FinishedJob;
 use crate::engines::scheduler::Scheduler;
 use crate::faults::{Bug, Injection};
 use crate::telemetry::instruments::EventSink;
+use crate::threads::{DeviceThread, ThreadFailures};
 use crate::wake::Poller;
 use device_model::session::miss_port::{MissAnswer, MissPort, RingWait, Waiter};
 
@@ -46,7 +46,7 @@ const TURN: usize = 64;
 /// Token of the mailbox; below it, the queues.
 const MAILBOX: u64 = QUEUES as u64;
 
-/// What the session holds of the queue thread.
+/// What the session holds of the queue thread. Dropping it ends the thread and waits for that.
 pub struct QueueHandle {
     /// The rings, as far as they are shared.
     pub rings: Arc<[SharedRing; QUEUES]>,
@@ -54,15 +54,13 @@ pub struct QueueHandle {
     pub mailbox: Mailbox,
     /// Where the thread waits: kick eventfds are watched here under their queue's number.
     pub poller: Arc<Poller>,
-    thread: JoinHandle<()>,
+    _thread: DeviceThread,
 }
 
-impl QueueHandle {
-    /// Ends the thread.
-    pub fn close(self) {
+impl Drop for QueueHandle {
+    fn drop(&mut self) {
         self.mailbox.post(Mail::Close);
-        // PANIC: a panic of the thread was reported by the panic hook; the session ends all the same.
-        let _ = self.thread.join();
+        // The thread is waited for when the fields are dropped.
     }
 }
 
@@ -92,15 +90,15 @@ pub struct QueueThread {
 
 impl QueueThread {
     /// Starts the thread.
-    pub fn spawn(self) -> io::Result<QueueHandle> {
+    pub fn spawn(self, failures: &ThreadFailures) -> io::Result<QueueHandle> {
         let poller = Arc::new(Poller::new()?);
         poller.add(self.mailbox.as_raw_fd(), MAILBOX, Events::EPOLLIN | Events::EPOLLET)?;
         let (rings, mailbox, waits_at) = (Arc::clone(&self.rings), self.mailbox.clone(), Arc::clone(&poller));
-        let thread = thread::Builder::new().name("queue".into()).spawn(move || self.run(&waits_at))?;
-        Ok(QueueHandle { rings, mailbox, poller, thread })
+        let thread = DeviceThread::spawn("queue", failures, move || self.run(&waits_at))?;
+        Ok(QueueHandle { rings, mailbox, poller, _thread: thread })
     }
 
-    fn run(self, poller: &Poller) {
+    fn run(self, poller: &Poller) -> io::Result<()> {
         let shared = Arc::clone(&self.rings);
         let (max_request, injection) = (self.device.max_request_bytes(), Arc::clone(&self.injection));
         let mut rings = shared.each_ref().map(|shared| {
@@ -118,14 +116,11 @@ impl QueueThread {
         let mut tokens = Vec::new();
         loop {
             let timeout = queues.timeout();
-            if let Err(e) = poller.wait(timeout, &mut tokens) {
-                warn!("The queue thread cannot wait for events and ends: {e}");
-                return;
-            }
+            poller.wait(timeout, &mut tokens)?;
             queues.note_kicks(&tokens);
             queues.release_held();
             if queues.empty_mailbox().is_break() {
-                return;
+                return Ok(());
             }
             queues.serve();
         }

@@ -8,6 +8,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::fs::File;
 use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -40,6 +41,15 @@ pub struct SharedRing {
 }
 
 impl SharedRing {
+    /// Looks at the vring, or changes it, under its lock. The session needs that lock to end in good order, and the vring
+    /// does not bear with a poisoned one: a panic goes on after the lock was given back.
+    fn locked<T>(&self, work: impl FnOnce(&mut VringState<RingMemory>) -> T) -> T {
+        let mut vring = self.vring.get_mut();
+        let done = catch_unwind(AssertUnwindSafe(|| work(&mut vring)));
+        drop(vring);
+        done.unwrap_or_else(|panic| resume_unwind(panic))
+    }
+
     /// Tells the front-end that the ring is broken.
     fn signal_error(&self) {
         let event = self.error_event.lock().unwrap_or_else(PoisonError::into_inner);
@@ -202,19 +212,20 @@ impl<'a> Virtqueue<'a> {
                 return Taken::Unreadable(self.pending(inbound.chain));
             }
         }
-        let shared = self.shared;
-        let mut vring = shared.vring.get_mut();
-        if !self.is_running(&vring) {
-            return Taken::Idle;
+        match self.shared.locked(|vring| self.find_chain(vring)) {
+            Ok(()) => self.copy_in(),
+            Err(taken) => taken,
         }
-        if self.inbound.is_none() {
-            match self.next_chain(&mut vring) {
-                Ok(()) => {}
-                Err(taken) => return taken,
-            }
+    }
+
+    /// Sees to it that there is a chain in `inbound`, or says why there is none.
+    fn find_chain(&mut self, vring: &mut VringState<RingMemory>) -> Result<(), Taken> {
+        #[cfg(test)]
+        self.injection.panic_if_told("in a ring");
+        if !self.is_running(vring) {
+            return Err(Taken::Idle);
         }
-        drop(vring);
-        self.copy_in()
+        if self.inbound.is_none() { self.next_chain(vring) } else { Ok(()) }
     }
 
     /// Puts the next chain into `inbound`, or says why there is none.
@@ -329,17 +340,15 @@ impl<'a> Virtqueue<'a> {
                 front.response.clear();
             }
         }
-        let shared = self.shared;
-        let mut vring = shared.vring.get_mut();
-        if !self.is_running(&vring) {
-            return Published::Nothing;
-        }
-        let published = match self.find_used_index(&mut vring) {
-            Ok(()) => self.publish_all(&mut vring),
-            Err(published) => published,
-        };
-        drop(vring);
-        published
+        self.shared.locked(|vring| {
+            if !self.is_running(vring) {
+                return Published::Nothing;
+            }
+            match self.find_used_index(vring) {
+                Ok(()) => self.publish_all(vring),
+                Err(published) => published,
+            }
+        })
     }
 
     /// Reads the used index of a ring that was started anew: at SET_VRING_ADDR no MISS is served.
@@ -430,11 +439,12 @@ impl<'a> Virtqueue<'a> {
 
     /// Interrupts the driver although nothing was completed.
     pub fn interrupt_for_nothing(&self) {
-        let shared = self.shared;
-        let vring = shared.vring.get_mut();
-        if self.is_running(&vring) {
-            let _ = vring.signal_used_queue();
-        }
+        self.shared.locked(|vring| {
+            if self.is_running(vring) {
+                // As in `notify`.
+                let _ = vring.signal_used_queue();
+            }
+        });
     }
 
     /// Who asks for what the ring lacks.

@@ -4,10 +4,13 @@
 //! Also takes whole messages with their descriptors, for the few that the crate does not know. Nothing blocks.
 
 use std::io::{self, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, ioctl_fionread};
+use rustix::net::{self, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::Header;
@@ -59,7 +62,7 @@ pub fn next(socket: &UnixStream) -> Result<Next, PeekError> {
     match look(socket)? {
         // The bytes that are there keep the end of the stream from being read. What came before the hang-up is there
         // at the second look.
-        Next::Partial if is_polled(socket, libc::POLLRDHUP) => match look(socket)? {
+        Next::Partial if is_polled(socket, PollFlags::RDHUP) => match look(socket)? {
             Next::Partial => Ok(Next::Closed),
             next => Ok(next),
         },
@@ -129,36 +132,30 @@ pub fn take(socket: &UnixStream, payload: &mut [u8]) -> io::Result<Vec<OwnedFd>>
 
 /// One recvmsg that does not wait: bytes read, and the descriptors that came along.
 pub fn receive(socket: &UnixStream, into: &mut [IoSliceMut<'_>]) -> io::Result<(usize, Vec<OwnedFd>)> {
-    let mut iovecs: Vec<libc::iovec> = into
-        .iter_mut()
-        .map(|slice| libc::iovec { iov_base: slice.as_mut_ptr().cast(), iov_len: slice.len() })
-        .collect();
-    let mut raw = [0; MAX_DESCRIPTORS];
-    // SAFETY: the iovecs point into `into`, which is borrowed mutably for the whole call, and any bytes are valid.
-    let (read, count) = unsafe { socket.recv_with_fds(&mut iovecs, &mut raw) }?;
-    let descriptors = raw
-        .iter()
-        .take(count)
-        // SAFETY: recvmsg just gave us these descriptors; nobody else owns them.
-        .map(|fd| unsafe { OwnedFd::from_raw_fd(*fd) })
-        .collect();
-    Ok((read, descriptors))
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let received = net::recvmsg(socket, into, &mut control, flags)?;
+    if received.flags.contains(ReturnFlags::CTRUNC) {
+        // More descriptors than any message has, or than this process may open: those that came are closed.
+        return Err(Errno::NOBUFS.into());
+    }
+    let rights = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+        _ => None,
+    });
+    Ok((received.bytes, rights.flatten().collect()))
 }
 
 /// Reads as far as `bytes` goes without taking anything.
 fn peek(socket: &UnixStream, bytes: &mut [u8]) -> io::Result<usize> {
-    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
-    // SAFETY: the pointer and the length are those of `bytes`, which is borrowed mutably.
-    let read = unsafe { libc::recv(socket.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len(), flags) };
-    usize::try_from(read).map_err(|_| io::Error::last_os_error())
+    let (read, _) = net::recv(socket, bytes, RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
+    Ok(read)
 }
 
 /// Bytes that wait in the socket.
 fn readable(socket: &UnixStream) -> io::Result<usize> {
-    let mut count: libc::c_int = 0;
-    // SAFETY: FIONREAD writes one int, to a place that is ours.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::FIONREAD, &raw mut count) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(usize::try_from(count).unwrap_or(0)) }
+    Ok(usize::try_from(ioctl_fionread(socket)?).unwrap_or(0))
 }
 
 /// Whether the peer has yet to read something that was sent. (SIOCOUTQ, which is TIOCOUTQ by another name: for a UNIX
@@ -174,37 +171,30 @@ pub fn is_unread(socket: &impl AsFd) -> bool {
 /// the socket is full; try again when it is writable.
 pub fn send_whole(socket: &impl AsFd, message: &(impl IntoBytes + Immutable)) -> io::Result<bool> {
     let bytes = message.as_bytes();
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    let fd = socket.as_fd().as_raw_fd();
-    // SAFETY: the pointer and the length are those of `bytes`.
-    let sent = unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags) };
-    match usize::try_from(sent) {
+    match net::send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
         Ok(sent) if sent == bytes.len() => Ok(true),
         // A UNIX stream socket takes a message of less than a page as a whole.
         Ok(_) => Err(io::Error::from(io::ErrorKind::WriteZero)),
-        Err(_) => match io::Error::last_os_error() {
-            e if e.kind() == io::ErrorKind::WouldBlock => Ok(false),
-            e => Err(e),
-        },
+        Err(Errno::WOULDBLOCK) => Ok(false),
+        Err(e) => Err(e.into()),
     }
 }
 
 /// Whether a reply can be written without waiting (the crate writes with blocking calls).
 pub fn is_writable(socket: &UnixStream) -> bool {
-    is_polled(socket, libc::POLLOUT)
+    is_polled(socket, PollFlags::OUT)
 }
 
-fn is_polled(socket: &UnixStream, events: libc::c_short) -> bool {
-    let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events, revents: 0 };
-    // SAFETY: one pollfd, ours, and a timeout of 0.
-    let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
-    ready == 1 && poll.revents & events != 0
+fn is_polled(socket: &UnixStream, events: PollFlags) -> bool {
+    let mut polled = [PollFd::new(socket, events)];
+    let ready = poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+    ready == Ok(1) && polled.iter().any(|socket| socket.revents().intersects(events))
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::Write;
-    use std::os::fd::AsRawFd;
+    use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
     use super::super::Ack;
     use super::*;

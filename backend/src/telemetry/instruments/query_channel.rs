@@ -10,6 +10,7 @@ use device_model::mmu::MappedRange;
 use device_model::mmu::miss::MissRequest;
 use device_model::telemetry::audit::AuditReport;
 
+use super::Instruments;
 use crate::engines::scheduler::Scheduler;
 use crate::queues::mailbox::{Mail, Mailbox};
 use crate::wake::Waker;
@@ -63,6 +64,24 @@ pub struct Connection {
     pub scheduler: Arc<Scheduler>,
 }
 
+/// The threads of a connection can be asked until this is dropped, also if their session never begins.
+#[derive(Debug)]
+pub struct Connected(Arc<Instruments>);
+
+impl Instruments {
+    /// A front-end has connected: the control thread asks its threads from now on.
+    pub fn connect(self: &Arc<Self>, connection: Connection) -> Connected {
+        self.query_channel.set(Some(connection));
+        Connected(Arc::clone(self))
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.0.query_channel.disconnect();
+    }
+}
+
 /// An audit, for whoever asks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AuditNews {
@@ -80,9 +99,13 @@ pub struct QueryChannel {
 }
 
 impl QueryChannel {
-    /// A front-end has connected, or (`None`) is gone.
-    pub fn connect(&self, connection: Option<Connection>) {
+    fn set(&self, connection: Option<Connection>) {
         *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = connection;
+    }
+
+    /// The front-end is gone.
+    pub fn disconnect(&self) {
+        self.set(None);
     }
 
     /// The threads that can be asked.

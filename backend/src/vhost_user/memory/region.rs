@@ -1,13 +1,13 @@
 //! One region of the front-end's memory, mapped into this process. Checked before it is mapped: the file has to
 //! be as long as the region says (a mapping past the end of a file only fails when it is touched, with SIGBUS).
 
+use std::ffi::c_void;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
 use std::ptr::{self, NonNull};
 
 use device_model::addr::{ByteRange, FrontendVa, Gpa, RangeError};
+use rustix::mm::{self, Advice, MapFlags, ProtFlags};
 
 use super::sigbus;
 
@@ -74,6 +74,40 @@ pub struct Region {
 // SAFETY: INVARIANT: `host` points into `mapping`, which this region owns; a pointer is as good on any thread.
 unsafe impl Send for Region {}
 
+/// Where the mapping of a region lies in its file: whole pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct PlaceInFile {
+    /// Where the mapping starts.
+    offset: u64,
+    /// Bytes of the mapping before the region: it need not start at a page (QEMU's mmap_offset).
+    skip: usize,
+    /// Length of the mapping.
+    len: usize,
+    /// Where the region ends.
+    end: u64,
+    /// Bytes of a page of the file.
+    page: usize,
+}
+
+impl PlaceInFile {
+    fn of(spec: RegionSpec, page: usize) -> Result<Self, RegionError> {
+        let beyond = || RegionError::Offset { size: spec.size, offset: spec.file_offset };
+        let end = spec.file_offset.checked_add(spec.size).ok_or_else(beyond)?;
+        let skip = spec.file_offset % page as u64;
+        let offset = spec.file_offset - skip;
+        let len = usize::try_from(spec.size)
+            .ok()
+            .and_then(|size| size.checked_add(skip as usize))
+            .and_then(|len| len.checked_next_multiple_of(page))
+            .ok_or_else(beyond)?;
+        // The kernel counts in a signed number.
+        if i64::try_from(end).is_err() {
+            return Err(beyond());
+        }
+        Ok(Self { offset, skip: skip as usize, len, end, page })
+    }
+}
+
 struct Mapping {
     base: NonNull<u8>,
     len: usize,
@@ -85,25 +119,15 @@ impl Region {
     pub fn map(spec: RegionSpec, file: &File) -> Result<Self, RegionError> {
         let gpa = ByteRange::new(Gpa::new(spec.gpa), spec.size)?;
         let user = ByteRange::new(FrontendVa::new(spec.user_address), spec.size)?;
-        let metadata = file.metadata().map_err(RegionError::Stat)?;
-        let page = page_size(&metadata);
-        let beyond = || RegionError::Offset { size: spec.size, offset: spec.file_offset };
-        let needed = spec.file_offset.checked_add(spec.size).ok_or_else(beyond)?;
-        if needed > metadata.len() {
-            return Err(RegionError::ShortFile { needed, len: metadata.len() });
+        let len = file.metadata().map_err(RegionError::Stat)?.len();
+        let place = PlaceInFile::of(spec, page_size(file).map_err(RegionError::Stat)?)?;
+        if place.end > len {
+            return Err(RegionError::ShortFile { needed: place.end, len });
         }
-        // The mapping starts at a page of the file; the region may not (QEMU's mmap_offset).
-        let skip = spec.file_offset % page;
-        let offset = libc::off_t::try_from(spec.file_offset - skip).map_err(|_| beyond())?;
-        let len = usize::try_from(spec.size)
-            .ok()
-            .and_then(|size| size.checked_add(skip as usize))
-            .and_then(|len| len.checked_next_multiple_of(page as usize))
-            .ok_or_else(beyond)?;
-        let mapping = Mapping::new(file, len, offset, page as usize)
-            .map_err(|source| RegionError::Map { size: spec.size, source })?;
+        let mapping =
+            Mapping::new(file, place).map_err(|source| RegionError::Map { size: spec.size, source })?;
         // SAFETY: `skip` is less than a page and so less than the mapping's length.
-        let host = unsafe { mapping.base.add(skip as usize) };
+        let host = unsafe { mapping.base.add(place.skip) };
         Ok(Self { gpa, user, host, mapping, spec })
     }
 
@@ -136,35 +160,28 @@ impl Region {
 }
 
 impl Mapping {
-    fn new(file: &File, len: usize, offset: libc::off_t, page: usize) -> io::Result<Self> {
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
+    fn new(file: &File, PlaceInFile { offset, len, page, .. }: PlaceInFile) -> io::Result<Self> {
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
         // SAFETY: the kernel chooses the place, so nothing that exists is replaced.
-        let base = unsafe { libc::mmap(ptr::null_mut(), len, protection, flags, file.as_raw_fd(), offset) };
-        if base == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
+        let base = unsafe { mm::mmap(ptr::null_mut(), len, protection, flags, file, offset) }?;
         // Memory of the guest has no place in a core dump. Failing to say so changes nothing else.
-        // SAFETY: the range is the mapping just made.
-        unsafe { libc::madvise(base, len, libc::MADV_DONTDUMP) };
+        // SAFETY: the range is the mapping just made, and what is in it stays as it is.
+        let _ = unsafe { mm::madvise(base, len, Advice::LinuxDontDump) };
         let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
         match sigbus::RegionSlot::register(base.as_ptr() as usize, len, page) {
             Some(slot) => Ok(Self { base, len, slot }),
             None => {
                 // SAFETY: the range is the mapping just made, which nobody else knows of.
-                unsafe { libc::munmap(base.as_ptr().cast(), len) };
+                unsafe { mm::munmap(base.as_ptr().cast(), len) }?;
                 Err(io::Error::from(io::ErrorKind::QuotaExceeded))
             }
         }
     }
 
     fn replace_by_zeroes(&self) -> io::Result<()> {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        let base = self.base.as_ptr().cast();
         // SAFETY: the range is this mapping, whole; whoever points into it sees zeroes from now on.
-        let result = unsafe { libc::mmap(base, self.len, protection, flags, -1, 0) };
-        if result == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+        unsafe { zero_pages(self.base.as_ptr().cast(), self.len) }
     }
 }
 
@@ -173,20 +190,37 @@ impl Drop for Mapping {
         self.slot.forget();
         // SAFETY: INVARIANT: regions are dropped only after everything that used them was drained, so nothing
         // points into the mapping any more.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
+        let unmapped = unsafe { mm::munmap(self.base.as_ptr().cast(), self.len) };
+        debug_assert!(unmapped.is_ok(), "a whole mapping can be unmapped");
     }
 }
 
-/// The page size of the file: that of its file system where it is a huge one (hugetlbfs), else the machine's.
-fn page_size(metadata: &std::fs::Metadata) -> u64 {
-    const HUGE: u64 = 2 << 20;
-    let block = metadata.blksize();
-    // Other file systems name their favourite I/O size here, which is not what mmap aligns to.
-    if block >= HUGE && block.is_power_of_two() { block } else { 4096 }
+/// Puts zero pages, which no file is behind, over what is mapped there. Safe in a signal handler.
+///
+/// # Safety
+///
+/// The range is whole pages of a mapping of guest memory, which stays registered meanwhile. Nothing but guest memory is
+/// in them, so that whatever points there finds what a guest could have written.
+pub(super) unsafe fn zero_pages(base: *mut c_void, len: usize) -> io::Result<()> {
+    let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
+    // SAFETY: as the caller promises.
+    unsafe { mm::mmap_anonymous(base, len, ProtFlags::READ | ProtFlags::WRITE, flags) }?;
+    Ok(())
+}
+
+/// The page size of a file: that of its file system where it has huge pages of its own, else the host's.
+fn page_size(file: &File) -> io::Result<usize> {
+    const HUGETLBFS: i64 = 0x9584_58f6;
+    let file_system = rustix::fs::fstatfs(file)?;
+    // Other file systems say here what they like to read at a time, which is not what mmap aligns to.
+    let own = (file_system.f_type == HUGETLBFS).then_some(file_system.f_bsize);
+    Ok(own.and_then(|size| usize::try_from(size).ok()).unwrap_or_else(rustix::param::page_size))
 }
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::MemfdFlags;
+
     use super::*;
 
     fn file(len: u64) -> File {
@@ -214,6 +248,32 @@ mod tests {
         let mut wraps = spec(0x2000, 0);
         wraps.gpa = u64::MAX - 0xfff;
         assert!(matches!(Region::map(wraps, &file(0x2000)), Err(RegionError::Range(_))));
+    }
+
+    #[test]
+    fn a_mapping_is_whole_pages_of_the_host_whatever_their_size() {
+        for page in [4096, 16 << 10, 64 << 10, 2 << 20] {
+            let place = PlaceInFile::of(spec(0x3000, 0x21_1000), page).unwrap();
+            let (offset, bytes) = (place.offset as usize, place.skip + 0x3000);
+            assert!(offset.is_multiple_of(page) && place.len.is_multiple_of(page), "{place:?}");
+            assert!(offset + place.skip == 0x21_1000 && place.skip < page, "{place:?}");
+            assert!(bytes <= place.len && place.len < bytes + page, "{place:?}");
+            assert_eq!((place.end, place.page), (0x21_4000, page));
+        }
+    }
+
+    #[test]
+    fn a_file_has_the_pages_of_the_host_or_huge_ones_of_its_own() {
+        assert_eq!(page_size(&file(0x1000)).unwrap(), rustix::param::page_size());
+        let memory = |flags| rustix::fs::memfd_create("test", flags | MemfdFlags::CLOEXEC);
+        assert_eq!(
+            page_size(&memory(MemfdFlags::empty()).unwrap().into()).unwrap(),
+            rustix::param::page_size()
+        );
+        // A kernel without pages of 2 MiB has no such files.
+        if let Ok(huge) = memory(MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB) {
+            assert_eq!(page_size(&huge.into()).unwrap(), 2 << 20);
+        }
     }
 
     #[test]

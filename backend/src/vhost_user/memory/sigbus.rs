@@ -4,7 +4,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::ptr;
 use std::sync::Once;
 use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
@@ -115,15 +115,17 @@ fn paper_over(address: usize) -> bool {
         }
         let page = entry.page.load(Ordering::Relaxed);
         let start = address & !(page - 1);
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
         // SAFETY: the page lies in a registered mapping of ours, which is not unmapped while it is registered.
-        let result = unsafe { libc::mmap(start as *mut libc::c_void, page, protection, flags, -1, 0) };
+        let result = unsafe { super::region::zero_pages(start as *mut libc::c_void, page) };
         HOLES.fetch_add(1, Ordering::AcqRel);
-        let one = 1u64.to_ne_bytes();
-        // SAFETY: the bytes are ours; -1 and a closed descriptor are errors that change nothing.
-        unsafe { libc::write(LISTENER.load(Ordering::Acquire), one.as_ptr().cast(), one.len()) };
-        return result != libc::MAP_FAILED;
+        let listener = LISTENER.load(Ordering::Acquire);
+        if listener >= 0 {
+            // SAFETY: the eventfd of a session that runs: it is closed after `wake_nobody`, and borrowed for one write.
+            let listener = unsafe { BorrowedFd::borrow_raw(listener) };
+            // A full counter means that a wake-up is already due.
+            let _ = rustix::io::write(listener, &1u64.to_ne_bytes());
+        }
+        return result.is_ok();
     }
     false
 }

@@ -31,6 +31,7 @@ use vhost::vhost_user::BackendReqHandler;
 pub use self::state::SessionState;
 use crate::faults::{Bug, Injection};
 use crate::telemetry::instruments::Clock;
+use crate::threads::ThreadFailure;
 use crate::vhost_user::channel::Channel;
 use crate::vhost_user::iotlb::{self, IotlbEvent};
 use crate::vhost_user::memory::sigbus;
@@ -98,6 +99,9 @@ pub enum SessionEnd {
     /// An engine did not reach the end of its step: memory was revoked.
     #[error("An engine did not reach the end of a step: guest memory was revoked, and the session is over")]
     Revoked,
+    /// A thread of the device has failed: what it serves would never be answered.
+    #[error("A thread of the device has failed")]
+    ThreadFailed(#[source] Arc<ThreadFailure>),
 }
 
 /// A reply that has not gone out yet.
@@ -150,13 +154,14 @@ impl Session {
         let main = Events::EPOLLIN | Events::EPOLLOUT | Events::EPOLLRDHUP | edge;
         poller.add(socket.as_raw_fd(), MAIN, main)?;
         poller.add(waker.as_raw_fd(), WAKE, Events::EPOLLIN | edge)?;
-        sigbus::wake_at_a_hole(waker.as_raw_fd());
         poller.add(signal.as_fd().as_raw_fd(), SIGNAL, Events::EPOLLIN)?;
         let clock = state.sink.instruments().clock();
         let injection = Arc::clone(&state.injection);
         // The crate handles one request at a time, on this thread: the mutex is what its trait asks for.
         let state = Arc::new(Mutex::new(state));
         let requests = BackendReqHandler::from_stream(socket.try_clone()?, Arc::clone(&state));
+        // Last, for a session that cannot begin takes its eventfd with it.
+        sigbus::wake_at_a_hole(waker.as_raw_fd());
         Ok(Self {
             socket,
             requests,
@@ -202,6 +207,9 @@ impl Session {
         }
         if sigbus::holes() != self.holes {
             return Err(SessionEnd::MemoryLost);
+        }
+        if let Some(failure) = self.lock().failures.first() {
+            return Err(SessionEnd::ThreadFailed(failure));
         }
         let now = self.now();
         self.lock().read_answers(now);

@@ -10,7 +10,7 @@ use device_model::telemetry::audit::AuditReport;
 use serde_json::{Value, json};
 
 use super::state::SessionState;
-use crate::telemetry::instruments::query_channel::{IotlbList, Question};
+use crate::telemetry::instruments::query_channel::{Connected, IotlbList, Question};
 
 /// Table entries that are looked at in one turn: about 10 µs.
 const ENTRIES_A_TURN: usize = 4096;
@@ -23,16 +23,19 @@ struct Listing {
     answer: Sender<IotlbList>,
 }
 
-/// Queries, and what is being done about them, oldest first.
+/// Queries, and what is being done about them.
 pub struct Queries {
     mail: Receiver<Question>,
+    /// In the order in which they get their turns.
     listings: VecDeque<Listing>,
+    /// Until this is dropped, the control thread may ask.
+    _connected: Connected,
 }
 
 impl Queries {
     /// None yet.
-    pub fn new(mail: Receiver<Question>) -> Self {
-        Self { mail, listings: VecDeque::new() }
+    pub fn new(mail: Receiver<Question>, connected: Connected) -> Self {
+        Self { mail, listings: VecDeque::new(), _connected: connected }
     }
 
     /// When there is something to be done next.
@@ -69,7 +72,7 @@ impl SessionState {
         self.carry_out(now);
     }
 
-    /// Goes on with the oldest list.
+    /// Goes on with one list: each gets a turn after those that were asked for before it.
     fn list_some(&mut self) {
         let Some(mut listing) = self.queries.listings.pop_front() else { return };
         let Listing { list, most, from, .. } = &mut listing;
@@ -85,7 +88,7 @@ impl SessionState {
         match next.filter(|_| !list.truncated) {
             Some(next) => {
                 listing.from = next;
-                self.queries.listings.push_front(listing);
+                self.queries.listings.push_back(listing);
             }
             None => drop(listing.answer.send(listing.list)),
         }
@@ -122,4 +125,72 @@ pub fn audit_json(report: &AuditReport) -> Value {
         "unanswered": report.unanswered,
         "interrupted": report.interrupted,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::mpsc::channel;
+
+    use device_model::addr::{ByteRange, PAGE_SIZE};
+    use device_model::mmu::{HostRange, Permissions};
+    use device_model::telemetry::stats::Stats;
+
+    use super::*;
+    use crate::telemetry::instruments::Instruments;
+    use crate::vhost_user::session::start::{DeviceSettings, start};
+    use crate::wake::Waker;
+
+    #[repr(align(4096))]
+    struct Page([u8; PAGE_SIZE as usize]);
+
+    /// The turns after which the lists are complete that ask for so many ranges, all at once and in this order. One turn
+    /// does not get through the ranges of the mirror.
+    fn turns_until_answered(most: &[usize]) -> Vec<usize> {
+        let (settings, stats) = (DeviceSettings::for_tests(), Arc::new(Stats::default()));
+        let instruments = Instruments::start(settings.engines, None, Arc::clone(&stats)).unwrap();
+        let mut state = start(&settings, &stats, &instruments, &Waker::new().unwrap()).unwrap();
+        let mut page = Box::new(Page([0; PAGE_SIZE as usize]));
+        // SAFETY: nothing looks at what these translations lead to, and the page outlives them.
+        let host = unsafe { HostRange::new(page.0.as_mut_ptr(), page.0.len()) };
+        for index in 0..ENTRIES_A_TURN as u64 * 5 / 2 {
+            // A gap after each page keeps the ranges apart.
+            let range = ByteRange::new(Iova::new(2 * index * PAGE_SIZE), PAGE_SIZE).unwrap();
+            state
+                .core
+                .mirror_mut()
+                .map(SpaceId::DEVICE, range, host, Permissions { read: true, write: true })
+                .map(drop)
+                .unwrap();
+        }
+        let connection = instruments.query_channel.connection().unwrap();
+        let ask = |most: &usize| {
+            let (sender, answer) = channel();
+            connection.session.send(Question::Iotlb(*most, sender)).unwrap();
+            answer
+        };
+        let answers: Vec<_> = most.iter().map(ask).collect();
+        let mut turns = vec![0; most.len()];
+        for turn in 1..100 {
+            state.answer_queries(Duration::ZERO);
+            for (answer, turns) in answers.iter().zip(&mut turns) {
+                if answer.try_recv().is_ok() {
+                    *turns = turn;
+                }
+            }
+        }
+        turns
+    }
+
+    #[test]
+    fn lists_are_answered_in_the_order_in_which_they_were_asked_for() {
+        let turns = turns_until_answered(&[usize::MAX; 3]);
+        assert!(turns.is_sorted() && turns[0] > 1, "{turns:?}");
+    }
+
+    #[test]
+    fn a_short_list_does_not_wait_for_the_end_of_a_long_one() {
+        let turns = turns_until_answered(&[usize::MAX, 1]);
+        assert!(turns[1] == 2 && turns[0] > 2, "{turns:?}");
+    }
 }

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 
 use device_model::addr::FrontendVa;
 use epoll::Events;
+use rustix::fs::OFlags;
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
@@ -122,15 +123,8 @@ impl SessionState {
 
 /// A descriptor of the front-end never makes a thread of ours wait.
 fn set_nonblocking(file: &File) -> io::Result<()> {
-    let fd = file.as_raw_fd();
-    // SAFETY: F_GETFL only reads the flags of a descriptor that is ours.
-    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
-    if flags < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: F_SETFL with flags that the kernel just gave, and one more.
-    let result = unsafe { libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    let flags = rustix::fs::fcntl_getfl(file)?;
+    Ok(rustix::fs::fcntl_setfl(file, flags | OFlags::NONBLOCK)?)
 }
 
 fn spec_of(region: &VhostUserMemoryRegion) -> RegionSpec {

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use super::queries::Queries;
 use super::requests::offer;
 use super::state::{SessionState, abort};
 use crate::display::Display;
+use crate::engines::Engines;
 use crate::engines::engine::{Engine, FinishedJob};
 use crate::engines::scheduler::Scheduler;
 use crate::engines::starvation::{ThreadName, Turns};
@@ -26,8 +27,9 @@ use crate::faults::{Bug, Injection};
 use crate::queues::mailbox::{Mail, Mailbox};
 use crate::queues::ring::SharedRing;
 use crate::queues::{MAX_QUEUE_SIZE, QueueThread};
-use crate::telemetry::instruments::query_channel::{Connection, Question};
+use crate::telemetry::instruments::query_channel::Connection;
 use crate::telemetry::instruments::{Instruments, Producer};
+use crate::threads::ThreadFailures;
 use crate::wake::{Poller, Waker};
 use device_model::session::miss_port::MissPort;
 
@@ -48,7 +50,23 @@ pub struct DeviceSettings {
     pub injection: Arc<Injection>,
 }
 
-/// Starts the threads of a session; `waker` wakes the session.
+#[cfg(test)]
+impl DeviceSettings {
+    /// A small device that does what it should.
+    pub(crate) fn for_tests() -> Self {
+        let (engines, iotlb_limit, miss_timeout) = (2, 64 << 20, Duration::from_secs(1));
+        Self {
+            device: DeviceConfig::default(),
+            engines,
+            iotlb_limit,
+            drain_timeout: Duration::from_millis(100),
+            miss_timeout,
+            injection: Arc::default(),
+        }
+    }
+}
+
+/// Starts the threads of a session; `waker` wakes the session. What it has started ends again if it fails.
 pub fn start(
     settings: &DeviceSettings,
     stats: &Arc<Stats>,
@@ -63,7 +81,8 @@ pub fn start(
     let (mailbox, miss_port) = (Mailbox::new()?, MissPort::new(Arc::new(waker.clone())));
     let scheduler = Arc::new(Scheduler::new(instruments.clock()));
     let answers = mailbox.clone();
-    let display = Display::spawn(Arc::clone(stats), move |ticket, answer| {
+    let failures = ThreadFailures::new(waker.clone());
+    let display = Display::spawn(Arc::clone(stats), &failures, move |ticket, answer| {
         answers.post(Mail::DisplayAnswered { ticket, answer });
     })?;
     let device = Device::new(settings.device.clone());
@@ -84,6 +103,9 @@ pub fn start(
     let threads: Vec<_> = (0..settings.engines).map(|_| ThreadName::default()).collect();
     let common =
         Common { settings, scheduler: &scheduler, misses: &miss_port, mailbox: &mailbox, stats, instruments };
+    let mut engines = Engines::new(Arc::clone(&scheduler), failures.clone());
+    common.start_engines(&mut engines, readers, &threads)?;
+
     let questions = connect_query_channel(instruments, waker, &mailbox, &scheduler);
     let config = Config {
         drain_timeout: settings.drain_timeout,
@@ -95,9 +117,9 @@ pub fn start(
         core: Session::new(config, writer, jobs, miss_port.clone(), Arc::clone(stats)),
         memory: crate::vhost_user::memory::MemoryTable::default(),
         channel: None,
-        engines: common.start_engines(readers, &threads)?,
+        engines,
         turns: Turns::new(threads),
-        queue: queue.spawn()?,
+        queue: queue.spawn(&failures)?,
         scheduler,
         display,
         stats: Arc::clone(stats),
@@ -106,22 +128,23 @@ pub fn start(
         config_space,
         refusal: None,
         sink: instruments.sink(Producer::Session),
-        queries: Queries::new(questions),
+        queries: questions,
+        failures,
         referee: None,
     })
 }
 
 /// Lets the control thread ask the threads of this session from now on.
 fn connect_query_channel(
-    instruments: &Instruments,
+    instruments: &Arc<Instruments>,
     waker: &Waker,
     queue: &Mailbox,
     scheduler: &Arc<Scheduler>,
-) -> Receiver<Question> {
+) -> Queries {
     let (session, questions) = channel();
     let (waker, queue, scheduler) = (waker.clone(), queue.clone(), Arc::clone(scheduler));
-    instruments.query_channel.connect(Some(Connection { session, waker, queue, scheduler }));
-    questions
+    let connected = instruments.connect(Connection { session, waker, queue, scheduler });
+    Queries::new(questions, connected)
 }
 
 /// Wakes the session for a drain whose last one is out.
@@ -157,11 +180,12 @@ struct Common<'a> {
 impl Common<'_> {
     fn start_engines(
         &self,
+        engines: &mut Engines,
         readers: Vec<Reader>,
         threads: &[ThreadName],
-    ) -> io::Result<Vec<std::thread::JoinHandle<()>>> {
-        let engines = readers.into_iter().zip(threads.iter().cloned()).enumerate();
-        engines.map(|(index, (reader, thread))| self.engine(index, reader, thread).spawn(index)).collect()
+    ) -> io::Result<()> {
+        let mut each = readers.into_iter().zip(threads.iter().cloned()).enumerate();
+        each.try_for_each(|(index, (reader, thread))| engines.start(self.engine(index, reader, thread)))
     }
 
     fn engine(&self, index: usize, reader: Reader, thread: ThreadName) -> Engine {
@@ -183,18 +207,16 @@ impl SessionState {
     /// Ends the session's threads and gives its memory back, once nothing uses it any more. `poller` watches
     /// `waker`.
     pub fn close(mut self, poller: &Poller, waker: &Waker) {
-        self.sink.instruments().query_channel.connect(None);
+        self.sink.instruments().query_channel.disconnect();
         let now = self.now();
         self.core.close(now);
         self.scheduler.close();
         self.display.disconnect();
         while !self.is_closed(poller, waker) {}
         let Self { queue, engines, memory, .. } = self;
-        queue.close();
-        for engine in engines {
-            // A panic was reported by the panic hook; what the engine held is drained.
-            let _ = engine.join();
-        }
+        // Their threads end here, before memory goes away.
+        drop(queue);
+        drop(engines);
         drop(memory);
     }
 

@@ -19,6 +19,7 @@ use super::injected::InjectedFaults;
 use super::jobs::DeviceJobs;
 use super::queries::Queries;
 use crate::display::Display;
+use crate::engines::Engines;
 use crate::engines::scheduler::Scheduler;
 use crate::engines::starvation::Turns;
 use crate::faults::{Bug, Injection};
@@ -26,6 +27,7 @@ use crate::front_end_check::Referee;
 use crate::queues::QueueHandle;
 use crate::queues::mailbox::{Mail, Side};
 use crate::telemetry::instruments::{EventSink, Instruments};
+use crate::threads::ThreadFailures;
 use crate::vhost_user::Header;
 use crate::vhost_user::channel::Channel;
 use crate::vhost_user::memory::MemoryTable;
@@ -42,13 +44,13 @@ pub struct SessionState {
     /// Where MISSes go, once the front-end has sent it.
     pub(super) channel: Option<Channel>,
     /// The queue thread.
-    pub(super) queue: QueueHandle,
+    pub(crate) queue: QueueHandle,
     /// The engine threads.
-    pub(super) engines: Vec<std::thread::JoinHandle<()>>,
+    pub(super) engines: Engines,
     /// The engines' processor time since they were told to leave.
     pub(super) turns: Turns,
     /// The engines' work, and the device's clock.
-    pub(super) scheduler: Arc<Scheduler>,
+    pub(crate) scheduler: Arc<Scheduler>,
     /// The display.
     pub(super) display: Display,
     /// What is counted.
@@ -63,6 +65,8 @@ pub struct SessionState {
     pub(super) refusal: Option<Refusal>,
     /// Where the session records what it does.
     pub(super) sink: EventSink,
+    /// Where a thread of the device reports that it has failed.
+    pub(super) failures: ThreadFailures,
     /// What the control thread asks.
     pub(super) queries: Queries,
     /// Checks the front-end, if that is wanted.
