@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use device_model::gpu::device::{self, Device, DeviceConfig};
+use device_model::jobs::scheduler::Scheduler;
 use device_model::mmu::miss::MissTable;
 use device_model::mmu::{DrainWaker, Drained, Invalidation, MirrorConfig, Reader, RingMemory, mirror};
 use device_model::telemetry::record::Event;
@@ -23,7 +24,6 @@ use super::verdicts::TakenAway;
 use super::{LAST_DRAIN, SessionState};
 use crate::display::Display;
 use crate::engines::engine::{Engine, FinishedJob};
-use crate::engines::scheduler::Scheduler;
 use crate::engines::starvation::{ThreadName, Turns};
 use crate::faults::{Bug, Injection};
 use crate::queues::mailbox::{Mail, Mailbox};
@@ -62,7 +62,7 @@ pub fn start(
     let (writer, mut readers) = mirror(config, Arc::new(drain_waker));
     let Some(ring_reader) = readers.pop() else { unreachable!("The mirror was asked for a reader") };
     let (mailbox, miss_port) = (Mailbox::new()?, MissPort::new(Arc::new(waker.clone())));
-    let scheduler = Arc::new(Scheduler::new(instruments.clock()));
+    let scheduler = Arc::new(Scheduler::new(instruments.clock().shared()));
     let answers = mailbox.clone();
     let display = Display::spawn(Arc::clone(stats), move |ticket, answer| {
         answers.post(Mail::DisplayAnswered { ticket, answer });

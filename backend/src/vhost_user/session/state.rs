@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use device_model::addr::{ByteRange, Iova, SpaceId};
+use device_model::jobs::scheduler::Scheduler;
 use device_model::mmu::miss::{MissRequest, MissTable};
 use device_model::mmu::{Drained, Ended, HostRange, Invalidation, MirrorWriter, Permissions};
 use device_model::telemetry::record::Event;
@@ -20,7 +21,6 @@ use super::questions::Questions;
 use super::seeded::Seeded;
 use super::verdicts::TakenAway;
 use crate::display::Display;
-use crate::engines::scheduler::Scheduler;
 use crate::engines::starvation::Turns;
 use crate::faults::Bug;
 use crate::front_end_check::Referee;

@@ -1,22 +1,22 @@
-//! The schedule of the jobs ([`device_model::jobs::schedule`]), shared between the session, the queue thread and the
+//! The schedule of the jobs ([`schedule`](super::schedule)), shared between the session, the queue thread and the
 //! engines.
 //!
 //! LOCKING: one mutex, held for a few instructions and never while memory is touched. The session takes it to
 //! deliver answers, so nobody may hold it while waiting for the session.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 use std::time::Duration;
 
-use device_model::addr::{ByteRange, Iova, SpaceId};
-use device_model::jobs::engine::Left;
-use device_model::jobs::job::{Job, JobError, JobId};
-pub use device_model::jobs::schedule::ScheduledJob;
-use device_model::jobs::schedule::{AtRest, Disposed, JobStatus, Judgement, Revealed, Schedule, Turn};
-use device_model::mmu::MappedRange;
-use device_model::telemetry::violation::InvalidationInfo;
+use crate::addr::{ByteRange, Iova, SpaceId};
+use crate::jobs::engine::Left;
+use crate::jobs::job::{Job, JobError, JobId};
+use crate::jobs::schedule::{AtRest, Disposed, JobStatus, Judgement, Revealed, Schedule, ScheduledJob, Turn};
+use crate::mmu::MappedRange;
+use crate::sync::{AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, Ordering, lock};
+use crate::telemetry::violation::InvalidationInfo;
 
-use crate::telemetry::instruments::Clock;
+/// The device's time. It never goes back.
+pub type Clock = std::sync::Arc<dyn Fn() -> Duration + Send + Sync>;
 
 /// The queue of work before the engines.
 pub struct Scheduler {
@@ -48,10 +48,10 @@ impl Scheduler {
 
     /// The device's time: the same for all engines, and it goes on while the device is stopped.
     pub fn now(&self) -> Duration {
-        self.clock.now()
+        (self.clock)()
     }
 
-    /// ScheduledJob for an engine; waits for it. `None`: the device closes.
+    /// The next job for an engine; waits for it. `None`: the device closes.
     ///
     /// A job that WAITs is work again when it is time to look, so an engine without other work sleeps until then:
     /// 50 µs at first, up to 1 ms. Without such a job it sleeps until somebody wakes it.
@@ -188,6 +188,6 @@ impl Scheduler {
     }
 
     fn lock(&self) -> MutexGuard<'_, Schedule> {
-        self.schedule.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.schedule)
     }
 }
