@@ -198,12 +198,11 @@ impl Execution {
 
     /// Goes on for about `context.budget` bytes.
     pub(crate) fn step(&mut self, memory: &impl JobMemory, context: StepContext) -> Step {
-        let mut left = context.budget.max(1);
-        if self.is_cancelled()
-            && let Err(error) = self.fail_unless_failed(JobError::Killed)
-        {
-            return Step::Error(error);
+        // A step of its own, also for a job that spins: its fence is for a step that has memory.
+        if self.is_cancelled() && self.state.failed.is_none() {
+            return self.broken(JobError::Killed);
         }
+        let mut left = context.budget.max(1);
         while left > 0 {
             let Some(packet) = self.next_packet() else { return self.finish(memory) };
             let piece =
@@ -212,8 +211,7 @@ impl Execution {
                 Ok(Piece::Packet) => {
                     self.state.next_packet();
                     left = left.saturating_sub(PACKET_COST);
-                    // Nobody asks a job that spins whether it has to leave: what is behind it is for a step before which
-                    // somebody does.
+                    // A step that begins with a SPIN has no memory: what is behind it is for the next one.
                     if matches!(packet, Packet::Spin(_)) {
                         return Step::Yield;
                     }
@@ -232,10 +230,6 @@ impl Execution {
     fn next_packet(&self) -> Option<Packet> {
         let packets = self.operands.program().packets().get(self.state.packet);
         packets.filter(|_| self.state.failed.is_none()).cloned()
-    }
-
-    fn fail_unless_failed(&mut self, error: JobError) -> Result<(), JobError> {
-        if self.state.failed.is_some() { Ok(()) } else { self.fail(error) }
     }
 
     /// The job fails by itself: its fence is written in the steps to come.
