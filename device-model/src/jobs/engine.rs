@@ -60,9 +60,9 @@ pub enum Leaves {
     Preempted,
     /// It has had its time slice, and another job wants the engine.
     SliceOver,
-    /// A value in memory is not yet what it waits for; it looks again later, and gives up at this time.
+    /// A value in memory is not yet what it waits for; it looks again later, and gives up at some time.
     Waiting {
-        /// When it gives up.
+        /// When it gives up: how long the device will have been running then.
         until: Duration,
     },
     /// A drain has waited too long for its pin: it goes on later, where it stopped.

@@ -9,4 +9,6 @@ pub(crate) mod operands;
 pub(crate) mod program;
 pub mod schedule;
 pub mod scheduler;
+#[cfg(test)]
+pub(crate) mod testing;
 pub(crate) mod transfer;

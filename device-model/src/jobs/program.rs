@@ -55,7 +55,7 @@ struct StreamPosition {
     crc: Crc32c,
     /// Of ATOMIC: the value that its first half found.
     old: Option<u64>,
-    /// Of WAIT: when it looked first.
+    /// Of WAIT: when it looked first, in running time, as are the next two.
     since: Option<Duration>,
     /// Of SPIN: time spent on the engine, and when that was counted last.
     spent: Duration,
@@ -205,8 +205,8 @@ impl Execution {
         let mut left = context.budget.max(1);
         while left > 0 {
             let Some(packet) = self.next_packet() else { return self.finish(memory) };
-            let piece =
-                self.state.execute(&packet, &self.operands, memory, (context.now, left, self.patience));
+            let context = StepContext { budget: left, ..context };
+            let piece = self.state.execute(&packet, &self.operands, memory, (context, self.patience));
             match piece {
                 Ok(Piece::Packet) => {
                     self.state.next_packet();
@@ -262,14 +262,15 @@ impl StreamPosition {
         *self = Self { packet: packet.saturating_add(1), failed, bytes, ..Self::default() };
     }
 
-    /// Does a piece of `packet`: at most `left` bytes.
+    /// Does a piece of `packet`: at most `context.budget` bytes. A WAIT takes no longer than `patience`.
     fn execute(
         &mut self,
         packet: &Packet,
         operands: &Operands,
         memory: &impl JobMemory,
-        (now, left, patience): (Duration, usize, Duration),
+        (context, patience): (StepContext, Duration),
     ) -> Result<Piece, Stop> {
+        let StepContext { now, running, budget: left } = context;
         match packet {
             Packet::Nop(_) | Packet::Context(_) => Ok(Piece::Packet),
             Packet::Barrier(_) => {
@@ -289,8 +290,8 @@ impl StreamPosition {
                 Ok(Piece::Packet)
             }
             Packet::Atomic(atomic) => self.atomic(operands, memory, atomic),
-            Packet::Wait(wait) => self.wait(operands, memory, wait, (now, patience)),
-            Packet::Spin(spin) => self.spin(spin, now).map_err(Stop::Error),
+            Packet::Wait(wait) => self.wait(operands, memory, wait, (running, patience)),
+            Packet::Spin(spin) => self.spin(spin, running).map_err(Stop::Error),
         }
     }
 

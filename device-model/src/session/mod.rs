@@ -2,3 +2,6 @@
 
 pub mod drain;
 pub mod miss_port;
+
+#[cfg(all(test, loom))]
+mod loom_models;

@@ -13,8 +13,8 @@ use super::oracle::{Invariant, violation};
 use super::queue::Mail;
 use super::world::{DRAIN_TIMEOUT, ENGINES, MISS_TIMEOUT, SLACK, World};
 use crate::addr::{ByteRange, Iova, SpaceId};
-use crate::jobs::job::{JobError, JobId};
-use crate::jobs::schedule::Schedule;
+use crate::jobs::job::JobError;
+use crate::jobs::schedule::{JobWait, Schedule};
 use crate::mmu::miss::{Answer, MissRequest, MissTable, Outcome, Requested, Resolution, UpdateVerdict};
 use crate::mmu::{
     DrainWaker, Drained, Invalidation, MappedRange, MemoryRevoked, MirrorWriter, Missing, Permissions,
@@ -26,9 +26,9 @@ use crate::session::drain::{Draining, Progress, STEP_END};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Waiter {
     Ring,
-    Job(JobId),
+    Job(JobWait),
     /// Nobody; but this job comes to it soon.
-    Ahead(JobId),
+    Ahead(JobWait),
 }
 
 /// What follows a drain.
@@ -86,7 +86,7 @@ pub(super) struct Session {
 impl Session {
     pub(super) fn new(mirror: MirrorWriter, wake: Wake) -> Self {
         let mut schedule = Schedule::new();
-        schedule.resume();
+        schedule.resume(Duration::ZERO);
         Self {
             mirror,
             misses: MissTable::new(MISS_TIMEOUT),
@@ -165,7 +165,7 @@ impl World {
             }
             Message::Start => {
                 self.session.running = true;
-                self.session.schedule.resume();
+                self.session.schedule.resume(self.now);
                 self.queue.mailbox.push_back(Mail::RingReady);
                 self.replied();
             }
@@ -228,7 +228,7 @@ impl World {
         self.counts.stops_with_running_jobs += u64::from(self.engines_busy() > 0);
         self.counts.stops_with_waiting_jobs += u64::from(self.session.schedule.waiting() > 0);
         self.session.running = false;
-        self.session.schedule.pause();
+        self.session.schedule.pause(self.now);
         self.session.port.clear();
         self.session.backlog.clear();
         self.session.misses.clear();
@@ -443,18 +443,18 @@ impl World {
             }
         };
         self.event("miss answered", page.iova.raw(), answer.is_ok().into());
-        for waiter in resolution.waiters {
+        for (page, waiter) in resolution.waiters {
             match waiter {
                 Waiter::Job(_) if self.is(Bug::LoseMissAnswer) => {}
-                Waiter::Job(id) if self.is(Bug::FailWhatWasGranted) => {
+                Waiter::Job(wait) if self.is(Bug::FailWhatWasGranted) => {
                     let refused = Err(JobError::Refused(missing(page)));
-                    self.session.schedule.miss_answered(id, refused);
+                    self.session.schedule.miss_answered(wait, page, refused);
                 }
-                Waiter::Job(id) => {
+                Waiter::Job(wait) => {
                     if matches!(answer, Err(JobError::Refused(_))) {
-                        self.job_fault(id);
+                        self.job_fault(wait, page);
                     }
-                    self.session.schedule.miss_answered(id, answer);
+                    self.session.schedule.miss_answered(wait, page, answer);
                 }
                 Waiter::Ahead(_) => {}
                 Waiter::Ring => self.queue.mailbox.push_back(Mail::MissAnswered),
@@ -482,7 +482,11 @@ impl World {
                 }
             }
             let Some((waiter, missing)) = self.session.port.pop_front() else { return };
-            if self.session.running {
+            let is_current = match waiter {
+                Waiter::Job(wait) | Waiter::Ahead(wait) => self.session.schedule.is_current(wait),
+                Waiter::Ring => true,
+            };
+            if self.session.running && is_current {
                 let one = |iova| (MissRequest { space: missing.space, access: missing.access, iova }, waiter);
                 self.session.backlog.extend(missing.pages().map(one));
             }

@@ -10,8 +10,8 @@ use super::suspicions;
 use super::world::World;
 use crate::addr::{ByteRange, Iova, SpaceId};
 use crate::jobs::job::JobId;
-use crate::jobs::schedule::{JobState, JobStatus, Revealed};
-use crate::mmu::miss::Resolution;
+use crate::jobs::schedule::{JobState, JobStatus, JobWait, Revealed};
+use crate::mmu::miss::{MissRequest, Resolution};
 use crate::telemetry::violation::{InvalidationInfo, Verdict};
 
 impl World {
@@ -38,10 +38,10 @@ impl World {
     /// As the back-end's; each verdict is what its twin says, and no driver is accused that has done nothing.
     pub(super) fn judge(&mut self, resolution: &Resolution<Waiter>) {
         let job = |waiter: &Waiter| match waiter {
-            Waiter::Job(id) | Waiter::Ahead(id) => Some(*id),
+            Waiter::Job(wait) | Waiter::Ahead(wait) => Some(wait.job),
             Waiter::Ring => None,
         };
-        let asked: Vec<JobId> = resolution.waiters.iter().filter_map(job).collect();
+        let asked: Vec<JobId> = resolution.waiters.iter().filter_map(|(_, waiter)| job(waiter)).collect();
         let wanted = self.verdicts_due(resolution, &asked);
         let revealed = Revealed::by(resolution);
         let judgements = revealed.map(|revealed| self.session.schedule.reveal(&revealed, &asked));
@@ -74,9 +74,10 @@ impl World {
     }
 
     /// As the back-end's: the fault of a job is recorded, with its name.
-    pub(super) fn job_fault(&mut self, id: JobId) {
+    pub(super) fn job_fault(&mut self, wait: JobWait, page: MissRequest) {
+        let id = wait.job;
         // What was asked for before a stop may be answered when the job does not wait for it any more.
-        let Some(found) = self.session.schedule.parked_job(id) else { return };
+        let Some(found) = self.session.schedule.waiting_job(wait, page) else { return };
         let Some(wanted) = self.oracle.faults(id) else { return };
         if (found.context, found.mode) != wanted {
             let what =

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use device_model::addr::{ByteRange, Gpa, Iova, SpaceId};
-use device_model::jobs::job::{JobError, JobId};
+use device_model::jobs::job::JobError;
 use device_model::jobs::schedule::AtRest;
 use device_model::mmu::miss::{Answer, MissRequest, Outcome, Requested, Resolution, UpdateVerdict};
 use device_model::mmu::{HostRange, Invalidation, MapError, Missing, Permissions};
@@ -21,7 +21,7 @@ use crate::vhost_user::channel::{Channel, ChannelError};
 use crate::vhost_user::iotlb::Update;
 use crate::vhost_user::memory::Region;
 use crate::vhost_user::peek;
-use device_model::session::miss_port::{MissAnswer, Waiter};
+use device_model::session::miss_port::{JobWait, MissAnswer, Waiter};
 
 /// Why an UPDATE is answered with a non-zero reply, and changes nothing.
 #[derive(Debug, thiserror::Error)]
@@ -158,8 +158,10 @@ impl SessionState {
                 self.seeded.hold_back(now, request);
             }
             let Some(request) = self.seeded.due(now) else { return };
-            // The front-end refuses misses while the device is stopped; whoever waits asks again later.
-            if self.running {
+            // The front-end refuses misses while the device is stopped, and nobody uses what a job asked for before that:
+            // whoever waits asks again later.
+            let is_stale = request.waiter.wait().is_some_and(|wait| !self.scheduler.is_current(wait));
+            if self.running && !is_stale {
                 self.backlog.extend(request.missing.pages().map(|page| {
                     let one = MissRequest {
                         space: request.missing.space,
@@ -219,7 +221,7 @@ impl SessionState {
         self.judge(&resolution);
         let now = self.scheduler.now();
         self.judge_answer(now, &resolution);
-        for waiter in &resolution.waiters {
+        for (_, waiter) in &resolution.waiters {
             if let Waiter::Audit(number) = waiter {
                 self.audit_answered(now, *number, &resolution.outcome);
             }
@@ -257,7 +259,7 @@ impl SessionState {
             self.sink.record_at(now, Event::MissSettled { range, access: page.access, end: end_of(answer) });
         }
         self.stats.mapped_bytes.set(self.mirror.table_bytes() as u64);
-        for waiter in resolution.waiters {
+        for (page, waiter) in resolution.waiters {
             self.answer(waiter, page, answer);
         }
     }
@@ -265,11 +267,11 @@ impl SessionState {
     fn answer(&self, waiter: Waiter, page: MissRequest, answer: MissAnswer) {
         match waiter {
             Waiter::Ahead(_) => {}
-            Waiter::Job(id) => {
+            Waiter::Job(wait) => {
                 if answer == MissAnswer::Refused {
-                    self.job_fault(id, page);
+                    self.job_fault(wait, page);
                 }
-                self.scheduler.miss_answered(id, job_answer(page, answer));
+                self.scheduler.miss_answered(wait, page, job_answer(page, answer));
             }
             Waiter::RingInput(wait) => {
                 self.queue.mailbox.post(Mail::MissAnswered { wait, side: Side::Input, answer });
@@ -283,9 +285,10 @@ impl SessionState {
     }
 
     /// A job needs what the front-end refuses. It is still parked.
-    fn job_fault(&self, job: JobId, page: MissRequest) {
-        let (Some(at_rest), Some(range)) = (self.scheduler.parked_job(job), page_range(page)) else { return };
-        let AtRest { context, mode, packet, .. } = at_rest;
+    fn job_fault(&self, wait: JobWait, page: MissRequest) {
+        let at_rest = self.scheduler.waiting_job(wait, page);
+        let (Some(at_rest), Some(range)) = (at_rest, page_range(page)) else { return };
+        let (job, AtRest { context, mode, packet, .. }) = (wait.job, at_rest);
         let (at, access) = (self.scheduler.now(), page.access);
         self.sink.instruments().fault(Fault { at, job, context, packet, range, access, mode });
     }

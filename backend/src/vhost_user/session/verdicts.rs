@@ -67,7 +67,7 @@ impl SessionState {
     /// What an answer says of what was taken away under jobs.
     pub(super) fn judge(&mut self, resolution: &Resolution<Waiter>) {
         let Some(revealed) = Revealed::by(resolution) else { return };
-        let asked: Vec<JobId> = resolution.waiters.iter().filter_map(|waiter| waiter.job()).collect();
+        let asked: Vec<JobId> = resolution.waiters.iter().filter_map(|(_, waiter)| waiter.job()).collect();
         for judgement in self.scheduler.reveal(&revealed, &asked) {
             self.stats.verdicts.count(judgement.mode, judgement.verdict, judgement.confidence);
             if is_violation(&judgement) {

@@ -6,21 +6,16 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use job_stream::{At, Context, Limits, Priority, Space, SpinBehaviour, Stream, verify};
+use job_stream::{Context, SpinBehaviour, Stream};
 
 use super::*;
 use crate::addr::{Access, ByteRange, Iova, SpaceId};
-use crate::gpu::request::RawEntry;
-use crate::jobs::backing::Backing;
-use crate::jobs::job::{JobError, JobId, StepContext, Treatment};
-use crate::jobs::operands::{self, Operands};
-use crate::jobs::program::Execution;
+use crate::jobs::job::{JobError, StepContext};
+use crate::jobs::testing::{AT, execution, job, place};
 use crate::mmu::{
     AtomicOperation, DrainWaker, HostRange, Invalidation, MemoryError, MirrorConfig, MirrorWriter,
     Permissions, Width, mirror,
 };
-
-const AT: u64 = 0x1000;
 
 struct Nobody;
 
@@ -72,24 +67,8 @@ impl Rig {
     }
 }
 
-fn place() -> At {
-    At::new(Space::resource(1), 0)
-}
-
 fn work(mode: Mode, stream: Stream) -> ScheduledJob {
-    let execution = execution(stream);
-    ScheduledJob::new(Job::program(
-        JobId(0),
-        Treatment { context: Some(1), mode, priority: Priority::Normal },
-        execution,
-    ))
-}
-
-fn execution(stream: Stream) -> Execution {
-    let program = verify(&stream.finish(), &Limits::default()).unwrap();
-    let entry = RawEntry { at: Iova::new(AT), len: 0x1000 };
-    let space = |_| Ok(operands::Space { bytes: 0x1000, backing: Backing::new(std::iter::once(entry))? });
-    Execution::new(Operands::new(program, space).unwrap(), Duration::from_secs(1))
+    ScheduledJob::new(job(0, mode, execution(stream)))
 }
 
 /// Says what the script says, and then for ever what came last.
@@ -293,7 +272,7 @@ impl JobMemory for Counted<'_> {
 impl EngineHost for Touches {
     fn step(&mut self, job: &mut Job, _: &impl JobMemory) -> Step {
         self.now += SPIN_STEP;
-        let context = StepContext { now: self.now, budget: STEP_BYTES };
+        let context = StepContext { now: self.now, running: self.now, budget: STEP_BYTES };
         job.step(&Counted(&self.count), context)
     }
 
@@ -316,8 +295,7 @@ fn however_a_spin_ends_a_job_that_has_to_leave_touches_no_memory_after_it() {
         let stream = Stream::new().push(fence).spin(behaviour, duration(behaviour)).signal(place(), 3);
         let execution = execution(stream);
         let cancelled = execution.cancellation();
-        let treatment = Treatment { context: Some(1), mode, priority: Priority::Normal };
-        let work = ScheduledJob::new(Job::program(JobId(0), treatment, execution));
+        let work = ScheduledJob::new(job(0, mode, execution));
         let mut running = Running::start(&rig.reader, work).continue_value().unwrap();
         let mut host = Touches { count: Cell::new(0), now: Duration::ZERO, stopped: false };
         for _ in 0..2 {
@@ -348,7 +326,7 @@ impl EngineHost for Reach {
         let at = Iova::new(AT);
         let store = memory.atomic(SpaceId::DEVICE, at, Width::Wide, AtomicOperation::Store(0));
         self.0.push(memory.read(SpaceId::DEVICE, at, &mut [0; 8]).and(store.map(drop)));
-        job.step(memory, StepContext { now: SPIN_STEP, budget: STEP_BYTES })
+        job.step(memory, STEP_BYTES)
     }
 
     fn must_leave(&self, _: &ScheduledJob) -> bool {
