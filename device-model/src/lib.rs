@@ -19,6 +19,7 @@ pub mod addr;
 pub mod gpu;
 pub mod jobs;
 pub mod mmu;
+mod running_clock;
 pub mod session;
 #[cfg(all(any(test, feature = "test-utils"), not(loom)))]
 pub mod simulation;

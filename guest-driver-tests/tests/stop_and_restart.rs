@@ -1,8 +1,11 @@
 //! Stop is a pause, reset discards, and a new connection finds nothing of the old one (DESIGN.md 4.6).
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use guest_driver_tests::soft_guest::dma::DmaBuffer;
+use guest_driver_tests::soft_guest::frozen::FrozenThread;
 use guest_driver_tests::soft_guest::*;
+use job_stream::{At, Compare, Context, Mode, Space, SpinBehaviour, Stream};
 
 const QUIET: Duration = Duration::from_millis(200);
 
@@ -191,4 +194,96 @@ fn a_back_end_that_is_frozen_in_a_drain_revokes_nothing() {
     }
     assert!(frozen >= ROUNDS / 2, "only {frozen} of {ROUNDS} freezes hit a drain");
     assert_eq!(backend.stats().unwrap().get("connections").unwrap(), 1);
+}
+
+/// A guest without an IOMMU, whose memory the device finds without asking, and its only buffer, which is resource 1.
+fn boot_with_a_buffer(backend: &Backend) -> (SoftGuest, DmaBuffer) {
+    let config = GuestConfig { display: None, ..GuestConfig::without_iommu() };
+    let mut guest = SoftGuest::boot(backend, config).unwrap();
+    let buffer = guest.dma.space().allocate(1, Permission::ReadWrite).unwrap();
+    make_context(&mut guest, &buffer);
+    (guest, buffer)
+}
+
+fn make_context(guest: &mut SoftGuest, buffer: &DmaBuffer) {
+    buffer.write(0, &[0; PAGE as usize]).unwrap();
+    for command in [
+        Command::create_buffer(1, PAGE as u32),
+        Command::attach_backing(1, &buffer.segments(0, PAGE)),
+        Command::ctx_create(1),
+        Command::ctx_attach(1, 1),
+    ] {
+        guest.driver.ok(&command).unwrap();
+    }
+}
+
+fn at(offset: u64) -> At {
+    At::new(Space::resource(1), offset)
+}
+
+fn wait_for(buffer: &DmaBuffer, value: u32) {
+    let (begin, mut word) = (Instant::now(), [0; 4]);
+    while word != value.to_le_bytes() {
+        assert!(begin.elapsed() < Duration::from_secs(5), "{value} is not written");
+        wire::wait_readable(&[], Some(Duration::from_micros(100))).unwrap();
+        buffer.read(0x80, &mut word).unwrap();
+    }
+}
+
+/// A stop does not wait for a job in SPIN, so a reset and the next driver may come before its engine looks at it again.
+/// Its context was destroyed just before the stop: what it has left to do is to write `failed` to its user fence, in
+/// memory that is the next driver's by then. (The engine is held up by force: else this happens now and then only.)
+#[test]
+fn a_spin_of_the_old_driver_writes_nothing_into_the_memory_of_the_next() {
+    let backend = Backend::start(&["--engines", "1"]).unwrap();
+    let (mut guest, buffer) = boot_with_a_buffer(&backend);
+    for behaviour in [SpinBehaviour::Preemptible, SpinBehaviour::Stubborn, SpinBehaviour::Wedged] {
+        let nanoseconds = if behaviour == SpinBehaviour::Wedged { 0 } else { 90_000_000 };
+        let context =
+            Context { mode: Some(Mode::Strict), priority: None, fence: Some(at(0)), done: 1, failed: !0 };
+        let stream = Stream::new().push(context).signal(at(0x80), 7).spin(behaviour, nanoseconds);
+        let _ = guest.driver.submit(&Command::submit_3d(1, &stream.finish())).unwrap();
+        wait_for(&buffer, 7);
+        let engine = FrozenThread::asleep(&backend, "engine-0").unwrap();
+        let _ = guest.driver.submit(&Command::ctx_destroy(1)).unwrap();
+        // Commands are taken in order.
+        guest.driver.ok(&Command::capset_info(0)).unwrap();
+        guest.reboot().unwrap();
+        make_context(&mut guest, &buffer);
+        drop(engine);
+        // The only engine is free for this when it has done with the old job.
+        let next = Stream::new().signal(at(0x80), 9).finish();
+        let ticket = guest.driver.submit(&Command::submit_3d(1, &next).fenced(1)).unwrap();
+        guest.driver.wait_ok(ticket).unwrap();
+        wait_for(&buffer, 9);
+        let mut fence = [0; 8];
+        buffer.read(0, &mut fence).unwrap();
+        assert_eq!(fence, [0; 8], "{behaviour:?}: the old job has written its fence");
+        guest.reboot().unwrap();
+        make_context(&mut guest, &buffer);
+    }
+}
+
+/// Its guest stands still meanwhile, and with it the one that would write what the WAIT waits for.
+#[test]
+fn a_stop_costs_a_wait_none_of_its_time() {
+    let backend = Backend::start(&["--engines", "1"]).unwrap();
+    let (mut guest, buffer) = boot_with_a_buffer(&backend);
+    let wait = Stream::new().signal(at(0x80), 7).wait(at(0x40), Compare::Equal, 1, 400_000_000).finish();
+    let ticket = guest.driver.submit(&Command::submit_3d(1, &wait).fenced(1)).unwrap();
+    wait_for(&buffer, 7);
+    let begin = Instant::now();
+    guest.stop().unwrap();
+    // Far longer than it waits for.
+    wire::wait_readable(&[], Some(Duration::from_secs(1))).unwrap();
+    guest.start().unwrap();
+    buffer.write(0x40, &1_u32.to_le_bytes()).unwrap();
+    guest.driver.wait_ok(ticket).unwrap();
+    assert!(begin.elapsed() >= Duration::from_secs(1));
+    // And it does time out: of a WAIT that waits in vain, the time that the device ran for counts.
+    let begin = Instant::now();
+    let vain = Stream::new().wait(at(0x40), Compare::Equal, 2, 100_000_000).finish();
+    let ticket = guest.driver.submit(&Command::submit_3d(1, &vain).fenced(2)).unwrap();
+    assert_eq!(guest.driver.wait(ticket).unwrap().kind(), kind::ERR_UNSPEC);
+    assert!(begin.elapsed() >= Duration::from_millis(100));
 }

@@ -53,9 +53,9 @@ pub(super) fn jobs(hooks: &Hooks, _: NoArguments) -> Result<Value, Failure> {
     let mut misses: BTreeMap<JobId, Vec<Value>> = BTreeMap::new();
     for (page, waiters) in instruments.query_channel.ask(|answer| Question::Misses(MISSES, answer))? {
         for waiter in waiters {
-            if let Waiter::Job(id) = waiter {
+            if let Waiter::Job(wait) = waiter {
                 misses
-                    .entry(id)
+                    .entry(wait.job)
                     .or_default()
                     .push(json!({"page": page.iova.to_string(), "access": page.access}));
             }

@@ -9,18 +9,18 @@ use std::time::Duration;
 
 use device_model::jobs::engine::{EngineHost, Leaves, Left, Running, SPIN_STEP, STEP_BYTES};
 use device_model::jobs::job::{Job, JobOutcome, Step, StepContext};
-use device_model::jobs::schedule::Disposed;
 pub use device_model::jobs::schedule::FinishedJob;
+use device_model::jobs::schedule::ScheduledJob;
+use device_model::jobs::scheduler::Scheduler;
 use device_model::mmu::{JobMemory, Reader};
 use device_model::telemetry::record::{Event, LeftFor, StepEnd};
 use device_model::telemetry::stats::Stats;
 
-use crate::engines::scheduler::{ScheduledJob, Scheduler};
 use crate::engines::starvation::ThreadName;
 use crate::faults::{Bug, Injection, steps};
 use crate::telemetry::instruments::EventSink;
 use crate::threads::{DeviceThread, ThreadFailures};
-use device_model::session::miss_port::{MissPort, Waiter};
+use device_model::session::miss_port::MissPort;
 
 /// What an engine works with; everything is shared but its reader.
 pub struct Engine {
@@ -63,7 +63,7 @@ impl EngineHost for Host<'_> {
     fn step(&mut self, job: &mut Job, memory: &impl JobMemory) -> Step {
         self.stats.job_steps.add(1);
         let (before, packet, now) = (job.bytes_moved(), job.packet(), self.scheduler.now());
-        let context = StepContext { now, budget: STEP_BYTES };
+        let context = StepContext { now, running: self.scheduler.running(now), budget: STEP_BYTES };
         let step =
             steps::instead_of_step(self.injection, job, memory).unwrap_or_else(|| job.step(memory, context));
         self.spins = matches!(step, Step::Spinning { .. });
@@ -154,13 +154,8 @@ impl Engine {
             | Leaves::Waiting { .. }
             | Leaves::Invalidating => {}
         }
-        match self.scheduler.dispose(left) {
-            Disposed::Finished(finished) => (self.finished)(finished),
-            Disposed::Missing { job, missing, ahead } => {
-                self.misses.request(Waiter::Job(job), missing);
-                self.misses.request(Waiter::Ahead(job), ahead);
-            }
-            Disposed::Waits | Disposed::Stale => {}
+        if let Some(finished) = self.misses.give_back(&self.scheduler, left) {
+            (self.finished)(finished);
         }
     }
 }

@@ -1,15 +1,15 @@
-//! The engine threads: [`engine`] steps jobs, [`scheduler`] hands them out, [`starvation`] tells an engine that is stuck
-//! from one that the host does not schedule. Here is what owns the threads.
+//! The engine threads: [`engine`] steps the jobs that [`device_model::jobs::scheduler`] hands out, [`starvation`] tells an
+//! engine that is stuck from one that the host does not schedule. Here is what owns the threads.
 
 pub mod engine;
-pub mod scheduler;
 pub(crate) mod starvation;
 
 use std::io;
 use std::sync::Arc;
 
+use device_model::jobs::scheduler::Scheduler;
+
 use self::engine::Engine;
-use self::scheduler::Scheduler;
 use crate::threads::{DeviceThread, ThreadFailures};
 
 /// The running engines. Dropping them discards all jobs, ends the threads at their next step and waits for that.

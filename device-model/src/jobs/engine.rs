@@ -14,11 +14,12 @@
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use crate::jobs::job::{Job, JobOutcome, Step};
 use job_stream::Mode;
 
+use crate::addr::{Access, ByteRange, Iova, SpaceId};
+use crate::jobs::job::{Job, JobOutcome, Step};
 use crate::jobs::schedule::ScheduledJob;
-use crate::mmu::{JobMemory, Missing, Pin, PinError, PinMode, Reader};
+use crate::mmu::{AtomicOperation, JobMemory, MemoryError, Missing, Pin, PinError, PinMode, Reader, Width};
 
 /// Bytes that a step moves at the most: about 8 µs of copying, the longest that an idle drain waits.
 pub const STEP_BYTES: usize = 64 << 10;
@@ -37,7 +38,8 @@ const STUBBORN_STEPS: u32 = 2_000;
 
 /// What stands around an engine.
 pub trait EngineHost {
-    /// Has the job do one step: [`Job::step`], and what is to be counted of it. A section may be open.
+    /// Has the job do one step: [`Job::step`], and what is to be counted of it. A section may be open. A job that spins
+    /// has no memory: each access of it fails.
     fn step(&mut self, job: &mut Job, memory: &impl JobMemory) -> Step;
 
     /// Whether the engine has to give this job back now: the device stops, or was reset since the job was taken.
@@ -58,9 +60,9 @@ pub enum Leaves {
     Preempted,
     /// It has had its time slice, and another job wants the engine.
     SliceOver,
-    /// A value in memory is not yet what it waits for; it looks again later, and gives up at this time.
+    /// A value in memory is not yet what it waits for; it looks again later, and gives up at some time.
     Waiting {
-        /// When it gives up.
+        /// When it gives up: how long the device will have been running then.
         until: Duration,
     },
     /// A drain has waited too long for its pin: it goes on later, where it stopped.
@@ -159,17 +161,18 @@ impl Running {
     /// Whether the job has to leave is asked under its pin or section: what stops or resets the device drains both, so
     /// a job that stays does so for this whole step. Between two steps nothing holds up a stop, a reset and the next
     /// start.
+    ///
+    /// INVARIANT: a step has memory only if the job was asked. A job that spins is not, for it decides itself whether it
+    /// leaves: it may outlast a stop and a reset, and its step has no memory to touch, however its SPIN ends.
     pub fn step(mut self, reader: &Reader, host: &mut impl EngineHost) -> ControlFlow<Left, Self> {
-        if matches!(self.hold, Hold::Spin) && !self.work.job.is_spinning() {
-            return self.leave(Leaves::Preempted);
-        }
+        let spins = self.work.job.is_spinning();
         let step = match &self.hold {
+            _ if spins => Some(host.step(&mut self.work.job, &NoMemory)),
             Hold::Pin(pin) => step_or_leave(host, &mut self.work, pin),
             // No invalidation waits longer than for this one step.
-            Hold::Sections | Hold::Spin => {
-                let section = reader.enter();
-                step_or_leave(host, &mut self.work, &section)
-            }
+            Hold::Sections => step_or_leave(host, &mut self.work, &reader.enter()),
+            // What comes after the SPIN needs the pin that it gave back.
+            Hold::Spin => None,
         };
         let Some(step) = step else { return self.leave(Leaves::Preempted) };
         self.steps = self.steps.saturating_add(1);
@@ -235,23 +238,46 @@ impl Running {
     }
 }
 
-/// A step of the job, over memory that is held. `None`: it has to leave. A job that spins touches no memory, and says
-/// itself whether it lets itself be taken off.
+/// A step of the job, over memory that is held. `None`: it has to leave.
 fn step_or_leave(
     host: &mut impl EngineHost,
     work: &mut ScheduledJob,
     memory: &impl JobMemory,
 ) -> Option<Step> {
-    if !work.job.is_spinning() && host.must_leave(work) {
-        None
-    } else {
-        Some(host.step(&mut work.job, memory))
-    }
+    if host.must_leave(work) { None } else { Some(host.step(&mut work.job, memory)) }
 }
 
 fn leave(mut work: ScheduledJob, leaves: Leaves) -> ControlFlow<Left, Running> {
     work.job.left_engine();
     ControlFlow::Break(Left { work, leaves })
+}
+
+/// The memory of a step that has none: every access is a bug of ours, and fails.
+struct NoMemory;
+
+impl NoMemory {
+    fn refuse<T>(space: SpaceId, at: Iova, len: usize, access: Access) -> Result<T, MemoryError> {
+        let range = ByteRange::new(at, len as u64).map_err(MemoryError::Wraps)?;
+        Err(MemoryError::NotPinned(Missing { space, range, access }))
+    }
+}
+
+impl JobMemory for NoMemory {
+    fn read(&self, space: SpaceId, at: Iova, into: &mut [u8]) -> Result<(), MemoryError> {
+        Self::refuse(space, at, into.len(), Access::Read)
+    }
+
+    fn write(&self, space: SpaceId, at: Iova, from: &[u8]) -> Result<(), MemoryError> {
+        Self::refuse(space, at, from.len(), Access::Write)
+    }
+
+    fn copy(&self, space: SpaceId, from: Iova, _: Iova, len: usize) -> Result<(), MemoryError> {
+        Self::refuse(space, from, len, Access::Read)
+    }
+
+    fn atomic(&self, space: SpaceId, at: Iova, width: Width, _: AtomicOperation) -> Result<u64, MemoryError> {
+        Self::refuse(space, at, width.bytes() as usize, Access::Write)
+    }
 }
 
 #[cfg(test)]

@@ -33,6 +33,9 @@ impl JobId {
 pub struct StepContext {
     /// The device's time: the same for all engines, and it never goes back.
     pub now: Duration,
+    /// How long the device has been running: what a WAIT or a SPIN takes is measured in it. It stands still while the
+    /// device is stopped.
+    pub running: Duration,
     /// Bytes that the step may move, about.
     pub budget: usize,
 }
@@ -40,7 +43,7 @@ pub struct StepContext {
 /// A step of work that takes no notice of the time.
 impl From<usize> for StepContext {
     fn from(budget: usize) -> Self {
-        Self { now: Duration::ZERO, budget }
+        Self { now: Duration::ZERO, running: Duration::ZERO, budget }
     }
 }
 
@@ -58,7 +61,7 @@ pub enum Step {
     },
     /// A value in memory is not yet what it waits for: somebody else may have the engine.
     Waiting {
-        /// When it gives up.
+        /// When it gives up: how long the device will have been running then.
         until: Duration,
     },
     /// There is no mapping for what comes next. The job goes on from there once there is one.

@@ -1,5 +1,5 @@
 //! Work over guest memory, from submission to its end: a [`job`] is a resumable value, an [`engine`] steps it, the
-//! [`schedule`] says which one is next and where the others wait. [`program`] interprets a job stream, [`operands`] is the
+//! [`schedule`] says which one is next and where the others wait, the [`scheduler`] shares that between threads. [`program`] interprets a job stream, [`operands`] is the
 //! memory that a stream names, [`transfer`] is the 2D copy. Knows nothing of commands, of rings, or of the front-end.
 
 pub(crate) mod backing;
@@ -8,4 +8,7 @@ pub mod job;
 pub(crate) mod operands;
 pub(crate) mod program;
 pub mod schedule;
+pub mod scheduler;
+#[cfg(test)]
+pub(crate) mod testing;
 pub(crate) mod transfer;

@@ -55,7 +55,7 @@ struct StreamPosition {
     crc: Crc32c,
     /// Of ATOMIC: the value that its first half found.
     old: Option<u64>,
-    /// Of WAIT: when it looked first.
+    /// Of WAIT: when it looked first, in running time, as are the next two.
     since: Option<Duration>,
     /// Of SPIN: time spent on the engine, and when that was counted last.
     spent: Duration,
@@ -198,22 +198,20 @@ impl Execution {
 
     /// Goes on for about `context.budget` bytes.
     pub(crate) fn step(&mut self, memory: &impl JobMemory, context: StepContext) -> Step {
-        let mut left = context.budget.max(1);
-        if self.is_cancelled()
-            && let Err(error) = self.fail_unless_failed(JobError::Killed)
-        {
-            return Step::Error(error);
+        // A step of its own, also for a job that spins: its fence is for a step that has memory.
+        if self.is_cancelled() && self.state.failed.is_none() {
+            return self.broken(JobError::Killed);
         }
+        let mut left = context.budget.max(1);
         while left > 0 {
             let Some(packet) = self.next_packet() else { return self.finish(memory) };
-            let piece =
-                self.state.execute(&packet, &self.operands, memory, (context.now, left, self.patience));
+            let context = StepContext { budget: left, ..context };
+            let piece = self.state.execute(&packet, &self.operands, memory, (context, self.patience));
             match piece {
                 Ok(Piece::Packet) => {
                     self.state.next_packet();
                     left = left.saturating_sub(PACKET_COST);
-                    // Nobody asks a job that spins whether it has to leave: what is behind it is for a step before which
-                    // somebody does.
+                    // A step that begins with a SPIN has no memory: what is behind it is for the next one.
                     if matches!(packet, Packet::Spin(_)) {
                         return Step::Yield;
                     }
@@ -232,10 +230,6 @@ impl Execution {
     fn next_packet(&self) -> Option<Packet> {
         let packets = self.operands.program().packets().get(self.state.packet);
         packets.filter(|_| self.state.failed.is_none()).cloned()
-    }
-
-    fn fail_unless_failed(&mut self, error: JobError) -> Result<(), JobError> {
-        if self.state.failed.is_some() { Ok(()) } else { self.fail(error) }
     }
 
     /// The job fails by itself: its fence is written in the steps to come.
@@ -268,14 +262,15 @@ impl StreamPosition {
         *self = Self { packet: packet.saturating_add(1), failed, bytes, ..Self::default() };
     }
 
-    /// Does a piece of `packet`: at most `left` bytes.
+    /// Does a piece of `packet`: at most `context.budget` bytes. A WAIT takes no longer than `patience`.
     fn execute(
         &mut self,
         packet: &Packet,
         operands: &Operands,
         memory: &impl JobMemory,
-        (now, left, patience): (Duration, usize, Duration),
+        (context, patience): (StepContext, Duration),
     ) -> Result<Piece, Stop> {
+        let StepContext { now, running, budget: left } = context;
         match packet {
             Packet::Nop(_) | Packet::Context(_) => Ok(Piece::Packet),
             Packet::Barrier(_) => {
@@ -295,8 +290,8 @@ impl StreamPosition {
                 Ok(Piece::Packet)
             }
             Packet::Atomic(atomic) => self.atomic(operands, memory, atomic),
-            Packet::Wait(wait) => self.wait(operands, memory, wait, (now, patience)),
-            Packet::Spin(spin) => self.spin(spin, now).map_err(Stop::Error),
+            Packet::Wait(wait) => self.wait(operands, memory, wait, (running, patience)),
+            Packet::Spin(spin) => self.spin(spin, running).map_err(Stop::Error),
         }
     }
 

@@ -4,23 +4,28 @@
 //! A state machine of values: whoever shares it between threads puts a lock around it and wakes the engines. Knows
 //! nothing of threads, of the mirror, or of how a miss is asked for.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use job_stream::Mode;
 
 mod ready;
 mod suspects;
+mod wait;
 
 use crate::addr::{ByteRange, Iova, SpaceId};
 use crate::jobs::engine::{Leaves, Left};
 use crate::jobs::job::{Job, JobError, JobId, JobOutcome};
 use crate::jobs::transfer::merged;
+use crate::mmu::miss::MissRequest;
 use crate::mmu::{MappedRange, Missing};
+use crate::running_clock::RunningClock;
 use crate::telemetry::violation::{InvalidationInfo, Verdict};
 use ready::Ready;
 use suspects::{Begun, Stands};
 pub use suspects::{Found, Judgement, Revealed};
+use wait::Unanswered;
+pub use wait::{JobWait, pages_of};
 
 /// A job on its way through the engines.
 #[derive(Debug)]
@@ -96,8 +101,8 @@ pub enum Disposed {
     Finished(FinishedJob),
     /// It waits for translations: they are to be asked for. It is parked already, so that the answers find it.
     Missing {
-        /// Who waits.
-        job: JobId,
+        /// Who waits, and for which time.
+        wait: JobWait,
         /// For what.
         missing: Vec<Missing>,
         /// To be asked for after that; it does not wait for these.
@@ -111,11 +116,11 @@ pub enum Disposed {
 
 #[derive(Debug)]
 enum Parked {
-    /// Waits for this many answers.
-    Misses { work: ScheduledJob, left: usize },
+    /// Waits for the answers to these pages.
+    Misses { work: ScheduledJob, unanswered: Unanswered },
     /// Waits for the end of an invalidation.
     Invalidation(ScheduledJob),
-    /// Looks again at this time whether a value in memory is what it waits for.
+    /// Looks again at this running time whether a value in memory is what it waits for.
     Wait { work: ScheduledJob, look: Duration },
 }
 
@@ -135,11 +140,17 @@ const LONGEST_LOOK: Duration = Duration::from_millis(1);
 #[derive(Debug, Default)]
 pub struct Schedule {
     ready: Ready,
+    /// The device's time, and how long the device has been running in it.
     now: Duration,
+    clock: RunningClock,
     parked: BTreeMap<JobId, Parked>,
     /// Each job from when an engine first took it to its end, wherever it waits in between.
     begun: BTreeMap<JobId, Begun>,
     invalidations_ended: u64,
+    /// How often jobs have waited for translations, and how often they had at the last stop or reset: nobody wants any
+    /// more what was asked for in one of those waits.
+    waits: u64,
+    stale_waits: u64,
     /// How often everything was discarded.
     generation: u64,
     paused: bool,
@@ -149,7 +160,7 @@ pub struct Schedule {
 impl Schedule {
     /// A schedule without work, paused until the device starts.
     pub fn new() -> Self {
-        Self { paused: true, ..Self::default() }
+        Self { paused: true, clock: RunningClock::paused(), ..Self::default() }
     }
 
     /// Takes a new job.
@@ -160,8 +171,8 @@ impl Schedule {
     /// Sets the time. WAITs whose time it is to look again are ready.
     pub fn set_time(&mut self, now: Duration) {
         self.now = self.now.max(now);
-        let now = self.now;
-        self.unpark(|parked| matches!(parked, Parked::Wait { look, .. } if *look <= now));
+        let running = self.running();
+        self.unpark(|parked| matches!(parked, Parked::Wait { look, .. } if *look <= running));
     }
 
     /// When the time is to be set next, if there is nothing else to do.
@@ -170,7 +181,18 @@ impl Schedule {
             Parked::Wait { look, .. } => Some(*look),
             Parked::Misses { .. } | Parked::Invalidation(_) => None,
         };
-        self.parked.values().filter_map(look).min().filter(|_| !self.paused)
+        self.clock.when(self.parked.values().filter_map(look).min()?)
+    }
+
+    /// How long the device has been running: what WAITs and SPINs are measured in, so that a stop costs none of them its
+    /// time.
+    pub fn running(&self) -> Duration {
+        self.clock.running(self.now)
+    }
+
+    /// The clock that [`Self::running`] is read from, for engines that read it without a lock.
+    pub(crate) fn clock(&self) -> RunningClock {
+        self.clock
     }
 
     /// What an engine does next.
@@ -257,7 +279,7 @@ impl Schedule {
 
     /// Whether an engine would find work.
     pub fn has_ready(&self) -> bool {
-        !self.paused && self.ready.len() > 0
+        self.ready() > 0
     }
 
     /// Jobs that wait for an answer or for the end of an invalidation.
@@ -321,14 +343,16 @@ impl Schedule {
         missing: Vec<Missing>,
         ahead: Vec<Missing>,
     ) -> Disposed {
-        let (job, left) = (work.job.id(), pages_of(&missing));
+        let wait = JobWait { job: work.job.id(), number: self.waits };
+        let unanswered = Unanswered::new(wait, &missing);
         // A pause answers nothing any more: whatever was asked for is forgotten, and asked again.
-        if left == 0 || self.paused {
+        if unanswered.pages() == 0 || self.paused {
             self.put_back(work);
             return Disposed::Waits;
         }
-        self.parked.insert(job, Parked::Misses { work, left });
-        Disposed::Missing { job, missing, ahead }
+        self.waits = self.waits.wrapping_add(1);
+        self.parked.insert(wait.job, Parked::Misses { work, unanswered });
+        Disposed::Missing { wait, missing, ahead }
     }
 
     /// Parks a job until an invalidation ends, if none has since an engine took the job.
@@ -344,7 +368,7 @@ impl Schedule {
     fn park_for_wait(&mut self, mut work: ScheduledJob, until: Duration) {
         let pause = FIRST_LOOK.saturating_mul(1 << work.looks.min(8)).min(LONGEST_LOOK);
         work.looks = work.looks.saturating_add(1);
-        let look = self.now.saturating_add(pause).min(until);
+        let look = self.running().saturating_add(pause).min(until);
         self.parked.insert(work.job.id(), Parked::Wait { work, look });
     }
 
@@ -353,18 +377,27 @@ impl Schedule {
         self.unpark(|parked| matches!(parked, Parked::Wait { .. }));
     }
 
-    /// One page that a parked job waits for is answered.
-    pub fn miss_answered(&mut self, id: JobId, answer: Result<(), JobError>) {
-        let Some(Parked::Misses { work, left }) = self.parked.get_mut(&id) else { return };
-        *left = left.saturating_sub(1);
+    /// One page that a parked job waits for is answered. An answer to what it asked for in an earlier wait, or one that
+    /// it had already, is none.
+    pub fn miss_answered(&mut self, wait: JobWait, page: MissRequest, answer: Result<(), JobError>) {
+        let Some(Parked::Misses { work, unanswered }) = self.parked.get_mut(&wait.job) else { return };
+        if !unanswered.answered(wait, page) {
+            return;
+        }
         if let Err(error) = answer {
             work.failed.get_or_insert(error);
         }
-        if *left == 0
-            && let Some(Parked::Misses { work, .. }) = self.parked.remove(&id)
+        if unanswered.pages() == 0
+            && let Some(Parked::Misses { work, .. }) = self.parked.remove(&wait.job)
         {
             self.put_back(work);
         }
+    }
+
+    /// Whether what was asked for in this wait may still be wanted: the device was not stopped or reset since. Whoever
+    /// asks the front-end for it otherwise asks for what perhaps nobody uses.
+    pub fn is_current(&self, wait: JobWait) -> bool {
+        wait.number >= self.stale_waits
     }
 
     /// An invalidation has ended: whoever waited for that tries again.
@@ -374,13 +407,18 @@ impl Schedule {
     }
 
     /// Stops the engines at their next step; all jobs stay. Parked ones forget what they wait for.
-    pub fn pause(&mut self) {
+    pub fn pause(&mut self, now: Duration) {
+        self.set_time(now);
+        self.clock.pause(self.now);
         self.paused = true;
+        self.stale_waits = self.waits;
         self.unpark(|_| true);
     }
 
     /// Goes on after [`Self::pause`].
-    pub fn resume(&mut self) {
+    pub fn resume(&mut self, now: Duration) {
+        self.set_time(now);
+        self.clock.resume(self.now);
         self.paused = false;
     }
 
@@ -389,7 +427,18 @@ impl Schedule {
         self.ready.clear();
         self.parked.clear();
         self.begun.clear();
+        self.stale_waits = self.waits;
         self.generation = self.generation.wrapping_add(1);
+    }
+
+    /// Whether the engines are to end.
+    pub fn is_closing(&self) -> bool {
+        self.closing
+    }
+
+    /// Jobs that an engine would find.
+    pub fn ready(&self) -> usize {
+        if self.paused { 0 } else { self.ready.len() }
     }
 
     /// Ends the engines at their next step.
@@ -410,13 +459,6 @@ impl Schedule {
             }
         }
     }
-}
-
-/// How many answers a request for all of `missing` brings: one for every page and access, however often it is named.
-pub fn pages_of(missing: &[Missing]) -> usize {
-    let pages =
-        missing.iter().flat_map(|missing| missing.pages().map(|page| (missing.space, missing.access, page)));
-    pages.collect::<BTreeSet<_>>().len()
 }
 
 mod status;

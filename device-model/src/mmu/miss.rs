@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::{HostRange, Missing, Permissions};
 use crate::addr::{Access, ByteRange, Iova, PAGE_SIZE, SpaceId};
+use crate::running_clock::RunningClock;
 
 /// For how long a front-end may stand still, beyond the first timeout, before what it was asked for is given up.
 const LONGEST_STILL: Duration = Duration::from_secs(60);
@@ -79,8 +80,9 @@ pub enum Answer<W> {
 pub struct Resolution<W> {
     /// What was asked.
     pub request: MissRequest,
-    /// Who waited for it, in order; perhaps nobody any more.
-    pub waiters: Vec<W>,
+    /// Who waited, in order, and each for which page: this one, or another that a large UPDATE has settled with it.
+    /// Perhaps nobody any more.
+    pub waiters: Vec<(MissRequest, W)>,
     /// How it ended.
     pub outcome: Outcome,
 }
@@ -122,7 +124,7 @@ struct Miss<W> {
     sent: bool,
     /// An answer that did not cover the page has come once.
     fell_short: bool,
-    /// In running time (see [`Clock`]).
+    /// In running time (see [`MissTable::pause`]).
     deadline: Duration,
 }
 
@@ -146,25 +148,13 @@ pub struct MissTable<W> {
     sent: VecDeque<Sent>,
     /// The deadline of each miss that somebody waits for.
     deadlines: BTreeSet<(Duration, MissRequest)>,
-    clock: Clock,
+    /// Stands still while we owe the front-end a reply, for it cannot answer us then.
+    clock: RunningClock,
     /// When the front-end last answered, in running time; or was last found to stand still.
     answered: Duration,
     /// Since when it has been found to stand still each time, in running time.
     still_since: Option<Duration>,
     timeout: Duration,
-}
-
-/// Time without the pauses in which we owe the front-end a reply and it cannot answer us.
-#[derive(Debug, Default)]
-struct Clock {
-    paused_since: Option<Duration>,
-    paused: Duration,
-}
-
-impl Clock {
-    fn running(&self, now: Duration) -> Duration {
-        self.paused_since.unwrap_or(now).saturating_sub(self.paused)
-    }
 }
 
 impl<W: Copy + PartialEq> MissTable<W> {
@@ -176,7 +166,7 @@ impl<W: Copy + PartialEq> MissTable<W> {
             queue: VecDeque::new(),
             sent: VecDeque::new(),
             deadlines: BTreeSet::new(),
-            clock: Clock::default(),
+            clock: RunningClock::default(),
             answered: Duration::ZERO,
             still_since: None,
             timeout,
@@ -302,8 +292,7 @@ impl<W: Copy + PartialEq> MissTable<W> {
     /// When [`Self::expire`] is to be called next; never while paused.
     pub fn next_deadline(&self) -> Option<Duration> {
         let (deadline, _) = self.deadlines.first()?;
-        let deadline = self.not_while_answering(*deadline);
-        self.clock.paused_since.is_none().then(|| deadline.saturating_add(self.clock.paused))
+        self.clock.when(self.not_while_answering(*deadline))
     }
 
     /// Whether [`Self::expire`] would give something up now.
@@ -343,7 +332,8 @@ impl<W: Copy + PartialEq> MissTable<W> {
         while let Some(&(_, request)) = self.deadlines.first().filter(|(deadline, _)| *deadline <= running) {
             self.stop_clock(request);
             let Some(miss) = self.misses.get_mut(&request) else { continue };
-            let waiters = std::mem::take(&mut miss.waiters);
+            let waiters =
+                std::mem::take(&mut miss.waiters).into_iter().map(|waiter| (request, waiter)).collect();
             if !miss.sent {
                 self.remove_queued(|queued| *queued == request);
             }
@@ -354,14 +344,12 @@ impl<W: Copy + PartialEq> MissTable<W> {
 
     /// We owe the front-end a reply on the main socket from now on: it cannot answer, the timeout stands still.
     pub fn pause(&mut self, now: Duration) {
-        self.clock.paused_since.get_or_insert(now);
+        self.clock.pause(now);
     }
 
     /// Nothing is owed any more.
     pub fn resume(&mut self, now: Duration) {
-        if let Some(since) = self.clock.paused_since.take() {
-            self.clock.paused += now.saturating_sub(since);
-        }
+        self.clock.resume(now);
     }
 
     /// Stop: everything is forgotten, with its waiters. The replies that are due are swallowed when they come.
@@ -380,7 +368,7 @@ impl<W: Copy + PartialEq> MissTable<W> {
         self.sent.clear();
         self.queue.clear();
         self.deadlines.clear();
-        let mut lost: Vec<_> = std::mem::take(&mut self.misses)
+        let mut lost: Vec<(MissRequest, Vec<W>)> = std::mem::take(&mut self.misses)
             .into_iter()
             .map(|(request, miss)| (request, miss.waiters))
             .collect();
@@ -388,7 +376,11 @@ impl<W: Copy + PartialEq> MissTable<W> {
             let request = |iova| MissRequest { space: missing.space, access: missing.access, iova };
             lost.extend(missing.pages().map(|iova| (request(iova), vec![waiter])));
         }
-        let end = |(request, waiters)| Resolution { request, waiters, outcome: Outcome::NoChannel };
+        let end = |(request, waiters): (MissRequest, Vec<W>)| Resolution {
+            request,
+            waiters: waiters.into_iter().map(|waiter| (request, waiter)).collect(),
+            outcome: Outcome::NoChannel,
+        };
         lost.into_iter().map(end).collect()
     }
 
@@ -419,13 +411,12 @@ impl<W: Copy + PartialEq> MissTable<W> {
     /// Ends a miss. A large UPDATE also ends those that are not sent yet and lie in it.
     fn settle(&mut self, request: MissRequest, outcome: Outcome) -> Answer<W> {
         self.stop_clock(request);
-        let mut waiters = self.misses.remove(&request).map(|miss| miss.waiters).unwrap_or_default();
+        let waiters = self.misses.remove(&request).map(|miss| miss.waiters).unwrap_or_default();
+        let mut waiters: Vec<_> = waiters.into_iter().map(|waiter| (request, waiter)).collect();
         if let Outcome::Mapped { range, .. } = outcome
             && let Some(pages) = range.whole_pages()
         {
-            for other in self.remove_queued(|queued| covered(*queued, request, pages)) {
-                waiters.extend(other);
-            }
+            waiters.extend(self.remove_queued(|queued| covered(*queued, request, pages)));
         }
         Answer::Resolved(Resolution { request, waiters, outcome })
     }
@@ -448,15 +439,15 @@ impl<W: Copy + PartialEq> MissTable<W> {
     }
 
     /// Takes misses out that are queued; returns their waiters.
-    fn remove_queued(&mut self, mut which: impl FnMut(&MissRequest) -> bool) -> Vec<Vec<W>> {
+    fn remove_queued(&mut self, mut which: impl FnMut(&MissRequest) -> bool) -> Vec<(MissRequest, W)> {
         let mut removed = Vec::new();
         let (misses, deadlines) = (&mut self.misses, &mut self.deadlines);
         self.queue.retain(|request| {
             let miss = if which(request) { misses.remove(request) } else { return true };
-            removed.extend(miss.map(|miss| {
+            if let Some(miss) = miss {
                 deadlines.remove(&(miss.deadline, *request));
-                miss.waiters
-            }));
+                removed.extend(miss.waiters.into_iter().map(|waiter| (*request, waiter)));
+            }
             false
         });
         removed

@@ -92,8 +92,9 @@ impl<T, J: Jobs> Session<T, J> {
     /// A thread needs translations: every page is asked for, or answered at once if there is nothing to ask.
     pub fn ask(&mut self, now: Duration, request: PortRequest) {
         let PortRequest { missing, waiter } = request;
-        // The front-end refuses MISSes while the device is stopped; the waiter asks again after the next start.
-        if !self.running {
+        // The front-end refuses MISSes while the device is stopped, and no job uses what it asked for before a stop: the
+        // waiter asks again after the next start.
+        if !self.running || waiter.wait().is_some_and(|wait| !self.jobs.is_current(wait)) {
             return;
         }
         if self.has_iommu() && self.has_channel {
@@ -150,7 +151,7 @@ impl<T, J: Jobs> Session<T, J> {
     pub fn apply(&mut self, now: Duration, Settled(resolution): Settled) {
         let request = resolution.request;
         self.judge(now, &resolution);
-        for waiter in &resolution.waiters {
+        for (_, waiter) in &resolution.waiters {
             if let Waiter::Audit(number) = waiter {
                 self.audit_answered(now, *number, &resolution.outcome);
             }
@@ -171,8 +172,8 @@ impl<T, J: Jobs> Session<T, J> {
         let (range, access) = (request.range(), request.access);
         self.record(now, Event::MissSettled { range, access, end: end_of(answer) });
         self.stats.mapped_bytes.set(self.mirror.table_bytes() as u64);
-        for waiter in resolution.waiters {
-            self.tell(now, waiter, request, answer);
+        for (page, waiter) in resolution.waiters {
+            self.tell(now, waiter, page, answer);
         }
     }
 
@@ -201,8 +202,8 @@ impl<T, J: Jobs> Session<T, J> {
 
     /// Tells a waiter how one page was answered.
     fn tell(&mut self, now: Duration, waiter: Waiter, request: MissRequest, answer: MissAnswer) {
-        if let (Waiter::Job(id), MissAnswer::Refused) = (waiter, answer) {
-            self.job_fault(now, id, request);
+        if let (Waiter::Job(wait), MissAnswer::Refused) = (waiter, answer) {
+            self.job_fault(now, wait, request);
         }
         match waiter {
             Waiter::Job(_) | Waiter::RingInput(_) | Waiter::RingOutput(_) => {

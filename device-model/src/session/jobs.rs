@@ -1,18 +1,21 @@
 //! What the session asks of the jobs' schedule, and tells it. The back-end implements it for the schedule that its
 //! threads share, the simulation for the one that it owns; tests put themselves between.
 
+use std::time::Duration;
+
 use crate::addr::{ByteRange, Iova, SpaceId};
 use crate::jobs::job::JobId;
-use crate::jobs::schedule::{AtRest, Judgement, Revealed, Schedule};
+use crate::jobs::schedule::{AtRest, JobWait, Judgement, Revealed, Schedule};
 use crate::mmu::MappedRange;
+use crate::mmu::miss::MissRequest;
 use crate::telemetry::violation::InvalidationInfo;
 
 /// The jobs, as the session knows them. No method waits.
 pub trait Jobs {
     /// Engines stop at their next step; all jobs stay. Parked jobs forget which translations they wait for.
-    fn pause(&mut self);
+    fn pause(&mut self, now: Duration);
     /// Engines go on.
-    fn resume(&mut self);
+    fn resume(&mut self, now: Duration);
     /// Discards every job, those on engines included.
     fn discard(&mut self);
     /// An invalidation has ended: jobs that it kept from pinning try again.
@@ -29,17 +32,19 @@ pub trait Jobs {
     fn reveal(&mut self, revealed: &Revealed, asked: &[JobId]) -> Vec<Judgement>;
     /// Host addresses mean something else from now on: nothing can be said of what was taken away before.
     fn forget_suspects(&mut self);
-    /// What is known of a job that is parked.
-    fn parked_job(&mut self, id: JobId) -> Option<AtRest>;
+    /// What is known of a job that is parked and waits for this page, in this wait.
+    fn waiting_job(&mut self, wait: JobWait, page: MissRequest) -> Option<AtRest>;
+    /// Whether the job may still use what it asked for in this wait.
+    fn is_current(&mut self, wait: JobWait) -> bool;
 }
 
 impl Jobs for Schedule {
-    fn pause(&mut self) {
-        Schedule::pause(self);
+    fn pause(&mut self, now: Duration) {
+        Schedule::pause(self, now);
     }
 
-    fn resume(&mut self) {
-        Schedule::resume(self);
+    fn resume(&mut self, now: Duration) {
+        Schedule::resume(self, now);
     }
 
     fn discard(&mut self) {
@@ -74,7 +79,11 @@ impl Jobs for Schedule {
         Schedule::forget_suspects(self);
     }
 
-    fn parked_job(&mut self, id: JobId) -> Option<AtRest> {
-        Schedule::parked_job(self, id)
+    fn waiting_job(&mut self, wait: JobWait, page: MissRequest) -> Option<AtRest> {
+        Schedule::waiting_job(self, wait, page)
+    }
+
+    fn is_current(&mut self, wait: JobWait) -> bool {
+        Schedule::is_current(self, wait)
     }
 }

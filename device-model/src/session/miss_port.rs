@@ -1,8 +1,11 @@
 //! How the threads that touch guest memory ask the session for translations. They hand over what is missing and
 //! who waits for it, and go on; the session sends the MISSes and tells the waiter how each page was answered.
 
+use crate::jobs::engine::Left;
 use crate::jobs::job::{JobError, JobId};
-pub use crate::jobs::schedule::pages_of;
+use crate::jobs::schedule::{Disposed, FinishedJob};
+pub use crate::jobs::schedule::{JobWait, pages_of};
+use crate::jobs::scheduler::Scheduler;
 use crate::mmu::{self, Missing};
 use crate::sync::{Arc, Mutex, lock};
 use std::collections::VecDeque;
@@ -21,9 +24,9 @@ pub enum Waiter {
     /// The queue thread, for what a ring writes: responses and its used side.
     RingOutput(RingWait),
     /// A parked job.
-    Job(JobId),
+    Job(JobWait),
     /// Nobody; but this job comes to the page soon.
-    Ahead(JobId),
+    Ahead(JobWait),
     /// An audit, with the number of its question.
     Audit(u32),
 }
@@ -31,8 +34,13 @@ pub enum Waiter {
 impl Waiter {
     /// The job that has come to the page, or will soon.
     pub fn job(self) -> Option<JobId> {
+        self.wait().map(|wait| wait.job)
+    }
+
+    /// The wait of a job in which this was asked for.
+    pub fn wait(self) -> Option<JobWait> {
         match self {
-            Self::Job(id) | Self::Ahead(id) => Some(id),
+            Self::Job(wait) | Self::Ahead(wait) => Some(wait),
             Self::RingInput(_) | Self::RingOutput(_) | Self::Audit(_) => None,
         }
     }
@@ -92,6 +100,20 @@ impl MissPort {
     /// A port that wakes `session`.
     pub fn new(session: std::sync::Arc<dyn SessionWaker>) -> Self {
         Self { requests: Arc::new(Mutex::new(VecDeque::new())), session }
+    }
+
+    /// Gives a job back that has left its engine, and asks for the translations that it waits for. It is parked before
+    /// that, so that an answer finds it. `Some`: it is at its end, and the device is to be told.
+    pub fn give_back(&self, scheduler: &Scheduler, left: Left) -> Option<FinishedJob> {
+        match scheduler.dispose(left) {
+            Disposed::Finished(finished) => return Some(finished),
+            Disposed::Missing { wait, missing, ahead } => {
+                self.request(Waiter::Job(wait), missing);
+                self.request(Waiter::Ahead(wait), ahead);
+            }
+            Disposed::Waits | Disposed::Stale => {}
+        }
+        None
     }
 
     /// Asks for all of `missing`. Whoever waits has to be findable before this is called.

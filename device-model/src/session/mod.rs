@@ -22,6 +22,8 @@ mod effect;
 mod features;
 mod iotlb;
 mod jobs;
+#[cfg(all(test, loom))]
+mod loom_models;
 mod message;
 pub mod miss_port;
 mod refusal;
@@ -228,7 +230,7 @@ impl<T, J: Jobs> Session<T, J> {
     pub fn close(&mut self, now: Duration) {
         self.stop_all(now);
         self.interrupt_audit(now);
-        self.jobs.pause();
+        self.jobs.pause(now);
         self.jobs.discard();
         self.drain_to_close(now);
     }

@@ -178,7 +178,7 @@ impl<T, J: Jobs> Session<T, J> {
         self.record(now, Event::Start {});
         self.effect(Effect::Started);
         self.map_physical();
-        self.jobs.resume();
+        self.jobs.resume(now);
         // What another ring asked for before this moment was not passed on.
         (0..QUEUES).for_each(|queue| self.effect(Effect::ServeRing { queue }));
     }
@@ -186,7 +186,7 @@ impl<T, J: Jobs> Session<T, J> {
     /// Nothing is asked for and nothing is waited for: the front-end refuses MISSes from here on.
     fn stop(&mut self, now: Duration) {
         self.record(now, Event::Stop {});
-        self.jobs.pause();
+        self.jobs.pause(now);
         self.effect(Effect::Stopped);
         self.port.clear();
         self.misses.clear();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use job_stream::Mode;
 
 use super::effect::Effect;
-use super::miss_port::Waiter;
+use super::miss_port::{JobWait, Waiter};
 use super::{Jobs, Session};
 use crate::addr::{ByteRange, Iova, SpaceId};
 use crate::jobs::job::JobId;
@@ -69,7 +69,7 @@ impl<T, J: Jobs> Session<T, J> {
     /// What an answer says of what was taken away under jobs.
     pub(super) fn judge(&mut self, now: Duration, resolution: &Resolution<Waiter>) {
         let Some(revealed) = Revealed::by(resolution) else { return };
-        let asked: Vec<JobId> = resolution.waiters.iter().filter_map(|waiter| waiter.job()).collect();
+        let asked: Vec<JobId> = resolution.waiters.iter().filter_map(|(_, waiter)| waiter.job()).collect();
         for judgement in self.jobs.reveal(&revealed, &asked) {
             self.stats.verdicts.count(judgement.mode, judgement.verdict, judgement.confidence);
             if is_violation(&judgement) {
@@ -87,8 +87,9 @@ impl<T, J: Jobs> Session<T, J> {
     }
 
     /// A job needs what the front-end refuses. It is still parked.
-    pub(super) fn job_fault(&mut self, at: Duration, job: JobId, page: MissRequest) {
-        let Some(AtRest { context, mode, packet, .. }) = self.jobs.parked_job(job) else { return };
+    pub(super) fn job_fault(&mut self, at: Duration, wait: JobWait, page: MissRequest) {
+        let at_rest = self.jobs.waiting_job(wait, page);
+        let (Some(AtRest { context, mode, packet, .. }), job) = (at_rest, wait.job) else { return };
         let (range, access) = (page.range(), page.access);
         self.effect(Effect::Fault(Fault { at, job, context, packet, range, access, mode }));
     }

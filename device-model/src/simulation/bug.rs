@@ -50,6 +50,11 @@ pub enum Bug {
     ReorderFences,
     /// What was mapped where is compared with what is found there after the memory table has changed.
     RememberWhatWasThere,
+    /// A job that is cancelled in a SPIN writes its user fence in the same step, before which nobody has asked whether it
+    /// has to leave.
+    FenceWithSpin,
+    /// The time of a WAIT goes on while the device is stopped.
+    WaitOverStop,
     /// A job that is to be killed is not, and goes on.
     SkipKill,
     /// A context whose job has failed takes further jobs.
@@ -78,7 +83,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 37] = [
         Self::AckBeforeDrain,
         Self::ForgetPins,
         Self::ForgetSections,
@@ -102,6 +107,8 @@ impl Bug {
         Self::LoseCompletion,
         Self::ReorderFences,
         Self::RememberWhatWasThere,
+        Self::FenceWithSpin,
+        Self::WaitOverStop,
         Self::SkipKill,
         Self::KeepLostContext,
         Self::SignalBeforeItsData,

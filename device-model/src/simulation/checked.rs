@@ -101,8 +101,8 @@ impl World {
 pub(super) struct Checked<'a, 'h, 'w, 'o, M> {
     memory: &'a M,
     by: Toucher,
-    /// The time of the step.
-    now: Duration,
+    /// The time of the step, and for how much of that the device was running.
+    times: (Duration, Duration),
     /// A seeded bug may have it go on with translations of sections before.
     goes_stale: bool,
     host: RefCell<&'h mut Host<'w, 'o>>,
@@ -112,10 +112,10 @@ impl<'a, 'h, 'w, 'o, M: JobMemory> Checked<'a, 'h, 'w, 'o, M> {
     pub(super) fn new(
         memory: &'a M,
         by: Toucher,
-        (now, goes_stale): (Duration, bool),
+        (times, goes_stale): ((Duration, Duration), bool),
         host: &'h mut Host<'w, 'o>,
     ) -> Self {
-        Self { memory, by, now, goes_stale, host: RefCell::new(host) }
+        Self { memory, by, times, goes_stale, host: RefCell::new(host) }
     }
 
     /// Lets happen what happens during this access: after its translation, before its copy. Both are shown to the
@@ -163,7 +163,7 @@ impl<'a, 'h, 'w, 'o, M: JobMemory> Checked<'a, 'h, 'w, 'o, M> {
     fn did(&self, deed: Deed<'_>) {
         let mut host = self.host.borrow_mut();
         let Some(job) = self.by.job else { return };
-        if let Err(violation) = host.world.oracle.follow(job, deed, self.by.is_dead, self.now) {
+        if let Err(violation) = host.world.oracle.follow(job, deed, self.by.is_dead, self.times) {
             host.world.fail(violation);
         }
     }

@@ -3,6 +3,7 @@
 //! oracle before it is made.
 
 use std::ops::ControlFlow;
+use std::time::Duration;
 
 use job_stream::Mode;
 
@@ -15,6 +16,7 @@ use crate::addr::ByteRange;
 use crate::jobs::engine::{EngineHost, Leaves, Left, Running};
 use crate::jobs::job::{Job, JobError, JobOutcome, Step, StepContext};
 use crate::jobs::schedule::{Disposed, ScheduledJob, Turn};
+use crate::mmu::miss::MissRequest;
 use crate::mmu::{JobMemory, Missing, PinRange, Reader, SeededBug};
 use crate::session::miss_port::Waiter;
 
@@ -141,7 +143,7 @@ impl World {
             Slot::Job(running) => {
                 engine.slot = Slot::Stepping;
                 let pinned = running.is_pinned();
-                let host = Host { world: self, readers, cursor, budget, around, accesses: 0, pinned };
+                let host = Host { world: self, readers, cursor, number, budget, around, accesses: 0, pinned };
                 running.step(reader, &mut { host })
             }
         };
@@ -198,20 +200,22 @@ impl World {
                 self.finished(&finished.job, finished.outcome, is_checked);
                 self.queue.mailbox.push_back(Mail::JobFinished(finished));
             }
-            Disposed::Missing { job, missing, ahead } => {
+            Disposed::Missing { wait, missing, ahead } => {
                 if is_done {
                     self.counts.fences_that_waited_for_answers += 1;
-                    self.suspicions.asks(job);
+                    self.suspicions.asks(wait.job);
                 }
                 if is_done && self.is(Bug::TellFenceUnchecked) {
-                    for _ in missing.iter().flat_map(|missing| missing.pages()) {
-                        self.session.schedule_mut().miss_answered(job, Ok(()));
+                    for (one, iova) in missing.iter().flat_map(|one| one.pages().map(move |iova| (one, iova)))
+                    {
+                        let page = MissRequest { space: one.space, access: one.access, iova };
+                        self.session.schedule_mut().miss_answered(wait, page, Ok(()));
                     }
                     return;
                 }
-                let waits = missing.into_iter().map(|missing| (Waiter::Job(job), missing));
+                let waits = missing.into_iter().map(|missing| (Waiter::Job(wait), missing));
                 self.engines[number].asks =
-                    waits.chain(ahead.into_iter().map(|ahead| (Waiter::Ahead(job), ahead))).collect();
+                    waits.chain(ahead.into_iter().map(|ahead| (Waiter::Ahead(wait), ahead))).collect();
             }
             Disposed::Stale => self.counts.stale_jobs += 1,
             Disposed::Waits => {}
@@ -251,7 +255,7 @@ impl World {
             counts.user_fences_failed += u64::from(stream.follower.has_told_failure());
         }
         let (is_done, there) = (outcome == JobOutcome::Done, (&self.guest, &self.memory));
-        let ended = self.oracle.job_ended(job.id(), outcome, &self.guest, self.now);
+        let ended = self.oracle.job_ended(job.id(), outcome, &self.guest, self.ran);
         let ended = ended.and(self.oracle.transfer_ends(job.id(), is_done, there, &mut self.counts));
         // What a stop has interrupted is not asked for again.
         let is_open = self.suspicions.is_open(job.id(), is_checked) && self.session.core.is_running();
@@ -271,11 +275,23 @@ pub(super) struct Host<'a, 'o> {
     pub(super) world: &'a mut World,
     pub(super) readers: &'a Readers,
     pub(super) cursor: &'a mut Cursor<'o>,
+    number: usize,
     budget: usize,
     pub(super) around: Option<Around>,
     /// Accesses of this step so far.
     pub(super) accesses: u8,
     pinned: bool,
+}
+
+impl Host<'_, '_> {
+    /// For how long the device has been running, or, with a seeded bug, has been there.
+    fn running(&self, now: Duration) -> Duration {
+        if self.world.is(Bug::WaitOverStop) {
+            now
+        } else {
+            self.world.session.schedule().clock().running(now)
+        }
+    }
 }
 
 impl EngineHost for Host<'_, '_> {
@@ -299,11 +315,18 @@ impl EngineHost for Host<'_, '_> {
             Toucher { job: Some(id), is_dead, keeps: self.pinned && mode == Mode::RegistrationCache };
         let (budget, early) = (self.budget, self.world.is(Bug::SignalBeforeItsData));
         let goes_stale = matches!(mode, Mode::Strict | Mode::Fault);
-        let checked = Checked::new(memory, toucher, (now, goes_stale), self);
+        let running = self.running(now);
+        let (was_spinning, context) = (job.is_spinning(), StepContext { now, running, budget });
+        let times = (now, self.world.ran);
+        let checked = Checked::new(memory, toucher, (times, goes_stale), self);
         if early {
             job.signal_early(&checked, SeededBug::signal_before_write());
         }
-        let step = job.step(&checked, StepContext { now, budget });
+        let mut step = job.step(&checked, context);
+        if was_spinning && step == Step::Yield && job.is_cancelled() && self.world.is(Bug::FenceWithSpin) {
+            let section = self.readers.engines[self.number].enter();
+            step = job.step(&Checked::new(&section, toucher, (times, goes_stale), self), context);
+        }
         if step == Step::Yield && self.world.is(Bug::SignalBeforeWrite) {
             return Step::Done;
         }

@@ -56,7 +56,7 @@ pub(super) struct Follower {
     done: u64,
     crc: Crc32c,
     old: Option<u64>,
-    /// When the WAIT that it has come to looked first.
+    /// When the WAIT that it has come to looked first: for how long the device had been running.
     first_look: Option<Duration>,
     /// What its user fence was told: that all was done, or not.
     told: Option<bool>,
@@ -77,12 +77,12 @@ pub(super) struct Seen {
 type Followed = Result<(), String>;
 
 impl Follower {
-    /// Takes note of a deed; `Err`: the stream has something else here.
+    /// Takes note of a deed at a time, by when the device had been running for another; `Err`: the stream has something else here.
     pub(super) fn follow(
         &mut self,
         (program, places): (&Program, &Places),
         deed: Deed<'_>,
-        now: Duration,
+        (now, ran): (Duration, Duration),
     ) -> Followed {
         let wrong = |packet: usize, wanted: &str| Err(format!("Packet {packet} {wanted}, but: {deed:x?}"));
         if self.told.is_some() {
@@ -112,7 +112,7 @@ impl Follower {
                 stores(places, deed, (stamp.at, true), Some(time)) && self.next_value()
             }
             Packet::Atomic(atomic) => self.atomic(places, atomic, deed),
-            Packet::Wait(wait) => self.wait(places, wait, deed, now),
+            Packet::Wait(wait) => self.wait(places, wait, deed, ran),
             Packet::Nop(_) | Packet::Barrier(_) | Packet::Context(_) | Packet::Spin(_) => false,
         };
         if right { Ok(()) } else { wrong(self.packet, &format!("is {packet}")) }
@@ -220,10 +220,10 @@ impl Follower {
         right && (atomic.old.is_some() || self.next_value())
     }
 
-    fn wait(&mut self, places: &Places, wait: &Wait, deed: Deed<'_>, now: Duration) -> bool {
+    fn wait(&mut self, places: &Places, wait: &Wait, deed: Deed<'_>, ran: Duration) -> bool {
         let Deed::Value { operation: AtomicOperation::Load, old, .. } = deed else { return false };
         let right = is_at(places, deed, (wait.at, wait.wide));
-        self.first_look.get_or_insert(now);
+        self.first_look.get_or_insert(ran);
         if wait.holds(old) {
             self.seen.waits += 1;
             self.next();

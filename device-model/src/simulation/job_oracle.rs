@@ -138,11 +138,17 @@ impl Oracle {
     }
 
     /// A job has done something. `dead`: its context was lost before this step.
-    pub(super) fn follow(&mut self, job: JobId, deed: Deed<'_>, dead: bool, now: Duration) -> Checked {
+    pub(super) fn follow(
+        &mut self,
+        job: JobId,
+        deed: Deed<'_>,
+        dead: bool,
+        times: (Duration, Duration),
+    ) -> Checked {
         // A SPIN may outlast a reset: it touches nothing.
         self.job_touches(job)?;
         let Some(submitted) = self.stream_mut(job) else { return Ok(()) };
-        let followed = submitted.follow(deed, now);
+        let followed = submitted.follow(deed, times);
         followed.or_else(|what| wrong(format!("Job {}: {what}", job.raw())))?;
         if dead && !submitted.follower.has_told_failure() {
             return wrong(format!("Job {} works on though its context is lost: {deed:x?}", job.raw()));
@@ -203,7 +209,7 @@ impl Oracle {
         job: JobId,
         outcome: JobOutcome,
         guest: &Guest,
-        now: Duration,
+        ran: Duration,
     ) -> Checked {
         let excused = self.excused;
         let Some(submitted) = self.stream(job) else { return Ok(()) };
@@ -213,7 +219,7 @@ impl Oracle {
             JobOutcome::Failed(_) if submitted.follower.has_told_success() => {
                 Some("its user fence says that it is done".into())
             }
-            JobOutcome::Failed(error) => self.blames_nobody(submitted, error, (excused, guest, now)),
+            JobOutcome::Failed(error) => self.blames_nobody(submitted, error, (excused, guest, ran)),
         };
         if let Some(submitted) = self.stream_mut(job) {
             submitted.stage = Stage::Ended(outcome);
@@ -228,7 +234,7 @@ impl Oracle {
         &self,
         submitted: &Submitted,
         error: JobError,
-        (excused, guest, now): (u64, &Guest, Duration),
+        (excused, guest, ran): (u64, &Guest, Duration),
     ) -> Option<String> {
         let (since, is_excused) = (submitted.since, excused >= submitted.since);
         let packet = |number: usize| submitted.program.packets().get(number);
@@ -250,7 +256,7 @@ impl Oracle {
                 let since = submitted.follower.waits_since(number);
                 match (packet(number), since) {
                     (Some(Packet::Wait(wait)), Some(since)) => {
-                        now >= since + Duration::from_nanos(wait.timeout)
+                        ran >= since + Duration::from_nanos(wait.timeout)
                     }
                     _ => false,
                 }

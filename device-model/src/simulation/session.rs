@@ -483,10 +483,10 @@ impl World {
     fn tell(&mut self, waiter: Waiter, request: MissRequest, answer: MissAnswer) {
         match waiter {
             Waiter::Job(_) if self.is(Bug::LoseMissAnswer) => {}
-            Waiter::Job(id) => {
+            Waiter::Job(wait) => {
                 let wrong = self.is(Bug::FailWhatWasGranted);
                 let told = if wrong { MissAnswer::Refused } else { answer };
-                self.session.schedule_mut().miss_answered(id, told.for_job(request));
+                self.session.schedule_mut().miss_answered(wait, request, told.for_job(request));
             }
             Waiter::RingInput(_) | Waiter::RingOutput(_) => self.queue.mailbox.push_back(Mail::MissAnswered),
             Waiter::Ahead(_) | Waiter::Audit(_) => {}

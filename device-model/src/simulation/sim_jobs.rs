@@ -1,11 +1,14 @@
 //! The jobs as the session of the simulation knows them: the schedule, and between the two the seeded bugs that lose
 //! or distort what the session says.
 
+use std::time::Duration;
+
 use super::bug::Bug;
 use crate::addr::{ByteRange, Iova, SpaceId};
 use crate::jobs::job::JobId;
-use crate::jobs::schedule::{AtRest, Judgement, Revealed, Schedule};
+use crate::jobs::schedule::{AtRest, JobWait, Judgement, Revealed, Schedule};
 use crate::mmu::MappedRange;
+use crate::mmu::miss::MissRequest;
 use crate::session::Jobs;
 use crate::telemetry::violation::{InvalidationInfo, Verdict};
 
@@ -28,12 +31,12 @@ impl SimJobs {
 }
 
 impl Jobs for SimJobs {
-    fn pause(&mut self) {
-        self.schedule.pause();
+    fn pause(&mut self, now: Duration) {
+        self.schedule.pause(now);
     }
 
-    fn resume(&mut self) {
-        self.schedule.resume();
+    fn resume(&mut self, now: Duration) {
+        self.schedule.resume(now);
     }
 
     fn discard(&mut self) {
@@ -80,7 +83,11 @@ impl Jobs for SimJobs {
         }
     }
 
-    fn parked_job(&mut self, id: JobId) -> Option<AtRest> {
-        self.schedule.parked_job(id)
+    fn waiting_job(&mut self, wait: JobWait, page: MissRequest) -> Option<AtRest> {
+        self.schedule.waiting_job(wait, page)
+    }
+
+    fn is_current(&mut self, wait: JobWait) -> bool {
+        self.schedule.is_current(wait)
     }
 }

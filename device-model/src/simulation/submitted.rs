@@ -124,8 +124,8 @@ impl Submitted {
         }
     }
 
-    pub(super) fn follow(&mut self, deed: Deed<'_>, now: Duration) -> Result<(), String> {
-        self.follower.follow((&self.program, &self.places), deed, now)
+    pub(super) fn follow(&mut self, deed: Deed<'_>, times: (Duration, Duration)) -> Result<(), String> {
+        self.follower.follow((&self.program, &self.places), deed, times)
     }
 
     /// Its twin knows nothing any more.

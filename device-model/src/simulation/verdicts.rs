@@ -44,7 +44,7 @@ impl World {
         if self.suspicions.are_none() {
             return Vec::new();
         }
-        let asked: Vec<JobId> = resolution.waiters.iter().filter_map(|waiter| waiter.job()).collect();
+        let asked: Vec<JobId> = resolution.waiters.iter().filter_map(|(_, waiter)| waiter.job()).collect();
         let checks = |job: &JobStatus| matches!(job.state, JobState::Checks(_)).then_some(job.id);
         let checking: Vec<JobId> = self.session.schedule().jobs().iter().filter_map(checks).collect();
         self.suspicions.answered((resolution.request, &resolution.outcome), &asked, &checking)

@@ -84,6 +84,8 @@ pub(super) struct World {
     pub(super) flavor: Flavor,
     pub(super) bug: Option<Bug>,
     pub(super) now: Duration,
+    /// How much of that the device was running for.
+    pub(super) ran: Duration,
     /// Counts operations: what changed when.
     pub(super) stamp: u64,
     pub(super) guest: Guest,
@@ -118,6 +120,7 @@ impl World {
             flavor,
             bug,
             now: Duration::ZERO,
+            ran: Duration::ZERO,
             stamp: 0,
             guest: Guest::new(),
             front_end: FrontEnd::default(),
@@ -152,6 +155,14 @@ impl World {
         self.violation.get_or_insert(violation);
     }
 
+    /// So much time passes.
+    fn passes(&mut self, time: Duration) {
+        self.now += time;
+        if self.session.core.is_running() {
+            self.ran += time;
+        }
+    }
+
     fn is_done(&self) -> bool {
         self.over || self.violation.is_some()
     }
@@ -176,7 +187,7 @@ impl World {
         cursor.ops = rest;
         self.counts.operations += 1;
         self.stamp += 1;
-        self.now += MOMENT;
+        self.passes(MOMENT);
         if self.trace.is_watched() {
             println!("{:>9} µs {}{op:?}", self.now.as_micros(), if within { "  within: " } else { "" });
         }
@@ -217,7 +228,7 @@ impl World {
             Op::Unexpected => self.send_unexpected(),
             Op::NewChannel => self.front_end.wants(Message::NewChannel),
             // A step does not take longer.
-            Op::Wait { .. } if within => self.now += Duration::from_millis(1),
+            Op::Wait { .. } if within => self.passes(Duration::from_millis(1)),
             Op::Wait { millis, slowly } => {
                 self.wait(readers, Duration::from_millis(millis.into()), if slowly { 1 } else { 0x1000 });
             }
@@ -311,7 +322,7 @@ impl World {
     fn wait(&mut self, readers: &Readers, time: Duration, budget: usize) {
         let end = self.now + time;
         while self.now < end && !self.is_done() {
-            self.now = end.min(self.now + SLICE);
+            self.passes(SLICE.min(end - self.now));
             self.session_turn();
             for engine in 0..ENGINES {
                 self.engine_turn((readers, &mut Cursor { ops: &[] }), engine, budget, None);
@@ -347,7 +358,7 @@ impl World {
                 // Nothing happened: only time can bring something.
                 let look = self.session.schedule().next_look();
                 match [self.session.core.next_deadline(), look].into_iter().flatten().min() {
-                    Some(deadline) => self.now = self.now.max(deadline),
+                    Some(deadline) => self.passes(deadline.saturating_sub(self.now)),
                     None => break,
                 }
             }
@@ -374,7 +385,7 @@ impl World {
     fn round(&mut self, readers: &Readers) {
         self.stamp += 1;
         let spins = self.engines.iter().any(Engine::spins);
-        self.now += if spins { SPIN_ROUND } else { 10 * MOMENT };
+        self.passes(if spins { SPIN_ROUND } else { 10 * MOMENT });
         self.front_end_turn(Serve::Honest);
         self.session_turn();
         for engine in 0..ENGINES {

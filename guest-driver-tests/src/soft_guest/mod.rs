@@ -26,6 +26,7 @@ pub mod driver;
 pub mod error;
 pub mod frames;
 pub mod front_end;
+pub mod frozen;
 pub mod gpu;
 pub mod guest;
 mod handshake;

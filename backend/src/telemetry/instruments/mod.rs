@@ -43,6 +43,11 @@ impl Clock {
     pub fn now(self) -> Duration {
         self.0.elapsed()
     }
+
+    /// The same clock for those who know no clock of ours.
+    pub fn shared(self) -> device_model::jobs::scheduler::Clock {
+        Arc::new(move || self.now())
+    }
 }
 
 /// Whose track.

@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use device_model::gpu::context::ContextInfo;
+use device_model::jobs::scheduler::Scheduler;
 use device_model::mmu::MappedRange;
 use device_model::mmu::miss::MissRequest;
 use device_model::telemetry::audit::AuditReport;
 
 use super::Instruments;
-use crate::engines::scheduler::Scheduler;
 use crate::queues::mailbox::{Mail, Mailbox};
 use crate::wake::Waker;
 use device_model::session::miss_port::Waiter;

@@ -1,15 +1,17 @@
 //! The session's jobs: the schedule that the engines share. `--inject` may keep from it what the session says.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use device_model::addr::{ByteRange, Iova, SpaceId};
 use device_model::jobs::job::JobId;
-use device_model::jobs::schedule::{AtRest, Judgement, Revealed};
+use device_model::jobs::schedule::{AtRest, JobWait, Judgement, Revealed};
+use device_model::jobs::scheduler::Scheduler;
 use device_model::mmu::MappedRange;
+use device_model::mmu::miss::MissRequest;
 use device_model::session::Jobs;
 use device_model::telemetry::violation::InvalidationInfo;
 
-use crate::engines::scheduler::Scheduler;
 use crate::faults::{Bug, Injection};
 
 /// The jobs of a device.
@@ -25,11 +27,11 @@ impl DeviceJobs {
 }
 
 impl Jobs for DeviceJobs {
-    fn pause(&mut self) {
+    fn pause(&mut self, _now: Duration) {
         self.scheduler.pause();
     }
 
-    fn resume(&mut self) {
+    fn resume(&mut self, _now: Duration) {
         self.scheduler.resume();
     }
 
@@ -67,7 +69,11 @@ impl Jobs for DeviceJobs {
         self.scheduler.forget_suspects();
     }
 
-    fn parked_job(&mut self, id: JobId) -> Option<AtRest> {
-        self.scheduler.parked_job(id)
+    fn waiting_job(&mut self, wait: JobWait, page: MissRequest) -> Option<AtRest> {
+        self.scheduler.waiting_job(wait, page)
+    }
+
+    fn is_current(&mut self, wait: JobWait) -> bool {
+        self.scheduler.is_current(wait)
     }
 }

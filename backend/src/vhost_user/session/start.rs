@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use device_model::gpu::device::{self, Device, DeviceConfig};
+use device_model::jobs::scheduler::Scheduler;
 use device_model::mmu::{DrainWaker, MirrorConfig, Reader, RingMemory, mirror};
 use device_model::session::{Config, Effect, Session};
 use device_model::telemetry::stats::Stats;
@@ -21,7 +22,6 @@ use super::state::{SessionState, abort};
 use crate::display::Display;
 use crate::engines::Engines;
 use crate::engines::engine::{Engine, FinishedJob};
-use crate::engines::scheduler::Scheduler;
 use crate::engines::starvation::{ThreadName, Turns};
 use crate::faults::{Bug, Injection};
 use crate::queues::mailbox::{Mail, Mailbox};
@@ -79,7 +79,7 @@ pub fn start(
     let (writer, mut readers) = mirror(config, Arc::new(drain_waker));
     let Some(ring_reader) = readers.pop() else { unreachable!("The mirror was asked for a reader") };
     let (mailbox, miss_port) = (Mailbox::new()?, MissPort::new(Arc::new(waker.clone())));
-    let scheduler = Arc::new(Scheduler::new(instruments.clock()));
+    let scheduler = Arc::new(Scheduler::new(instruments.clock().shared()));
     let answers = mailbox.clone();
     let failures = ThreadFailures::new(waker.clone());
     let display = Display::spawn(Arc::clone(stats), &failures, move |ticket, answer| {

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use device_model::addr::{ByteRange, Iova};
+use device_model::jobs::scheduler::Scheduler;
 use device_model::mmu::HostRange;
 use device_model::session::miss_port::{MissAnswer, Waiter};
 use device_model::session::{Effect, PhysicalRegion, QUEUES, Refusal, Session};
@@ -20,7 +21,6 @@ use super::jobs::DeviceJobs;
 use super::queries::Queries;
 use crate::display::Display;
 use crate::engines::Engines;
-use crate::engines::scheduler::Scheduler;
 use crate::engines::starvation::Turns;
 use crate::faults::{Bug, Injection};
 use crate::front_end_check::Referee;
@@ -103,7 +103,7 @@ impl SessionState {
                 self.faults.mapped(self.core.mirror_mut(), request.iova, mapping);
             }
             Effect::MissAnswered { waiter, request, answer } => match waiter {
-                Waiter::Job(id) => self.scheduler.miss_answered(id, answer.for_job(request)),
+                Waiter::Job(wait) => self.scheduler.miss_answered(wait, request, answer.for_job(request)),
                 Waiter::RingInput(wait) => self.tell_ring(wait, Side::Input, answer),
                 Waiter::RingOutput(wait) => self.tell_ring(wait, Side::Output, answer),
                 // They wait for no answer.

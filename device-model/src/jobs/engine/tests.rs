@@ -1,21 +1,21 @@
 //! What a job holds while it runs, by its mode, and what takes it off its engine. Steps are scripted: what a job does in
 //! them is no business of an engine's.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use job_stream::{At, Limits, Priority, Space, SpinBehaviour, Stream, verify};
+use job_stream::{Context, SpinBehaviour, Stream};
 
 use super::*;
 use crate::addr::{Access, ByteRange, Iova, SpaceId};
-use crate::gpu::request::RawEntry;
-use crate::jobs::backing::Backing;
-use crate::jobs::job::{JobError, JobId, Treatment};
-use crate::jobs::operands::{self, Operands};
-use crate::jobs::program::Execution;
-use crate::mmu::{DrainWaker, HostRange, Invalidation, MirrorConfig, MirrorWriter, Permissions, mirror};
-
-const AT: u64 = 0x1000;
+use crate::jobs::job::{JobError, StepContext};
+use crate::jobs::testing::{AT, execution, job, place};
+use crate::mmu::{
+    AtomicOperation, DrainWaker, HostRange, Invalidation, MemoryError, MirrorConfig, MirrorWriter,
+    Permissions, Width, mirror,
+};
 
 struct Nobody;
 
@@ -67,20 +67,8 @@ impl Rig {
     }
 }
 
-fn place() -> At {
-    At::new(Space::resource(1), 0)
-}
-
 fn work(mode: Mode, stream: Stream) -> ScheduledJob {
-    let program = verify(&stream.finish(), &Limits::default()).unwrap();
-    let entry = RawEntry { at: Iova::new(AT), len: 0x1000 };
-    let space = |_| Ok(operands::Space { bytes: 0x1000, backing: Backing::new(std::iter::once(entry))? });
-    let execution = Execution::new(Operands::new(program, space).unwrap(), Duration::from_secs(1));
-    ScheduledJob::new(Job::program(
-        JobId(0),
-        Treatment { context: Some(1), mode, priority: Priority::Normal },
-        execution,
-    ))
+    ScheduledJob::new(job(0, mode, execution(stream)))
 }
 
 /// Says what the script says, and then for ever what came last.
@@ -245,4 +233,120 @@ fn a_stop_bears_a_stubborn_spin_for_a_while_and_no_longer() {
     let running = Running::start(&rig.reader, work(Mode::Fault, spin)).continue_value().unwrap();
     let wanted = (STUBBORN_STEPS + 1, Some(Leaves::Preempted));
     assert_eq!(run(&rig, running, &mut host, 2 * STUBBORN_STEPS), wanted);
+}
+
+/// Really steps the job, over memory that only counts how often it is touched.
+struct Touches {
+    count: Cell<u32>,
+    now: Duration,
+    stopped: bool,
+}
+
+struct Counted<'a>(&'a Cell<u32>);
+
+impl Counted<'_> {
+    fn touch(&self) -> Result<(), MemoryError> {
+        self.0.set(self.0.get() + 1);
+        Ok(())
+    }
+}
+
+impl JobMemory for Counted<'_> {
+    fn read(&self, _: SpaceId, _: Iova, _: &mut [u8]) -> Result<(), MemoryError> {
+        self.touch()
+    }
+
+    fn write(&self, _: SpaceId, _: Iova, _: &[u8]) -> Result<(), MemoryError> {
+        self.touch()
+    }
+
+    fn copy(&self, _: SpaceId, _: Iova, _: Iova, _: usize) -> Result<(), MemoryError> {
+        self.touch()
+    }
+
+    fn atomic(&self, _: SpaceId, _: Iova, _: Width, _: AtomicOperation) -> Result<u64, MemoryError> {
+        self.touch().map(|()| 0)
+    }
+}
+
+impl EngineHost for Touches {
+    fn step(&mut self, job: &mut Job, _: &impl JobMemory) -> Step {
+        self.now += SPIN_STEP;
+        let context = StepContext { now: self.now, running: self.now, budget: STEP_BYTES };
+        job.step(&Counted(&self.count), context)
+    }
+
+    fn must_leave(&self, _: &ScheduledJob) -> bool {
+        self.stopped
+    }
+}
+
+/// The memory that a job knows may be another driver's by the time that its SPIN ends: a stop does not wait for a SPIN.
+#[test]
+fn however_a_spin_ends_a_job_that_has_to_leave_touches_no_memory_after_it() {
+    let duration = |behaviour| if behaviour == SpinBehaviour::Wedged { 0 } else { 10_000_000 };
+    for (mode, behaviour, is_cancelled) in Mode::ALL.iter().flat_map(|mode| {
+        let all = [SpinBehaviour::Preemptible, SpinBehaviour::Stubborn, SpinBehaviour::Wedged];
+        all.into_iter().flat_map(move |behaviour| [(*mode, behaviour, true), (*mode, behaviour, false)])
+    }) {
+        let what = format!("{mode}, {behaviour:?}, cancelled: {is_cancelled}");
+        let rig = rig();
+        let fence = Context { mode: None, priority: None, fence: Some(place()), done: 1, failed: 2 };
+        let stream = Stream::new().push(fence).spin(behaviour, duration(behaviour)).signal(place(), 3);
+        let execution = execution(stream);
+        let cancelled = execution.cancellation();
+        let work = ScheduledJob::new(job(0, mode, execution));
+        let mut running = Running::start(&rig.reader, work).continue_value().unwrap();
+        let mut host = Touches { count: Cell::new(0), now: Duration::ZERO, stopped: false };
+        for _ in 0..2 {
+            running = running.step(&rig.reader, &mut host).continue_value().unwrap();
+        }
+        assert!(running.job().is_spinning(), "{what}");
+        host.stopped = true;
+        if behaviour != SpinBehaviour::Preemptible {
+            running = running.step(&rig.reader, &mut host).continue_value().unwrap();
+        }
+        cancelled.store(is_cancelled, Ordering::Relaxed);
+        let left = loop {
+            match running.step(&rig.reader, &mut host) {
+                ControlFlow::Continue(on) => running = on,
+                ControlFlow::Break(left) => break left,
+            }
+        };
+        assert_eq!(left.leaves, Leaves::Preempted, "{what}");
+        assert_eq!(host.count.get(), 0, "{what}");
+    }
+}
+
+/// What the steps of a job can reach, by the error of an access.
+struct Reach(Vec<Result<(), MemoryError>>);
+
+impl EngineHost for Reach {
+    fn step(&mut self, job: &mut Job, memory: &impl JobMemory) -> Step {
+        let at = Iova::new(AT);
+        let store = memory.atomic(SpaceId::DEVICE, at, Width::Wide, AtomicOperation::Store(0));
+        self.0.push(memory.read(SpaceId::DEVICE, at, &mut [0; 8]).and(store.map(drop)));
+        job.step(memory, STEP_BYTES)
+    }
+
+    fn must_leave(&self, _: &ScheduledJob) -> bool {
+        false
+    }
+}
+
+#[test]
+fn a_step_that_spins_has_no_memory() {
+    for mode in Mode::ALL {
+        let rig = rig();
+        let spin = Stream::new().spin(SpinBehaviour::Preemptible, 1_000_000);
+        let running = Running::start(&rig.reader, work(*mode, spin)).continue_value().unwrap();
+        let mut host = Reach(Vec::new());
+        drop(running.step(&rig.reader, &mut host));
+        let wanted = Missing {
+            space: SpaceId::DEVICE,
+            range: ByteRange::new(Iova::new(AT), 8).unwrap(),
+            access: Access::Read,
+        };
+        assert_eq!(host.0, [Err(MemoryError::NotPinned(wanted))], "{mode}");
+    }
 }

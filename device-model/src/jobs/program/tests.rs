@@ -60,7 +60,8 @@ fn execution(stream: Stream) -> Execution {
 }
 
 fn at(ms: u64) -> StepContext {
-    StepContext { now: Duration::from_millis(ms), budget: 1 << 16 }
+    let now = Duration::from_millis(ms);
+    StepContext { now, running: now, budget: 1 << 16 }
 }
 
 /// One packet whose operands are good.
@@ -290,4 +291,22 @@ fn timestamps_are_the_time_of_their_step_in_nanoseconds() {
     let memory = memory();
     assert_eq!(execution(Stream::new().timestamp(place(1, 0))).step(&memory, at(7)), Step::Done);
     assert_eq!(bytes(&memory, 1)[..8], 7_000_000_u64.to_le_bytes());
+}
+
+#[test]
+fn what_waits_and_spins_is_measured_in_the_time_that_the_device_has_run_for() {
+    let memory = memory();
+    let ms = Duration::from_millis;
+    let at = |running| StepContext { now: ms(1000 * running), running: ms(running), budget: 1 << 16 };
+    let mut wait = execution(Stream::new().wait(place(1, 0), Compare::Equal, 9, 5_000_000));
+    assert_eq!(wait.step(&memory, at(10)), Step::Waiting { until: ms(15) });
+    assert_eq!(wait.step(&memory, at(14)), Step::Waiting { until: ms(15) });
+    assert_eq!(wait.step(&memory, at(15)), Step::Error(JobError::WaitTimedOut { packet: 0 }));
+    let mut spin = execution(Stream::new().spin(SpinBehaviour::Stubborn, 5_000_000));
+    assert_eq!(spin.step(&memory, at(10)), Step::Spinning { stubborn: true });
+    assert_eq!(spin.step(&memory, at(14)), Step::Spinning { stubborn: true });
+    assert_eq!(spin.step(&memory, at(15)), Step::Yield);
+    let mut stamp = execution(Stream::new().timestamp(place(1, 0)));
+    assert_eq!(stamp.step(&memory, at(7)), Step::Done);
+    assert_eq!(bytes(&memory, 1)[..8], 7_000_000_000_u64.to_le_bytes(), "the time goes on in a stop");
 }

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use job_stream::{Mode, Priority};
 
-use super::{Parked, Schedule, ScheduledJob};
+use super::{JobWait, Parked, Schedule, ScheduledJob};
 use crate::addr::{ByteRange, Iova, SpaceId};
 use crate::jobs::job::JobId;
+use crate::mmu::miss::MissRequest;
 
 /// Where a job is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +22,7 @@ pub enum JobState {
     Checks(usize),
     /// It waits for the end of an invalidation.
     Invalidation,
-    /// It waits for a value in memory, and looks again at this time.
+    /// It waits for a value in memory, and looks again when the device has been running for this long.
     Value(Duration),
 }
 
@@ -56,8 +57,10 @@ impl Schedule {
     pub fn jobs(&self) -> Vec<JobStatus> {
         let ready = self.ready.iter().map(|work| at_rest(work, JobState::Ready));
         let parked = self.parked.values().map(|parked| match parked {
-            Parked::Misses { work, left } if work.checked => at_rest(work, JobState::Checks(*left)),
-            Parked::Misses { work, left } => at_rest(work, JobState::Misses(*left)),
+            Parked::Misses { work, unanswered } if work.checked => {
+                at_rest(work, JobState::Checks(unanswered.pages()))
+            }
+            Parked::Misses { work, unanswered } => at_rest(work, JobState::Misses(unanswered.pages())),
             Parked::Invalidation(work) => at_rest(work, JobState::Invalidation),
             Parked::Wait { work, look } => at_rest(work, JobState::Value(*look)),
         });
@@ -70,11 +73,14 @@ impl Schedule {
         jobs
     }
 
-    /// What there is to know of a job that is parked.
-    pub fn parked_job(&self, id: JobId) -> Option<AtRest> {
-        let (Parked::Misses { work, .. } | Parked::Invalidation(work) | Parked::Wait { work, .. }) =
-            self.parked.get(&id)?;
-        at_rest(work, JobState::Ready).at_rest
+    /// What there is to know of a job that waits for the answer to this page.
+    pub fn waiting_job(&self, wait: JobWait, page: MissRequest) -> Option<AtRest> {
+        match self.parked.get(&wait.job)? {
+            Parked::Misses { work, unanswered } if unanswered.contains(wait, page) => {
+                at_rest(work, JobState::Ready).at_rest
+            }
+            _ => None,
+        }
     }
 
     /// The first job that has begun and not ended and touches any of the range.

@@ -35,7 +35,7 @@ pub(super) fn numbered(id: u64, pages: u32) -> Job {
 
 pub(super) fn schedule() -> Schedule {
     let mut schedule = Schedule::new();
-    schedule.resume();
+    schedule.resume(Duration::ZERO);
     schedule.submit(job(1));
     schedule
 }
@@ -51,6 +51,19 @@ pub(super) fn page(start: u64) -> ByteRange<Iova> {
     ByteRange::new(Iova::new(start), 4096).unwrap()
 }
 
+/// A page that is asked for.
+pub(super) fn request(start: u64) -> MissRequest {
+    MissRequest { space: SpaceId::DEVICE, access: Access::Read, iova: Iova::new(start) }
+}
+
+/// The wait of a job that has left its engine for what is missing.
+pub(super) fn wait_of(disposed: Disposed) -> JobWait {
+    match disposed {
+        Disposed::Missing { wait, .. } => wait,
+        other => panic!("{other:?}"),
+    }
+}
+
 pub(super) fn missing(starts: &[u64]) -> Leaves {
     let one = |start: &u64| Missing { space: SpaceId::DEVICE, range: page(*start), access: Access::Read };
     Leaves::Missing(starts.iter().map(one).collect())
@@ -61,11 +74,10 @@ fn a_job_is_in_flight_from_its_first_turn_to_its_end_wherever_it_waits() {
     let mut schedule = schedule();
     assert!(!schedule.touches(SpaceId::DEVICE, page(BACKING)));
     let work = take(&mut schedule);
-    let id = work.job.id();
-    assert!(matches!(schedule.dispose(Left { work, leaves: missing(&[BACKING]) }), Disposed::Missing { .. }));
+    let wait = wait_of(schedule.dispose(Left { work, leaves: missing(&[BACKING]) }));
     assert!(schedule.touches(SpaceId::DEVICE, page(BACKING)));
     assert!(!schedule.touches(SpaceId::DEVICE, page(BACKING + 4096)));
-    schedule.miss_answered(id, Ok(()));
+    schedule.miss_answered(wait, request(BACKING), Ok(()));
     let work = take(&mut schedule);
     let left = Left { work, leaves: Leaves::Finished(JobOutcome::Done) };
     assert!(matches!(schedule.dispose(left), Disposed::Finished(_)));
@@ -76,12 +88,14 @@ fn a_job_is_in_flight_from_its_first_turn_to_its_end_wherever_it_waits() {
 fn a_job_goes_on_when_every_page_is_answered_and_a_page_named_twice_is_one() {
     let mut schedule = schedule();
     let work = take(&mut schedule);
-    let id = work.job.id();
     let leaves = missing(&[BACKING, BACKING + 4096, BACKING]);
-    assert!(matches!(schedule.dispose(Left { work, leaves }), Disposed::Missing { .. }));
-    schedule.miss_answered(id, Ok(()));
-    assert!(matches!(schedule.turn(), Turn::Wait));
-    schedule.miss_answered(id, Err(JobError::Killed));
+    let wait = wait_of(schedule.dispose(Left { work, leaves }));
+    // However often it is answered, too.
+    for page in [BACKING, BACKING, BACKING + 8192] {
+        schedule.miss_answered(wait, request(page), Ok(()));
+        assert!(matches!(schedule.turn(), Turn::Wait), "{page:#x}");
+    }
+    schedule.miss_answered(wait, request(BACKING + 4096), Err(JobError::Killed));
     assert_eq!(take(&mut schedule).failed, Some(JobError::Killed));
 }
 
@@ -93,12 +107,12 @@ fn a_job_does_not_wait_for_what_is_asked_for_ahead() {
     let one = |start| Missing { space: SpaceId::DEVICE, range: page(start), access: Access::Read };
     let leaves = Leaves::Faulted { missing: one(BACKING), ahead: vec![one(BACKING + 4096)] };
     match schedule.dispose(Left { work, leaves }) {
-        Disposed::Missing { job, missing, ahead } => {
-            assert_eq!((job, missing, ahead), (id, vec![one(BACKING)], vec![one(BACKING + 4096)]));
+        Disposed::Missing { wait, missing, ahead } => {
+            assert_eq!((wait.job, missing, ahead), (id, vec![one(BACKING)], vec![one(BACKING + 4096)]));
+            schedule.miss_answered(wait, request(BACKING), Ok(()));
         }
         other => panic!("{other:?}"),
     }
-    schedule.miss_answered(id, Ok(()));
     drop(take(&mut schedule));
 }
 
@@ -124,10 +138,10 @@ fn a_job_from_before_a_discard_never_runs_again() {
     for leaves in ways.into_iter().chain([Leaves::Finished(JobOutcome::Done)]) {
         let mut schedule = schedule();
         let work = take(&mut schedule);
-        schedule.pause();
+        schedule.pause(Duration::ZERO);
         schedule.discard();
         assert!(matches!(schedule.dispose(Left { work, leaves }), Disposed::Stale));
-        schedule.resume();
+        schedule.resume(Duration::ZERO);
         assert!(matches!(schedule.turn(), Turn::Wait));
         assert!(!schedule.touches(SpaceId::DEVICE, page(BACKING)));
     }
@@ -138,8 +152,42 @@ fn a_pause_keeps_every_job_and_forgets_what_it_waits_for() {
     let mut schedule = schedule();
     let work = take(&mut schedule);
     assert!(matches!(schedule.dispose(Left { work, leaves: missing(&[BACKING]) }), Disposed::Missing { .. }));
-    schedule.pause();
+    schedule.pause(Duration::ZERO);
     assert!(matches!(schedule.turn(), Turn::Wait) && schedule.is_stopped());
-    schedule.resume();
+    schedule.resume(Duration::ZERO);
     drop(take(&mut schedule));
+}
+
+/// An engine parks a job, and is held up before it asks for its pages. Meanwhile the device stops and goes on, and another
+/// engine has parked the job for another page.
+#[test]
+fn answers_to_an_earlier_wait_of_a_job_are_not_taken_for_those_of_a_later_one() {
+    let mut schedule = schedule();
+    let work = take(&mut schedule);
+    let first = wait_of(schedule.dispose(Left { work, leaves: missing(&[BACKING]) }));
+    assert!(schedule.is_current(first));
+    schedule.pause(Duration::ZERO);
+    schedule.resume(Duration::ZERO);
+    let work = take(&mut schedule);
+    let second = wait_of(schedule.dispose(Left { work, leaves: missing(&[BACKING, BACKING + 4096]) }));
+    assert!(!schedule.is_current(first) && schedule.is_current(second));
+    assert_eq!(schedule.waiting_job(first, request(BACKING)), None);
+    for page in [BACKING, BACKING + 4096] {
+        schedule.miss_answered(first, request(page), Err(JobError::Killed));
+    }
+    schedule.miss_answered(second, request(BACKING), Ok(()));
+    assert_eq!(schedule.waiting_job(second, request(BACKING)), None, "it is answered");
+    assert!(schedule.waiting_job(second, request(BACKING + 4096)).is_some());
+    assert!(matches!(schedule.turn(), Turn::Wait));
+    schedule.miss_answered(second, request(BACKING + 4096), Ok(()));
+    assert_eq!(take(&mut schedule).failed, None);
+}
+
+#[test]
+fn nothing_that_was_asked_for_before_a_reset_is_wanted_after_it() {
+    let mut schedule = schedule();
+    let work = take(&mut schedule);
+    let old = wait_of(schedule.dispose(Left { work, leaves: missing(&[BACKING]) }));
+    schedule.discard();
+    assert!(!schedule.is_current(old));
 }

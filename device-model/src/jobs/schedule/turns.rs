@@ -34,7 +34,7 @@ fn next(schedule: &mut Schedule) -> Option<ScheduledJob> {
 #[test]
 fn the_highest_priority_comes_first_and_the_lowest_comes_too() {
     let mut schedule = Schedule::new();
-    schedule.resume();
+    schedule.resume(Duration::ZERO);
     schedule.submit(job(0, Priority::Low));
     (1..40).for_each(|id| schedule.submit(job(id, Priority::High)));
     let order: Vec<u64> =
@@ -47,7 +47,7 @@ fn the_highest_priority_comes_first_and_the_lowest_comes_too() {
 #[test]
 fn a_job_whose_slice_is_over_comes_after_the_others() {
     let mut schedule = Schedule::new();
-    schedule.resume();
+    schedule.resume(Duration::ZERO);
     (0..2).for_each(|id| schedule.submit(job(id, Priority::Normal)));
     let work = next(&mut schedule).unwrap();
     assert!(matches!(schedule.dispose(Left { work, leaves: Leaves::SliceOver }), Disposed::Waits));
@@ -57,7 +57,7 @@ fn a_job_whose_slice_is_over_comes_after_the_others() {
 #[test]
 fn a_wait_looks_again_later_and_later_and_at_once_when_another_job_has_ended() {
     let mut schedule = Schedule::new();
-    schedule.resume();
+    schedule.resume(Duration::ZERO);
     (0..2).for_each(|id| schedule.submit(job(id, Priority::Normal)));
     let (mut waiting, other) = (next(&mut schedule).unwrap(), next(&mut schedule).unwrap());
     let mut now = Duration::ZERO;
@@ -76,4 +76,29 @@ fn a_wait_looks_again_later_and_later_and_at_once_when_another_job_has_ended() {
     assert_eq!(schedule.next_look(), Some(now + Duration::from_micros(7)), "no later than it gives up");
     let _ = schedule.dispose(Left { work: other, leaves: Leaves::Finished(JobOutcome::Done) });
     assert_eq!((next(&mut schedule).unwrap().job.id().raw(), schedule.next_look()), (0, None));
+}
+
+/// Its guest stands still meanwhile, and so does whoever would write the value that it waits for.
+#[test]
+fn a_stop_costs_a_wait_none_of_its_time() {
+    let ms = Duration::from_millis;
+    let mut schedule = Schedule::new();
+    schedule.set_time(ms(50));
+    assert_eq!(schedule.running(), ms(0), "it has not started");
+    schedule.resume(ms(100));
+    schedule.submit(job(0, Priority::Normal));
+    schedule.set_time(ms(140));
+    let waiting = next(&mut schedule).unwrap();
+    let leaves = Leaves::Waiting { until: schedule.running() + Duration::from_micros(30) };
+    let _ = schedule.dispose(Left { work: waiting, leaves: leaves.clone() });
+    let due = ms(140) + Duration::from_micros(30);
+    assert_eq!((schedule.running(), schedule.next_look()), (ms(40), Some(due)));
+    schedule.pause(ms(140));
+    schedule.set_time(ms(900));
+    assert_eq!((schedule.running(), schedule.next_look()), (ms(40), None));
+    schedule.resume(ms(1140));
+    let waiting = next(&mut schedule).unwrap();
+    let _ = schedule.dispose(Left { work: waiting, leaves });
+    let due = ms(1140) + Duration::from_micros(30);
+    assert_eq!((schedule.running(), schedule.next_look()), (ms(40), Some(due)));
 }

@@ -1,6 +1,6 @@
 //! Tests of what is found out about memory that an INVALIDATE takes from under a job.
 
-use super::tests::{BACKING, job, missing, numbered, page, schedule, take};
+use super::tests::{BACKING, job, missing, numbered, page, request, schedule, take, wait_of};
 use super::*;
 use crate::addr::Access;
 use crate::mmu::{MappedRange, Permissions};
@@ -104,15 +104,15 @@ fn the_fence_of_a_job_in_fence_mode_waits_until_its_memory_was_found_again() {
     let (mut schedule, work) = overlapped();
     let id = work.job.id();
     let done = Leaves::Finished(JobOutcome::Done);
-    let Disposed::Missing { job, missing, ahead } = schedule.dispose(Left { work, leaves: done }) else {
+    let Disposed::Missing { wait, missing, ahead } = schedule.dispose(Left { work, leaves: done }) else {
         panic!("Nobody asks for the page");
     };
     let page_missing = Missing { space: SpaceId::DEVICE, range: page(BACKING), access: Access::Read };
-    assert_eq!((job, missing, ahead), (id, vec![page_missing], vec![]));
+    assert_eq!((wait.job, missing, ahead), (id, vec![page_missing], vec![]));
     assert!(schedule.touches(SpaceId::DEVICE, page(BACKING)));
     let judgements = schedule.reveal(&shows(Found::Nothing), &[id]);
     assert_eq!(verdicts(&judgements), [(Verdict::Gone, Confidence::Certain, 3, true)]);
-    schedule.miss_answered(id, Err(JobError::Refused(page_missing)));
+    schedule.miss_answered(wait, request(BACKING), Err(JobError::Refused(page_missing)));
     let work = take(&mut schedule);
     // What it did, it did while its memory was its own.
     assert!(work.checked);
@@ -135,11 +135,10 @@ fn a_job_in_fence_mode_that_has_worked_on_memory_that_was_moved_ends_with_that()
         let (mut schedule, work) = overlapped();
         let id = work.job.id();
         let work = ScheduledJob { stepped, ..work };
-        let parked = schedule.dispose(Left { work, leaves: missing(&[BACKING]) });
-        assert!(matches!(parked, Disposed::Missing { .. }));
+        let wait = wait_of(schedule.dispose(Left { work, leaves: missing(&[BACKING]) }));
         let judgements = schedule.reveal(&shows(Found::Memory(FRAME + 4096)), &[id]);
         assert_eq!(verdicts(&judgements), [(Verdict::Moved, Confidence::Certain, 3, true)]);
-        schedule.miss_answered(id, Ok(()));
+        schedule.miss_answered(wait, request(BACKING), Ok(()));
         let moved = Missing { space: SpaceId::DEVICE, range: page(BACKING), access: Access::Read };
         assert_eq!(take(&mut schedule).failed, stepped.then_some(JobError::Moved(moved)));
     }
@@ -148,7 +147,7 @@ fn a_job_in_fence_mode_that_has_worked_on_memory_that_was_moved_ends_with_that()
 #[test]
 fn a_verdict_about_a_part_leaves_the_rest_to_be_judged() {
     let mut schedule = Schedule::new();
-    schedule.resume();
+    schedule.resume(Duration::ZERO);
     schedule.submit(job(4));
     let work = take(&mut schedule);
     let all = ByteRange::new(Iova::new(BACKING), 4 * 4096).unwrap();
@@ -172,7 +171,7 @@ fn a_verdict_about_a_part_leaves_the_rest_to_be_judged() {
 #[test]
 fn what_two_jobs_use_is_judged_whole_for_both() {
     let mut schedule = Schedule::new();
-    schedule.resume();
+    schedule.resume(Duration::ZERO);
     let mut pages = Vec::new();
     for (id, count) in [(0, 1), (1 << 32, 3)] {
         schedule.submit(numbered(id, count));

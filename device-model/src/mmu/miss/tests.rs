@@ -34,7 +34,8 @@ fn one_sent() -> MissTable<u32> {
 }
 
 fn resolved(request: MissRequest, waiters: &[u32], outcome: Outcome) -> Answer<u32> {
-    Answer::Resolved(Resolution { request, waiters: waiters.to_vec(), outcome })
+    let waiters = waiters.iter().map(|waiter| (request, *waiter)).collect();
+    Answer::Resolved(Resolution { request, waiters, outcome })
 }
 
 #[test]
@@ -145,7 +146,10 @@ fn a_large_update_settles_the_misses_in_it_that_are_not_sent() {
     let _ = table.on_update(range(0, 0x4000), host(0x4000), Permissions::READ_WRITE);
     let mapped =
         Outcome::Mapped { range: range(0, 0x4000), host: host(0x4000), permissions: Permissions::READ };
-    assert_eq!(table.on_reply(at(1), true), resolved(miss(0x1000, Access::Read), &[7, 8], mapped));
+    let request = miss(0x1000, Access::Read);
+    let waiters = vec![(request, 7), (miss(0x2000, Access::Read), 8)];
+    let resolution = Resolution { request, waiters, outcome: mapped };
+    assert_eq!(table.on_reply(at(1), true), Answer::Resolved(resolution));
     assert_eq!(table.next_to_send(at(0)), Some(miss(0x3000, Access::Write)));
     assert_eq!(table.next_to_send(at(0)), Some(miss(0x9000, Access::Read)));
     assert_eq!(table.next_to_send(at(0)), None);
@@ -156,8 +160,8 @@ fn an_unanswered_miss_times_out_and_its_late_answer_is_still_good() {
     let mut table = one_sent();
     assert_eq!(table.next_deadline(), Some(SECOND));
     assert_eq!(table.expire(at(999)), []);
-    let timed_out =
-        Resolution { request: miss(0x1000, Access::Read), waiters: vec![7], outcome: Outcome::TimedOut };
+    let request = miss(0x1000, Access::Read);
+    let timed_out = Resolution { request, waiters: vec![(request, 7)], outcome: Outcome::TimedOut };
     assert_eq!(table.expire(at(1000)), [timed_out]);
     assert_eq!((table.next_deadline(), table.outstanding()), (None, 1));
     let _ = table.on_update(range(0x1000, 0x1000), host(0x1000), Permissions::READ);
@@ -305,7 +309,7 @@ fn without_a_channel_everything_that_is_asked_for_ends_and_nothing_is_due() {
     let lost = table.channel_lost();
     assert_eq!(lost.len(), MISS_LIMIT + 2);
     assert!(lost.iter().all(|lost| lost.outcome == Outcome::NoChannel));
-    assert_eq!(lost.iter().filter(|lost| lost.waiters == [8]).count(), MISS_LIMIT + 1);
+    assert_eq!(lost.iter().filter(|lost| lost.waiters == [(lost.request, 8)]).count(), MISS_LIMIT + 1);
     assert_eq!((table.is_idle(), table.next_deadline()), (true, None));
 }
 

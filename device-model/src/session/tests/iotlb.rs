@@ -3,7 +3,7 @@
 use super::*;
 use crate::session::miss_port::RingWait;
 
-const JOB: Waiter = Waiter::Job(JobId::new(1));
+const JOB: Waiter = Waiter::Job(JobWait::for_tests(JobId::new(1), 1));
 
 #[test]
 fn a_translation_is_cached_with_the_permission_that_its_miss_asked_for() {
@@ -57,7 +57,7 @@ fn an_update_that_makes_no_sense_is_refused() {
 fn a_refused_miss_is_told_to_each_waiter_and_is_a_fault_of_a_job() {
     let mut rig = running();
     let ring = Waiter::RingInput(RingWait { queue: 0, start: 1 });
-    let ahead = Waiter::Ahead(JobId::new(2));
+    let ahead = Waiter::Ahead(wait(2));
     for waiter in [JOB, ring, ahead] {
         rig.ask(ms(0), waiter, missing(4, 1, Access::Write));
     }
@@ -229,4 +229,27 @@ fn after_a_drain_of_everything_memory_is_where_the_handler_says_or_nowhere() {
             (vec![format!("{JOB:?} 0x4000 {answer}")], is_told)
         );
     }
+}
+
+#[test]
+fn what_a_job_has_given_up_is_not_asked_for() {
+    let mut rig = running();
+    rig.core.jobs_mut().stale = vec![wait(1)];
+    rig.ask(ms(0), JOB, missing(4, 1, Access::Write));
+    rig.ask(ms(0), Waiter::Ahead(wait(1)), missing(5, 1, Access::Write));
+    rig.ask(ms(0), Waiter::Job(wait(2)), missing(6, 1, Access::Write));
+    assert_eq!(rig.sent(ms(0)), [miss(6, Access::Write)]);
+}
+
+#[test]
+fn each_waiter_is_told_of_its_own_page_when_one_large_update_answers_for_several() {
+    let mut rig = running();
+    // So many are on their way that the last one is not sent.
+    rig.ask(ms(0), JOB, missing(4, crate::mmu::miss::MISS_WINDOW as u64, Access::Read));
+    rig.ask(ms(0), Waiter::Job(wait(2)), missing(0x400, 1, Access::Read));
+    rig.sent(ms(0));
+    rig.grant(ms(1), pages(4, 0x3fd), Permissions::READ_WRITE);
+    let told = rig.done();
+    assert!(told.contains(&format!("{JOB:?} 0x4000 Mapped")), "{told:?}");
+    assert!(told.contains(&format!("{:?} 0x400000 Mapped", Waiter::Job(wait(2)))), "{told:?}");
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::miss_port::{MissAnswer, MissPort, MissRequest as PortRequest, SessionWaker, Waiter};
+use super::miss_port::{JobWait, MissAnswer, MissPort, MissRequest as PortRequest, SessionWaker, Waiter};
 use super::*;
 use crate::addr::{Access, ByteRange, FrontendVa, Iova, PAGE_SIZE};
 use crate::jobs::job::JobId;
@@ -57,14 +57,21 @@ struct Noted {
     asked: Vec<JobId>,
     touched: bool,
     parked: Option<AtRest>,
+    /// Waits that jobs have given up.
+    stale: Vec<JobWait>,
+}
+
+/// The first wait of a job.
+fn wait(job: u64) -> JobWait {
+    JobWait::for_tests(JobId::new(job), 1)
 }
 
 impl Jobs for Noted {
-    fn pause(&mut self) {
+    fn pause(&mut self, _now: Duration) {
         self.calls.push("pause");
     }
 
-    fn resume(&mut self) {
+    fn resume(&mut self, _now: Duration) {
         self.calls.push("resume");
     }
 
@@ -101,8 +108,12 @@ impl Jobs for Noted {
         self.calls.push("forget suspects");
     }
 
-    fn parked_job(&mut self, _id: JobId) -> Option<AtRest> {
+    fn waiting_job(&mut self, _wait: JobWait, _page: MissRequest) -> Option<AtRest> {
         self.parked
+    }
+
+    fn is_current(&mut self, wait: JobWait) -> bool {
+        !self.stale.contains(&wait)
     }
 }
 
@@ -224,7 +235,7 @@ impl Rig {
 
     /// Maps pages as a MISS for writing would.
     fn map(&mut self, first: u64, count: u64) {
-        self.ask(ms(0), Waiter::Ahead(JobId::new(0)), missing(first, 1, Access::Write));
+        self.ask(ms(0), Waiter::Ahead(wait(0)), missing(first, 1, Access::Write));
         assert_eq!(self.sent(ms(0)).len(), 1);
         self.grant(ms(0), pages(first, count), Permissions::READ_WRITE);
         self.effects();

@@ -192,7 +192,7 @@ fn the_miss_clock_stands_still_while_a_reply_is_due() {
         let mut rig = running();
         rig.map(0x40, 1);
         let pin = rig.pin(PinMode::Fence, 0x40, 1);
-        rig.ask(ms(0), Waiter::Job(JobId::new(1)), missing(4, 1, Access::Read));
+        rig.ask(ms(0), Waiter::Job(wait(1)), missing(4, 1, Access::Read));
         rig.sent(ms(0));
         rig.core.message(ms(10), message());
         // A minute passes with the drain under way: the front-end serves no MISS before the reply.

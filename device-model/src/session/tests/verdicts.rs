@@ -52,7 +52,7 @@ fn a_violation_is_reported_once_and_only_where_somebody_can_be_blamed() {
     ];
     for (judgement, is_reported) in cases {
         let mut rig = running();
-        rig.ask(ms(0), Waiter::Job(JobId::new(1)), missing(4, 1, Access::Write));
+        rig.ask(ms(0), Waiter::Job(wait(1)), missing(4, 1, Access::Write));
         rig.sent(ms(0));
         rig.core.jobs_mut().judgements = vec![judgement];
         rig.answer(ms(1), false);
@@ -66,7 +66,7 @@ fn a_violation_names_the_time_of_the_ack() {
     let mut rig = running();
     rig.invalidate(ms(1), pages(4, 1));
     rig.core.replied(ms(3));
-    rig.ask(ms(4), Waiter::Job(JobId::new(1)), missing(4, 1, Access::Write));
+    rig.ask(ms(4), Waiter::Job(wait(1)), missing(4, 1, Access::Write));
     rig.sent(ms(4));
     rig.core.jobs_mut().judgements = vec![judgement(Verdict::Gone, Confidence::Certain, Mode::Fence, true)];
     rig.answer(ms(5), false);

@@ -4,15 +4,19 @@
 
 use std::cell::Cell;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::event::Event;
 use super::pack::WORDS;
+use crate::sync::{AtomicBool, AtomicU64, Ordering, fence};
 
 /// Events that get their memory together, when the first of them comes.
+#[cfg(not(loom))]
 const CHUNK: u64 = 256;
+/// A track of one event, or its model does not end.
+#[cfg(loom)]
+const CHUNK: u64 = 1;
 
 /// The place of an event.
 ///
@@ -165,7 +169,37 @@ impl Drop for TrackWriter {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, loom))]
+mod loom_models {
+    use loom::thread;
+
+    use super::*;
+    use crate::addr::{Access, ByteRange, Iova, PAGE_SIZE};
+
+    /// An event of which two words, and its time, differ from those of the next.
+    fn event(number: u64) -> Event {
+        let page = ByteRange::new(Iova::new(number * PAGE_SIZE), PAGE_SIZE).unwrap();
+        Event::Miss { range: page, access: Access::Read }
+    }
+
+    #[test]
+    fn loom_a_snapshot_beside_a_writer_has_no_torn_event() {
+        loom::model(|| {
+            let track = Arc::new(Track::new(String::new(), 1));
+            let writer = TrackWriter::take(&track).unwrap();
+            writer.record(Duration::from_nanos(0), event(0));
+            let theirs = Arc::clone(&track);
+            let producer = thread::spawn(move || writer.record(Duration::from_nanos(1), event(1)));
+            for Recorded { number, at, event: found } in track.snapshot().events {
+                assert_eq!((at, found), (Duration::from_nanos(number), event(number)));
+            }
+            producer.join().unwrap();
+            drop(theirs);
+        });
+    }
+}
+
+#[cfg(all(test, not(loom)))]
 mod tests {
     use std::thread;
 

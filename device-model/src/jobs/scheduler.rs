@@ -1,0 +1,264 @@
+//! The schedule of the jobs ([`schedule`](super::schedule)), shared between the session, the queue thread and the
+//! engines.
+//!
+//! Who wakes engines: [`Scheduler::publish`] alone, after each change of the schedule, as many as there is work for. A
+//! change is made through [`Scheduler::change`], or by an engine that takes its next job; nothing else has the schedule
+//! to change it.
+//!
+//! LOCKING: one mutex, held for a few instructions and never while memory is touched. The session takes it to
+//! deliver answers, so nobody may hold it while waiting for the session.
+
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use crate::addr::{ByteRange, Iova, SpaceId};
+use crate::jobs::engine::Left;
+use crate::jobs::job::{Job, JobError, JobId};
+use crate::jobs::schedule::{
+    AtRest, Disposed, JobStatus, JobWait, Judgement, Revealed, Schedule, ScheduledJob, Turn,
+};
+use crate::mmu::MappedRange;
+use crate::mmu::miss::MissRequest;
+use crate::running_clock::RunningClock;
+use crate::sync::{AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, Ordering, lock};
+use crate::telemetry::violation::InvalidationInfo;
+
+/// The device's time. It never goes back.
+pub type Clock = std::sync::Arc<dyn Fn() -> Duration + Send + Sync>;
+
+/// The queue of work before the engines.
+pub struct Scheduler {
+    shared: Mutex<Shared>,
+    ready: Condvar,
+    /// Mirrors [`Schedule::is_stopped`], to be read at every step without the lock.
+    stopped: AtomicBool,
+    /// Mirrors [`Schedule::generation`].
+    generation: AtomicU64,
+    /// Mirrors [`Schedule::has_ready`] in the same way.
+    wanted: AtomicBool,
+    /// Mirrors the clock of [`Schedule::running`].
+    running: AtomicU64,
+    /// The device's time.
+    clock: Clock,
+}
+
+/// The schedule, and the engines that sleep before it.
+#[derive(Debug)]
+struct Shared {
+    schedule: Schedule,
+    /// Engines that sleep, or were just woken.
+    sleeping: usize,
+    /// When the first of them wakes by itself, to have a WAIT look again.
+    alarm: Option<Duration>,
+}
+
+impl Shared {
+    /// When an engine that goes to sleep has to wake by itself; `None`: another one does so in time, or there is no need.
+    fn alarm_needed(&self) -> Option<Duration> {
+        self.schedule.next_look().filter(|look| self.alarm.is_none_or(|alarm| *look < alarm))
+    }
+
+    /// How many of the engines that sleep have something to do: one for each job that is ready, one to watch for the time
+    /// of the next WAIT if none does, and all of them if the device closes.
+    fn wanted(&self) -> usize {
+        let watches = usize::from(self.alarm_needed().is_some());
+        if self.schedule.is_closing() {
+            self.sleeping
+        } else {
+            self.schedule.ready().saturating_add(watches).min(self.sleeping)
+        }
+    }
+}
+
+impl Scheduler {
+    /// A scheduler without work, paused until the device starts.
+    pub fn new(clock: Clock) -> Self {
+        let schedule = Schedule::new();
+        let running = AtomicU64::new(schedule.clock().word());
+        let shared = Mutex::new(Shared { schedule, sleeping: 0, alarm: None });
+        let (stopped, wanted) = (AtomicBool::new(true), AtomicBool::new(false));
+        let generation = AtomicU64::new(0);
+        Self { shared, ready: Condvar::new(), stopped, generation, wanted, running, clock }
+    }
+
+    /// Takes a new job.
+    pub fn submit(&self, job: Job) {
+        self.change(|schedule| schedule.submit(job));
+    }
+
+    /// The device's time: the same for all engines, and it goes on while the device is stopped.
+    pub fn now(&self) -> Duration {
+        (self.clock)()
+    }
+
+    /// How long the device has been running at this time: it stands still while the device is stopped.
+    pub fn running(&self, now: Duration) -> Duration {
+        // ORDERING: Relaxed: a step that has memory is over before a stop that it overlaps is followed by a start, and one
+        // that spins counts what passes between two readings.
+        RunningClock::running_by(self.running.load(Ordering::Relaxed), now)
+    }
+
+    /// The next job for an engine; waits for it. `None`: the device closes.
+    ///
+    /// A job that WAITs is work again when it is time to look, so one of the engines without other work sleeps only until
+    /// then: 50 µs at first, up to 1 ms. The others sleep until they are woken.
+    pub fn next(&self) -> Option<ScheduledJob> {
+        let mut shared = lock(&self.shared);
+        loop {
+            shared.schedule.set_time(self.now());
+            match shared.schedule.turn() {
+                Turn::Run(work) => {
+                    // Time may have made more jobs ready than this one, or this engine may have been the one to watch it.
+                    self.publish(shared);
+                    return Some(work);
+                }
+                Turn::Close => return None,
+                Turn::Wait => shared = self.sleep(shared),
+            }
+        }
+    }
+
+    /// Nothing is ready.
+    fn sleep<'a>(&self, mut shared: MutexGuard<'a, Shared>) -> MutexGuard<'a, Shared> {
+        shared.sleeping = shared.sleeping.saturating_add(1);
+        let mut shared = match shared.alarm_needed() {
+            None => self.ready.wait(shared).unwrap_or_else(PoisonError::into_inner),
+            Some(alarm) => {
+                shared.alarm = Some(alarm);
+                let pause = alarm.saturating_sub(self.now());
+                let woken = self.ready.wait_timeout(shared, pause);
+                let (mut shared, _) = woken.unwrap_or_else(PoisonError::into_inner);
+                shared.alarm = shared.alarm.filter(|other| *other != alarm);
+                shared
+            }
+        };
+        shared.sleeping = shared.sleeping.saturating_sub(1);
+        shared
+    }
+
+    /// Whether another job is ready for an engine.
+    pub fn is_wanted(&self) -> bool {
+        // ORDERING: Relaxed: a step later is soon enough.
+        self.wanted.load(Ordering::Relaxed)
+    }
+
+    /// Whether an engine has to give this job back.
+    pub fn must_leave(&self, work: &ScheduledJob) -> bool {
+        // ORDERING: Acquire pairs with the Release in `publish`: who sees a start sees the reset before it. A stop that is
+        // not seen yet drains the section or the pin under which this is asked.
+        self.stopped.load(Ordering::Acquire) || self.generation.load(Ordering::Relaxed) != work.generation()
+    }
+
+    /// Takes a job back that has left its engine. (See [`MissPort::give_back`](crate::session::miss_port::MissPort).)
+    pub fn dispose(&self, left: Left) -> Disposed {
+        self.change(|schedule| schedule.dispose(left))
+    }
+
+    /// Whether a job that has begun touches any of the range.
+    pub fn touches(&self, space: SpaceId, range: ByteRange<Iova>) -> bool {
+        self.read(|schedule| schedule.touches(space, range))
+    }
+
+    /// What jobs that have begun touch of the range, if it is to be found out what an invalidation of it means.
+    pub fn judged(&self, space: SpaceId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>> {
+        self.read(|schedule| schedule.judged(space, range))
+    }
+
+    /// An invalidation takes away what was mapped like this.
+    pub fn suspect(&self, by: InvalidationInfo, mapped: &[MappedRange]) {
+        self.change(|schedule| schedule.suspect(by, mapped));
+    }
+
+    /// The front-end has answered a MISS that these jobs wait for, or come to soon.
+    pub fn reveal(&self, revealed: &Revealed, asked: &[JobId]) -> Vec<Judgement> {
+        self.change(|schedule| schedule.reveal(revealed, asked))
+    }
+
+    /// What was mapped where means nothing any more.
+    pub fn forget_suspects(&self) {
+        self.change(Schedule::forget_suspects);
+    }
+
+    /// The first job that has begun and touches any of the range.
+    pub fn first_in(&self, space: SpaceId, range: ByteRange<Iova>) -> Option<JobId> {
+        self.read(|schedule| schedule.first_in(space, range))
+    }
+
+    /// What there is to know of a job that waits for the answer to this page.
+    pub fn waiting_job(&self, wait: JobWait, page: MissRequest) -> Option<AtRest> {
+        self.read(|schedule| schedule.waiting_job(wait, page))
+    }
+
+    /// All jobs, in the order of their numbers.
+    pub fn jobs(&self) -> Vec<JobStatus> {
+        self.read(Schedule::jobs)
+    }
+
+    /// Whether what was asked for in this wait of a job may still be wanted.
+    pub fn is_current(&self, wait: JobWait) -> bool {
+        self.read(|schedule| schedule.is_current(wait))
+    }
+
+    /// One page that a parked job waits for is answered.
+    pub fn miss_answered(&self, wait: JobWait, page: MissRequest, answer: Result<(), JobError>) {
+        self.change(|schedule| schedule.miss_answered(wait, page, answer));
+    }
+
+    /// An invalidation has ended: whoever waited for that tries again.
+    pub fn invalidation_ended(&self) {
+        self.change(Schedule::invalidation_ended);
+    }
+
+    /// Stops the engines at their next step; all jobs stay. Parked ones forget what they wait for.
+    pub fn pause(&self) {
+        let now = self.now();
+        self.change(|schedule| schedule.pause(now));
+    }
+
+    /// Goes on after [`Self::pause`].
+    pub fn resume(&self) {
+        let now = self.now();
+        self.change(|schedule| schedule.resume(now));
+    }
+
+    /// Discards every job, also what an engine has.
+    pub fn discard(&self) {
+        self.change(Schedule::discard);
+    }
+
+    /// Ends the engines at their next step.
+    pub fn close(&self) {
+        self.change(Schedule::close);
+    }
+
+    /// Changes the schedule, and tells the engines. The only way to do so, but for an engine that takes a job.
+    fn change<T>(&self, change: impl FnOnce(&mut Schedule) -> T) -> T {
+        let mut shared = lock(&self.shared);
+        shared.schedule.set_time(self.now());
+        let result = change(&mut shared.schedule);
+        self.publish(shared);
+        result
+    }
+
+    fn read<T>(&self, read: impl FnOnce(&Schedule) -> T) -> T {
+        read(&lock(&self.shared).schedule)
+    }
+
+    /// Tells engines that run what has changed, and wakes as many of those that sleep as have something to do.
+    fn publish(&self, shared: MutexGuard<'_, Shared>) {
+        let schedule = &shared.schedule;
+        // ORDERING: Relaxed but for `stopped`: see `must_leave`, `is_wanted` and `running`.
+        self.generation.store(schedule.generation(), Ordering::Relaxed);
+        self.running.store(schedule.clock().word(), Ordering::Relaxed);
+        self.stopped.store(schedule.is_stopped(), Ordering::Release);
+        self.wanted.store(schedule.has_ready(), Ordering::Relaxed);
+        let wanted = shared.wanted();
+        drop(shared);
+        for _ in 0..wanted {
+            self.ready.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,34 @@
+//! Jobs for tests of those who schedule and step them: streams over one resource of a page.
+
+use std::time::Duration;
+
+use job_stream::{At, Limits, Mode, Priority, Space, Stream, verify};
+
+use crate::addr::Iova;
+use crate::gpu::request::RawEntry;
+use crate::jobs::backing::Backing;
+use crate::jobs::job::{Job, JobId, Treatment};
+use crate::jobs::operands::{self, Operands};
+use crate::jobs::program::Execution;
+
+/// The page of the resource.
+pub(crate) const AT: u64 = 0x1000;
+
+/// The first bytes of the resource.
+pub(crate) fn place() -> At {
+    At::new(Space::resource(1), 0)
+}
+
+/// The execution of a stream over the resource.
+pub(crate) fn execution(stream: Stream) -> Execution {
+    let program = verify(&stream.finish(), &Limits::default()).unwrap();
+    let entry = RawEntry { at: Iova::new(AT), len: 0x1000 };
+    let space = |_| Ok(operands::Space { bytes: 0x1000, backing: Backing::new(std::iter::once(entry))? });
+    Execution::new(Operands::new(program, space).unwrap(), Duration::from_secs(1))
+}
+
+/// A job that executes that, for context 1.
+pub(crate) fn job(id: u64, mode: Mode, execution: Execution) -> Job {
+    let treatment = Treatment { context: Some(1), mode, priority: Priority::Normal };
+    Job::program(JobId(id), treatment, execution)
+}
