@@ -3,10 +3,11 @@
 
 use arbitrary::{Result, Unstructured};
 use device_model::gpu::scanout::{CursorPosition, Rect};
+use device_model::testing::noise::noise;
 use device_model::testing::requests as command;
 use device_model::testing::script::{Action, play};
 
-use crate::input::{long, noise, number, stream};
+use crate::input::{long, number, stream};
 
 /// Most actions of a script.
 const ACTIONS: usize = 400;

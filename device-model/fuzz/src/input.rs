@@ -101,18 +101,3 @@ fn offset(u: &mut Unstructured<'_>) -> Result<u64> {
 fn push_long(words: &mut Vec<u32>, value: u64) {
     words.extend([value as u32, (value >> 32) as u32]);
 }
-
-/// Seeds that are noise, the same each time: which bytes make which action, only the decoder knows.
-pub fn noise(count: u32, bytes: usize) -> Vec<(String, Vec<u8>)> {
-    let of = |seed: u32| {
-        let mut state = seed.wrapping_mul(0x9e37_79b9);
-        let next = move || {
-            state ^= state << 13;
-            state ^= state >> 17;
-            state ^= state << 5;
-            Some(state as u8)
-        };
-        (format!("noise-{seed}"), std::iter::from_fn(next).take(bytes).collect())
-    };
-    (1..=count).map(of).collect()
-}

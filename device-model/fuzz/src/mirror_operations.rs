@@ -5,6 +5,7 @@ use arbitrary::{Result, Unstructured};
 use device_model::addr::{ByteRange, Iova, PAGE_SHIFT, PAGE_SIZE};
 use device_model::mmu::Permissions;
 use device_model::testing::mirror::{ALL_PAGES, Operation, play};
+use device_model::testing::noise::noise;
 
 /// Most operations of a script: each page is looked up by replaying all of them.
 const OPERATIONS: usize = 120;
@@ -64,5 +65,5 @@ fn range(u: &mut Unstructured<'_>) -> Result<ByteRange<Iova>> {
 
 /// Scripts to begin with.
 pub fn seeds() -> Vec<(String, Vec<u8>)> {
-    crate::input::noise(4, 600)
+    noise(4, 600)
 }

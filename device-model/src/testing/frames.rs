@@ -6,7 +6,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 use crate::addr::PAGE_SIZE;
 use crate::mmu::HostRange;
 
-/// Some pages of memory, by their numbers.
+/// Some pages of memory, one after the other.
 #[derive(Clone, Copy, Debug)]
 pub struct Frames(&'static GuestMemoryMmap<()>);
 
@@ -19,15 +19,14 @@ impl Frames {
         Self(Box::leak(Box::new(memory)))
     }
 
-    /// `count` pages from `first` on, as the host sees them.
-    pub fn host(self, first: u64, count: u64) -> HostRange {
-        let (at, len) = (GuestAddress(first * PAGE_SIZE), (count * PAGE_SIZE) as usize);
-        let mut slices = self.0.get_slices(at, len, Permissions::ReadWrite).expect("Pages that there are");
-        let slice = slices.next().and_then(Result::ok).filter(|slice| slice.len() == len);
-        let pointer = slice.expect("Pages that lie side by side").ptr_guard_mut().as_ptr();
+    /// `len` bytes from an offset on, as the host sees them.
+    pub fn host(self, at: u64, len: usize) -> HostRange {
+        let slices = self.0.get_slices(GuestAddress(at), len, Permissions::ReadWrite);
+        let slice = slices.expect("Bytes that there are").next().and_then(Result::ok);
+        let slice = slice.filter(|slice| slice.len() == len).expect("Bytes that there are");
         // SAFETY: `len` bytes lie here, and the memory is leaked: it stays for the rest of the process's life. Others
         // touch it only with the volatile accesses of `vm-memory`.
-        unsafe { HostRange::new(pointer, len) }
+        unsafe { HostRange::new(slice.ptr_guard_mut().as_ptr(), len) }
     }
 
     /// Copies bytes out, from an offset on.

@@ -5,6 +5,7 @@ pub mod frames;
 pub mod memory;
 #[cfg(not(loom))]
 pub mod mirror;
+pub mod noise;
 pub mod requests;
 #[cfg(not(loom))]
 pub mod script;
