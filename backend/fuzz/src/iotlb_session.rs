@@ -95,7 +95,7 @@ fn message(u: &mut Unstructured<'_>) -> Result<[u8; 32]> {
     let uaddr = match shape >> 3 & 7 {
         0 => u.arbitrary()?,
         1 => REGION + u64::from(u.arbitrary::<u16>()?),
-        _ => REGION + iova + (u.int_in_range(0..=3_u64)? << PAGE_SHIFT),
+        _ => (REGION + (u.int_in_range(0..=3_u64)? << PAGE_SHIFT)).wrapping_add(iova),
     };
     let kind = match shape >> 6 {
         0 => 3,
