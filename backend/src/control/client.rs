@@ -1,5 +1,5 @@
 //! One client of the control socket: bytes in, lines out, answers back. Bounded: while answers are unsent nothing is
-//! read. Knows nothing of commands.
+//! read. Knows nothing of commands, nor of what its bytes come through.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -14,10 +14,12 @@ const MAX_UNASKED: usize = 256 << 10;
 const READ: usize = 4 << 10;
 
 /// A connected client.
-pub(super) struct Client {
-    stream: UnixStream,
+pub(super) struct Client<S = UnixStream> {
+    stream: S,
     /// What was received and not yet looked at: less than a line, unless answers are unsent.
     input: Vec<u8>,
+    /// How much of it is known to hold no end of a line.
+    looked_through: usize,
     /// What is to be sent.
     output: Vec<u8>,
     state: ClientState,
@@ -47,15 +49,27 @@ pub(super) enum Interest {
     Over,
 }
 
-impl Client {
-    /// A client on a non-blocking socket.
-    pub(super) fn new(stream: UnixStream) -> Self {
-        Self { stream, input: Vec::new(), output: Vec::new(), state: ClientState::Reading }
+impl<S: Read + Write> Client<S> {
+    /// A client on a stream that does not block.
+    pub(super) fn new(stream: S) -> Self {
+        Self { stream, input: Vec::new(), looked_through: 0, output: Vec::new(), state: ClientState::Reading }
     }
 
-    /// Its socket.
-    pub(super) fn stream(&self) -> &UnixStream {
+    /// Its stream.
+    pub(super) fn stream(&self) -> &S {
         &self.stream
+    }
+
+    /// Its stream, for whoever plays the other side.
+    #[cfg(any(test, feature = "test-utils"))]
+    pub(super) fn stream_mut(&mut self) -> &mut S {
+        &mut self.stream
+    }
+
+    /// Bytes that are kept for it.
+    #[cfg(any(test, feature = "test-utils"))]
+    pub(super) fn kept(&self) -> usize {
+        self.input.len().saturating_add(self.output.len())
     }
 
     /// Queues one line for the client.
@@ -114,9 +128,14 @@ impl Client {
     /// The next line, without its end. At the end of the input, what is left is a line too.
     fn next_line(&mut self) -> Option<Vec<u8>> {
         loop {
-            let Some(end) = self.input.iter().position(|byte| *byte == b'\n') else {
-                return self.unfinished_line();
+            let mut unseen = self.input.iter().skip(self.looked_through);
+            let Some(distance) = unseen.position(|byte| *byte == b'\n') else {
+                let line = self.unfinished_line();
+                self.looked_through = self.input.len();
+                return line;
             };
+            let end = self.looked_through.saturating_add(distance);
+            self.looked_through = 0;
             let mut line: Vec<u8> = self.input.drain(..=end).collect();
             line.pop();
             if self.state != ClientState::Skipping {
@@ -163,6 +182,19 @@ fn is_temporary(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_that_comes_byte_by_byte_is_looked_through_once() {
+        let (stream, mut peer) = UnixStream::pair().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let mut client = Client::new(stream);
+        for (said, looked_through) in [("ab", 2), ("c", 3), ("\nde", 2), ("\n\nf", 1)] {
+            peer.write_all(said.as_bytes()).unwrap();
+            client.receive();
+            client.work(|_| String::new());
+            assert_eq!((client.looked_through, client.input.len()), (looked_through, looked_through));
+        }
+    }
 
     #[test]
     fn nothing_more_is_answered_nor_read_while_an_answer_is_unsent() {

@@ -6,6 +6,8 @@
 
 mod client;
 mod commands;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod conversation;
 #[cfg(test)]
 mod tests;
 mod views;

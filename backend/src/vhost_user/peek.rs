@@ -104,8 +104,10 @@ fn check(header: Header) -> Result<(), PeekError> {
 pub fn payload_u32(socket: &UnixStream) -> io::Result<Option<u32>> {
     let mut bytes = [0; size_of::<Header>() + 4];
     let seen = peek(socket, &mut bytes)?;
-    let word = bytes.last_chunk().map(|word| u32::from_ne_bytes(*word));
-    Ok(word.filter(|_| seen == bytes.len()))
+    let Ok((header, word)) = Header::read_from_prefix(&bytes) else { return Ok(None) };
+    // Behind a shorter payload, the next message may have come.
+    let has_word = seen == bytes.len() && header.payload_len() >= 4;
+    Ok(word.first_chunk().filter(|_| has_word).map(|word| u32::from_ne_bytes(*word)))
 }
 
 /// The payload of the message whose header [`next`] returned, left in place: as much of it as can be looked at, which is
@@ -250,6 +252,20 @@ mod tests {
         theirs.send_with_fd(header.as_bytes(), theirs.as_raw_fd()).unwrap();
         (&theirs).write_all(&[1, 2, 3]).unwrap();
         assert_eq!(payload(&ours, header).unwrap(), [0; 0]);
+    }
+
+    #[test]
+    fn a_word_is_of_the_payload_and_never_of_the_next_message() {
+        let (ours, theirs) = pair();
+        for (len, word) in [(0, None), (3, None), (4, Some(0x0403_0201)), (5, Some(0x0403_0201))] {
+            let mut bytes = Header::request(11, len, false).as_bytes().to_vec();
+            bytes.extend(&[1, 2, 3, 4, 5][..len as usize]);
+            (&theirs).write_all(&bytes).unwrap();
+            (&theirs).write_all(Header::request(34, 0, false).as_bytes()).unwrap();
+            assert_eq!(payload_u32(&ours).unwrap(), word.map(u32::from_le), "{len} bytes");
+            take(&ours, &mut vec![0; len as usize]).unwrap();
+            take(&ours, &mut []).unwrap();
+        }
     }
 
     #[test]

@@ -31,7 +31,7 @@ impl HostRange {
     }
 
     /// A range that nothing stands behind, for tests that never touch what they map.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "test-utils"))]
     pub(crate) fn invented(address: u64, len: u64) -> Self {
         Self { address, len }
     }

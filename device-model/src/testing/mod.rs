@@ -1,4 +1,11 @@
 //! What tests of this crate and of its users share.
 
+#[cfg(not(loom))]
+pub mod frames;
 pub mod memory;
+#[cfg(not(loom))]
+pub mod mirror;
+pub mod noise;
 pub mod requests;
+#[cfg(not(loom))]
+pub mod script;

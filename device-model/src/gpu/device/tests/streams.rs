@@ -1,27 +1,11 @@
 //! Random streams of commands: valid, truncated, hostile. Whatever comes, every pending command comes out once.
 
-use std::rc::Rc;
-
 use job_stream::{At, Context, Space, Stream};
 use proptest::prelude::*;
 
 use super::*;
 use crate::gpu::scanout::CursorPosition;
-
-/// A pending command that counts how many of its kind there are.
-#[derive(Debug)]
-struct Counted(#[expect(dead_code, reason = "it is counted, not read")] Rc<()>);
-
-#[derive(Clone, Debug)]
-enum Action {
-    Control(Vec<u8>),
-    Cursor(Vec<u8>),
-    /// Steps a job once, or gives it back.
-    Step(usize),
-    Finish(usize, bool),
-    Answer(usize),
-    Reset,
-}
+use crate::testing::script::{Action, play};
 
 fn id() -> impl Strategy<Value = u32> {
     prop_oneof![8 => 0_u32..4, 1 => any::<u32>()]
@@ -111,91 +95,9 @@ fn action() -> impl Strategy<Value = Action> {
         4 => (0_usize..5000).prop_map(Action::Step),
         4 => (0_usize..3, any::<bool>()).prop_map(|(which, done)| Action::Finish(which, done)),
         1 => (0_usize..3).prop_map(Action::Answer),
-        1 => Just(Action::Reset),
+        4 => (0_usize..3).prop_map(Action::Run),
+        1 => prop::bool::weighted(0.8).prop_map(Action::Reset),
     ]
-}
-
-/// What was let out and not yet given back.
-#[derive(Default)]
-struct Outside {
-    jobs: Vec<Job>,
-    asked: Vec<u64>,
-}
-
-/// Plays the stream; afterwards all that is outside is given back and every resource is destroyed.
-fn play(actions: Vec<Action>) -> Result<(), TestCaseError> {
-    let quotas =
-        Quotas { queued_jobs: 6, resource_bytes: 64 << 10, backing_entries: 12, ..Quotas::default() };
-    let mut device = Device::new(DeviceConfig { quotas, scanouts: 2, ..DeviceConfig::default() });
-    device.set_features(features());
-    let (count, mut out) = (Rc::new(()), Outside::default());
-    let mut memory = SparseMemory::new();
-    memory.fill(ByteRange::new(Iova::new(0), 0x8000).unwrap());
-    let mut resources = Vec::new();
-    for action in actions {
-        let mut effects = Vec::new();
-        match action {
-            Action::Control(request) => {
-                resources.extend(request.get(24..28).map(|id| u32::from_le_bytes(id.try_into().unwrap())));
-                device.control(&request, Counted(count.clone()), &mut effects);
-            }
-            Action::Cursor(request) => device.cursor(&request, Counted(count.clone()), &mut effects),
-            Action::Step(budget) => out.jobs.iter_mut().for_each(|job| _ = job.step(&memory, budget)),
-            Action::Finish(which, done) if which < out.jobs.len() => {
-                let failed = JobOutcome::Failed(JobError::Killed);
-                let outcome = if done { JobOutcome::Done } else { failed };
-                device.job_finished(out.jobs.remove(which), outcome, &mut effects);
-            }
-            Action::Answer(which) if which < out.asked.len() => {
-                device.display_answer(out.asked.remove(which), DisplayAnswer::Modes(None), &mut effects);
-            }
-            Action::Finish(..) | Action::Answer(_) => {}
-            Action::Reset => {
-                drop(device.reset());
-                device.set_features(features());
-            }
-        }
-        absorb(effects, &mut out);
-        let usage = device.usage();
-        prop_assert!(usage.resource_bytes <= 64 << 10 && usage.backing_entries <= 12);
-    }
-    settle(&mut device, &mut out);
-    for request in resources.into_iter().map(unref).chain([ctx_destroy(1), ctx_destroy(2)]) {
-        let mut effects = Vec::new();
-        device.control(&request, Counted(count.clone()), &mut effects);
-        absorb(effects, &mut out);
-    }
-    prop_assert_eq!(device.usage(), Usage::default());
-    prop_assert_eq!(Rc::strong_count(&count), 1, "a pending command was kept");
-    prop_assert!(device.reset().is_empty());
-    Ok(())
-}
-
-fn absorb(effects: Vec<Effect<Counted>>, out: &mut Outside) {
-    for effect in effects {
-        match effect {
-            Effect::Complete { pending: Counted(_), response } => {
-                assert!(response.as_bytes().len() >= HEADER)
-            }
-            Effect::Run(job) => out.jobs.push(job),
-            Effect::Ask { ticket, .. } => out.asked.push(ticket),
-            Effect::Display(_) => {}
-        }
-    }
-}
-
-/// Gives back all that is outside.
-fn settle(device: &mut Device<Counted>, out: &mut Outside) {
-    while !out.jobs.is_empty() || !out.asked.is_empty() {
-        let mut effects = Vec::new();
-        for job in out.jobs.drain(..) {
-            device.job_finished(job, JobOutcome::Done, &mut effects);
-        }
-        for ticket in out.asked.drain(..) {
-            device.display_answer(ticket, DisplayAnswer::Edid(None), &mut effects);
-        }
-        absorb(effects, out);
-    }
 }
 
 proptest! {
@@ -203,7 +105,7 @@ proptest! {
     fn every_pending_command_comes_out_and_all_quotas_come_back(
         actions in prop::collection::vec(action(), 0..120)
     ) {
-        play(actions)?;
+        play(actions);
     }
 
     #[test]

@@ -1,0 +1,16 @@
+//! Inputs to begin with, for fuzz targets whose bytes only their decoder can read.
+
+/// Seeds that are noise, the same each time: which bytes make which action, only the decoder knows.
+pub fn noise(count: u32, bytes: usize) -> Vec<(String, Vec<u8>)> {
+    let of = |seed: u32| {
+        let mut state = seed.wrapping_mul(0x9e37_79b9);
+        let next = move || {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            Some(state as u8)
+        };
+        (format!("noise-{seed}"), std::iter::from_fn(next).take(bytes).collect())
+    };
+    (1..=count).map(of).collect()
+}
