@@ -3,7 +3,8 @@
 //!
 //! The UPDATE and the reply come on two sockets, so a reply may be read before an UPDATE that was sent ahead of it, if
 //! the front-end did not wait for our ack. A success without its UPDATE is therefore *unsettled* until the main socket
-//! was seen empty after it.
+//! was seen empty after it. The device asks again meanwhile; the UPDATE that was overtaken was sent before that question,
+//! and answers the first one alone.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -21,6 +22,8 @@ const PATIENCE: u32 = 9;
 /// A MISS that was sent.
 #[derive(Clone, Copy, Debug)]
 struct Asked {
+    /// How many were sent before it.
+    number: u64,
     page: ByteRange<Iova>,
     access: Access,
     sent: Duration,
@@ -54,14 +57,18 @@ impl Asked {
 pub(super) struct Misses {
     timeout: Duration,
     asked: VecDeque<Asked>,
-    unsettled: Vec<Asked>,
+    /// Successes whose UPDATE has not been read, each with the number of the first MISS that was sent after its reply had
+    /// been read.
+    unsettled: Vec<(Asked, u64)>,
+    /// The number of the next MISS.
+    next: u64,
     /// The answers do not come in order: which belongs to which is not known before all are in.
     lost: bool,
 }
 
 impl Misses {
     pub(super) fn new(timeout: Duration) -> Self {
-        Self { timeout, asked: VecDeque::new(), unsettled: Vec::new(), lost: false }
+        Self { timeout, asked: VecDeque::new(), unsettled: Vec::new(), next: 0, lost: false }
     }
 
     /// A MISS went out.
@@ -72,6 +79,7 @@ impl Misses {
         self.lost &= !self.asked.is_empty();
         let access = request.access;
         let asked = Asked {
+            number: self.next,
             page,
             access,
             sent: now,
@@ -81,19 +89,23 @@ impl Misses {
             late: None,
             told: false,
         };
+        self.next += 1;
         self.asked.push_back(asked);
     }
 
     /// A sound UPDATE came.
     pub(super) fn updated(&mut self, update: &Update, book: &mut Book) {
-        let mut wanted = false;
-        for asked in self.unsettled.iter_mut().chain(&mut self.asked) {
-            if asked.is_covered_by(update) && asked.is_allowed_by(update) {
-                asked.updated = true;
-                wanted = true;
-            }
+        let answers = |asked: &Asked| asked.is_covered_by(update) && asked.is_allowed_by(update);
+        let overtaken = self.unsettled.iter().filter(|(asked, _)| answers(asked));
+        // One that was overtaken was sent before all that was asked after its reply.
+        let before = overtaken.map(|(_, next)| *next).min();
+        self.unsettled.retain(|(asked, _)| !answers(asked));
+        let mut wanted = before.is_some();
+        let before = before.unwrap_or(self.next);
+        for asked in self.asked.iter_mut().filter(|asked| asked.number < before && answers(asked)) {
+            asked.updated = true;
+            wanted = true;
         }
-        self.unsettled.retain(|asked| !asked.updated);
         if !wanted {
             return self.updated_otherwise(update, book);
         }
@@ -112,12 +124,13 @@ impl Misses {
 
     /// An UPDATE came that does for no MISS. It belongs to the first that it touches, or else to the first that has none.
     fn updated_otherwise(&mut self, update: &Update, book: &mut Book) {
-        let outstanding = || self.unsettled.iter().chain(&self.asked);
+        let outstanding = || self.unsettled.iter().map(|(asked, _)| asked).chain(&self.asked);
         let touched = outstanding().position(|asked| asked.page.overlaps(update.range));
         let first =
             || outstanding().position(|asked| asked.short.is_none() && !asked.updated && !asked.excused);
         let index = touched.or_else(first);
-        match index.and_then(|index| self.unsettled.iter_mut().chain(&mut self.asked).nth(index)) {
+        let mut all = self.unsettled.iter_mut().map(|(asked, _)| asked).chain(&mut self.asked);
+        match index.and_then(|index| all.nth(index)) {
             Some(asked) => asked.short = Some(*update),
             None => {
                 let seen =
@@ -131,7 +144,7 @@ impl Misses {
 
     /// An UPDATE came that is not sound: that is a finding of its own.
     pub(super) fn update_rejected(&mut self) {
-        let first = self.unsettled.first_mut().or(self.asked.front_mut());
+        let first = self.unsettled.first_mut().map(|(asked, _)| asked).or(self.asked.front_mut());
         if let Some(asked) = first {
             asked.excused = true;
         }
@@ -143,7 +156,7 @@ impl Misses {
             let short = asked.short.is_some_and(|update| update.range.page_aligned().overlaps(range));
             short || asked.page.overlaps(range)
         };
-        self.unsettled.retain(|asked| !is_hit(asked));
+        self.unsettled.retain(|(asked, _)| !is_hit(asked));
         self.asked.iter_mut().filter(|asked| is_hit(asked)).for_each(|asked| asked.excused = true);
     }
 
@@ -154,7 +167,7 @@ impl Misses {
             return;
         }
         let Some(later) = self.asked.iter().find(|asked| asked.updated && head.short.is_none()) else {
-            return self.unsettled.push(head);
+            return self.unsettled.push((head, self.next));
         };
         let seen = format!(
             "success came for the MISS of {} for {}, when the UPDATE for that of {} for {} had come and its own had not",
@@ -172,7 +185,7 @@ impl Misses {
 
     /// The main socket is empty: the UPDATEs of all answers have come, or never will.
     pub(super) fn settle(&mut self, book: &mut Book) {
-        for asked in std::mem::take(&mut self.unsettled) {
+        for (asked, _) in std::mem::take(&mut self.unsettled) {
             let waited = book.now().saturating_sub(asked.sent);
             let (rule, what) = match &asked.short {
                 None => (Rule::MissWithoutUpdate, "no UPDATE".to_owned()),
@@ -316,6 +329,29 @@ mod tests {
         assert_eq!(found.len(), 1, "{found:?}");
         assert_eq!((found[0].rule, found[0].access), (Rule::MissWithoutUpdate, Some(Access::Read)));
         assert_eq!(found[0].range.unwrap().first(), page(2));
+    }
+
+    #[test]
+    fn an_update_that_was_overtaken_by_its_reply_is_no_answer_to_the_question_that_came_after_that() {
+        let (mut misses, mut book) = asked(&[1, 2]);
+        misses.answered(true, &mut book);
+        // The device has found no UPDATE, and asks again. Then the first one comes, and after it, in order, the second.
+        misses.sent(Duration::ZERO, request(1, Access::Read));
+        misses.updated(&update(1, 1, true, false), &mut book);
+        misses.answered(true, &mut book);
+        misses.updated(&update(2, 1, true, false), &mut book);
+        misses.updated(&update(1, 1, true, false), &mut book);
+        misses.answered(true, &mut book);
+        misses.settle(&mut book);
+        assert_eq!(rules(&mut book), []);
+        // Nor does it stand for an answer that never comes.
+        misses.sent(Duration::ZERO, request(3, Access::Read));
+        misses.answered(true, &mut book);
+        misses.sent(Duration::ZERO, request(3, Access::Read));
+        misses.updated(&update(3, 1, true, false), &mut book);
+        misses.answered(true, &mut book);
+        misses.settle(&mut book);
+        assert_eq!(rules(&mut book), [Rule::MissWithoutUpdate]);
     }
 
     #[test]
