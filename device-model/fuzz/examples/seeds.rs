@@ -7,6 +7,7 @@ fn main() -> std::io::Result<()> {
         ("job_stream", device_model_fuzz::job_stream::seeds()),
         ("gpu_commands", device_model_fuzz::gpu_commands::seeds()),
         ("mirror_operations", device_model_fuzz::mirror_operations::seeds()),
+        ("session_core", device_model_fuzz::session_core::seeds()),
     ];
     for (target, seeds) in all {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds").join(target);

@@ -187,7 +187,10 @@ impl<'a> Run<'a> {
         let mut pause = Duration::from_millis(1);
         for turn in 0..(work + 64) * STEPS_A_UNIT {
             let before = job.packet().expect("A program has packets");
-            let step = job.step(&self.memory, StepContext { now: self.now, running: self.now, budget: self.play.budget });
+            let step = job.step(
+                &self.memory,
+                StepContext { now: self.now, running: self.now, budget: self.play.budget },
+            );
             let after = job.packet().expect("A program has packets");
             self.times.extend((before..after).map(|_| self.now));
             match step {

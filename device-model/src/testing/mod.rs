@@ -9,3 +9,5 @@ pub mod noise;
 pub mod requests;
 #[cfg(not(loom))]
 pub mod script;
+#[cfg(not(loom))]
+pub mod session;

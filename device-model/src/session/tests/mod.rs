@@ -3,6 +3,7 @@
 mod audits;
 mod close;
 mod iotlb;
+mod random;
 mod replies;
 mod rings;
 mod verdicts;
