@@ -118,6 +118,11 @@ impl Scheduler {
         self.lock().reveal(revealed, asked)
     }
 
+    /// How much was not judged because it is too much, since this was last asked.
+    pub fn take_unjudged(&self) -> u64 {
+        self.lock().take_unjudged()
+    }
+
     /// What was mapped where means nothing any more.
     pub fn forget_suspects(&self) {
         self.lock().forget_suspects();

@@ -97,6 +97,8 @@ enum Hold {
     Sections,
     /// Nothing: its pin was wanted back while it spins, and it is not pinned again on this engine.
     Spin,
+    /// Nothing: it looks in a section whether what it WAITs for is there, and is pinned when it is.
+    Look,
 }
 
 /// A job on an engine.
@@ -129,6 +131,10 @@ impl Running {
         };
         if work.pin_attempts >= PIN_ATTEMPTS {
             return Self::on(work, Hold::Sections);
+        }
+        // A look needs a word. What is behind the WAIT may be large, and is looked up when the WAIT is over.
+        if work.job.is_waiting() {
+            return Self::on(work, Hold::Look);
         }
         match reader.pin_as(mode, &work.job.working_set()) {
             Ok(pin) => Self::on(work, Hold::Pin(pin)),
@@ -163,10 +169,13 @@ impl Running {
         if matches!(self.hold, Hold::Spin) && !self.work.job.is_spinning() {
             return self.leave(Leaves::Preempted);
         }
+        if matches!(self.hold, Hold::Look) && !self.work.job.is_waiting() {
+            return Self::start(reader, self.work);
+        }
         let step = match &self.hold {
             Hold::Pin(pin) => step_or_leave(host, &mut self.work, pin),
             // No invalidation waits longer than for this one step.
-            Hold::Sections | Hold::Spin => {
+            Hold::Sections | Hold::Spin | Hold::Look => {
                 let section = reader.enter();
                 step_or_leave(host, &mut self.work, &section)
             }

@@ -9,18 +9,21 @@ use std::time::Duration;
 
 use job_stream::Mode;
 
+mod footprints;
+mod looks;
 mod ready;
 mod suspects;
 
 use crate::addr::{ByteRange, Iova, SpaceId};
 use crate::jobs::engine::{Leaves, Left};
 use crate::jobs::job::{Job, JobError, JobId, JobOutcome};
-use crate::jobs::transfer::merged;
 use crate::mmu::{MappedRange, Missing};
 use crate::telemetry::violation::{InvalidationInfo, Verdict};
+use footprints::Footprints;
+use looks::Looks;
 use ready::Ready;
-use suspects::{Begun, Stands};
-pub use suspects::{Found, Judgement, Revealed};
+use suspects::Stands;
+pub use suspects::{Found, Judgement, Revealed, mapped_of};
 
 /// A job on its way through the engines.
 #[derive(Debug)]
@@ -124,6 +127,16 @@ impl Parked {
         let (Self::Misses { work, .. } | Self::Invalidation(work) | Self::Wait { work, .. }) = self;
         work
     }
+
+    fn work(&self) -> &ScheduledJob {
+        let (Self::Misses { work, .. } | Self::Invalidation(work) | Self::Wait { work, .. }) = self;
+        work
+    }
+
+    fn work_mut(&mut self) -> &mut ScheduledJob {
+        let (Self::Misses { work, .. } | Self::Invalidation(work) | Self::Wait { work, .. }) = self;
+        work
+    }
 }
 
 /// How soon a WAIT looks again at first; twice as long after each time, up to [`LONGEST_LOOK`].
@@ -137,8 +150,10 @@ pub struct Schedule {
     ready: Ready,
     now: Duration,
     parked: BTreeMap<JobId, Parked>,
+    /// INVARIANT: those of the jobs that are parked for a WAIT.
+    looks: Looks,
     /// Each job from when an engine first took it to its end, wherever it waits in between.
-    begun: BTreeMap<JobId, Begun>,
+    footprints: Footprints,
     invalidations_ended: u64,
     /// How often everything was discarded.
     generation: u64,
@@ -160,17 +175,13 @@ impl Schedule {
     /// Sets the time. WAITs whose time it is to look again are ready.
     pub fn set_time(&mut self, now: Duration) {
         self.now = self.now.max(now);
-        let now = self.now;
-        self.unpark(|parked| matches!(parked, Parked::Wait { look, .. } if *look <= now));
+        let due = self.looks.take_due(self.now);
+        self.look(due);
     }
 
     /// When the time is to be set next, if there is nothing else to do.
     pub fn next_look(&self) -> Option<Duration> {
-        let look = |parked: &Parked| match parked {
-            Parked::Wait { look, .. } => Some(*look),
-            Parked::Misses { .. } | Parked::Invalidation(_) => None,
-        };
-        self.parked.values().filter_map(look).min().filter(|_| !self.paused)
+        self.looks.next().filter(|_| !self.paused)
     }
 
     /// What an engine does next.
@@ -181,7 +192,7 @@ impl Schedule {
         let work = if self.paused { None } else { self.ready.pop() };
         match work {
             Some(work) => {
-                self.begun.entry(work.job.id()).or_insert_with(|| Begun::new(&work.job));
+                self.footprints.begin(&work.job);
                 Turn::Run(ScheduledJob { seen: self.invalidations_ended, ..work })
             }
             None => Turn::Wait,
@@ -190,59 +201,59 @@ impl Schedule {
 
     /// Whether a job that has begun and not ended touches any of the range. Unlike a pin, which a job loses and takes
     /// anew, and a section, which has no range, this says what the guest took away under a job.
-    pub fn touches(&self, space: SpaceId, range: ByteRange<Iova>) -> bool {
-        self.begun.values().any(|begun| begun.touches(space, range).next().is_some())
+    pub fn touches(&mut self, space: SpaceId, range: ByteRange<Iova>) -> bool {
+        self.footprints.touches(space, range)
     }
 
     /// What those jobs touch of the range for which it will be found out what an invalidation of it meant. No two have a
     /// page in common, so that what was mapped there is named once, and whole.
-    pub fn judged(&self, space: SpaceId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>> {
-        let judged = self.begun.values().filter(|begun| begun.is_judged());
-        merged(judged.flat_map(|begun| begun.touches(space, range)).collect())
+    pub fn judged(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>> {
+        self.footprints.judged(space, range)
     }
 
     /// An invalidation takes away what was mapped like this.
     pub fn suspect(&mut self, by: InvalidationInfo, mapped: &[MappedRange]) {
-        for begun in self.begun.values_mut().filter(|begun| begun.is_judged()) {
-            mapped.iter().for_each(|mapped| begun.suspect(by, mapped));
-        }
+        self.footprints.suspect(by, mapped);
     }
 
     /// The front-end has answered a MISS that these jobs wait for, or come to soon: what that says of what was taken
     /// away under jobs. A job in *fence* mode that has worked on memory, needs more of it, and finds it moved, ends with
     /// that: what it has done so far is of another memory.
     pub fn reveal(&mut self, revealed: &Revealed, asked: &[JobId]) -> Vec<Judgement> {
-        let mut judgements = Vec::new();
-        for (&id, begun) in &mut self.begun {
-            let mut work = match self.parked.get_mut(&id) {
-                Some(
-                    Parked::Misses { work, .. } | Parked::Invalidation(work) | Parked::Wait { work, .. },
-                ) => Some(work),
-                None => None,
-            };
-            let stands = match &work {
+        let Self { footprints, parked, .. } = self;
+        let asked: BTreeSet<JobId> = asked.iter().copied().collect();
+        let judgements = footprints.judge(revealed, |id| {
+            let work = parked.get(&id).map(Parked::work);
+            let stands = match work {
                 Some(work) if work.checked => Stands::Checks,
                 _ if asked.contains(&id) => Stands::Needs,
                 _ => Stands::Apart,
             };
-            let packet = work.as_ref().and_then(|work| work.job.packet());
-            let found = begun.judge((id, packet), revealed, stands);
-            let moved = found.iter().find(|judgement| judgement.verdict == Verdict::Moved);
-            if let (Some(moved), Some(work), Stands::Needs) = (moved, &mut work, stands)
-                && moved.mode == Mode::Fence
-                && work.stepped
-            {
-                let range = Missing { space: revealed.space, range: moved.range, access: moved.access };
+            (stands, work.and_then(|work| work.job.packet()))
+        });
+        let moved = |judgement: &&Judgement| {
+            (judgement.verdict, judgement.mode) == (Verdict::Moved, Mode::Fence)
+                && asked.contains(&judgement.job)
+        };
+        for Judgement { job, range, access, .. } in judgements.iter().filter(moved) {
+            let work = parked.get_mut(job).map(Parked::work_mut);
+            if let Some(work) = work.filter(|work| work.stepped && !work.checked) {
+                let range = Missing { space: revealed.space, range: *range, access: *access };
                 work.failed.get_or_insert(JobError::Moved(range));
             }
-            judgements.extend(found);
         }
         judgements
     }
 
     /// What was mapped where means nothing any more: the memory table changes, or the device stops.
     pub fn forget_suspects(&mut self) {
-        self.begun.values_mut().for_each(Begun::forget);
+        self.footprints.forget();
+    }
+
+    /// How much was not judged because it is too much, since this was last asked: jobs, and ranges that an invalidation
+    /// took away. Nobody is accused of these.
+    pub fn take_unjudged(&mut self) -> u64 {
+        self.footprints.take_unjudged()
     }
 
     /// Whether engines have to give back what they have: the device is stopped, or closes.
@@ -277,14 +288,14 @@ impl Schedule {
             return Disposed::Stale;
         }
         match leaves {
-            Leaves::Finished(JobOutcome::Done) if self.has_to_check(&work) => {
-                let missing = self.begun.get(&work.job.id()).map(Begun::to_check).unwrap_or_default();
-                let work = ScheduledJob { checked: true, ..work };
-                return self.park_for_misses(work, missing, Vec::new());
-            }
             Leaves::Finished(outcome) => {
+                let missing = if outcome == JobOutcome::Done { self.to_check(&work) } else { Vec::new() };
+                if !missing.is_empty() {
+                    let work = ScheduledJob { checked: true, ..work };
+                    return self.park_for_misses(work, missing, Vec::new());
+                }
                 // Before its answer can reach the guest, who may take the memory away then.
-                self.begun.remove(&work.job.id());
+                self.footprints.end(work.job.id());
                 self.look_now();
                 return Disposed::Finished(FinishedJob { job: work.job, outcome });
             }
@@ -302,11 +313,14 @@ impl Schedule {
         Disposed::Waits
     }
 
-    /// Whether an invalidation overlapped a job that is done, and nobody has asked since what was meant: its fence waits
-    /// for that, so that a driver that unmaps after the fence is never taken for one that unmaps before it.
-    fn has_to_check(&self, work: &ScheduledJob) -> bool {
-        let begun = self.begun.get(&work.job.id());
-        !work.checked && !self.paused && begun.is_some_and(|begun| !begun.to_check().is_empty())
+    /// What has to be asked for of a job that is done, because an invalidation overlapped it and no answer has said yet
+    /// what that meant: its fence waits for that, so that a driver that unmaps after the fence is never taken for one
+    /// that unmaps before it.
+    fn to_check(&self, work: &ScheduledJob) -> Vec<Missing> {
+        if work.checked || self.paused {
+            return Vec::new();
+        }
+        self.footprints.to_check(work.job.id())
     }
 
     /// Puts a job back that was taken off its engine: it is the next to go on.
@@ -345,12 +359,23 @@ impl Schedule {
         let pause = FIRST_LOOK.saturating_mul(1 << work.looks.min(8)).min(LONGEST_LOOK);
         work.looks = work.looks.saturating_add(1);
         let look = self.now.saturating_add(pause).min(until);
+        self.looks.add(look, work.job.id());
         self.parked.insert(work.job.id(), Parked::Wait { work, look });
     }
 
     /// What WAITs look at may have changed.
     fn look_now(&mut self) {
-        self.unpark(|parked| matches!(parked, Parked::Wait { .. }));
+        let all = self.looks.take_all();
+        self.look(all);
+    }
+
+    /// Makes jobs ready that WAIT.
+    fn look(&mut self, jobs: BTreeSet<(Duration, JobId)>) {
+        for (_, id) in jobs {
+            if let Some(parked) = self.parked.remove(&id) {
+                self.ready.push_look(parked.into_work());
+            }
+        }
     }
 
     /// One page that a parked job waits for is answered.
@@ -376,6 +401,7 @@ impl Schedule {
     /// Stops the engines at their next step; all jobs stay. Parked ones forget what they wait for.
     pub fn pause(&mut self) {
         self.paused = true;
+        self.look_now();
         self.unpark(|_| true);
     }
 
@@ -388,7 +414,8 @@ impl Schedule {
     pub fn discard(&mut self) {
         self.ready.clear();
         self.parked.clear();
-        self.begun.clear();
+        self.looks.take_all();
+        self.footprints.clear();
         self.generation = self.generation.wrapping_add(1);
     }
 

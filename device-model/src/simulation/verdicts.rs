@@ -10,7 +10,7 @@ use super::suspicions;
 use super::world::World;
 use crate::addr::{ByteRange, Iova, SpaceId};
 use crate::jobs::job::JobId;
-use crate::jobs::schedule::{JobState, JobStatus, Revealed};
+use crate::jobs::schedule::{JobState, JobStatus, Revealed, mapped_of};
 use crate::mmu::miss::Resolution;
 use crate::telemetry::violation::{InvalidationInfo, Verdict};
 
@@ -27,10 +27,8 @@ impl World {
 
     /// As the back-end's.
     pub(super) fn suspect(&mut self, range: ByteRange<Iova>) {
-        let mut mapped = Vec::new();
-        for part in self.session.schedule.judged(SpaceId::DEVICE, range.page_aligned()) {
-            self.session.mirror.mapped_ranges(SpaceId::DEVICE, part, |found| mapped.push(found));
-        }
+        let judged = self.session.schedule.judged(SpaceId::DEVICE, range.page_aligned());
+        let mapped = mapped_of(&self.session.mirror, SpaceId::DEVICE, &judged);
         let by = InvalidationInfo { number: self.counts.invalidations, range, begun: self.now, acked: None };
         self.session.schedule.suspect(by, &mapped);
     }

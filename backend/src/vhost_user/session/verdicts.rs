@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use device_model::addr::{ByteRange, Iova, SpaceId};
 use device_model::jobs::job::JobId;
-use device_model::jobs::schedule::{Judgement, Revealed};
+use device_model::jobs::schedule::{Judgement, Revealed, mapped_of};
 use device_model::mmu::miss::Resolution;
 use device_model::telemetry::record::Event;
 use device_model::telemetry::violation::{Confidence, InvalidationInfo, Verdict, Violation};
@@ -46,14 +46,11 @@ impl SessionState {
         let (number, begun) = (self.taken.count, self.scheduler.now());
         self.sink.record_at(begun, Event::Invalidation { number, range });
         let judged = self.scheduler.judged(SpaceId::DEVICE, range.page_aligned());
-        if judged.is_empty() {
-            return;
+        if !judged.is_empty() {
+            let mapped = mapped_of(&self.mirror, SpaceId::DEVICE, &judged);
+            self.scheduler.suspect(InvalidationInfo { number, range, begun, acked: None }, &mapped);
         }
-        let mut mapped = Vec::new();
-        for part in judged {
-            self.mirror.mapped_ranges(SpaceId::DEVICE, part, |found| mapped.push(found));
-        }
-        self.scheduler.suspect(InvalidationInfo { number, range, begun, acked: None }, &mapped);
+        self.stats.unjudged.add(self.scheduler.take_unjudged());
     }
 
     /// The last INVALIDATE is acked now.

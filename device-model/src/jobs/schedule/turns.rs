@@ -77,3 +77,39 @@ fn a_wait_looks_again_later_and_later_and_at_once_when_another_job_has_ended() {
     let _ = schedule.dispose(Left { work: other, leaves: Leaves::Finished(JobOutcome::Done) });
     assert_eq!((next(&mut schedule).unwrap().job.id().raw(), schedule.next_look()), (0, None));
 }
+
+/// A look takes next to no time, but there may be a thousand of them.
+#[test]
+fn a_job_with_work_to_do_comes_after_one_look_and_not_after_all() {
+    let mut schedule = Schedule::new();
+    schedule.resume();
+    (0..64).for_each(|id| schedule.submit(job(id, Priority::Normal)));
+    for _ in 0..64 {
+        let work = next(&mut schedule).unwrap();
+        let _ = schedule.dispose(Left { work, leaves: Leaves::Waiting { until: Duration::from_secs(1) } });
+    }
+    schedule.set_time(Duration::from_millis(1));
+    (64..67).for_each(|id| schedule.submit(job(id, Priority::Normal)));
+    let order: Vec<u64> =
+        std::iter::from_fn(|| next(&mut schedule)).map(|work| work.job.id().raw()).collect();
+    let places = (64..67).map(|id| order.iter().position(|other| *other == id).unwrap());
+    assert!(places.eq([0, 2, 4]) || order[..6] == [0, 64, 1, 65, 2, 66], "{order:?}");
+    assert_eq!(order.len(), 67);
+}
+
+#[test]
+fn looks_that_are_due_soon_come_with_one_that_is_due() {
+    let mut schedule = Schedule::new();
+    schedule.resume();
+    (0..2).for_each(|id| schedule.submit(job(id, Priority::Normal)));
+    let (first, second) = (next(&mut schedule).unwrap(), next(&mut schedule).unwrap());
+    let leaves = || Leaves::Waiting { until: Duration::from_secs(1) };
+    let _ = schedule.dispose(Left { work: first, leaves: leaves() });
+    schedule.set_time(Duration::from_micros(40));
+    let _ = schedule.dispose(Left { work: second, leaves: leaves() });
+    schedule.set_time(Duration::from_micros(49));
+    assert!(next(&mut schedule).is_none());
+    schedule.set_time(Duration::from_micros(50));
+    assert_eq!([next(&mut schedule), next(&mut schedule)].map(|work| work.unwrap().job.id().raw()), [0, 1]);
+    assert_eq!(schedule.next_look(), None);
+}
