@@ -25,7 +25,7 @@ struct BackingRange {
     range: ByteRange<Iova>,
 }
 
-/// The stretches of a backing, in both orders. What they cost is bounded by the quota on backing entries.
+/// The stretches of a backing, in both orders: 56 bytes of memory for each, bounded by the quota on backing entries.
 #[derive(Debug)]
 pub(crate) struct Entries {
     /// INVARIANT: in the order of their offsets, without gaps.
@@ -115,7 +115,7 @@ impl Entries {
 #[derive(Clone, Debug)]
 pub(crate) struct Backing {
     entries: Arc<Entries>,
-    /// Each clone is a user. Bookkeeping about jobs shares the entries alone, and is none.
+    /// Each clone is a use. Bookkeeping about jobs shares the entries alone, which is none.
     users: Arc<()>,
 }
 
@@ -149,7 +149,7 @@ impl Backing {
         self.entries.by_offset.len()
     }
 
-    /// The entries, for who keeps books about jobs: that does not make it a user.
+    /// The entries, for bookkeeping about jobs. Having them does not count as a use of the backing.
     pub(crate) fn share_entries(&self) -> Arc<Entries> {
         Arc::clone(&self.entries)
     }
@@ -159,7 +159,7 @@ impl Backing {
         self.entries.by_offset.iter().map(|entry| entry.range)
     }
 
-    /// Whether anybody else, a job, uses the backing.
+    /// Whether a job uses the backing, too.
     pub(crate) fn is_shared(&self) -> bool {
         Arc::strong_count(&self.users) > 1
     }
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn who_shares_the_entries_alone_is_no_user() {
+    fn sharing_the_entries_alone_is_not_a_use() {
         let backing = backing(&[(0x5000, 0x10)]);
         let entries = backing.share_entries();
         assert!(!backing.is_shared());

@@ -251,7 +251,7 @@ impl Schedule {
     }
 
     /// How much was not judged because it is too much, since this was last asked: jobs, and ranges that an invalidation
-    /// took away. Nobody is accused of these.
+    /// took away. None of these becomes a violation.
     pub fn take_unjudged(&mut self) -> u64 {
         self.footprints.take_unjudged()
     }
@@ -294,14 +294,14 @@ impl Schedule {
                     let work = ScheduledJob { checked: true, ..work };
                     return self.park_for_misses(work, missing, Vec::new());
                 }
+                self.look_at_what_it_writes(work.job.id());
                 // Before its answer can reach the guest, who may take the memory away then.
                 self.footprints.end(work.job.id());
-                self.look_now();
                 return Disposed::Finished(FinishedJob { job: work.job, outcome });
             }
             Leaves::SliceOver => {
                 // It may have signalled meanwhile.
-                self.look_now();
+                self.look_at_what_it_writes(work.job.id());
                 self.ready.push_back(work);
             }
             Leaves::Waiting { until } => self.park_for_wait(work, until),
@@ -363,10 +363,16 @@ impl Schedule {
         self.parked.insert(work.job.id(), Parked::Wait { work, look });
     }
 
-    /// What WAITs look at may have changed.
-    fn look_now(&mut self) {
-        let all = self.looks.take_all();
-        self.look(all);
+    /// What WAITs look at may have changed: those that use a backing that this job writes to. Others, which know its
+    /// memory by another name, look when their time has come.
+    fn look_at_what_it_writes(&mut self, job: JobId) {
+        for other in self.footprints.readers_of(job) {
+            if let Some(Parked::Wait { look, .. }) = self.parked.get(&other) {
+                let look = (*look, other);
+                self.looks.remove(look);
+                self.look(BTreeSet::from([look]));
+            }
+        }
     }
 
     /// Makes jobs ready that WAIT.
@@ -401,7 +407,7 @@ impl Schedule {
     /// Stops the engines at their next step; all jobs stay. Parked ones forget what they wait for.
     pub fn pause(&mut self) {
         self.paused = true;
-        self.look_now();
+        self.looks.take_all();
         self.unpark(|_| true);
     }
 

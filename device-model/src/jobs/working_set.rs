@@ -1,5 +1,6 @@
 //! The memory that a job may touch, said in a few numbers: which bytes of which backings. Jobs that name one backing
-//! share its list of pages, however many of them there are. Knows nothing of what is done about it.
+//! share its list of pages, however many of them there are. What a job adds is bounded by its packets, which have a quota.
+//! Knows nothing of what is done about it.
 
 use std::sync::Arc;
 

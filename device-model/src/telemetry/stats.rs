@@ -196,7 +196,7 @@ stats! {
         invalidations_with_work_in_flight,
         /// Pins of registration caches that INVALIDATE messages did not wait for.
         incoherent_pins,
-        /// Jobs, and ranges that INVALIDATE messages took from jobs, that are too much to be judged: nobody is accused.
+        /// Jobs, and ranges that INVALIDATE messages took from jobs, that are too many to be judged: no verdict is given.
         unjudged,
         /// Acks that had to wait for a drain.
         acks_parked,

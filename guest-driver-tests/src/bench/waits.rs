@@ -29,7 +29,7 @@ const LONGEST: Duration = Duration::from_secs(2);
 const BOOTS: usize = 5;
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A guest with jobs that WAIT for a value that nobody writes.
+/// A guest with jobs that WAIT for a value that is never written.
 struct Waits {
     subject: Subject,
     guest: SoftGuest,

@@ -6,7 +6,7 @@
 //!
 //! Knows values only; knows nothing of where a job is, and nothing of who asks the front-end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use job_stream::Mode;
@@ -113,7 +113,7 @@ pub(super) struct Footprints {
     suspects: Suspects,
     /// How many INVALIDATEs were noted.
     noted: u64,
-    /// What is not judged because it is too much, since somebody last asked.
+    /// What is not judged because it is too much, since this was last taken.
     unjudged: u64,
     /// Stretches and jobs that were looked at so far: what all this costs.
     looked: u64,
@@ -174,6 +174,15 @@ impl Footprints {
     /// The jobs, in order.
     pub(super) fn ids(&self) -> impl Iterator<Item = JobId> {
         self.jobs.keys().copied()
+    }
+
+    /// The jobs that use a backing to which this one writes, other than itself.
+    pub(super) fn readers_of(&self, id: JobId) -> BTreeSet<JobId> {
+        let memory = self.jobs.get(&id).map(|footprint| footprint.memory.parts());
+        let written = memory.into_iter().flatten().filter(|part| part.writes.len() > 0);
+        let backings = written.filter_map(|part| self.backings.get(&id_of(part)));
+        let users = backings.flat_map(|backing| backing.jobs.keys().copied());
+        users.filter(|user| *user != id).collect()
     }
 
     /// Whether a job uses any of the range.
@@ -308,7 +317,7 @@ impl Footprints {
                     }
                 }
                 if *looks == 0 {
-                    // Beyond this nobody knows who uses it.
+                    // Whether this job uses it is not known.
                     self.unjudged = self.unjudged.saturating_add(1);
                 }
             }

@@ -19,6 +19,11 @@ impl Looks {
         self.0.insert((at, job));
     }
 
+    /// The job looks earlier, or not any more.
+    pub(super) fn remove(&mut self, look: (Duration, JobId)) {
+        self.0.remove(&look);
+    }
+
     /// When the first of them is due.
     pub(super) fn next(&self) -> Option<Duration> {
         self.0.first().map(|(at, _)| *at)
