@@ -213,16 +213,15 @@ impl Plan {
 /// The ranges in order, those that touch the same or neighbouring pages made one.
 pub(crate) fn merged(mut ranges: Vec<ByteRange<Iova>>) -> Vec<ByteRange<Iova>> {
     ranges.sort_unstable();
-    let mut merged: Vec<ByteRange<Iova>> = Vec::new();
-    for range in ranges {
-        match merged.last_mut() {
-            Some(last) if touch(*last, range) => {
-                *last = ByteRange::inclusive(last.first(), last.last().max(range.last())).unwrap_or(*last);
-            }
-            _ => merged.push(range),
+    // In place: these lists may be long, and memory that is new costs more than the rest.
+    ranges.dedup_by(|range, last| {
+        let joins = touch(*last, *range);
+        if joins {
+            *last = ByteRange::inclusive(last.first(), last.last().max(range.last())).unwrap_or(*last);
         }
-    }
-    merged
+        joins
+    });
+    ranges
 }
 
 /// Whether no page lies between `low` and `high`, which begins no lower.

@@ -318,15 +318,18 @@ pub fn mapped_of(mirror: &MirrorWriter, space: SpaceId, ranges: &[ByteRange<Iova
     let is_near = |low: &ByteRange<Iova>, high: &ByteRange<Iova>| {
         distance(low.last(), high.first()) <= SKIPPED.saturating_mul(PAGE_SIZE)
     };
-    let mut mapped = Vec::new();
+    let mut mapped = Vec::with_capacity(ranges.len().min(SUSPECTS));
     for near in ranges.chunk_by(is_near) {
         let ends = near.first().zip(near.last());
         let all = ends.and_then(|(first, last)| ByteRange::inclusive(first.first(), last.last()));
         let Some(all) = all else { continue };
         let mut rest = near;
         mirror.mapped_ranges(space, all, |found| {
-            let over = rest.partition_point(|range| range.last() < found.range.first());
-            rest = rest.get(over..).unwrap_or_default();
+            while let Some((_, later)) =
+                rest.split_first().filter(|(range, _)| range.last() < found.range.first())
+            {
+                rest = later;
+            }
             let parts = rest.iter().map_while(|range| range.intersection(found.range));
             let host = |part: ByteRange<Iova>| {
                 found.host.saturating_add(distance(found.range.first(), part.first()))
