@@ -308,83 +308,122 @@ fn access_of(write: bool) -> Access {
     if write { Access::Write } else { Access::Read }
 }
 
+/// The index, its twin, and what the mirror has. Pages are taken away only while they are mapped, and mapped only by an
+/// answer, as in the device.
+struct Both {
+    backings: Vec<Backing>,
+    real: Footprints,
+    twin: Twin,
+    mirror: BTreeMap<u64, (u64, Permissions)>,
+    next: u64,
+    invalidations: u64,
+}
+
+impl Both {
+    fn new() -> Self {
+        let (real, twin, mirror) = (Footprints::default(), Twin::default(), BTreeMap::new());
+        Self { backings: backings(), real, twin, mirror, next: 0, invalidations: 0 }
+    }
+
+    fn play(&mut self, op: Op) {
+        match op {
+            Op::Begin { mode, reads, writes } => self.begin(Mode::ALL[mode], reads, writes),
+            Op::End(which) => {
+                if let Some(id) = self.job(which) {
+                    self.real.end(JobId(id));
+                    self.twin.0.remove(&id);
+                }
+            }
+            Op::Map { page, access, frame } => {
+                let host = HOST + (frame * 64 + page) * PAGE_SIZE;
+                self.answer(page, access_of(access), Some(host));
+                self.map(page, access_of(access), host);
+            }
+            Op::Refuse { page, access } => self.answer(page, access_of(access), None),
+            Op::Invalidate { first, pages } => self.invalidate(first..first + pages),
+            Op::Check(which) => self.check(which),
+        }
+    }
+
+    fn job(&self, which: usize) -> Option<u64> {
+        self.twin.0.keys().nth(which % self.twin.0.len().max(1)).copied()
+    }
+
+    fn begin(&mut self, mode: Mode, (id, at, len): (u32, u64, u64), (to, word): (u32, u64)) {
+        let bytes = |id: u32| self.backings[id as usize - 1].bytes();
+        let at = at % bytes(id);
+        let range = place(id, at).range(len.min(bytes(id) - at));
+        let stream = Stream::new().checksum(range, place(to, word % (bytes(to) / 8) * 8));
+        let space = |id: u32| Ok(Space { bytes: bytes(id), backing: self.backings[id as usize - 1].clone() });
+        // A word that an entry cuts is refused at submission, and so is a checksum in the midst of what it is of.
+        let program = verify(&stream.clone().finish(), &Limits::default());
+        if program.is_ok_and(|program| Operands::new(program, space).is_ok()) {
+            let job = job_on(self.next, mode, stream, &self.backings);
+            self.real.begin(&job);
+            self.twin.begin(&job);
+            self.next += 1;
+        }
+    }
+
+    fn answer(&mut self, number: u64, access: Access, host: Option<u64>) {
+        let found = host.map_or(Found::Nothing, Found::Memory);
+        let revealed = Revealed { space: SpaceId::DEVICE, pages: page(number), access, found };
+        let judgements = self.real.judge(&revealed, |_| (Stands::Apart, None));
+        assert_eq!(told(judgements), self.twin.reveal(number, access, host));
+    }
+
+    /// The same frame gets a permission more, another one takes its place.
+    fn map(&mut self, number: u64, access: Access, host: u64) {
+        let none = Permissions { read: false, write: false };
+        let known = self.mirror.get(&number).filter(|(before, _)| *before == host);
+        let Permissions { read, write } = known.map_or(none, |(_, permissions)| *permissions);
+        let (read, write) = (read || access == Access::Read, write || access == Access::Write);
+        self.mirror.insert(number, (host, Permissions { read, write }));
+    }
+
+    fn invalidate(&mut self, numbers: std::ops::Range<u64>) {
+        self.invalidations += 1;
+        let bytes = (numbers.end - numbers.start) * PAGE_SIZE;
+        let range = ByteRange::new(Iova::new(numbers.start * PAGE_SIZE), bytes).unwrap();
+        let judged = self.real.judged(SpaceId::DEVICE, range);
+        let judged = judged.iter().flat_map(|part| part.pages()).map(|at| at.raw() / PAGE_SIZE);
+        let within = |number: &u64| numbers.contains(number);
+        let wanted: Vec<u64> = self.twin.pages_used(true).into_iter().filter(within).collect();
+        assert_eq!(judged.collect::<Vec<_>>(), wanted);
+        let touches = self.twin.pages_used(false).iter().any(within);
+        assert_eq!(self.real.touches(SpaceId::DEVICE, range), touches);
+        let taken = wanted.iter().filter_map(|number| Some((*number, *self.mirror.get(number)?)));
+        let taken: Vec<_> = taken.collect();
+        let had = |(number, (host, permissions)): &(u64, (u64, Permissions))| MappedRange {
+            permissions: *permissions,
+            ..mapped(page(*number), *host)
+        };
+        self.real.suspect(by(self.invalidations), &taken.iter().map(had).collect::<Vec<_>>());
+        for (number, what) in taken {
+            self.twin.suspect(self.invalidations, number, what);
+        }
+        self.mirror.retain(|number, _| !within(number));
+    }
+
+    fn check(&self, which: usize) {
+        let Some(id) = self.job(which) else { return };
+        let missing = self.real.to_check(JobId(id)).into_iter();
+        let pages = missing.flat_map(|missing| {
+            missing.pages().map(|at| (missing.access, at.raw() / PAGE_SIZE)).collect::<Vec<_>>()
+        });
+        let is_fence = self.real.jobs[&JobId(id)].mode == Mode::Fence;
+        let taken = self.twin.0[&id].taken.keys().filter(|_| is_fence).copied();
+        assert_eq!(pages.collect::<BTreeSet<_>>(), taken.collect::<BTreeSet<_>>());
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
-    /// Pages are taken away only while they are mapped, and mapped only by an answer, as in the device.
     #[test]
     fn the_index_tells_what_a_list_of_pages_for_each_job_tells(ops in prop::collection::vec(op(), 1..60)) {
-        let (backings, mut real, mut twin) = (backings(), Footprints::default(), Twin::default());
-        let mut mirror: BTreeMap<u64, (u64, Permissions)> = BTreeMap::new();
-        let (mut next, mut invalidations) = (0, 0);
-        for op in ops {
-            match op {
-                Op::Begin { mode, reads: (id, at, len), writes: (to, word) } => {
-                    let bytes = backings[id as usize - 1].bytes();
-                    let range = place(id, at % bytes).range(len.min(bytes - at % bytes));
-                    // Words that an entry cuts are refused at submission.
-                    let room = backings[to as usize - 1].bytes() / 8;
-                    let stream = Stream::new().checksum(range, place(to, word % room * 8));
-                    let program = verify(&stream.clone().finish(), &Limits::default());
-                    let space = |id: u32| Ok(Space { bytes: backings[id as usize - 1].bytes(), backing: backings[id as usize - 1].clone() });
-                    if program.is_ok_and(|program| Operands::new(program, space).is_ok()) {
-                        let job = job_on(next, Mode::ALL[mode], stream, &backings);
-                        real.begin(&job);
-                        twin.begin(&job);
-                        next += 1;
-                    }
-                }
-                Op::End(which) => {
-                    if let Some(id) = twin.0.keys().nth(which % twin.0.len().max(1)).copied() {
-                        real.end(JobId(id));
-                        twin.0.remove(&id);
-                    }
-                }
-                Op::Map { page: number, access, frame } => {
-                    let (access, host) = (access_of(access), HOST + (frame * 64 + number) * PAGE_SIZE);
-                    let revealed = Revealed { space: SpaceId::DEVICE, pages: page(number), access, found: Found::Memory(host) };
-                    let told = told(real.judge(&revealed, |_| (Stands::Apart, None)));
-                    prop_assert_eq!(told, twin.reveal(number, access, Some(host)));
-                    let old = mirror.get(&number).filter(|(before, _)| *before == host).map(|(_, permissions)| *permissions);
-                    let old = old.unwrap_or(Permissions { read: false, write: false });
-                    let permissions = Permissions { read: old.read || access == Access::Read, write: old.write || access == Access::Write };
-                    mirror.insert(number, (host, permissions));
-                }
-                Op::Refuse { page: number, access } => {
-                    let access = access_of(access);
-                    let revealed = Revealed { space: SpaceId::DEVICE, pages: page(number), access, found: Found::Nothing };
-                    let told = told(real.judge(&revealed, |_| (Stands::Apart, None)));
-                    prop_assert_eq!(told, twin.reveal(number, access, None));
-                }
-                Op::Invalidate { first, pages } => {
-                    invalidations += 1;
-                    let range = ByteRange::new(Iova::new(first * PAGE_SIZE), pages * PAGE_SIZE).unwrap();
-                    let judged = real.judged(SpaceId::DEVICE, range);
-                    let numbers: Vec<u64> = judged.iter().flat_map(|part| part.pages()).map(|at| at.raw() / PAGE_SIZE).collect();
-                    let within = |number: &u64| (first..first + pages).contains(number);
-                    let wanted: Vec<u64> = twin.pages_used(true).into_iter().filter(within).collect();
-                    prop_assert_eq!(&numbers, &wanted);
-                    prop_assert_eq!(real.touches(SpaceId::DEVICE, range), twin.pages_used(false).iter().any(|number| within(number)));
-                    let taken = wanted.iter().filter_map(|number| Some((*number, *mirror.get(number)?)));
-                    let taken: Vec<_> = taken.collect();
-                    let ranges: Vec<_> = taken.iter().map(|(number, (host, permissions))| {
-                        MappedRange { permissions: *permissions, ..mapped(page(*number), *host) }
-                    }).collect();
-                    real.suspect(by(invalidations), &ranges);
-                    taken.iter().for_each(|(number, what)| twin.suspect(invalidations, *number, *what));
-                    mirror.retain(|number, _| !within(number));
-                }
-                Op::Check(which) => {
-                    let Some((id, job)) = twin.0.iter().nth(which % twin.0.len().max(1)) else { continue };
-                    let asked: BTreeSet<(Access, u64)> = real.to_check(JobId(*id)).into_iter()
-                        .flat_map(|missing| missing.pages().map(move |at| (missing.access, at.raw() / PAGE_SIZE)).collect::<Vec<_>>())
-                        .collect();
-                    let is_fence = real.jobs[&JobId(*id)].mode == Mode::Fence;
-                    let wanted: BTreeSet<_> = job.taken.keys().filter(|_| is_fence).copied().collect();
-                    prop_assert_eq!(asked, wanted);
-                }
-            }
-        }
+        let mut both = Both::new();
+        ops.into_iter().for_each(|op| both.play(op));
     }
 }
 
