@@ -99,6 +99,8 @@ enum Hold {
     Sections,
     /// Nothing: its pin was wanted back while it spins, and it is not pinned again on this engine.
     Spin,
+    /// Nothing: it looks in a section whether what it WAITs for is there, and is pinned when it is.
+    Look,
 }
 
 /// A job on an engine.
@@ -131,6 +133,10 @@ impl Running {
         };
         if work.pin_attempts >= PIN_ATTEMPTS {
             return Self::on(work, Hold::Sections);
+        }
+        // A look needs a word. What is behind the WAIT may be large, and is looked up when the WAIT is over.
+        if work.job.is_waiting() {
+            return Self::on(work, Hold::Look);
         }
         match reader.pin_as(mode, &work.job.working_set()) {
             Ok(pin) => Self::on(work, Hold::Pin(pin)),
@@ -166,11 +172,14 @@ impl Running {
     /// leaves: it may outlast a stop and a reset, and its step has no memory to touch, however its SPIN ends.
     pub fn step(mut self, reader: &Reader, host: &mut impl EngineHost) -> ControlFlow<Left, Self> {
         let spins = self.work.job.is_spinning();
+        if matches!(self.hold, Hold::Look) && !self.work.job.is_waiting() {
+            return Self::start(reader, self.work);
+        }
         let step = match &self.hold {
             _ if spins => Some(host.step(&mut self.work.job, &NoMemory)),
             Hold::Pin(pin) => step_or_leave(host, &mut self.work, pin),
             // No invalidation waits longer than for this one step.
-            Hold::Sections => step_or_leave(host, &mut self.work, &reader.enter()),
+            Hold::Sections | Hold::Look => step_or_leave(host, &mut self.work, &reader.enter()),
             // What comes after the SPIN needs the pin that it gave back.
             Hold::Spin => None,
         };

@@ -1,6 +1,7 @@
 //! A job: work on guest memory as a resumable value. Engines step it, a little at a time, inside a section or over a
 //! pin; it owns all that it needs. Knows how far it has come; knows nothing of who waits for it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use job_stream::{Mode, Priority};
@@ -8,6 +9,7 @@ use serde::Serialize;
 
 use crate::jobs::program::Execution;
 use crate::jobs::transfer::Transfer;
+use crate::jobs::working_set::WorkingSet;
 use crate::mmu::{JobMemory, MemoryError, Missing, PinRange, SeededBug};
 use crate::telemetry::names::JobName;
 
@@ -210,6 +212,14 @@ impl Job {
         }
     }
 
+    /// What it touches from its first step to its end, in a few numbers. Asked for before the first step.
+    pub(crate) fn touches(&self) -> Arc<WorkingSet> {
+        match &self.work {
+            JobKind::Transfer(transfer) => Arc::new(transfer.touches()),
+            JobKind::Program(program) => program.touches(),
+        }
+    }
+
     /// What the packet that it has come to touches; of a transfer, all that is left.
     pub fn comes_next(&self) -> Vec<PinRange> {
         match &self.work {
@@ -226,6 +236,11 @@ impl Job {
     /// Whether what comes next holds the engine without touching memory.
     pub fn is_spinning(&self) -> bool {
         matches!(&self.work, JobKind::Program(program) if program.is_spinning())
+    }
+
+    /// Whether it has come to a WAIT, and so needs no more than a word of memory until that holds.
+    pub fn is_waiting(&self) -> bool {
+        matches!(&self.work, JobKind::Program(program) if program.is_waiting())
     }
 
     /// Whether it is to end at its next step.

@@ -1,10 +1,13 @@
 //! Work over guest memory, from submission to its end: a [`job`] is a resumable value, an [`engine`] steps it, the
-//! [`schedule`] says which one is next and where the others wait, the [`scheduler`] shares that between threads. [`program`] interprets a job stream, [`operands`] is the
-//! memory that a stream names, [`transfer`] is the 2D copy. Knows nothing of commands, of rings, or of the front-end.
+//! [`schedule`] says which one is next and where the others wait, the [`scheduler`] shares that between threads.
+//! [`program`] interprets a job stream, [`operands`] is the memory that a stream names, [`transfer`] is the 2D copy.
+//! [`working_set`] says in a few numbers what a job may touch, as [`offsets`] of a [`backing`]. Knows nothing of commands,
+//! of rings, or of the front-end.
 
 pub(crate) mod backing;
 pub mod engine;
 pub mod job;
+pub(crate) mod offsets;
 pub(crate) mod operands;
 pub(crate) mod program;
 pub mod schedule;
@@ -12,3 +15,4 @@ pub mod scheduler;
 #[cfg(test)]
 pub(crate) mod testing;
 pub(crate) mod transfer;
+pub(crate) mod working_set;

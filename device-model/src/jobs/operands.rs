@@ -11,13 +11,16 @@
 )]
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use job_stream::{At, Context, Operand, Packet, Program};
 
 use crate::addr::{Access, ByteRange, Iova, SpaceId};
 use crate::gpu::error::CommandError;
 use crate::jobs::backing::Backing;
+use crate::jobs::offsets::{OffsetSet, Offsets, joined};
 use crate::jobs::transfer::merged;
+use crate::jobs::working_set::{BackingPart, WorkingSet};
 use crate::mmu::PinRange;
 
 /// A resource as a space: its bytes, and what backs them.
@@ -32,7 +35,12 @@ pub(crate) struct Space {
 pub(crate) struct Operands {
     program: Program,
     spaces: BTreeMap<u32, Space>,
+    /// What all packets touch, once for all who want to know it.
+    touches: Arc<WorkingSet>,
 }
+
+/// Bytes of spaces, by what is done to them.
+type Wanted = BTreeMap<(u32, Access), Vec<Offsets>>;
 
 impl Operands {
     /// Resolves all operands; `find` gives the resource of a space. Nothing of a program that is refused is kept.
@@ -49,7 +57,9 @@ impl Operands {
             };
             check(space, packet, &operand)?;
         }
-        Ok(Self { program, spaces })
+        let mut this = Self { program, spaces, touches: Arc::default() };
+        this.touches = this.set(this.program.operands().map(|(_, operand)| operand));
+        Ok(this)
     }
 
     pub(crate) fn program(&self) -> &Program {
@@ -89,24 +99,36 @@ impl Operands {
         self.pins(context.iter().flat_map(Packet::operands))
     }
 
-    fn pins(&self, operands: impl Iterator<Item = Operand>) -> Vec<PinRange> {
-        let mut wanted: BTreeMap<(u32, Access), Vec<(u64, u64)>> = BTreeMap::new();
-        for operand in operands {
-            let Some(last) = operand.range.last() else { continue };
-            let id = operand.range.space.raw();
-            let ends = (operand.range.address, last);
-            if operand.access.reads() {
-                wanted.entry((id, Access::Read)).or_default().push(ends);
-            }
-            if operand.access.writes() {
-                wanted.entry((id, Access::Write)).or_default().push(ends);
-            }
+    /// What all packets touch, and the user fence.
+    pub(crate) fn touches(&self) -> Arc<WorkingSet> {
+        Arc::clone(&self.touches)
+    }
+
+    /// The user fence alone.
+    pub(crate) fn touches_fence_only(&self) -> Arc<WorkingSet> {
+        let context = self.fence().map(|context| Packet::Context(*context));
+        self.set(context.iter().flat_map(Packet::operands))
+    }
+
+    fn set(&self, operands: impl Iterator<Item = Operand>) -> Arc<WorkingSet> {
+        let mut parts: BTreeMap<u32, (Vec<Offsets>, Vec<Offsets>)> = BTreeMap::new();
+        for ((id, access), offsets) in wanted(operands) {
+            let (reads, writes) = parts.entry(id).or_default();
+            *(if access == Access::Read { reads } else { writes }) = offsets;
         }
+        let part = |(id, (reads, writes))| {
+            let entries = self.spaces.get(&id)?.backing.share_entries();
+            Some(BackingPart { entries, reads: OffsetSet::new(reads), writes: OffsetSet::new(writes) })
+        };
+        Arc::new(WorkingSet::new(parts.into_iter().filter_map(part)))
+    }
+
+    fn pins(&self, operands: impl Iterator<Item = Operand>) -> Vec<PinRange> {
         let mut pins: BTreeMap<Access, Vec<ByteRange<Iova>>> = BTreeMap::new();
-        for ((id, access), ranges) in wanted {
+        for ((id, access), offsets) in wanted(operands) {
             let Some(space) = self.spaces.get(&id) else { continue };
-            for ends in joined(ranges) {
-                pins.entry(access).or_default().extend(pieces(&space.backing, ends));
+            for offsets in joined(offsets) {
+                pins.entry(access).or_default().extend(space.backing.behind(offsets));
             }
         }
         let pin = |access, range| PinRange { space: SpaceId::DEVICE, range, access };
@@ -114,6 +136,23 @@ impl Operands {
             .flat_map(|(access, ranges)| merged(ranges).into_iter().map(move |range| pin(access, range)))
             .collect()
     }
+}
+
+/// Sorts the bytes that operands name by their spaces and by what is done to them.
+fn wanted(operands: impl Iterator<Item = Operand>) -> Wanted {
+    let mut wanted = Wanted::new();
+    for operand in operands {
+        let ends = operand.range.last().and_then(|last| Offsets::inclusive(operand.range.address, last));
+        let Some(offsets) = ends else { continue };
+        let id = operand.range.space.raw();
+        if operand.access.reads() {
+            wanted.entry((id, Access::Read)).or_default().push(offsets);
+        }
+        if operand.access.writes() {
+            wanted.entry((id, Access::Write)).or_default().push(offsets);
+        }
+    }
+    wanted
 }
 
 /// Whether the operand lies in its resource, and, if it is one value, in one aligned piece.
@@ -127,30 +166,4 @@ fn check(space: &Space, packet: usize, operand: &Operand) -> Result<(), CommandE
         return Err(CommandError::OperandSplit { packet, field, range });
     }
     Ok(())
-}
-
-/// Sorts ranges, given by their ends, and joins those that touch.
-fn joined(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
-    ranges.sort_unstable();
-    let mut joined: Vec<(u64, u64)> = Vec::with_capacity(ranges.len());
-    for (first, last) in ranges {
-        match joined.last_mut() {
-            Some((_, end)) if first <= end.saturating_add(1) => *end = last.max(*end),
-            _ => joined.push((first, last)),
-        }
-    }
-    joined
-}
-
-/// The stretches of guest memory that lie behind the bytes from `first` to `last`.
-fn pieces(backing: &Backing, (first, last): (u64, u64)) -> impl Iterator<Item = ByteRange<Iova>> + '_ {
-    let mut next = Some(first);
-    std::iter::from_fn(move || {
-        let at = next.filter(|at| *at <= last)?;
-        let (start, in_entry) = backing.locate(at)?;
-        // OVERFLOW: the first byte is one of them.
-        let len = in_entry.min(last.saturating_sub(at).saturating_add(1));
-        next = at.checked_add(len);
-        ByteRange::new(start, len).ok()
-    })
 }

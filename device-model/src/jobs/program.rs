@@ -22,6 +22,7 @@ use job_stream::{At, Atomic, Context, Crc32c, Operand, Packet, Range, Spin, Spin
 use crate::addr::{Iova, PAGE_SIZE, SpaceId};
 use crate::jobs::job::{JobError, Step, StepContext};
 use crate::jobs::operands::Operands;
+use crate::jobs::working_set::WorkingSet;
 use crate::mmu::{AtomicOperation, JobMemory, MemoryError, PinRange, SeededBug, Width};
 use crate::telemetry::names::{OPERANDS, OperandName};
 
@@ -132,6 +133,14 @@ impl Execution {
         }
     }
 
+    /// As [`Self::working_set`] before the first step, in a few numbers.
+    pub(crate) fn touches(&self) -> Arc<WorkingSet> {
+        match self.state.failed {
+            None => self.operands.touches(),
+            Some(_) => self.operands.touches_fence_only(),
+        }
+    }
+
     /// What the packet that it has come to touches.
     pub(crate) fn comes_next(&self) -> Vec<PinRange> {
         match self.state.failed {
@@ -162,6 +171,14 @@ impl Execution {
     pub(crate) fn is_spinning(&self) -> bool {
         self.state.failed.is_none()
             && matches!(self.operands.program().packets().get(self.state.packet), Some(Packet::Spin(_)))
+    }
+
+    /// It has come to a WAIT: until that holds it needs one word. What touches no memory before that is passed over.
+    pub(crate) fn is_waiting(&self) -> bool {
+        let passed =
+            |packet: &&Packet| matches!(packet, Packet::Nop(_) | Packet::Context(_) | Packet::Barrier(_));
+        let mut packets = self.operands.program().packets().iter().skip(self.state.packet).skip_while(passed);
+        self.state.failed.is_none() && matches!(packets.next(), Some(Packet::Wait(_)))
     }
 
     /// It is off its engine: time does not count for SPIN any more.
@@ -211,8 +228,9 @@ impl Execution {
                 Ok(Piece::Packet) => {
                     self.state.next_packet();
                     left = left.saturating_sub(PACKET_COST);
-                    // A step that begins with a SPIN has no memory: what is behind it is for the next one.
-                    if matches!(packet, Packet::Spin(_)) {
+                    // A step that begins with a SPIN has no memory, and one that looks at a WAIT none that is behind it:
+                    // what follows is for the next step.
+                    if matches!(packet, Packet::Spin(_) | Packet::Wait(_)) {
                         return Step::Yield;
                     }
                 }

@@ -4,11 +4,13 @@
 //! A state machine of values: whoever shares it between threads puts a lock around it and wakes the engines. Knows
 //! nothing of threads, of the mirror, or of how a miss is asked for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use job_stream::Mode;
 
+mod footprints;
+mod looks;
 mod ready;
 mod suspects;
 mod wait;
@@ -16,14 +18,15 @@ mod wait;
 use crate::addr::{ByteRange, Iova, SpaceId};
 use crate::jobs::engine::{Leaves, Left};
 use crate::jobs::job::{Job, JobError, JobId, JobOutcome};
-use crate::jobs::transfer::merged;
 use crate::mmu::miss::MissRequest;
 use crate::mmu::{MappedRange, Missing};
 use crate::running_clock::RunningClock;
 use crate::telemetry::violation::{InvalidationInfo, Verdict};
+use footprints::Footprints;
+use looks::Looks;
 use ready::Ready;
-use suspects::{Begun, Stands};
-pub use suspects::{Found, Judgement, Revealed};
+use suspects::Stands;
+pub use suspects::{Found, Judgement, Revealed, mapped_of};
 use wait::Unanswered;
 pub use wait::{JobWait, pages_of};
 
@@ -129,6 +132,16 @@ impl Parked {
         let (Self::Misses { work, .. } | Self::Invalidation(work) | Self::Wait { work, .. }) = self;
         work
     }
+
+    fn work(&self) -> &ScheduledJob {
+        let (Self::Misses { work, .. } | Self::Invalidation(work) | Self::Wait { work, .. }) = self;
+        work
+    }
+
+    fn work_mut(&mut self) -> &mut ScheduledJob {
+        let (Self::Misses { work, .. } | Self::Invalidation(work) | Self::Wait { work, .. }) = self;
+        work
+    }
 }
 
 /// How soon a WAIT looks again at first; twice as long after each time, up to [`LONGEST_LOOK`].
@@ -144,8 +157,10 @@ pub struct Schedule {
     now: Duration,
     clock: RunningClock,
     parked: BTreeMap<JobId, Parked>,
+    /// INVARIANT: those of the jobs that are parked for a WAIT.
+    looks: Looks,
     /// Each job from when an engine first took it to its end, wherever it waits in between.
-    begun: BTreeMap<JobId, Begun>,
+    footprints: Footprints,
     invalidations_ended: u64,
     /// How often jobs have waited for translations, and how often they had at the last stop or reset: nobody wants any
     /// more what was asked for in one of those waits.
@@ -171,17 +186,13 @@ impl Schedule {
     /// Sets the time. WAITs whose time it is to look again are ready.
     pub fn set_time(&mut self, now: Duration) {
         self.now = self.now.max(now);
-        let running = self.running();
-        self.unpark(|parked| matches!(parked, Parked::Wait { look, .. } if *look <= running));
+        let due = self.looks.take_due(self.running());
+        self.look(due);
     }
 
     /// When the time is to be set next, if there is nothing else to do.
     pub fn next_look(&self) -> Option<Duration> {
-        let look = |parked: &Parked| match parked {
-            Parked::Wait { look, .. } => Some(*look),
-            Parked::Misses { .. } | Parked::Invalidation(_) => None,
-        };
-        self.clock.when(self.parked.values().filter_map(look).min()?)
+        self.clock.when(self.looks.next()?)
     }
 
     /// How long the device has been running: what WAITs and SPINs are measured in, so that a stop costs none of them its
@@ -203,7 +214,7 @@ impl Schedule {
         let work = if self.paused { None } else { self.ready.pop() };
         match work {
             Some(work) => {
-                self.begun.entry(work.job.id()).or_insert_with(|| Begun::new(&work.job));
+                self.footprints.begin(&work.job);
                 Turn::Run(ScheduledJob { seen: self.invalidations_ended, ..work })
             }
             None => Turn::Wait,
@@ -212,59 +223,59 @@ impl Schedule {
 
     /// Whether a job that has begun and not ended touches any of the range. Unlike a pin, which a job loses and takes
     /// anew, and a section, which has no range, this says what the guest took away under a job.
-    pub fn touches(&self, space: SpaceId, range: ByteRange<Iova>) -> bool {
-        self.begun.values().any(|begun| begun.touches(space, range).next().is_some())
+    pub fn touches(&mut self, space: SpaceId, range: ByteRange<Iova>) -> bool {
+        self.footprints.touches(space, range)
     }
 
     /// What those jobs touch of the range for which it will be found out what an invalidation of it meant. No two have a
     /// page in common, so that what was mapped there is named once, and whole.
-    pub fn judged(&self, space: SpaceId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>> {
-        let judged = self.begun.values().filter(|begun| begun.is_judged());
-        merged(judged.flat_map(|begun| begun.touches(space, range)).collect())
+    pub fn judged(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>> {
+        self.footprints.judged(space, range)
     }
 
     /// An invalidation takes away what was mapped like this.
     pub fn suspect(&mut self, by: InvalidationInfo, mapped: &[MappedRange]) {
-        for begun in self.begun.values_mut().filter(|begun| begun.is_judged()) {
-            mapped.iter().for_each(|mapped| begun.suspect(by, mapped));
-        }
+        self.footprints.suspect(by, mapped);
     }
 
     /// The front-end has answered a MISS that these jobs wait for, or come to soon: what that says of what was taken
     /// away under jobs. A job in *fence* mode that has worked on memory, needs more of it, and finds it moved, ends with
     /// that: what it has done so far is of another memory.
     pub fn reveal(&mut self, revealed: &Revealed, asked: &[JobId]) -> Vec<Judgement> {
-        let mut judgements = Vec::new();
-        for (&id, begun) in &mut self.begun {
-            let mut work = match self.parked.get_mut(&id) {
-                Some(
-                    Parked::Misses { work, .. } | Parked::Invalidation(work) | Parked::Wait { work, .. },
-                ) => Some(work),
-                None => None,
-            };
-            let stands = match &work {
+        let Self { footprints, parked, .. } = self;
+        let asked: BTreeSet<JobId> = asked.iter().copied().collect();
+        let judgements = footprints.judge(revealed, |id| {
+            let work = parked.get(&id).map(Parked::work);
+            let stands = match work {
                 Some(work) if work.checked => Stands::Checks,
                 _ if asked.contains(&id) => Stands::Needs,
                 _ => Stands::Apart,
             };
-            let packet = work.as_ref().and_then(|work| work.job.packet());
-            let found = begun.judge((id, packet), revealed, stands);
-            let moved = found.iter().find(|judgement| judgement.verdict == Verdict::Moved);
-            if let (Some(moved), Some(work), Stands::Needs) = (moved, &mut work, stands)
-                && moved.mode == Mode::Fence
-                && work.stepped
-            {
-                let range = Missing { space: revealed.space, range: moved.range, access: moved.access };
+            (stands, work.and_then(|work| work.job.packet()))
+        });
+        let moved = |judgement: &&Judgement| {
+            (judgement.verdict, judgement.mode) == (Verdict::Moved, Mode::Fence)
+                && asked.contains(&judgement.job)
+        };
+        for Judgement { job, range, access, .. } in judgements.iter().filter(moved) {
+            let work = parked.get_mut(job).map(Parked::work_mut);
+            if let Some(work) = work.filter(|work| work.stepped && !work.checked) {
+                let range = Missing { space: revealed.space, range: *range, access: *access };
                 work.failed.get_or_insert(JobError::Moved(range));
             }
-            judgements.extend(found);
         }
         judgements
     }
 
     /// What was mapped where means nothing any more: the memory table changes, or the device stops.
     pub fn forget_suspects(&mut self) {
-        self.begun.values_mut().for_each(Begun::forget);
+        self.footprints.forget();
+    }
+
+    /// How much was not judged because it is too much, since this was last asked: jobs, and ranges that an invalidation
+    /// took away. None of these becomes a violation.
+    pub fn take_unjudged(&mut self) -> u64 {
+        self.footprints.take_unjudged()
     }
 
     /// Whether engines have to give back what they have: the device is stopped, or closes.
@@ -299,20 +310,20 @@ impl Schedule {
             return Disposed::Stale;
         }
         match leaves {
-            Leaves::Finished(JobOutcome::Done) if self.has_to_check(&work) => {
-                let missing = self.begun.get(&work.job.id()).map(Begun::to_check).unwrap_or_default();
-                let work = ScheduledJob { checked: true, ..work };
-                return self.park_for_misses(work, missing, Vec::new());
-            }
             Leaves::Finished(outcome) => {
+                let missing = if outcome == JobOutcome::Done { self.to_check(&work) } else { Vec::new() };
+                if !missing.is_empty() {
+                    let work = ScheduledJob { checked: true, ..work };
+                    return self.park_for_misses(work, missing, Vec::new());
+                }
+                self.look_at_what_it_writes(work.job.id());
                 // Before its answer can reach the guest, who may take the memory away then.
-                self.begun.remove(&work.job.id());
-                self.look_now();
+                self.footprints.end(work.job.id());
                 return Disposed::Finished(FinishedJob { job: work.job, outcome });
             }
             Leaves::SliceOver => {
                 // It may have signalled meanwhile.
-                self.look_now();
+                self.look_at_what_it_writes(work.job.id());
                 self.ready.push_back(work);
             }
             Leaves::Waiting { until } => self.park_for_wait(work, until),
@@ -324,11 +335,14 @@ impl Schedule {
         Disposed::Waits
     }
 
-    /// Whether an invalidation overlapped a job that is done, and nobody has asked since what was meant: its fence waits
-    /// for that, so that a driver that unmaps after the fence is never taken for one that unmaps before it.
-    fn has_to_check(&self, work: &ScheduledJob) -> bool {
-        let begun = self.begun.get(&work.job.id());
-        !work.checked && !self.paused && begun.is_some_and(|begun| !begun.to_check().is_empty())
+    /// What has to be asked for of a job that is done, because an invalidation overlapped it and no answer has said yet
+    /// what that meant: its fence waits for that, so that a driver that unmaps after the fence is never taken for one
+    /// that unmaps before it.
+    fn to_check(&self, work: &ScheduledJob) -> Vec<Missing> {
+        if work.checked || self.paused {
+            return Vec::new();
+        }
+        self.footprints.to_check(work.job.id())
     }
 
     /// Puts a job back that was taken off its engine: it is the next to go on.
@@ -369,12 +383,29 @@ impl Schedule {
         let pause = FIRST_LOOK.saturating_mul(1 << work.looks.min(8)).min(LONGEST_LOOK);
         work.looks = work.looks.saturating_add(1);
         let look = self.running().saturating_add(pause).min(until);
+        self.looks.add(look, work.job.id());
         self.parked.insert(work.job.id(), Parked::Wait { work, look });
     }
 
-    /// What WAITs look at may have changed.
-    fn look_now(&mut self) {
-        self.unpark(|parked| matches!(parked, Parked::Wait { .. }));
+    /// What WAITs look at may have changed: those that use a backing that this job writes to. Others, which know its
+    /// memory by another name, look when their time has come.
+    fn look_at_what_it_writes(&mut self, job: JobId) {
+        for other in self.footprints.readers_of(job) {
+            if let Some(Parked::Wait { look, .. }) = self.parked.get(&other) {
+                let look = (*look, other);
+                self.looks.remove(look);
+                self.look(BTreeSet::from([look]));
+            }
+        }
+    }
+
+    /// Makes jobs ready that WAIT.
+    fn look(&mut self, jobs: BTreeSet<(Duration, JobId)>) {
+        for (_, id) in jobs {
+            if let Some(parked) = self.parked.remove(&id) {
+                self.ready.push_look(parked.into_work());
+            }
+        }
     }
 
     /// One page that a parked job waits for is answered. An answer to what it asked for in an earlier wait, or one that
@@ -412,6 +443,7 @@ impl Schedule {
         self.clock.pause(self.now);
         self.paused = true;
         self.stale_waits = self.waits;
+        self.looks.take_all();
         self.unpark(|_| true);
     }
 
@@ -426,8 +458,9 @@ impl Schedule {
     pub fn discard(&mut self) {
         self.ready.clear();
         self.parked.clear();
-        self.begun.clear();
         self.stale_waits = self.waits;
+        self.looks.take_all();
+        self.footprints.clear();
         self.generation = self.generation.wrapping_add(1);
     }
 

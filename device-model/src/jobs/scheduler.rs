@@ -174,6 +174,11 @@ impl Scheduler {
         self.change(|schedule| schedule.reveal(revealed, asked))
     }
 
+    /// How much was not judged because it is too much, since this was last asked.
+    pub fn take_unjudged(&self) -> u64 {
+        self.read(Schedule::take_unjudged)
+    }
+
     /// What was mapped where means nothing any more.
     pub fn forget_suspects(&self) {
         self.change(Schedule::forget_suspects);
@@ -191,7 +196,7 @@ impl Scheduler {
 
     /// All jobs, in the order of their numbers.
     pub fn jobs(&self) -> Vec<JobStatus> {
-        self.read(Schedule::jobs)
+        self.read(|schedule| schedule.jobs())
     }
 
     /// Whether what was asked for in this wait of a job may still be wanted.
@@ -240,8 +245,8 @@ impl Scheduler {
         result
     }
 
-    fn read<T>(&self, read: impl FnOnce(&Schedule) -> T) -> T {
-        read(&lock(&self.shared).schedule)
+    fn read<T>(&self, read: impl FnOnce(&mut Schedule) -> T) -> T {
+        read(&mut lock(&self.shared).schedule)
     }
 
     /// Tells engines that run what has changed, and wakes as many of those that sleep as have something to do.

@@ -21,9 +21,15 @@ pub(crate) fn place() -> At {
 
 /// The execution of a stream over the resource.
 pub(crate) fn execution(stream: Stream) -> Execution {
+    execution_over(1, stream)
+}
+
+/// The same, over a resource of so many pages.
+pub(crate) fn execution_over(pages: u32, stream: Stream) -> Execution {
     let program = verify(&stream.finish(), &Limits::default()).unwrap();
-    let entry = RawEntry { at: Iova::new(AT), len: 0x1000 };
-    let space = |_| Ok(operands::Space { bytes: 0x1000, backing: Backing::new(std::iter::once(entry))? });
+    let len = pages * 0x1000;
+    let entry = RawEntry { at: Iova::new(AT), len };
+    let space = |_| Ok(operands::Space { bytes: len.into(), backing: Backing::new(std::iter::once(entry))? });
     Execution::new(Operands::new(program, space).unwrap(), Duration::from_secs(1))
 }
 

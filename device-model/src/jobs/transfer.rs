@@ -22,6 +22,8 @@ use crate::gpu::resource::BYTES_PER_PIXEL;
 use crate::gpu::scanout::{Image, Rect};
 use crate::jobs::backing::Backing;
 use crate::jobs::job::{JobError, Step};
+use crate::jobs::offsets::{OffsetSet, Offsets, Rows};
+use crate::jobs::working_set::{BackingPart, WorkingSet};
 use crate::mmu::{JobMemory, MemoryError, PinRange};
 
 /// What a run of neighbouring bytes costs of a step's budget at the least: looking it up takes as long as copying so
@@ -61,6 +63,12 @@ impl Transfer {
     pub(crate) fn working_set(&self) -> Vec<PinRange> {
         let pin = |range| PinRange { space: SpaceId::DEVICE, range, access: Access::Read };
         merged(self.plan.pieces().collect()).into_iter().map(pin).collect()
+    }
+
+    /// All that is read, in a few numbers.
+    pub(crate) fn touches(&self) -> WorkingSet {
+        let (entries, reads) = (self.plan.backing.share_entries(), self.plan.touches());
+        WorkingSet::new(std::iter::once(BackingPart { entries, reads, writes: OffsetSet::default() }))
     }
 
     /// Copies up to `budget` bytes. It waits for nothing: if somebody has the image, it yields at once.
@@ -149,6 +157,16 @@ impl Plan {
         Some(Run { source, target, len })
     }
 
+    /// All bytes that are copied. Those behind the end of the backing are named, too, and lie nowhere.
+    fn touches(&self) -> OffsetSet {
+        let last = self.row.saturating_sub(1).saturating_add(self.source);
+        let Some(row) = Offsets::inclusive(self.source, last) else { return OffsetSet::default() };
+        match self.total.checked_div(self.row).unwrap_or(0) {
+            1 => OffsetSet::new(vec![row]),
+            count => OffsetSet::Rows(Rows { row, stride: self.stride, count }),
+        }
+    }
+
     fn advance(&mut self, len: usize) {
         self.done = self.done.saturating_add(len as u64);
     }
@@ -195,16 +213,15 @@ impl Plan {
 /// The ranges in order, those that touch the same or neighbouring pages made one.
 pub(crate) fn merged(mut ranges: Vec<ByteRange<Iova>>) -> Vec<ByteRange<Iova>> {
     ranges.sort_unstable();
-    let mut merged: Vec<ByteRange<Iova>> = Vec::new();
-    for range in ranges {
-        match merged.last_mut() {
-            Some(last) if touch(*last, range) => {
-                *last = ByteRange::inclusive(last.first(), last.last().max(range.last())).unwrap_or(*last);
-            }
-            _ => merged.push(range),
+    // In place: these lists may be long, and memory that is new costs more than the rest.
+    ranges.dedup_by(|range, last| {
+        let joins = touch(*last, *range);
+        if joins {
+            *last = ByteRange::inclusive(last.first(), last.last().max(range.last())).unwrap_or(*last);
         }
-    }
-    merged
+        joins
+    });
+    ranges
 }
 
 /// Whether no page lies between `low` and `high`, which begins no lower.

@@ -28,6 +28,8 @@ pub trait Jobs {
     fn judged(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>>;
     /// An invalidation takes away what was mapped like this.
     fn suspect(&mut self, by: InvalidationInfo, mapped: &[MappedRange]);
+    /// How much is not judged because it is too much, since this was last asked.
+    fn take_unjudged(&mut self) -> u64;
     /// What an answer to a MISS, asked for by these jobs, says of what was taken away.
     fn reveal(&mut self, revealed: &Revealed, asked: &[JobId]) -> Vec<Judgement>;
     /// Host addresses mean something else from now on: nothing can be said of what was taken away before.
@@ -69,6 +71,10 @@ impl Jobs for Schedule {
 
     fn suspect(&mut self, by: InvalidationInfo, mapped: &[MappedRange]) {
         Schedule::suspect(self, by, mapped);
+    }
+
+    fn take_unjudged(&mut self) -> u64 {
+        Schedule::take_unjudged(self)
     }
 
     fn reveal(&mut self, revealed: &Revealed, asked: &[JobId]) -> Vec<Judgement> {

@@ -11,7 +11,7 @@ use super::miss_port::{JobWait, Waiter};
 use super::{Jobs, Session};
 use crate::addr::{ByteRange, Iova, SpaceId};
 use crate::jobs::job::JobId;
-use crate::jobs::schedule::{AtRest, Judgement, Revealed};
+use crate::jobs::schedule::{AtRest, Judgement, Revealed, mapped_of};
 use crate::mmu::Invalidation;
 use crate::mmu::miss::{MissRequest, Resolution};
 use crate::telemetry::record::Event;
@@ -56,14 +56,11 @@ impl<T, J: Jobs> Session<T, J> {
         let number = self.invalidations.count;
         self.record(now, Event::Invalidation { number, range });
         let judged = self.jobs.judged(SpaceId::DEVICE, range.page_aligned());
-        if judged.is_empty() {
-            return;
+        if !judged.is_empty() {
+            let mapped = mapped_of(&self.mirror, SpaceId::DEVICE, &judged);
+            self.jobs.suspect(InvalidationInfo { number, range, begun: now, acked: None }, &mapped);
         }
-        let mut mapped = Vec::new();
-        for part in judged {
-            self.mirror.mapped_ranges(SpaceId::DEVICE, part, |found| mapped.push(found));
-        }
-        self.jobs.suspect(InvalidationInfo { number, range, begun: now, acked: None }, &mapped);
+        self.stats.unjudged.add(self.jobs.take_unjudged());
     }
 
     /// What an answer says of what was taken away under jobs.

@@ -125,6 +125,11 @@ impl Guest {
         self.old.iter().any(|old| old.page == page)
     }
 
+    /// The pages of which something was taken away, and the device has not acked that.
+    pub(super) fn pages_being_taken(&self) -> impl Iterator<Item = usize> {
+        self.old.iter().map(|old| old.page)
+    }
+
     /// Whether the device was allowed to access a page like this all the time since.
     pub(super) fn allowed_since(&self, page: usize, access: Access, stamp: u64) -> bool {
         self.mapped[page] < stamp && self.table[page].is_some_and(|mapping| mapping.permissions.allow(access))

@@ -67,6 +67,10 @@ impl Jobs for SimJobs {
         self.schedule.suspect(by, mapped);
     }
 
+    fn take_unjudged(&mut self) -> u64 {
+        self.schedule.take_unjudged()
+    }
+
     fn reveal(&mut self, revealed: &Revealed, asked: &[JobId]) -> Vec<Judgement> {
         let mut judgements = self.schedule.reveal(revealed, asked);
         if self.is(Bug::CallMovedBenign) {

@@ -196,6 +196,8 @@ stats! {
         invalidations_with_work_in_flight,
         /// Pins of registration caches that INVALIDATE messages did not wait for.
         incoherent_pins,
+        /// Jobs, and ranges that INVALIDATE messages took from jobs, that are too many to be judged: no verdict is given.
+        unjudged,
         /// Acks that had to wait for a drain.
         acks_parked,
         /// Pins dropped because a drain reached its timeout.
@@ -324,6 +326,7 @@ mod tests {
             "revocations",
             "frozen_ns",
             "incoherent_pins",
+            "unjudged",
             "ack_latency_ns",
             "commands",
             "cursor_commands",

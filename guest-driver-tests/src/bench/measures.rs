@@ -27,7 +27,7 @@ const COLD_PAGES: usize = 256;
 const COLD_ROUNDS: usize = 30;
 const IDLE: Duration = Duration::from_secs(3);
 
-fn micros(time: Duration) -> f64 {
+pub(super) fn micros(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
 }
 
@@ -62,8 +62,8 @@ impl Drop for OneProcessor {
 }
 
 /// A guest behind an IOMMU with memory for large buffers and a ring for many commands.
-fn guest(subject: &Subject, iommu: bool) -> Result<SoftGuest> {
-    let mut config = GuestConfig::headless();
+pub(super) fn guest(subject: &Subject, iommu: bool) -> Result<SoftGuest> {
+    let mut config = GuestConfig::with_rings();
     config.ram = RamConfig { low: 64 << 20, high: 64 << 20, ..RamConfig::default() };
     config.driver.control = RingConfig::new(256);
     config.front_end.iommu = iommu;
@@ -71,7 +71,7 @@ fn guest(subject: &Subject, iommu: bool) -> Result<SoftGuest> {
 }
 
 /// A buffer for jobs of context 1; where it begins.
-fn buffer(guest: &mut SoftGuest, id: u32, pages: usize) -> Result<Iova> {
+pub(super) fn buffer(guest: &mut SoftGuest, id: u32, pages: usize) -> Result<Iova> {
     let bytes = pages as u64 * PAGE;
     let buffer = guest.dma.space().allocate(pages, Permission::ReadWrite)?;
     guest.driver.ok(&Command::create_buffer(id, bytes as u32))?;
@@ -80,7 +80,7 @@ fn buffer(guest: &mut SoftGuest, id: u32, pages: usize) -> Result<Iova> {
     Ok(buffer.address(0))
 }
 
-fn place(id: u32, at: u64) -> At {
+pub(super) fn place(id: u32, at: u64) -> At {
     At::new(Space::resource(id), at)
 }
 

@@ -4,6 +4,7 @@
 mod echo;
 mod measures;
 mod subject;
+mod waits;
 
 use serde::Serialize;
 
@@ -12,6 +13,7 @@ pub use self::measures::{
     cold_buffer, copy, idle, invalidations, invalidations_under_load, no_op_jobs, transfers,
 };
 pub use self::subject::Subject;
+pub use self::waits::{invalidations_beside_waits, small_jobs_beside_waits};
 
 /// One figure.
 #[derive(Clone, Debug, Serialize)]

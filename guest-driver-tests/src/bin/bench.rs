@@ -39,6 +39,8 @@ enum Part {
     Copy,
     /// A buffer that the device has not seen yet.
     Cold,
+    /// INVALIDATEs and other jobs beside many jobs that WAIT.
+    Waits,
     /// Memory and time of a device that has nothing to do.
     Idle,
 }
@@ -91,6 +93,10 @@ fn measure(peer: Option<&str>, only: &[Part]) -> Result<Vec<Figure>> {
         for mode in [Mode::Fence, Mode::Strict] {
             note(bench::cold_buffer(mode)?);
         }
+    }
+    if is_wanted(Part::Waits) {
+        bench::invalidations_beside_waits(&mut note)?;
+        bench::small_jobs_beside_waits(&mut note)?;
     }
     if is_wanted(Part::Idle) {
         bench::idle()?.into_iter().for_each(&mut note);

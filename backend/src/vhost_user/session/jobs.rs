@@ -61,6 +61,10 @@ impl Jobs for DeviceJobs {
         self.scheduler.suspect(by, mapped);
     }
 
+    fn take_unjudged(&mut self) -> u64 {
+        self.scheduler.take_unjudged()
+    }
+
     fn reveal(&mut self, revealed: &Revealed, asked: &[JobId]) -> Vec<Judgement> {
         self.scheduler.reveal(revealed, asked)
     }

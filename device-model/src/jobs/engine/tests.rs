@@ -6,12 +6,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use job_stream::{Context, SpinBehaviour, Stream};
+use job_stream::{At, Compare, Context, Space, SpinBehaviour, Stream};
 
 use super::*;
 use crate::addr::{Access, ByteRange, Iova, SpaceId};
 use crate::jobs::job::{JobError, StepContext};
-use crate::jobs::testing::{AT, execution, job, place};
+use crate::jobs::testing::{AT, execution, execution_over, job, place};
 use crate::mmu::{
     AtomicOperation, DrainWaker, HostRange, Invalidation, MemoryError, MirrorConfig, MirrorWriter,
     Permissions, Width, mirror,
@@ -348,5 +348,76 @@ fn a_step_that_spins_has_no_memory() {
             access: Access::Read,
         };
         assert_eq!(host.0, [Err(MemoryError::NotPinned(wanted))], "{mode}");
+    }
+}
+
+/// Carries steps out, at no time in particular.
+struct Real;
+
+impl EngineHost for Real {
+    fn step(&mut self, job: &mut Job, memory: &impl JobMemory) -> Step {
+        job.step(memory, STEP_BYTES)
+    }
+
+    fn must_leave(&self, _: &ScheduledJob) -> bool {
+        false
+    }
+}
+
+/// A page of memory that a mirror may point at.
+#[repr(align(4096))]
+struct Frame([u64; 512]);
+
+/// Two pages behind a job, of which the first is mapped, to a frame that begins with this value.
+fn waiting(mode: Mode, value: u64) -> (Rig, ScheduledJob, Box<Frame>) {
+    let mut frame = Box::new(Frame([0; 512]));
+    frame.0[0] = value;
+    let mut rig = rig();
+    rig.take_away();
+    // SAFETY: the frame is handed to the caller, which keeps it for as long as the rig; nothing else refers into it.
+    let host = unsafe { HostRange::new(frame.0.as_mut_ptr().cast(), 0x1000) };
+    rig.writer.map(SpaceId::DEVICE, page(), host, Permissions { read: true, write: true }).unwrap();
+    let wait = Stream::new().nop(0).wait(place(), Compare::Equal, 1, 0);
+    let stream = wait.fill(At::new(Space::resource(1), 0x1000).range(0x1000), 7);
+    (rig, ScheduledJob::new(job(0, mode, execution_over(2, stream))), frame)
+}
+
+const PINNED_MODES: [Mode; 3] = [Mode::Fence, Mode::Preempt, Mode::RegistrationCache];
+
+/// Nothing of what is behind the WAIT is looked up, asked for or held.
+#[test]
+fn a_look_of_a_wait_needs_one_word_and_an_invalidation_waits_for_nothing_of_it() {
+    for mode in PINNED_MODES {
+        let (mut rig, work, frame) = waiting(mode, 0);
+        let running = Running::start(&rig.reader, work).continue_value().unwrap();
+        assert!(!running.is_pinned(), "{mode}");
+        assert!(rig.invalidate().in_flight().is_none(), "{mode}");
+        let left = running.step(&rig.reader, &mut Real).break_value().unwrap();
+        assert_eq!(left.leaves, Leaves::Faulted { missing: word(), ahead: vec![] }, "{mode}");
+        drop(frame);
+        let (rig, work, _frame) = waiting(mode, 0);
+        let running = Running::start(&rig.reader, work).continue_value().unwrap();
+        let left = running.step(&rig.reader, &mut Real).break_value().unwrap();
+        assert_eq!(left.leaves, Leaves::Waiting { until: Duration::from_secs(1) }, "{mode}");
+    }
+}
+
+fn word() -> Missing {
+    Missing { space: SpaceId::DEVICE, range: page(), access: Access::Read }
+}
+
+#[test]
+fn what_is_behind_a_wait_is_done_over_a_pin_again() {
+    for mode in PINNED_MODES {
+        let (mut rig, work, _frame) = waiting(mode, 1);
+        let behind = ByteRange::new(Iova::new(AT + 0x1000), 0x1000).unwrap();
+        let running = Running::start(&rig.reader, work).continue_value().unwrap();
+        let running = running.step(&rig.reader, &mut Real).continue_value().unwrap();
+        let left = running.step(&rig.reader, &mut Real).break_value().unwrap();
+        let missing = Missing { space: SpaceId::DEVICE, range: behind, access: Access::Write };
+        assert_eq!(left.leaves, Leaves::Missing(vec![missing]), "{mode}: all that is left, and nothing else");
+        let both = Permissions { read: true, write: true };
+        rig.writer.map(SpaceId::DEVICE, behind, HostRange::invented(0x10_0000, 0x1000), both).unwrap();
+        assert!(Running::start(&rig.reader, left.work).continue_value().unwrap().is_pinned(), "{mode}");
     }
 }

@@ -213,6 +213,9 @@ fn wait_leaves_the_engine_until_the_value_is_there_and_then_goes_on() {
     assert_eq!(job.step(&memory, at(10)), Step::Waiting { until });
     assert_eq!(job.step(&memory, at(14)), Step::Waiting { until });
     memory.write(SpaceId::DEVICE, Iova::new(0x1_3000), &9_u32.to_le_bytes()).unwrap();
+    assert!(job.is_waiting());
+    assert_eq!(job.step(&memory, at(20)), Step::Yield, "what is behind it may need memory that is not held");
+    assert!(!job.is_waiting());
     assert_eq!(job.step(&memory, at(20)), Step::Done);
     assert_eq!(bytes(&memory, 2)[..4], [1, 0, 0, 0]);
 }

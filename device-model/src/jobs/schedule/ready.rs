@@ -14,13 +14,36 @@ pub(super) const PATIENCE: u32 = 16;
 #[derive(Debug, Default)]
 pub(super) struct Ready {
     /// Low, normal, high.
-    queues: [VecDeque<ScheduledJob>; 3],
+    queues: [ReadyQueue; 3],
     /// Turns since one of the lowest had one.
     passed_over: u32,
 }
 
+/// The jobs of a priority. A WAIT that looks takes next to no time, and there may be many: between two jobs that have
+/// work to do there is one of them, so that a job does not wait until all of them have looked.
+#[derive(Debug, Default)]
+struct ReadyQueue {
+    work: VecDeque<ScheduledJob>,
+    looks: VecDeque<ScheduledJob>,
+    /// The last one was no look, or there was none.
+    is_turn_of_looks: bool,
+}
+
+impl ReadyQueue {
+    fn is_empty(&self) -> bool {
+        self.work.is_empty() && self.looks.is_empty()
+    }
+
+    fn pop(&mut self) -> Option<ScheduledJob> {
+        let is_turn = self.is_turn_of_looks || self.work.is_empty();
+        let look = if is_turn { self.looks.pop_front() } else { None };
+        self.is_turn_of_looks = look.is_none();
+        look.or_else(|| self.work.pop_front())
+    }
+}
+
 impl Ready {
-    fn queue(&mut self, work: &ScheduledJob) -> &mut VecDeque<ScheduledJob> {
+    fn queue(&mut self, work: &ScheduledJob) -> &mut ReadyQueue {
         let [low, normal, high] = &mut self.queues;
         match work.job.priority() {
             Priority::Low => low,
@@ -30,11 +53,16 @@ impl Ready {
     }
 
     pub(super) fn push_back(&mut self, work: ScheduledJob) {
-        self.queue(&work).push_back(work);
+        self.queue(&work).work.push_back(work);
     }
 
     pub(super) fn push_front(&mut self, work: ScheduledJob) {
-        self.queue(&work).push_front(work);
+        self.queue(&work).work.push_front(work);
+    }
+
+    /// A job that looks whether its WAIT is over.
+    pub(super) fn push_look(&mut self, work: ScheduledJob) {
+        self.queue(&work).looks.push_back(work);
     }
 
     /// The highest priority first; but whoever has waited long enough comes too.
@@ -51,18 +79,18 @@ impl Ready {
                 lowest
             }
         };
-        chosen.pop_front()
+        chosen.pop()
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &ScheduledJob> {
-        self.queues.iter().flatten()
+        self.queues.iter().flat_map(|queue| queue.work.iter().chain(&queue.looks))
     }
 
     pub(super) fn len(&self) -> usize {
-        self.queues.iter().map(VecDeque::len).sum()
+        self.queues.iter().map(|queue| queue.work.len().saturating_add(queue.looks.len())).sum()
     }
 
     pub(super) fn clear(&mut self) {
-        self.queues.iter_mut().for_each(VecDeque::clear);
+        self.queues = Default::default();
     }
 }

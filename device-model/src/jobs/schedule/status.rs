@@ -65,9 +65,11 @@ impl Schedule {
             Parked::Wait { work, look } => at_rest(work, JobState::Value(*look)),
         });
         let mut jobs: Vec<_> = ready.chain(parked).collect();
-        let running = |id: &JobId| JobStatus { id: *id, state: JobState::Running, at_rest: None };
-        let begun = self.begun.keys().filter(|id| !jobs.iter().any(|job| job.id == **id));
-        let running: Vec<_> = begun.map(running).collect();
+        jobs.sort_unstable_by_key(|job| job.id);
+        let is_at_rest = |id: &JobId| jobs.binary_search_by_key(id, |job| job.id).is_ok();
+        let running = |id| JobStatus { id, state: JobState::Running, at_rest: None };
+        let running: Vec<_> = self.footprints.ids().filter(|id| !is_at_rest(id)).map(running).collect();
+        // Two sorted lists: this takes as long as going through them once.
         jobs.extend(running);
         jobs.sort_by_key(|job| job.id);
         jobs
@@ -83,11 +85,9 @@ impl Schedule {
         }
     }
 
-    /// The first job that has begun and not ended and touches any of the range.
-    pub fn first_in(&self, space: SpaceId, range: ByteRange<Iova>) -> Option<JobId> {
-        let mut begun = self.begun.iter();
-        let (id, _) = begun.find(|(_, begun)| begun.touches(space, range).next().is_some())?;
-        Some(*id)
+    /// A job that has begun and not ended and touches any of the range: the first of those that touch what is found first.
+    pub fn first_in(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Option<JobId> {
+        self.footprints.first_in(space, range)
     }
 }
 

@@ -1,22 +1,21 @@
-//! What INVALIDATEs took from under jobs that have begun, or seemed to take. An INVALIDATE does not say what it meant:
+//! What INVALIDATEs took from under jobs that have begun, or seemed to take: kept once for all jobs that use it. An INVALIDATE does not say what it meant:
 //! Linux flushes whole domains, and VT-d rounds ranges up. What it meant shows when the front-end next answers a MISS
 //! for the page: the same memory again, other memory, none. Knows values only; knows nothing of who asks.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use job_stream::Mode;
 
-use crate::addr::{Access, ByteRange, Iova, SpaceId};
-use crate::jobs::job::{Job, JobId};
+use crate::addr::{Access, ByteRange, Iova, PAGE_SIZE, SpaceId};
+use crate::jobs::job::JobId;
 use crate::mmu::miss::{Outcome, Resolution};
-use crate::mmu::{MappedRange, Missing, PinRange};
+use crate::mmu::{MappedRange, MirrorWriter};
 use crate::telemetry::violation::{Confidence, InvalidationInfo, Verdict};
 
-/// Ranges of a job that wait for a verdict, at the most; of what is beyond, nothing will be told.
-const SUSPECTS: usize = 1024;
-
-/// Pages that are asked for at the end of a job, at the most.
-const PAGES_ASKED: u64 = 1024;
+/// Ranges that wait for a verdict, of all jobs together: about 3 MiB of memory. Each page of the most entries that
+/// backings have is found, once for reading and once for writing.
+const SUSPECTS: usize = 1 << 15;
 
 /// What the front-end's answer to a MISS shows.
 #[derive(Clone, Copy, Debug)]
@@ -86,14 +85,6 @@ pub struct Judgement {
     pub is_first: bool,
 }
 
-/// What was mapped when it was taken away.
-#[derive(Clone, Copy, Debug)]
-struct Suspect {
-    last: Iova,
-    host: u64,
-    by: InvalidationInfo,
-}
-
 /// How a job stands to an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stands {
@@ -105,81 +96,148 @@ pub(super) enum Stands {
     Apart,
 }
 
-/// A job from its first turn to its end.
-#[derive(Debug)]
-pub(super) struct Begun {
-    /// What it touches: in order of access and address, no two of an access with a page in common.
-    ranges: Vec<PinRange>,
-    mode: Mode,
-    context: Option<u32>,
-    /// Others learn by memory how far it has come: by a SIGNAL, an ATOMIC or a user fence.
-    tells: bool,
-    suspects: BTreeMap<(SpaceId, Access, Iova), Suspect>,
-    /// The last INVALIDATE that is known to have taken memory away.
-    convicted: Option<u64>,
+/// What was mapped when it was taken away.
+#[derive(Clone, Debug)]
+struct Suspect {
+    last: Iova,
+    host: u64,
+    by: Arc<InvalidationInfo>,
+    /// How many INVALIDATEs had been noted, with this one: it concerns the jobs that had begun before.
+    order: u64,
 }
 
-impl Begun {
-    pub(super) fn new(job: &Job) -> Self {
-        Self {
-            ranges: job.working_set(),
-            mode: job.mode(),
-            context: job.context(),
-            tells: job.tells_by_memory(),
-            suspects: BTreeMap::new(),
-            convicted: None,
+/// A range of which an answer has shown what an INVALIDATE meant.
+#[derive(Clone, Debug)]
+pub(super) struct Settled {
+    pub(super) access: Access,
+    pub(super) range: ByteRange<Iova>,
+    pub(super) verdict: Verdict,
+    pub(super) by: Arc<InvalidationInfo>,
+    /// As in [`Suspect`].
+    pub(super) order: u64,
+}
+
+/// What was taken away, and waits for its verdict.
+///
+/// INVARIANT: no two ranges of a space and an access overlap. A page can be taken away again only after an answer has
+/// brought it back for this access, and that answer settles what was noted of it. Should an INVALIDATE name it all the
+/// same, the older one is kept while there is a job that had begun before that.
+#[derive(Debug, Default)]
+pub(super) struct Suspects(BTreeMap<(SpaceId, Access, Iova), Suspect>);
+
+impl Suspects {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// An INVALIDATE, with its order, takes away what was mapped like this. No job that there is had begun before the one
+    /// with the order `oldest` was noted. Returns how many ranges there was no room for.
+    pub(super) fn note(
+        &mut self,
+        (by, order): (Arc<InvalidationInfo>, u64),
+        mapped: &[MappedRange],
+        oldest: u64,
+    ) -> u64 {
+        if self.0.len().saturating_add(mapped.len().saturating_mul(2)) > SUSPECTS {
+            self.0.retain(|_, suspect| suspect.order > oldest);
+        }
+        let mut beyond = 0_u64;
+        for access in [Access::Read, Access::Write] {
+            let taken = mapped.iter().filter(|mapped| mapped.permissions.allow(access));
+            let room = SUSPECTS.saturating_sub(self.0.len());
+            let (noted, more) = (taken.clone().take(room), taken.skip(room).count());
+            beyond = beyond.saturating_add(more as u64);
+            let suspect = |mapped: &MappedRange| {
+                let (last, host, by) = (mapped.range.last(), mapped.host, Arc::clone(&by));
+                Suspect { last, host, by, order }
+            };
+            if self.is_new(access, mapped) {
+                let key = |mapped: &MappedRange| (mapped.space, access, mapped.range.first());
+                self.join(noted.map(|mapped| (key(mapped), suspect(mapped))).collect());
+            } else {
+                noted.for_each(|mapped| {
+                    self.add((mapped.space, access), mapped.range, &suspect(mapped), oldest);
+                });
+            }
+        }
+        beyond
+    }
+
+    /// Whether the ranges are in order, and nothing is noted from the beginning of the first to the end of the last.
+    fn is_new(&self, access: Access, mapped: &[MappedRange]) -> bool {
+        let in_order = |low: &MappedRange, high: &MappedRange| {
+            low.space == high.space && low.range.last() < high.range.first()
+        };
+        let ends = mapped.first().zip(mapped.last());
+        let all = ends.and_then(|(first, last)| {
+            Some((first.space, ByteRange::inclusive(first.range.first(), last.range.last())?))
+        });
+        all.is_some_and(|(space, all)| {
+            mapped.is_sorted_by(in_order) && self.overlapping((space, access), all).next().is_none()
+        })
+    }
+
+    /// Takes in what overlaps nothing. Two maps of a size are joined faster than one is put into the other.
+    fn join(&mut self, mut new: BTreeMap<(SpaceId, Access, Iova), Suspect>) {
+        if new.len() < self.0.len() {
+            self.0.extend(new);
+        } else {
+            self.0.append(&mut new);
         }
     }
 
-    /// What it touches of a range.
-    pub(super) fn touches(
-        &self,
-        space: SpaceId,
+    /// Adds a range, but for the parts of it that an older INVALIDATE took from a job that there still is.
+    fn add(
+        &mut self,
+        (space, access): (SpaceId, Access),
         range: ByteRange<Iova>,
-    ) -> impl Iterator<Item = ByteRange<Iova>> {
-        let used = self.ranges.iter().filter(move |used| used.space == space);
-        used.filter_map(move |used| used.range.page_aligned().intersection(range))
-    }
-
-    /// Whether what is taken from under it is found out about. A registration cache goes on with what it has.
-    pub(super) fn is_judged(&self) -> bool {
-        self.mode != Mode::RegistrationCache
-    }
-
-    /// `mapped`, which it may have used, is being taken away.
-    pub(super) fn suspect(&mut self, by: InvalidationInfo, mapped: &MappedRange) {
-        for access in [Access::Read, Access::Write] {
-            if !mapped.permissions.allow(access) {
+        suspect: &Suspect,
+        oldest: u64,
+    ) {
+        let mut next = Some(range.first());
+        for (older, kept) in self.take((space, access), range) {
+            if kept.order <= oldest {
                 continue;
             }
-            let key = |used: &PinRange| (used.access, used.range.page_aligned().last());
-            let from = self.ranges.partition_point(|used| key(used) < (access, mapped.range.first()));
-            for used in self.ranges.iter().skip(from).take_while(|used| used.access == access) {
-                let Some(part) = used.range.page_aligned().intersection(mapped.range) else { break };
-                if self.suspects.len() >= SUSPECTS {
-                    return;
-                }
-                let host = mapped.host.saturating_add(distance(mapped.range.first(), part.first()));
-                let suspect = Suspect { last: part.last(), host, by };
-                // What waits for its verdict already was taken away before: that is the older deed.
-                self.suspects.entry((mapped.space, access, part.first())).or_insert(suspect);
-            }
+            let gap = next.zip(older.first().raw().checked_sub(1).map(Iova::new));
+            self.put((space, access), range, gap, suspect);
+            next = older.last().checked_add(1);
+            self.0.insert((space, access, older.first()), kept);
         }
+        self.put((space, access), range, next.zip(Some(range.last())), suspect);
     }
 
-    /// Judges what an answer shows of its suspects.
-    pub(super) fn judge(
+    /// Puts a part of the range in, if it has a byte.
+    fn put(
         &mut self,
-        (job, packet): (JobId, Option<usize>),
-        revealed: &Revealed,
-        stands: Stands,
-    ) -> Vec<Judgement> {
-        let mut judgements = Vec::new();
+        (space, access): (SpaceId, Access),
+        range: ByteRange<Iova>,
+        part: Option<(Iova, Iova)>,
+        suspect: &Suspect,
+    ) {
+        let Some(part) = part.and_then(|(first, last)| ByteRange::inclusive(first, last)) else { return };
+        let host = suspect.host.saturating_add(distance(range.first(), part.first()));
+        let suspect = Suspect { last: part.last(), host, ..suspect.clone() };
+        self.0.insert((space, access, part.first()), suspect);
+    }
+
+    /// What an answer shows of what was taken away: that waits no longer.
+    pub(super) fn settle(&mut self, revealed: &Revealed) -> Vec<Settled> {
+        let mut settled = Vec::new();
         for access in [Access::Read, Access::Write] {
             if access != revealed.access && !matches!(revealed.found, Found::Memory(_)) {
                 continue;
             }
-            for (range, suspect) in self.take(revealed.space, access, revealed.pages) {
+            for (range, suspect) in self.take((revealed.space, access), revealed.pages) {
                 let verdict = match revealed.found {
                     Found::Unknown => continue,
                     Found::Nothing => Verdict::Gone,
@@ -190,95 +248,98 @@ impl Begun {
                 };
                 if verdict == Verdict::Benign && access != revealed.access {
                     // It is there; whether it may still be accessed like this, another answer will show.
-                    self.suspects.insert((revealed.space, access, range.first()), suspect);
+                    self.0.insert((revealed.space, access, range.first()), suspect);
                     continue;
                 }
-                let guilty = verdict != Verdict::Benign;
-                let is_first = guilty && self.convicted.replace(suspect.by.number) != Some(suspect.by.number);
-                judgements.push(Judgement {
-                    verdict,
-                    confidence: self.confidence(stands),
-                    job,
-                    context: self.context,
-                    packet,
-                    mode: self.mode,
-                    range,
-                    access,
-                    by: suspect.by,
-                    is_first,
-                });
+                let Suspect { by, order, .. } = suspect;
+                settled.push(Settled { access, range, verdict, by, order });
             }
         }
-        judgements
+        settled
     }
 
-    /// A job that needs a page is the best witness. Of one that is done with it, only its fence says so, unless it told
-    /// others in memory.
-    fn confidence(&self, stands: Stands) -> Confidence {
-        match (stands, self.tells) {
-            (Stands::Needs, _) | (Stands::Checks, false) => Confidence::Certain,
-            (Stands::Apart, false) => Confidence::Likely,
-            (Stands::Checks | Stands::Apart, true) => Confidence::CannotTell,
-        }
+    /// The parts of the range that were taken from jobs that had begun before so many INVALIDATEs were noted.
+    pub(super) fn of(
+        &self,
+        of: (SpaceId, Access),
+        range: ByteRange<Iova>,
+        begun: u64,
+    ) -> impl Iterator<Item = ByteRange<Iova>> {
+        let concerned = self.overlapping(of, range).filter(move |(_, suspect)| suspect.order > begun);
+        concerned.filter_map(move |((_, _, first), suspect)| {
+            ByteRange::inclusive(*first, suspect.last)?.intersection(range)
+        })
     }
 
-    /// What has to be asked for before its fence, for nobody has since its memory was taken away.
-    pub(super) fn to_check(&self) -> Vec<Missing> {
-        if self.mode != Mode::Fence {
-            return Vec::new();
-        }
-        let mut left = PAGES_ASKED;
-        let missing = self.suspects.iter().map_while(|((space, access, first), suspect)| {
-            let most = first.checked_add(left.checked_mul(crate::addr::PAGE_SIZE)?.checked_sub(1)?);
-            let last = most.map_or(suspect.last, |most| most.min(suspect.last));
-            let missing =
-                Missing { space: *space, range: ByteRange::inclusive(*first, last)?, access: *access };
-            left = left.saturating_sub(missing.pages().count() as u64);
-            Some(missing)
-        });
-        missing.collect()
-    }
-
-    /// Nothing can be told of what was taken away: host addresses mean something else now.
-    pub(super) fn forget(&mut self) {
-        self.suspects.clear();
+    fn overlapping(
+        &self,
+        (space, access): (SpaceId, Access),
+        range: ByteRange<Iova>,
+    ) -> impl Iterator<Item = (&(SpaceId, Access, Iova), &Suspect)> {
+        let before = self.0.range(..(space, access, range.first())).next_back();
+        let reaches = |((s, a, _), suspect): &(&(SpaceId, Access, Iova), &Suspect)| {
+            (*s, *a) == (space, access) && suspect.last >= range.first()
+        };
+        let within = self.0.range((space, access, range.first())..=(space, access, range.last()));
+        before.filter(reaches).into_iter().chain(within)
     }
 
     /// Takes out what overlaps `pages`; the parts of it beyond stay.
     fn take(
         &mut self,
-        space: SpaceId,
-        access: Access,
+        (space, access): (SpaceId, Access),
         pages: ByteRange<Iova>,
     ) -> Vec<(ByteRange<Iova>, Suspect)> {
-        let before = self.suspects.range(..=(space, access, pages.first())).next_back();
-        let from = before.filter(|((s, a, _), _)| (*s, *a) == (space, access));
-        let from = from.map_or(pages.first(), |((.., first), _)| *first);
-        let keys: Vec<_> = self
-            .suspects
-            .range((space, access, from)..=(space, access, pages.last()))
-            .map(|(key, _)| *key)
-            .collect();
+        let keys: Vec<_> = self.overlapping((space, access), pages).map(|(key, _)| *key).collect();
         let mut taken = Vec::new();
         for key in keys {
-            let Some(suspect) = self.suspects.remove(&key) else { continue };
-            let Some(all) = ByteRange::inclusive(key.2, suspect.last) else { continue };
-            let Some(part) = all.intersection(pages) else {
-                self.suspects.insert(key, suspect);
+            let Some(suspect) = self.0.remove(&key) else { continue };
+            let all = ByteRange::inclusive(key.2, suspect.last);
+            let Some((all, part)) = all.and_then(|all| Some((all, all.intersection(pages)?))) else {
                 continue;
             };
-            let at = |first: Iova| suspect.host.saturating_add(distance(key.2, first));
-            if let Some(last) = part.first().raw().checked_sub(1).map(Iova::new).filter(|last| *last >= key.2)
-            {
-                self.suspects.insert(key, Suspect { last, ..suspect });
-            }
-            if let Some(first) = part.last().checked_add(1).filter(|first| *first <= suspect.last) {
-                self.suspects.insert((space, access, first), Suspect { host: at(first), ..suspect });
-            }
-            taken.push((part, Suspect { last: part.last(), host: at(part.first()), ..suspect }));
+            let before = part.first().raw().checked_sub(1).map(|last| (key.2, Iova::new(last)));
+            self.put((space, access), all, before, &suspect);
+            let after = part.last().checked_add(1).map(|first| (first, suspect.last));
+            self.put((space, access), all, after, &suspect);
+            let host = suspect.host.saturating_add(distance(key.2, part.first()));
+            taken.push((part, Suspect { last: part.last(), host, ..suspect }));
         }
         taken
     }
+}
+
+/// Pages between two ranges over which one look at the mirror goes on.
+const SKIPPED: u64 = 16;
+
+/// What the mirror has of these ranges, which are in order and do not overlap, as far as it will be remembered that it
+/// was taken away.
+pub fn mapped_of(mirror: &MirrorWriter, space: SpaceId, ranges: &[ByteRange<Iova>]) -> Vec<MappedRange> {
+    let is_near = |low: &ByteRange<Iova>, high: &ByteRange<Iova>| {
+        distance(low.last(), high.first()) <= SKIPPED.saturating_mul(PAGE_SIZE)
+    };
+    let mut mapped = Vec::with_capacity(ranges.len().min(SUSPECTS));
+    for near in ranges.chunk_by(is_near) {
+        let ends = near.first().zip(near.last());
+        let all = ends.and_then(|(first, last)| ByteRange::inclusive(first.first(), last.last()));
+        let Some(all) = all else { continue };
+        let mut rest = near;
+        mirror.mapped_ranges(space, all, |found| {
+            while let Some((_, later)) =
+                rest.split_first().filter(|(range, _)| range.last() < found.range.first())
+            {
+                rest = later;
+            }
+            let parts = rest.iter().map_while(|range| range.intersection(found.range));
+            let host = |part: ByteRange<Iova>| {
+                found.host.saturating_add(distance(found.range.first(), part.first()))
+            };
+            // One more than there is room for, so that it shows that there are more.
+            let room = SUSPECTS.saturating_add(1).saturating_sub(mapped.len());
+            mapped.extend(parts.take(room).map(|range| MappedRange { range, host: host(range), ..found }));
+        });
+    }
+    mapped
 }
 
 fn distance(from: Iova, to: Iova) -> u64 {

@@ -191,3 +191,24 @@ fn nothing_that_was_asked_for_before_a_reset_is_wanted_after_it() {
     schedule.discard();
     assert!(!schedule.is_current(old));
 }
+
+#[test]
+fn each_job_is_listed_once_in_order_wherever_it_is() {
+    let mut schedule = Schedule::new();
+    schedule.resume(Duration::ZERO);
+    let number = |id: u64| id << 32;
+    (0..6).for_each(|id| schedule.submit(numbered(number(5 - id), 1)));
+    let taken: Vec<_> = (0..4).map(|_| take(&mut schedule)).collect();
+    for (work, leaves) in
+        taken.into_iter().zip([Leaves::SliceOver, missing(&[BACKING]), Leaves::Invalidating])
+    {
+        let _ = schedule.dispose(Left { work, leaves });
+    }
+    let listed = schedule.jobs();
+    let states: Vec<_> = listed.iter().map(|job| (job.id.raw() >> 32, job.state)).collect();
+    let ready = JobState::Ready;
+    let others = [(2, JobState::Running), (3, JobState::Invalidation), (4, JobState::Misses(1))];
+    let wanted = [&[(0, ready), (1, ready)], others.as_slice(), &[(5, ready)]].concat();
+    assert_eq!(states, wanted);
+    assert!(listed.iter().all(|job| job.at_rest.is_some() == (job.state != JobState::Running)));
+}

@@ -13,9 +13,17 @@ use crate::jobs::program::Execution;
 
 fn job(id: u64, priority: Priority) -> Job {
     let wait = Stream::new().wait(At::new(Space::resource(1), 0), Compare::Equal, 1, 0);
-    let program = verify(&wait.finish(), &Limits::default()).unwrap();
+    job_on(&backing(), id, priority, wait)
+}
+
+fn backing() -> Backing {
     let entry = crate::gpu::request::RawEntry { at: crate::addr::Iova::new(0), len: 4096 };
-    let space = |_| Ok(operands::Space { bytes: 4096, backing: Backing::new(std::iter::once(entry))? });
+    Backing::new(std::iter::once(entry)).unwrap()
+}
+
+fn job_on(backing: &Backing, id: u64, priority: Priority, stream: Stream) -> Job {
+    let program = verify(&stream.finish(), &Limits::default()).unwrap();
+    let space = |_| Ok(operands::Space { bytes: 4096, backing: backing.clone() });
     let execution = Execution::new(Operands::new(program, space).unwrap(), Duration::from_secs(1));
     Job::program(JobId(id), Treatment { context: Some(1), mode: Mode::Fault, priority }, execution)
 }
@@ -55,10 +63,14 @@ fn a_job_whose_slice_is_over_comes_after_the_others() {
 }
 
 #[test]
-fn a_wait_looks_again_later_and_later_and_at_once_when_another_job_has_ended() {
+fn a_wait_looks_again_later_and_later_and_at_once_when_a_job_has_ended_that_writes_there() {
     let mut schedule = Schedule::new();
     schedule.resume(Duration::ZERO);
-    (0..2).for_each(|id| schedule.submit(job(id, Priority::Normal)));
+    let (shared, at) = (backing(), At::new(Space::resource(1), 0));
+    let streams = [Stream::new().wait(at, Compare::Equal, 1, 0), Stream::new().signal(at, 1)];
+    for (id, stream) in (0..).zip(streams) {
+        schedule.submit(job_on(&shared, id, Priority::Normal, stream));
+    }
     let (mut waiting, other) = (next(&mut schedule).unwrap(), next(&mut schedule).unwrap());
     let mut now = Duration::ZERO;
     for pause in [50, 100, 200, 400, 800, 1000, 1000] {
@@ -74,6 +86,10 @@ fn a_wait_looks_again_later_and_later_and_at_once_when_another_job_has_ended() {
     let leaves = Leaves::Waiting { until: now + Duration::from_micros(7) };
     let _ = schedule.dispose(Left { work: waiting, leaves });
     assert_eq!(schedule.next_look(), Some(now + Duration::from_micros(7)), "no later than it gives up");
+    schedule.submit(job(2, Priority::Normal));
+    let stranger = next(&mut schedule).unwrap();
+    let _ = schedule.dispose(Left { work: stranger, leaves: Leaves::Finished(JobOutcome::Done) });
+    assert!(next(&mut schedule).is_none(), "that one writes nothing that is waited for");
     let _ = schedule.dispose(Left { work: other, leaves: Leaves::Finished(JobOutcome::Done) });
     assert_eq!((next(&mut schedule).unwrap().job.id().raw(), schedule.next_look()), (0, None));
 }
@@ -101,4 +117,40 @@ fn a_stop_costs_a_wait_none_of_its_time() {
     let _ = schedule.dispose(Left { work: waiting, leaves });
     let due = ms(1140) + Duration::from_micros(30);
     assert_eq!((schedule.running(), schedule.next_look()), (ms(40), Some(due)));
+}
+
+/// A look takes next to no time, but there may be a thousand of them.
+#[test]
+fn a_job_with_work_to_do_comes_after_one_look_and_not_after_all() {
+    let mut schedule = Schedule::new();
+    schedule.resume(Duration::ZERO);
+    (0..64).for_each(|id| schedule.submit(job(id, Priority::Normal)));
+    for _ in 0..64 {
+        let work = next(&mut schedule).unwrap();
+        let _ = schedule.dispose(Left { work, leaves: Leaves::Waiting { until: Duration::from_secs(1) } });
+    }
+    schedule.set_time(Duration::from_millis(1));
+    (64..67).for_each(|id| schedule.submit(job(id, Priority::Normal)));
+    let order: Vec<u64> =
+        std::iter::from_fn(|| next(&mut schedule)).map(|work| work.job.id().raw()).collect();
+    let places = (64..67).map(|id| order.iter().position(|other| *other == id).unwrap());
+    assert!(places.eq([0, 2, 4]) || order[..6] == [0, 64, 1, 65, 2, 66], "{order:?}");
+    assert_eq!(order.len(), 67);
+}
+
+#[test]
+fn looks_that_are_due_soon_come_with_one_that_is_due() {
+    let mut schedule = Schedule::new();
+    schedule.resume(Duration::ZERO);
+    (0..2).for_each(|id| schedule.submit(job(id, Priority::Normal)));
+    let (first, second) = (next(&mut schedule).unwrap(), next(&mut schedule).unwrap());
+    let leaves = || Leaves::Waiting { until: Duration::from_secs(1) };
+    let _ = schedule.dispose(Left { work: first, leaves: leaves() });
+    schedule.set_time(Duration::from_micros(40));
+    let _ = schedule.dispose(Left { work: second, leaves: leaves() });
+    schedule.set_time(Duration::from_micros(49));
+    assert!(next(&mut schedule).is_none());
+    schedule.set_time(Duration::from_micros(50));
+    assert_eq!([next(&mut schedule), next(&mut schedule)].map(|work| work.unwrap().job.id().raw()), [0, 1]);
+    assert_eq!(schedule.next_look(), None);
 }

@@ -188,3 +188,20 @@ fn what_two_jobs_use_is_judged_whole_for_both() {
     assert_eq!(jobs, [(1 << 32, Verdict::Gone)]);
     drop(pages);
 }
+
+/// The first page waits for its verdict already when an INVALIDATE takes it and the pages behind it.
+#[test]
+fn what_is_longer_than_an_older_suspicion_is_noted_behind_it() {
+    let mut schedule = Schedule::new();
+    schedule.resume(Duration::ZERO);
+    schedule.submit(job(4));
+    let work = take(&mut schedule);
+    let all = ByteRange::new(Iova::new(BACKING), 4 * 4096).unwrap();
+    schedule.suspect(by(1), &[mapped(BACKING, FRAME, Permissions::READ)]);
+    schedule.suspect(by(2), &[MappedRange { range: all, ..mapped(BACKING, FRAME, Permissions::READ) }]);
+    let rest = Revealed { pages: all, ..shows(Found::Memory(FRAME + 4096)) };
+    let told = schedule.reveal(&rest, &[work.job.id()]);
+    let told: Vec<_> = told.iter().map(|told| (told.range, told.verdict, told.by.number)).collect();
+    let tail = ByteRange::new(Iova::new(BACKING + 4096), 3 * 4096).unwrap();
+    assert_eq!(told, [(page(BACKING), Verdict::Moved, 1), (tail, Verdict::Moved, 2)]);
+}

@@ -95,6 +95,11 @@ proptest! {
 
         let needed: BTreeSet<Iova> = expected.iter().map(|(at, _)| at.page()).collect();
         prop_assert_eq!(pages(&transfer.working_set()), needed.clone());
+        let touches = transfer.touches();
+        let memory_of = |access| touches.parts().iter().flat_map(move |part| part.memory(access));
+        let touched: BTreeSet<Iova> = memory_of(Access::Read).flat_map(|range| range.pages()).collect();
+        prop_assert_eq!(touched, needed.clone());
+        prop_assert_eq!(memory_of(Access::Write).count(), 0);
         memory.pin(transfer.working_set());
 
         let mut before = 0;

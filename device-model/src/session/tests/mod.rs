@@ -58,6 +58,7 @@ struct Noted {
     asked: Vec<JobId>,
     touched: bool,
     parked: Option<AtRest>,
+    unjudged: u64,
     /// Waits that jobs have given up.
     stale: Vec<JobWait>,
 }
@@ -98,6 +99,10 @@ impl Jobs for Noted {
 
     fn suspect(&mut self, by: InvalidationInfo, mapped: &[MappedRange]) {
         self.suspected.push((by, mapped.to_vec()));
+    }
+
+    fn take_unjudged(&mut self) -> u64 {
+        std::mem::take(&mut self.unjudged)
     }
 
     fn reveal(&mut self, _revealed: &Revealed, asked: &[JobId]) -> Vec<Judgement> {

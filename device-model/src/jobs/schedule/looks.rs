@@ -1,0 +1,46 @@
+//! When WAITs look at memory again: found by time, so that jobs that wait cost the others nothing. Knows numbers of
+//! jobs; knows nothing of what they wait for.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::jobs::job::JobId;
+
+/// How much too early a look may be when another one is due: one wake-up serves both.
+const TOGETHER: Duration = Duration::from_micros(250);
+
+/// The looks that are to come, by time.
+#[derive(Debug, Default)]
+pub(super) struct Looks(BTreeSet<(Duration, JobId)>);
+
+impl Looks {
+    /// The job looks again at this time.
+    pub(super) fn add(&mut self, at: Duration, job: JobId) {
+        self.0.insert((at, job));
+    }
+
+    /// The job looks earlier, or not any more.
+    pub(super) fn remove(&mut self, look: (Duration, JobId)) {
+        self.0.remove(&look);
+    }
+
+    /// When the first of them is due.
+    pub(super) fn next(&self) -> Option<Duration> {
+        self.0.first().map(|(at, _)| *at)
+    }
+
+    /// Takes out those that are due, in turn; and with them those that would be soon.
+    pub(super) fn take_due(&mut self, now: Duration) -> BTreeSet<(Duration, JobId)> {
+        if self.next().is_none_or(|next| next > now) {
+            return BTreeSet::new();
+        }
+        let Some(end) = now.checked_add(TOGETHER) else { return self.take_all() };
+        let later = self.0.split_off(&(end, JobId(0)));
+        std::mem::replace(&mut self.0, later)
+    }
+
+    /// Takes out all of them, in turn.
+    pub(super) fn take_all(&mut self) -> BTreeSet<(Duration, JobId)> {
+        std::mem::take(&mut self.0)
+    }
+}

@@ -1,0 +1,74 @@
+//! The memory that a job may touch, said in a few numbers: which bytes of which backings. Jobs that name one backing
+//! share its list of pages, however many of them there are. What a job adds is bounded by its packets, which have a quota.
+//! Knows nothing of what is done about it.
+
+use std::sync::Arc;
+
+use crate::addr::{Access, ByteRange, Iova};
+use crate::jobs::backing::{Entries, Stretch};
+use crate::jobs::offsets::OffsetSet;
+
+/// What a job may touch, from its first step to its end.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct WorkingSet {
+    parts: Box<[BackingPart]>,
+}
+
+/// What a job may touch of a backing.
+#[derive(Clone, Debug)]
+pub(crate) struct BackingPart {
+    pub(crate) entries: Arc<Entries>,
+    pub(crate) reads: OffsetSet,
+    pub(crate) writes: OffsetSet,
+}
+
+impl WorkingSet {
+    pub(crate) fn new(parts: impl Iterator<Item = BackingPart>) -> Self {
+        Self { parts: parts.collect() }
+    }
+
+    /// The parts, each of a backing of its own.
+    pub(crate) fn parts(&self) -> &[BackingPart] {
+        &self.parts
+    }
+
+    /// Pieces of all parts: how much it costs to go through the set once.
+    pub(crate) fn len(&self) -> usize {
+        self.parts.iter().map(BackingPart::len).sum()
+    }
+}
+
+impl BackingPart {
+    /// What it uses for this access.
+    pub(crate) fn of(&self, access: Access) -> &OffsetSet {
+        match access {
+            Access::Read => &self.reads,
+            Access::Write => &self.writes,
+        }
+    }
+
+    /// Pieces for both accesses.
+    pub(crate) fn len(&self) -> usize {
+        self.reads.len().saturating_add(self.writes.len())
+    }
+
+    /// The guest memory that it uses for this access, stretch by stretch, in the order of the offsets.
+    pub(crate) fn memory(&self, access: Access) -> impl Iterator<Item = ByteRange<Iova>> + '_ {
+        let stretches = self.of(access).outline().flat_map(|piece| self.entries.behind(piece));
+        stretches.flat_map(move |stretch| self.parts_of(access, stretch))
+    }
+
+    /// What it uses of a stretch for this access: the ranges lie on the pages that it touches, and on no others.
+    pub(crate) fn parts_of(
+        &self,
+        access: Access,
+        stretch: Stretch,
+    ) -> impl Iterator<Item = ByteRange<Iova>> + '_ {
+        self.of(access).within(stretch.offsets).filter_map(move |piece| stretch.part(piece))
+    }
+
+    /// Whether it uses any of a stretch.
+    pub(crate) fn uses(&self, stretch: Stretch) -> bool {
+        [Access::Read, Access::Write].iter().any(|access| self.parts_of(*access, stretch).next().is_some())
+    }
+}
