@@ -148,6 +148,8 @@ bugs! {
     a_lost_response_is_found: LoseCompletion breaks I5;
     fences_out_of_order_are_found: ReorderFences breaks I5;
     a_driver_that_is_blamed_for_a_change_of_the_memory_table_is_found: RememberWhatWasThere breaks Verdict;
+    a_fence_that_is_written_with_its_spin_is_found: FenceWithSpin breaks I5;
+    a_wait_whose_time_runs_on_over_a_stop_is_found: WaitOverStop breaks I5;
     a_kill_that_is_skipped_is_found: SkipKill breaks I5;
     a_context_that_is_not_lost_with_its_job_is_found: KeepLostContext breaks I5;
     a_signal_that_overtakes_its_data_is_found: SignalBeforeItsData breaks I5;

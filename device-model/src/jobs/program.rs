@@ -411,7 +411,10 @@ impl StreamPosition {
 
     /// Counts the time since it was looked at last, if the job has been on its engine since.
     fn spin(&mut self, spin: &Spin, now: Duration) -> Executed {
-        let before = self.counted.replace(now).unwrap_or(now);
+        let before = self.counted.unwrap_or(now);
+        // A stop in the middle of its reading may have it too early.
+        let now = now.max(before);
+        self.counted = Some(now);
         self.spent = self.spent.saturating_add(now.saturating_sub(before));
         match spin.behaviour {
             SpinBehaviour::Wedged if self.spent >= WEDGE => Err(JobError::Wedged { packet: self.packet }),

@@ -61,12 +61,12 @@ impl Shared {
     /// How many of the engines that sleep have something to do: one for each job that is ready, one to watch for the time
     /// of the next WAIT if none does, and all of them if the device closes.
     fn wanted(&self) -> usize {
-        let watches = usize::from(self.alarm_needed().is_some());
-        if self.schedule.is_closing() {
-            self.sleeping
-        } else {
-            self.schedule.ready().saturating_add(watches).min(self.sleeping)
+        let ready = self.schedule.ready();
+        if self.schedule.is_closing() || ready >= self.sleeping {
+            return self.sleeping;
         }
+        // Only now, for it looks at all jobs that are parked.
+        ready.saturating_add(usize::from(self.alarm_needed().is_some()))
     }
 }
 
