@@ -18,6 +18,7 @@
 pub mod addr;
 pub mod gpu;
 pub mod jobs;
+pub mod locking;
 pub mod mmu;
 pub mod session;
 #[cfg(all(any(test, feature = "test-utils"), not(loom)))]

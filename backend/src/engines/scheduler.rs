@@ -13,6 +13,7 @@ use device_model::jobs::engine::Left;
 use device_model::jobs::job::{Job, JobError, JobId};
 pub use device_model::jobs::schedule::ScheduledJob;
 use device_model::jobs::schedule::{AtRest, Disposed, JobStatus, Judgement, Revealed, Schedule, Turn};
+use device_model::locking::lock;
 use device_model::mmu::MappedRange;
 use device_model::telemetry::violation::InvalidationInfo;
 
@@ -188,6 +189,6 @@ impl Scheduler {
     }
 
     fn lock(&self) -> MutexGuard<'_, Schedule> {
-        self.schedule.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.schedule)
     }
 }

@@ -2,6 +2,17 @@
 //! [`schedule`] says which one is next and where the others wait. [`program`] interprets a job stream, [`operands`] is the
 //! memory that a stream names, [`transfer`] is the 2D copy. Knows nothing of commands, of rings, or of the front-end.
 
+// A guest's numbers neither make this code panic nor count past the end of a type. Exceptions name their reason.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::unwrap_used
+    )
+)]
+
 pub(crate) mod backing;
 pub mod engine;
 pub mod job;

@@ -491,6 +491,5 @@ impl World {
 }
 
 fn missing(page: MissRequest) -> Missing {
-    let range = ByteRange::inclusive(page.iova, page.iova).unwrap_or(ByteRange::everything());
-    Missing { space: page.space, range: range.page_aligned(), access: page.access }
+    Missing { space: page.space, range: page.iova.page_range(), access: page.access }
 }

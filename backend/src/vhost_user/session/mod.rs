@@ -23,6 +23,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use device_model::locking::lock;
 use epoll::Events;
 use log::{debug, info, warn};
 use vhost::vhost_user::BackendReqHandler;
@@ -192,7 +193,7 @@ impl Session {
     }
 
     fn lock(&self) -> MutexGuard<'_, SessionState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn turn(&mut self) -> Result<(), SessionEnd> {

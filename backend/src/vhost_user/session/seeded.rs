@@ -69,10 +69,9 @@ impl Seeded {
         if !self.injection.is_on(Bug::StaleTranslation) {
             return;
         }
-        let range = ByteRange::inclusive(page, page).map(ByteRange::page_aligned);
-        if let (Some(host), Some(range)) = (self.before.get(&page).copied(), range) {
+        if let Some(host) = self.before.get(&page).copied() {
             self.injection.fires(Bug::StaleTranslation);
-            map(mirror, MappedRange { space: SpaceId::DEVICE, range, host, permissions });
+            map(mirror, MappedRange { space: SpaceId::DEVICE, range: page.page_range(), host, permissions });
         }
     }
 
