@@ -47,6 +47,11 @@ macro_rules! address {
                 Self(self.0 & !(PAGE_SIZE - 1))
             }
 
+            /// The page that this address lies in, whole.
+            pub const fn page_range(self) -> ByteRange<Self> {
+                ByteRange { first: self.page(), last: Self(self.0 | (PAGE_SIZE - 1)) }
+            }
+
             /// The distance in bytes from the start of the page.
             pub const fn page_offset(self) -> u64 {
                 self.0 & (PAGE_SIZE - 1)
@@ -277,6 +282,16 @@ mod tests {
         let high = Range::new(Iova::new(0x1000), 0x1000).unwrap();
         assert!(!low.overlaps(high) && low.intersection(high).is_none());
         assert!(low.overlaps(Range::everything()));
+    }
+
+    #[test]
+    fn an_address_lies_in_one_whole_page() {
+        for (address, first, last) in [(0, 0, 0xfff), (0x1fff, 0x1000, 0x1fff), (u64::MAX, !0xfff, u64::MAX)]
+        {
+            let page = Range::inclusive(Iova::new(first), Iova::new(last)).unwrap();
+            assert_eq!(Iova::new(address).page_range(), page);
+            assert_eq!(page.pages().collect::<Vec<_>>(), [page.first()]);
+        }
     }
 
     #[test]

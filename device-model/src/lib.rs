@@ -18,6 +18,7 @@
 pub mod addr;
 pub mod gpu;
 pub mod jobs;
+pub mod locking;
 pub mod mmu;
 mod running_clock;
 pub mod session;

@@ -14,7 +14,11 @@ pub(crate) use std::sync::{
 
 pub(crate) use std::sync::atomic::Ordering;
 
-/// Locks a mutex whose critical sections leave nothing half done: a poisoned lock is as good as a healthy one.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+#[cfg(not(loom))]
+pub(crate) use crate::locking::lock;
+
+/// As [`crate::locking::lock`], in a model.
+#[cfg(loom)]
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> loom::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

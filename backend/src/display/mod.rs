@@ -20,10 +20,11 @@ mod worker;
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use device_model::gpu::scanout::{DisplayAnswer, DisplayCommand, DisplayQuestion};
+use device_model::locking::lock;
 use device_model::telemetry::stats::Stats;
 
 use picture::Picture;
@@ -168,7 +169,7 @@ impl Drop for Inner {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, DisplayState> {
         // No code under this lock can leave the state half changed in a way that matters for a picture.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn replace_connection(&self, connection: Connection) {
@@ -219,7 +220,7 @@ impl Shared {
     }
 
     fn answer(&self, question: Question, answer: DisplayAnswer) {
-        let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        let answers = lock(&self.answers);
         answers(question.ticket, answer);
     }
 }

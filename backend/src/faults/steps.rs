@@ -39,6 +39,5 @@ pub(crate) fn instead_of_step(injection: &Injection, job: &Job, memory: &impl Jo
 /// A page that the job still has to touch.
 fn some_page(job: &Job) -> Option<Missing> {
     let next = *job.working_set().first()?;
-    let first = device_model::addr::ByteRange::inclusive(next.range.first(), next.range.first())?;
-    Some(Missing { space: next.space, range: first.page_aligned(), access: next.access })
+    Some(Missing { space: next.space, range: next.range.first().page_range(), access: next.access })
 }

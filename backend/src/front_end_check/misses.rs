@@ -73,9 +73,7 @@ impl Misses {
 
     /// A MISS went out.
     pub(super) fn sent(&mut self, now: Duration, request: MissRequest) {
-        let Some(page) = ByteRange::inclusive(request.iova, request.iova).map(ByteRange::page_aligned) else {
-            return;
-        };
+        let page = request.iova.page_range();
         self.lost &= !self.asked.is_empty();
         let access = request.access;
         let asked = Asked {

@@ -37,9 +37,7 @@ impl Stale {
     /// A page was asked for, and answered; `mirror` does not know the answer yet.
     pub(super) fn resolved<W>(&mut self, now: Duration, resolution: &Resolution<W>, mirror: &MirrorWriter) {
         let request = resolution.request;
-        let Some(page) = ByteRange::inclusive(request.iova, request.iova).map(ByteRange::page_aligned) else {
-            return;
-        };
+        let page = request.iova.page_range();
         let range = match &resolution.outcome {
             Outcome::Mapped { range, .. } => *range,
             Outcome::Refused => page,
@@ -100,7 +98,7 @@ fn moved(held: &MappedRange, range: ByteRange<Iova>, host: u64) -> Option<(ByteR
     let common = held.range.intersection(range)?;
     let place = |base: u64, start: Iova| base.wrapping_add(common.first().raw().wrapping_sub(start.raw()));
     let (was, is) = (place(held.host, held.range.first()), place(host, range.first()));
-    let page = ByteRange::inclusive(common.first(), common.first())?.page_aligned();
+    let page = common.first().page_range();
     (was != is).then(|| {
         (page, "the front-end gives another page than the one whose translation the device holds".to_owned())
     })

@@ -4,10 +4,11 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use device_model::gpu::context::ContextInfo;
 use device_model::gpu::scanout::DisplayAnswer;
+use device_model::locking::lock;
 
 use crate::engines::engine::FinishedJob;
 use crate::wake::Waker;
@@ -70,18 +71,18 @@ impl Mailbox {
 
     /// Puts mail in and wakes the thread.
     pub fn post(&self, mail: Mail) {
-        self.mail.lock().unwrap_or_else(PoisonError::into_inner).push_back(mail);
+        lock(&self.mail).push_back(mail);
         self.waker.wake();
     }
 
     /// The oldest mail.
     pub fn take(&self) -> Option<Mail> {
-        self.mail.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+        lock(&self.mail).pop_front()
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.mail.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        lock(&self.mail).is_empty()
     }
 
     /// Takes the wake-ups made so far; mail that comes later wakes again.

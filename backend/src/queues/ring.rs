@@ -9,10 +9,11 @@ use std::collections::{BTreeSet, VecDeque};
 use std::fs::File;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use device_model::addr::SpaceId;
+use device_model::locking::lock;
 use device_model::mmu::{JobMemory, Missing, RingMemory};
 use vhost_user_backend::{VringMutex, VringState, VringT};
 use virtio_queue::QueueT;
@@ -52,7 +53,7 @@ impl SharedRing {
 
     /// Tells the front-end that the ring is broken.
     fn signal_error(&self) {
-        let event = self.error_event.lock().unwrap_or_else(PoisonError::into_inner);
+        let event = lock(&self.error_event);
         if let Some(mut event) = event.as_ref() {
             // A full counter has been heard of already, and a closed one by nobody.
             let _ = event.write(&1u64.to_ne_bytes());

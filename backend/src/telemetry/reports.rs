@@ -5,9 +5,10 @@
 //! LOCKING: one leaf mutex, held for one record or one copy of all.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
+use device_model::locking::lock;
 use device_model::telemetry::violation::{Fault, Verdict, Violation};
 use job_stream::Choice;
 use serde_json::{Value, json};
@@ -170,7 +171,7 @@ impl Reports {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -2,15 +2,6 @@
 //! of its own: it outlives what the guest calls its context until the job that runs has ended. Jobs of a queue run one
 //! after the other; whose turn it is among queues, those of one context included, the schedule says. Knows the order,
 //! modes and amounts; knows nothing of commands or of what jobs do.
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::arithmetic_side_effects,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::unwrap_used
-    )
-)]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;

@@ -1,15 +1,6 @@
 //! The timelines of the fences: responses that complete a fence go out in the order in which their commands came,
 //! whatever the order in which these ended, for a driver takes fence N as the end of all before it on its timeline (I5).
 //! Timelines know nothing of each other. Knows the order; knows nothing of what waits in it.
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::arithmetic_side_effects,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::unwrap_used
-    )
-)]
 
 use std::collections::{BTreeMap, VecDeque};
 

@@ -2,9 +2,28 @@
 //! machine that a queue thread drives; the other files are its parts, one noun each. Knows nothing of sockets, threads or
 //! the session with the front-end; what touches guest memory is a job of [`crate::jobs`].
 
+// A guest's numbers neither make this code panic nor count past the end of a type. Exceptions name their reason.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::unwrap_used
+    )
+)]
+
 pub mod context;
 mod decode;
 pub mod device;
+#[cfg_attr(
+    not(test),
+    expect(
+        clippy::arithmetic_side_effects,
+        clippy::indexing_slicing,
+        reason = "the block has a constant size, and sizes of a picture are clamped before they are packed"
+    )
+)]
 mod edid;
 pub mod error;
 mod fence;
@@ -14,6 +33,13 @@ pub mod reply;
 pub(crate) mod request;
 pub(crate) mod resource;
 mod ring;
+#[cfg_attr(
+    not(test),
+    expect(
+        clippy::arithmetic_side_effects,
+        reason = "a resource is created only if its bytes can be counted"
+    )
+)]
 pub mod scanout;
 
 pub use decode::command_name;

@@ -1,13 +1,4 @@
 //! What the guest may take, and what it has taken. Knows amounts; knows nothing of what they are spent on.
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::arithmetic_side_effects,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::unwrap_used
-    )
-)]
 
 use std::fmt;
 

@@ -1,14 +1,5 @@
 //! Resources: an image on the host and a backing in the guest, or, for a buffer, a backing alone; and what they cost. Knows formats, ids and quotas;
 //! knows nothing of scanouts or jobs.
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::arithmetic_side_effects,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::unwrap_used
-    )
-)]
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;

@@ -1,14 +1,5 @@
 //! The in-order ring of the 2D device: commands that use the backing of a resource, or must not overtake one that
 //! does. One transfer runs at a time. Knows the order; knows nothing of what the commands do or of who sent them.
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::arithmetic_side_effects,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::unwrap_used
-    )
-)]
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -2,7 +2,9 @@
 //! them into the vhost-user-gpu protocol; without a display socket they are dropped.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+
+use crate::locking::lock;
 
 /// Most scanouts of a device (virtio 1.3, 5.7.4: VIRTIO_GPU_MAX_SCANOUTS).
 pub const MAX_SCANOUTS: usize = 16;
@@ -57,7 +59,7 @@ impl Image {
     /// The pixels, for one bounded copy.
     pub fn lock(&self) -> MutexGuard<'_, Box<[u8]>> {
         // A copy cannot leave the pixels in a state that matters: a poisoned lock is as good as a healthy one.
-        self.pixels.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.pixels)
     }
 
     /// The pixels, unless somebody else has them: for who must not wait, which is everybody in a section.

@@ -4,6 +4,17 @@
 //! [`working_set`] says in a few numbers what a job may touch, as [`offsets`] of a [`backing`]. Knows nothing of commands,
 //! of rings, or of the front-end.
 
+// A guest's numbers neither make this code panic nor count past the end of a type. Exceptions name their reason.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::unwrap_used
+    )
+)]
+
 pub(crate) mod backing;
 pub mod engine;
 pub mod job;

@@ -3,15 +3,6 @@
 //!
 //! What must happen exactly once (SIGNAL, TIMESTAMP, both halves of ATOMIC, the user fence) is one access, and the
 //! place in the program moves on in the same step. All else may be done again after a miss.
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::arithmetic_side_effects,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::unwrap_used
-    )
-)]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use vm_memory::{VolatileMemory, VolatileSlice};
 
-use super::missing::{MISSING_PAGES, Missing, page_of};
+use super::missing::{MISSING_PAGES, Missing};
 use super::pin::Pin;
 use super::section::Section;
 use crate::addr::{Access, ByteRange, Iova, RangeError, SpaceId};
@@ -255,7 +255,7 @@ impl Section<'_> {
             else {
                 break;
             };
-            range = ByteRange::inclusive(range.first(), page_of(next).last()).unwrap_or(range);
+            range = ByteRange::inclusive(range.first(), next.page_range().last()).unwrap_or(range);
         }
         MemoryError::Missing(Missing { range, ..missing })
     }

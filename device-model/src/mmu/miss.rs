@@ -33,7 +33,7 @@ pub struct MissRequest {
 impl MissRequest {
     /// The page.
     pub fn range(self) -> ByteRange<Iova> {
-        page(self.iova)
+        self.iova.page_range()
     }
 
     /// The page, as what an access lacks.
@@ -186,7 +186,7 @@ impl<W: Copy + PartialEq> MissTable<W> {
         {
             let first = missing.range.first();
             self.request(now, missing.space, first, missing.access, waiter);
-            let next = page(first).last().checked_add(1);
+            let next = first.page_range().last().checked_add(1);
             let rest = next.and_then(|next| ByteRange::inclusive(next, missing.range.last()));
             if let Some(range) = rest {
                 self.waiting.push_front((Missing { range, ..missing }, waiter));

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::addr::{Access, ByteRange, Iova, PAGE_SIZE, SpaceId};
+use crate::addr::{Access, ByteRange, Iova, SpaceId};
 
 /// Most missing pages that one answer names: what is asked for at once is bounded, and the channel to the
 /// front-end is too (278 messages fill its socket).
@@ -69,10 +69,4 @@ impl MissingList {
     pub(super) fn into_vec(self) -> Vec<Missing> {
         self.list
     }
-}
-
-/// The page of `at`.
-pub(super) fn page_of(at: Iova) -> ByteRange<Iova> {
-    // Never the default: a page starts on its alignment, and the last one ends at 2^64 - 1.
-    ByteRange::new(at.page(), PAGE_SIZE).unwrap_or(ByteRange::everything())
 }

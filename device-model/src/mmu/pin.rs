@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Shared;
 use super::memory::{HostSpan, MemoryError};
-use super::missing::{Missing, MissingList, page_of};
+use super::missing::{Missing, MissingList};
 use super::page_table::{FANOUT, NODE_BYTES};
 use super::registry::{Place, Places};
 use super::section::Reader;
@@ -133,7 +133,7 @@ impl Pin {
             Access::Write => &self.writes,
         };
         let Some(segment) = segments.find(space, at) else {
-            return Err(MemoryError::NotPinned(Missing { space, range: page_of(at), access }));
+            return Err(MemoryError::NotPinned(Missing { space, range: at.page_range(), access }));
         };
         let range = segment.place.range;
         let offset = at.raw() - range.first().raw();

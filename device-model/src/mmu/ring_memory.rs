@@ -4,7 +4,7 @@
 use std::fmt;
 use std::iter::FusedIterator;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use vm_memory::guest_memory::{Error, GuestMemorySliceIterator, Result};
 use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryMmap, Permissions, VolatileSlice};
@@ -15,6 +15,7 @@ use super::memory::{
 use super::missing::Missing;
 use super::section::Reader;
 use crate::addr::{Access, ByteRange, Iova, SpaceId};
+use crate::locking::lock;
 
 /// Most misses that are remembered until somebody takes them.
 pub const STICKY_MISSES: usize = 64;
@@ -68,19 +69,19 @@ impl GuestAddressSpace for RingMemory {
 
 impl SharedRingMemory {
     fn open(&self) {
-        self.reader.lock().unwrap_or_else(PoisonError::into_inner).open();
+        lock(&self.reader).open();
     }
 
     fn close(&self) {
         // The guard goes before the waker is called: it is never called with a lock held.
-        let wake = self.reader.lock().unwrap_or_else(PoisonError::into_inner).close();
+        let wake = lock(&self.reader).close();
         if wake {
             self.shared.waker.wake();
         }
     }
 
     fn missing(&self) -> std::sync::MutexGuard<'_, Vec<Missing>> {
-        self.missing.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.missing)
     }
 
     fn note(&self, missing: Missing) {

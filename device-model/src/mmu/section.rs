@@ -16,7 +16,7 @@ use std::marker::PhantomData;
 
 use super::Shared;
 use super::memory::HostSpan;
-use super::missing::{Missing, page_of};
+use super::missing::Missing;
 use super::ring_memory::RingView;
 use crate::addr::{Access, Iova, PAGE_SHIFT, SpaceId};
 use crate::sync::{Arc, AtomicU64, Ordering, fence};
@@ -202,7 +202,7 @@ impl Shared {
                 let (host, len) = leaf.resolve(at.raw());
                 Ok(HostSpan::new(host, len))
             }
-            None => Err(Missing { space, range: page_of(at), access }),
+            None => Err(Missing { space, range: at.page_range(), access }),
         }
     }
 }

@@ -221,7 +221,7 @@ impl MirrorWriter {
 
 impl Drop for MirrorWriter {
     fn drop(&mut self) {
-        let mut orphans = self.shared.orphans.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut orphans = lock(&self.shared.orphans);
         orphans.extend(self.tables.take_limbo());
     }
 }

@@ -4,15 +4,6 @@
 //!
 //! A refusal alone is no finding: a guest in lazy mode takes a mapping away up to 10 ms before it says so. So a finding
 //! is *suspected* first, and stands only if no INVALIDATE of the page comes for [`GRACE`].
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::arithmetic_side_effects,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::unwrap_used
-    )
-)]
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;

@@ -1,15 +1,6 @@
 //! Names for addresses: which resource, ring and job an IOVA belongs to. Kept by whoever knows, asked when a record is
 //! rendered. What was removed stays known for a while, marked as such: the interesting address is often one that was
 //! just given back. Bounded by the quotas of the guest. Knows ranges; knows nothing of translations.
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::arithmetic_side_effects,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::unwrap_used
-    )
-)]
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;

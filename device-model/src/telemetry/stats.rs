@@ -3,13 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use job_stream::{Choice, Mode};
 use serde::Serialize;
 
+use crate::locking::lock;
 use crate::telemetry::violation::{Confidence, Verdict};
 
 /// Longest latency that is told apart from longer ones.
@@ -77,7 +78,7 @@ impl LatencyHistogram {
 
     fn lock(&self) -> MutexGuard<'_, Histogram<u64>> {
         // A panic between two counts leaves a histogram that is short of one: good enough to go on with.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 
@@ -116,7 +117,7 @@ pub struct VerdictCounters(Mutex<BTreeMap<&'static str, VerdictCounts>>);
 impl VerdictCounters {
     /// Counts a verdict about a job in this mode.
     pub fn count(&self, mode: Mode, verdict: Verdict, confidence: Confidence) {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = lock(&self.0);
         let counts = counts.entry(mode.name()).or_default();
         let count = match (verdict, confidence) {
             (Verdict::Benign, _) => &mut counts.benign,
@@ -129,7 +130,7 @@ impl VerdictCounters {
 
     /// The counts so far, of each mode.
     pub fn snapshot(&self) -> BTreeMap<&'static str, VerdictCounts> {
-        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let counts = lock(&self.0);
         let of = |mode: &Mode| (mode.name(), counts.get(mode.name()).copied().unwrap_or_default());
         Mode::ALL.iter().map(of).collect()
     }

@@ -1,14 +1,5 @@
 //! From the bytes of a command to its native value, and from a native answer to bytes. The only place that sees both
 //! sides. Knows layouts; judges nothing but lengths.
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::arithmetic_side_effects,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::unwrap_used
-    )
-)]
 
 use std::mem::size_of;
 

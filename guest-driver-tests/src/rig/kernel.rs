@@ -2,8 +2,10 @@
 //! Knows nothing of where the image comes from.
 
 use crate::rig::error::{Doing, RigError};
+use lzma_rust2::XzReader;
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// Offset of the boot protocol's magic number, and of the pointer to the version (linux: arch/x86/boot.rst).
@@ -115,8 +117,8 @@ fn dependencies(path: &Path) -> Result<Vec<String>, RigError> {
         Some("ko") => bytes,
         Some("xz") => {
             let mut elf = Vec::new();
-            lzma_rs::xz_decompress(&mut bytes.as_slice(), &mut elf)
-                .map_err(|error| bad(format!("{error:?}")))?;
+            let mut reader = XzReader::new(bytes.as_slice(), false);
+            reader.read_to_end(&mut elf).map_err(|error| bad(error.to_string()))?;
             elf
         }
         _ => return Err(bad("only plain and xz-compressed modules are understood".into())),
@@ -197,5 +199,25 @@ mod tests {
         assert_eq!(has, [true, true, true, false]);
         let error = kernel.module_with_dependencies("nouveau").unwrap_err();
         assert!(matches!(error, RigError::NoModule { module, .. } if module == "nouveau"));
+    }
+
+    /// What `xz --check=crc32`, with which Linux compresses modules, makes of a module that needs two others.
+    const COMPRESSED: &[u8] = &[
+        0xfd, 0x37, 0x7a, 0x58, 0x5a, 0x00, 0x00, 0x01, 0x69, 0x22, 0xde, 0x36, 0x02, 0x00, 0x21, 0x01, 0x16,
+        0x00, 0x00, 0x00, 0x74, 0x2f, 0xe5, 0xa3, 0x01, 0x00, 0x2f, 0x7f, 0x45, 0x4c, 0x46, 0x2e, 0x2e, 0x6c,
+        0x69, 0x63, 0x65, 0x6e, 0x73, 0x65, 0x3d, 0x47, 0x50, 0x4c, 0x00, 0x64, 0x65, 0x70, 0x65, 0x6e, 0x64,
+        0x73, 0x3d, 0x76, 0x69, 0x72, 0x74, 0x69, 0x6f, 0x2c, 0x64, 0x72, 0x6d, 0x2d, 0x6b, 0x6d, 0x73, 0x00,
+        0x6e, 0x61, 0x6d, 0x65, 0x3d, 0x78, 0x00, 0x00, 0xab, 0x19, 0xbd, 0x3d, 0x00, 0x01, 0x44, 0x30, 0x86,
+        0x0f, 0x4a, 0x92, 0x90, 0x42, 0x99, 0x0d, 0x01, 0x00, 0x00, 0x00, 0x00, 0x01, 0x59, 0x5a,
+    ];
+
+    #[test]
+    fn a_compressed_module_says_what_it_needs_and_a_broken_one_why_it_cannot() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.ko.xz");
+        fs::write(&path, COMPRESSED).unwrap();
+        assert_eq!(dependencies(&path).unwrap(), ["virtio", "drm_kms"]);
+        fs::write(&path, &COMPRESSED[..COMPRESSED.len() / 2]).unwrap();
+        assert!(matches!(dependencies(&path), Err(RigError::BadModule { .. })));
     }
 }

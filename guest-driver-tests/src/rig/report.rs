@@ -1,7 +1,8 @@
 //! What a person reads while the rig works and when it is done. Knows nothing of how the figures came about.
 
+use crate::soft_guest::turn::held;
 use std::io::{self, Write};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 use std::time::Instant;
 
 use indicatif::ProgressBar;
@@ -17,7 +18,7 @@ pub fn say(text: &str) {
         // A reader who has gone away is no reason to stop.
         let _ = writeln!(io::stdout().lock(), "{elapsed:6.1} s  {text}");
     };
-    match &*BAR.lock().unwrap_or_else(PoisonError::into_inner) {
+    match &*held(&BAR) {
         Some(bar) => bar.suspend(write),
         None => write(),
     }
@@ -25,7 +26,7 @@ pub fn say(text: &str) {
 
 /// From now on lines are printed above this bar; `None`: there is none any more.
 pub fn keep_below(bar: Option<ProgressBar>) {
-    *BAR.lock().unwrap_or_else(PoisonError::into_inner) = bar;
+    *held(&BAR) = bar;
 }
 
 /// A duration in nanoseconds, in the unit that suits it.

@@ -3,6 +3,7 @@
 
 use crate::rig::run::Rig;
 use crate::rig::topology::Topology;
+use crate::soft_guest::turn::held;
 use crate::suite::real::RealPlace;
 use crate::suite::results::{Case, Level};
 use crate::suite::soft::SoftPlace;
@@ -92,7 +93,7 @@ impl Plan<'_> {
         let cases = Mutex::new(Vec::new());
         let keep = |case: Case| {
             tell(&case);
-            cases.lock().unwrap_or_else(PoisonError::into_inner).push(case);
+            held(&cases).push(case);
         };
         if let Some(soft) = &self.soft {
             side_by_side(self.side_by_side, &self.scenarios, |scenario| {

@@ -14,10 +14,11 @@ mod tests;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use device_model::jobs::job::{Job, JobId};
+use device_model::locking::lock;
 use device_model::telemetry::names::Names;
 use device_model::telemetry::record::{Event, Recorder, Snapshot, TrackWriter};
 use device_model::telemetry::stats::Stats;
@@ -169,7 +170,7 @@ impl Instruments {
 
     /// The names of addresses.
     pub fn names(&self) -> MutexGuard<'_, Names> {
-        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.names)
     }
 
     /// The name of a ring.
@@ -224,7 +225,7 @@ impl Instruments {
     }
 
     fn find(&self, event: Event) {
-        let findings = self.findings.lock().unwrap_or_else(PoisonError::into_inner);
+        let findings = lock(&self.findings);
         if let Some(writer) = findings.as_ref() {
             writer.record(self.clock.now(), event);
         }

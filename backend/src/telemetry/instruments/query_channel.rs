@@ -2,11 +2,12 @@
 //! time; the device answers when it comes by, in bounded pieces, and never waits for whoever asked.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use device_model::gpu::context::ContextInfo;
 use device_model::jobs::scheduler::Scheduler;
+use device_model::locking::lock;
 use device_model::mmu::MappedRange;
 use device_model::mmu::miss::MissRequest;
 use device_model::telemetry::audit::AuditReport;
@@ -100,7 +101,7 @@ pub struct QueryChannel {
 
 impl QueryChannel {
     fn set(&self, connection: Option<Connection>) {
-        *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = connection;
+        *lock(&self.connection) = connection;
     }
 
     /// The front-end is gone.
@@ -110,7 +111,7 @@ impl QueryChannel {
 
     /// The threads that can be asked.
     pub fn connection(&self) -> Result<Connection, NoAnswer> {
-        let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let connection = lock(&self.connection);
         connection.clone().ok_or(NoAnswer::NoFrontEnd)
     }
 
@@ -133,7 +134,7 @@ impl QueryChannel {
 
     /// The state of audits.
     pub fn audit(&self) -> MutexGuard<'_, AuditNews> {
-        self.audit.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.audit)
     }
 }
 

@@ -22,6 +22,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use device_model::locking::lock;
 use device_model::mmu::{HostRange, Permissions};
 use device_model::session::{Effect, End, Message, Refusal, Unread, Update};
 use epoll::Events;
@@ -197,7 +198,7 @@ impl Session {
     }
 
     fn lock(&self) -> MutexGuard<'_, SessionState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn turn(&mut self) -> Result<(), SessionEnd> {

@@ -5,10 +5,10 @@ use std::fs::File;
 use std::io;
 use std::iter::repeat;
 use std::os::fd::AsRawFd;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use device_model::addr::FrontendVa;
+use device_model::locking::lock;
 use epoll::Events;
 use rustix::fs::OFlags;
 use vhost::VhostUserMemoryRegionBase;
@@ -250,7 +250,7 @@ impl VhostUserBackendReqHandlerMut for SessionState {
         if let Some(Err(e)) = file.as_ref().map(set_nonblocking) {
             return self.refuse(Refusal::other(e));
         }
-        *self.shared_ring(queue).error_event.lock().unwrap_or_else(PoisonError::into_inner) = file;
+        *lock(&self.shared_ring(queue).error_event) = file;
         Ok(())
     }
 

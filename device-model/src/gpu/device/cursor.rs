@@ -1,14 +1,5 @@
 //! Handlers: the cursor. They are served at once, unless the picture of the cursor is still being drawn, or another
 //! command for the cursor of the same scanout waits for that.
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::arithmetic_side_effects,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::unwrap_used
-    )
-)]
 
 use super::{Answer, Device, Handled, Shown};
 use crate::gpu::error::CommandError;

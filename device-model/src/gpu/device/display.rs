@@ -1,13 +1,4 @@
 //! Handlers: scanouts, what the display says of itself, capability sets.
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::arithmetic_side_effects,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::unwrap_used
-    )
-)]
 
 use job_stream::{CAPSET_ID, CAPSET_VERSION, Capset};
 use virtio_bindings::virtio_gpu::VIRTIO_GPU_F_VIRGL;

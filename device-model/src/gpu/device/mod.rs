@@ -7,15 +7,6 @@
 //! uses of them, it shares. Only *answers* wait: those of transfers for their jobs, those of RESOURCE_FLUSH,
 //! RESOURCE_UNREF and DETACH_BACKING for all transfers before them and all jobs that use the memory, and those that complete a fence for all fences
 //! before theirs on their timeline.
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::arithmetic_side_effects,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::unwrap_used
-    )
-)]
 
 use std::collections::BTreeMap;
 use std::error::Error;

@@ -1,13 +1,4 @@
 //! Handlers: resources, their backings and what is done to their images.
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::arithmetic_side_effects,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::unwrap_used
-    )
-)]
 
 use super::{Answer, Device, Handled, Shown};
 use crate::gpu::error::CommandError;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use job_stream::Mode;
 
 use super::suspects::{Judgement, Revealed, Settled, Stands, Suspects};
-use crate::addr::{Access, ByteRange, Iova, PAGE_SIZE, SpaceId};
+use crate::addr::{Access, ByteRange, Iova, PAGE_SHIFT, PAGE_SIZE, SpaceId};
 use crate::jobs::backing::{Entries, Stretch};
 use crate::jobs::job::{Job, JobId};
 use crate::jobs::offsets::OffsetSet;
@@ -359,7 +359,7 @@ fn in_device(space: SpaceId, range: ByteRange<Iova>) -> Option<ByteRange<Iova>> 
 /// The first pages of the range, as many as are left, which become fewer.
 fn first_pages(range: ByteRange<Iova>, left: &mut usize) -> Option<ByteRange<Iova>> {
     let bytes = u128::from(PAGE_SIZE).saturating_mul(*left as u128).min(range.len());
-    *left = left.saturating_sub(usize::try_from(bytes / u128::from(PAGE_SIZE)).unwrap_or(usize::MAX));
+    *left = left.saturating_sub(usize::try_from(bytes >> PAGE_SHIFT).unwrap_or(usize::MAX));
     let more = u64::try_from(bytes.checked_sub(1)?).ok()?;
     ByteRange::inclusive(range.first(), range.first().checked_add(more)?)
 }

@@ -45,7 +45,7 @@ impl Revealed {
     /// What an answer shows; `None`: of no whole page anything.
     pub fn by<W>(resolution: &Resolution<W>) -> Option<Self> {
         let request = resolution.request;
-        let page = ByteRange::inclusive(request.iova, request.iova)?.page_aligned();
+        let page = request.iova.page_range();
         let (pages, found) = match resolution.outcome {
             Outcome::Mapped { range, host, .. } => {
                 let pages = range.whole_pages()?;

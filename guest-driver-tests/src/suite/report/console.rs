@@ -1,9 +1,10 @@
 //! Results on the terminal: a line for each case as it ends, a bar below them where a person looks on, and at the end
 //! what went wrong, a table and the counts. Knows what is said and when; knows nothing of how cases are run.
 
+use crate::soft_guest::turn::held;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -98,7 +99,7 @@ impl Teller {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        held(&self.0)
     }
 }
 
