@@ -50,7 +50,10 @@ fn schedule(ops: Vec<Op>) -> Schedule {
 
 /// Schedules that have to hold, and why each is kept.
 pub fn regressions() -> Vec<(&'static str, Schedule)> {
-    let mut all = vec![("what is behind a stubborn SPIN does not happen after a reset", spin_over_reset())];
+    let mut all = vec![
+        ("what is behind a stubborn SPIN does not happen after a reset", spin_over_reset()),
+        ("a job that is cancelled in a SPIN does not write its fence after a reset", cancelled_over_reset()),
+    ];
     all.extend((1..6).map(|mode| ("a page is remapped under a job, in each mode", remap_under_job(mode))));
     all
 }
@@ -68,16 +71,39 @@ fn spin_over_reset() -> Schedule {
         _ => false,
     };
     let spins = |packets: &[Packet]| matches!(packets, [Packet::Context(_), Packet::Nop(_), spin, Packet::Fill(_), ..] if stubborn(spin));
-    let step = |engine| Op::Step { engine, budget: 0x4000 };
-    let mut ops = Vec::from(context(1));
-    ops.extend(submit(seed_of(3, spins)));
-    ops.extend([step(0), step(0), Op::Reset, Op::Exchange { turns: 30 }, Op::Queue]);
-    ops.extend(context(1));
-    ops.extend(submit(seed_of(7, fills)));
-    // The new driver's job brings its page into the mirror.
-    ops.extend([step(1), step(1), step(1), Op::Exchange { turns: 30 }, step(1), step(1)]);
+    let mut ops = over_reset(seed_of(3, spins), &[], 7);
     ops.extend([Op::Wait { millis: 10, slowly: false }, step(0), step(0)]);
     schedule(ops)
+}
+
+/// The context of a job in SPIN is destroyed, and its engine notices that only after a reset and the next start. The user
+/// fence of the job would be written into a page of the new driver.
+fn cancelled_over_reset() -> Schedule {
+    let tells = |packet: &Packet| matches!(packet, Packet::Context(context) if context.fence.is_some());
+    let spins =
+        |packets: &[Packet]| matches!(packets, [first, Packet::Nop(_), Packet::Spin(_), ..] if tells(first));
+    let destroy = Op::Destroy { device: DEVICE, context: 0, fenced: false };
+    let mut ops = over_reset(seed_of(3, spins), &[destroy, Op::Queue, Op::Queue], 8);
+    ops.extend([step(0), step(0)]);
+    schedule(ops)
+}
+
+fn step(engine: u8) -> Op {
+    Op::Step { engine, budget: 0x4000 }
+}
+
+/// An engine has a job with this stream, and a reset follows these operations. The job of the new driver, which is in the
+/// command with this number, brings its page into the mirror, on another engine.
+fn over_reset(seed: u32, before: &[Op], next: usize) -> Vec<Op> {
+    let mut ops = Vec::from(context(1));
+    ops.extend(submit(seed));
+    ops.extend([step(0), step(0)]);
+    ops.extend(before);
+    ops.extend([Op::Reset, Op::Exchange { turns: 30 }, Op::Queue]);
+    ops.extend(context(1));
+    ops.extend(submit(seed_of(next, fills)));
+    ops.extend([step(1), step(1), step(1), Op::Exchange { turns: 30 }, step(1), step(1)]);
+    ops
 }
 
 /// An INVALIDATE in the middle of a job: the ack comes when it may, and never with a stale access.
