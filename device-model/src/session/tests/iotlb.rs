@@ -108,14 +108,25 @@ fn what_was_asked_for_before_a_stop_is_not_sent_after_it() {
     rig.port.request(JOB, vec![missing(6, 1, Access::Write)]);
     rig.core.message(ms(1), Message::Unread(Unread::StopRing(Some(CONTROL_QUEUE))));
     rig.core.handed_over(ms(1), None, true);
-    // A thread that has not heard of the stop asks for one more.
-    rig.ask(ms(2), JOB, missing(7, 1, Access::Write));
     rig.run();
     rig.take_requests(ms(3));
     assert!(rig.sent(ms(3)).is_empty());
     // The late answer to the one that was sent means nothing any more.
     rig.answer(ms(3), true);
     assert!(rig.done().is_empty() && rig.core.is_idle());
+}
+
+#[test]
+fn what_is_asked_for_during_a_stop_is_not_sent_after_it() {
+    let mut rig = running();
+    rig.core.message(ms(1), Message::Unread(Unread::StopRing(Some(CONTROL_QUEUE))));
+    rig.core.handed_over(ms(1), None, true);
+    // A thread that has not heard of the stop asks.
+    rig.ask(ms(2), JOB, missing(7, 1, Access::Write));
+    assert!(rig.sent(ms(2)).is_empty());
+    rig.run();
+    rig.take_requests(ms(3));
+    assert!(rig.sent(ms(3)).is_empty() && rig.core.is_idle());
 }
 
 #[test]
