@@ -36,6 +36,7 @@ pub mod memory;
 pub mod misses;
 pub mod oracle;
 pub mod turn;
+pub mod turns;
 pub mod virtqueue;
 pub mod wire;
 
