@@ -1,7 +1,7 @@
 //! Every seeded bug of the device (`--inject`) is caught from outside: with the bug on, the check that holds otherwise
 //! fails, by its name. Each check is here run without the bug too, so that it is the bug that it finds.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use guest_driver_tests::soft_guest::gpu::Response;
 use guest_driver_tests::soft_guest::jobs::{place, whole};
@@ -166,11 +166,12 @@ fn reorder_fence_is_caught_by_the_order_of_completions() {
 /// end of the invalidation, so that nothing but the last one out tells the session.
 fn ack_behind_a_spin(backend: &Backend) -> Duration {
     let mut client = JobGuest::boot(backend, Mode::Preempt, 45).unwrap();
-    let spin = Stream::new().signal(place(3, 0), 0x51).spin(SpinBehaviour::Preemptible, 100_000_000);
+    let spin = Stream::new().signal(place(3, 0), 0x51).spin(SpinBehaviour::Preemptible, 9_000_000_000);
     let ticket = client.submit(spin.fill(whole(1), 1)).unwrap();
     client.wait_for_word(3, 0, 0x51).unwrap();
     let latency = client.swap(1, 40).unwrap().latency;
-    client.guest.driver.wait_ok(ticket).unwrap();
+    client.guest.driver.ok(&Command::ctx_destroy(1)).unwrap();
+    assert_eq!(client.guest.driver.wait(ticket).unwrap().kind(), kind::ERR_UNSPEC);
     latency
 }
 
@@ -202,22 +203,20 @@ fn keep_jobs_over_reset_is_caught_by_a_job_that_goes_on_after_it() {
 }
 
 /// Whether a job that a stop finds comes to its end after the next start.
-fn a_job_survives_a_stop(backend: &Backend) -> Result<Response> {
+fn a_job_survives_a_stop(backend: &Backend, patience: Duration) -> Result<Response> {
     let mut client = JobGuest::boot(backend, Mode::Fence, 46)?;
     let spin = Stream::new().signal(place(3, 0), 0x51).spin(SpinBehaviour::Preemptible, 50_000_000);
     let ticket = client.submit(spin.signal(place(3, 4), 0x52))?;
     client.wait_for_word(3, 0, 0x51)?;
     client.guest.stop()?;
     client.guest.start()?;
-    client.guest.driver.wait_for(ticket, Duration::from_secs(1))
+    client.guest.driver.wait_for(ticket, patience)
 }
 
 #[test]
 fn lose_job_over_stop_is_caught_by_a_wait_without_end_and_a_reset_is_the_end_of_it() {
-    assert!(a_job_survives_a_stop(&backend(&[])).unwrap().is_ok());
+    assert!(a_job_survives_a_stop(&backend(&[]), Duration::from_secs(20)).unwrap().is_ok());
     let wrong = with("lose-job-over-stop", &[]);
-    assert!(matches!(a_job_survives_a_stop(&wrong), Err(Error::Timeout { .. })));
-    let begin = Instant::now();
+    assert!(matches!(a_job_survives_a_stop(&wrong, Duration::from_secs(1)), Err(Error::Timeout { .. })));
     assert!(JobGuest::boot(&wrong, Mode::Fence, 47).is_ok(), "the next guest finds a device");
-    assert!(begin.elapsed() < Duration::from_secs(2));
 }

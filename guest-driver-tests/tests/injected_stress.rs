@@ -169,12 +169,13 @@ fn a_job_that_is_stuck_in_its_step_costs_its_guest_the_device_and_nobody_else() 
 
 #[test]
 fn a_completion_without_its_interrupt_is_there_for_whoever_looks() {
-    let backend = with(&["no-interrupt=1"]);
+    // A completion that the driver finds before it would be interrupted needs no interrupt, and loses none: each comes only
+    // when the driver has long begun to wait.
+    let backend = with(&["no-interrupt=1", "delay-fence=5ms"]);
     let mut guest = SoftGuest::boot(&backend, GuestConfig::headless()).unwrap();
     let mut lost = 0;
-    // Completions that the driver finds before it would be interrupted need no interrupt, and lose none.
-    for _ in 0..400 {
-        let ticket = guest.driver.submit(&Command::capset_info(0)).unwrap();
+    for fence in 1..400 {
+        let ticket = guest.driver.submit(&Command::capset_info(0).fenced(fence)).unwrap();
         match guest.driver.wait_for(ticket, Duration::from_millis(50)) {
             Ok(response) => assert!(response.is_ok()),
             Err(Error::LostInterrupt { waiting: 1, .. }) => {

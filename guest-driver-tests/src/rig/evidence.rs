@@ -2,7 +2,7 @@
 //! it works on. Knows where to look; knows nothing of what was expected.
 
 use crate::rig::backend_process::Backend;
-use crate::rig::console;
+use crate::rig::console::{self, Forgiven};
 use crate::rig::disk;
 use crate::rig::error::RigError;
 use crate::rig::qemu::RunFiles;
@@ -15,11 +15,16 @@ const QUESTIONS: [&str; 3] = ["stats", "jobs", "contexts"];
 const ANSWER_CHARACTERS: usize = 4_000;
 
 /// Adds to an error what the back-end says, and the logs. What cannot be shown needs no evidence.
-pub(super) fn of_run(error: RigError, files: &RunFiles, backend: Option<&mut Backend>) -> RigError {
+pub(super) fn of_run(
+    error: RigError,
+    files: &RunFiles,
+    forgiven: &Forgiven,
+    backend: Option<&mut Backend>,
+) -> RigError {
     if matches!(error, RigError::Skip(_)) {
         return error;
     }
-    let mut text = logs(files);
+    let mut text = logs(files, forgiven);
     let error = behind(files, error, &mut text);
     if let Some(backend) = backend {
         for question in QUESTIONS {
@@ -37,7 +42,7 @@ pub(super) fn of_run(error: RigError, files: &RunFiles, backend: Option<&mut Bac
 
 /// Adds the logs to an error.
 pub(super) fn of_logs(error: RigError, files: &RunFiles) -> RigError {
-    let mut text = logs(files);
+    let mut text = logs(files, &Forgiven::default());
     behind(files, error, &mut text).with_evidence(text)
 }
 
@@ -55,14 +60,14 @@ fn behind(files: &RunFiles, error: RigError, text: &mut String) -> RigError {
     cause
 }
 
-fn logs(files: &RunFiles) -> String {
+fn logs(files: &RunFiles, forgiven: &Forgiven) -> String {
     let logs = [
         ("The guest's console", files.console()),
         ("QEMU's output", files.qemu_output()),
         ("The back-end's log", files.backend_log()),
     ];
     let mut text = String::new();
-    if let Some(oops) = console::oops(&RunFiles::text(&files.console())) {
+    if let Some(oops) = forgiven.oops(&RunFiles::text(&files.console())) {
         text.push_str(&format!("\n--- The guest's kernel was in trouble:\n{oops}"));
     }
     for (name, path) in logs {

@@ -4,7 +4,7 @@
 use crate::rig::accel::Accel;
 use crate::rig::backend_process::Backend;
 use crate::rig::cargo_build;
-use crate::rig::console::{self, Forgiven};
+use crate::rig::console::{self, Forgiven, KernelFault};
 use crate::rig::disk;
 use crate::rig::error::{Doing, RigError};
 use crate::rig::evidence;
@@ -308,7 +308,8 @@ impl<'a> Run<'a> {
     pub fn explain(&mut self, error: RigError) -> RigError {
         // A frozen QEMU would keep us from ending it.
         let _ = self.qemu.thaw();
-        evidence::of_run(error, &self.files, self.backend.as_mut().filter(|_| !self.backend_is_gone))
+        let backend = self.backend.as_mut().filter(|_| !self.backend_is_gone);
+        evidence::of_run(error, &self.files, &self.forgiven, backend)
     }
 
     /// What the back-end has logged so far.
@@ -331,6 +332,11 @@ impl<'a> Run<'a> {
         self.forgiven.faults(self.console().len());
     }
 
+    /// From here on the IOMMU has no reason to stop the device any more.
+    pub fn expect_no_more_faults(&mut self) {
+        self.forgiven.no_more_faults(self.console().len());
+    }
+
     /// This place of the guest's console, for [`Self::no_troubles_since`] and [`Self::forgive`].
     pub fn console_mark(&self) -> Mark {
         Mark(self.console().len())
@@ -350,6 +356,12 @@ impl<'a> Run<'a> {
     pub fn forgive(&mut self, mark: Mark, words: &'static str) -> usize {
         let log = self.console();
         self.forgiven.lines(&log, mark.0..log.len(), words)
+    }
+
+    /// What is done since `mark` provokes a fault of the guest's kernel: its lines are no troubles there.
+    pub fn forgive_kernel(&mut self, mark: Mark, fault: &KernelFault) {
+        let log = self.console();
+        self.forgiven.kernel_fault(&log, &(mark.0..log.len()), fault);
     }
 
     /// What the guest's kernel has written since `mark`.

@@ -1,6 +1,7 @@
 //! What is done to a running guest, and what must hold then on both sides: in the guest's counts, in the back-end's,
 //! on the screen. Knows nothing of booting.
 
+use crate::rig::console::COMMANDS_LEFT_BEHIND;
 use crate::rig::error::RigError;
 use crate::rig::guest::unexpected;
 use crate::rig::process::wait_until;
@@ -215,7 +216,18 @@ pub(crate) fn release_screen(run: &mut Run<'_>) -> Result<(), RigError> {
 /// be refused and jobs fail: the driver takes the memory away from under them.)
 pub(crate) fn rebind_drawing(run: &mut Run<'_>) -> Result<(), RigError> {
     start_drawing(run)?;
-    rebind(run, Driver::VirtioGpu)
+    leaving_commands_behind(run, |run| rebind(run, Driver::VirtioGpu))
+}
+
+/// Takes the device away from its driver while commands are in flight, and forgives the guest's kernel what it says then.
+pub(super) fn leaving_commands_behind<T>(
+    run: &mut Run<'_>,
+    act: impl FnOnce(&mut Run<'_>) -> Result<T, RigError>,
+) -> Result<T, RigError> {
+    let mark = run.console_mark();
+    let result = act(run);
+    run.forgive_kernel(mark, &COMMANDS_LEFT_BEHIND);
+    result
 }
 
 fn rebind(run: &mut Run<'_>, driver: Driver) -> Result<(), RigError> {

@@ -78,10 +78,13 @@ pub fn take(run: &mut Run<'_>) -> Result<(), RigError> {
     }
 }
 
-/// The stock driver has the device again.
+/// The stock driver has the device again, which makes no mistakes.
 pub fn give_back(run: &mut Run<'_>) -> Result<(), RigError> {
     match run.ask("The driver's return", Command::GiveBack)? {
-        Event::Rebound => Ok(()),
+        Event::Rebound => {
+            run.expect_no_more_faults();
+            Ok(())
+        }
         other => Err(unexpected(&other)),
     }
 }

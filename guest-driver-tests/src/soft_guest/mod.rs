@@ -37,6 +37,7 @@ pub mod memory;
 pub mod misses;
 pub mod oracle;
 pub mod turn;
+pub mod turns;
 pub mod virtqueue;
 pub mod wire;
 

@@ -16,7 +16,7 @@ pub mod machine;
 pub mod real;
 pub mod report;
 pub mod results;
-mod retry;
+pub mod retry;
 pub mod runner;
 mod scenarios;
 pub mod score;

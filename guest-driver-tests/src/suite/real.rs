@@ -11,7 +11,7 @@ use crate::suite::excerpt;
 use crate::suite::failure::{Failure, Result};
 use crate::suite::machine::vfio::VfioMachine;
 use crate::suite::results::{Case, Evidence, Level, Outcome};
-use crate::suite::retry;
+use crate::suite::retry::{self, Excuse};
 use crate::suite::stage::Stage;
 use crate::suite::table::{OnStage, Scenario, StockPart};
 use serde_json::{Value, json};
@@ -29,7 +29,7 @@ pub struct RealPlace<'r> {
     pub stock: bool,
     /// Also what needs a machine that differs from the topology's: a boot for each.
     pub variations: bool,
-    /// How often what has failed is run again, in a fresh guest.
+    /// How often what has failed is run again, in a fresh guest, where the reason for that is known ([`retry::EXCUSES`]).
     pub retries: u32,
 }
 
@@ -97,7 +97,7 @@ impl RealPlace<'_> {
     /// real guest are passed over.
     pub fn run(&self, scenarios: &[&'static Scenario], tell: &(dyn Fn(Case) + Sync)) {
         let mut shown: Vec<(&Scenario, usize, Shown)> = Vec::new();
-        let mut acts: Vec<(usize, Act)> = Vec::new();
+        let mut acts: Vec<(usize, Option<&Excuse>, Act)> = Vec::new();
         for scenario in scenarios {
             let (mut result, mut count, mut has_part) = (Shown::default(), 0, false);
             let stages = scenario.on_stage(Level::Real).map(|(variation, act)| Act::Stage(variation, act));
@@ -109,7 +109,7 @@ impl RealPlace<'_> {
                         result.add(Shown { outcome: Some(Outcome::Skipped(reason)), ..Shown::default() });
                     }
                     None => {
-                        acts.push((shown.len(), act));
+                        acts.push((shown.len(), Excuse::of(scenario.number), act));
                         count += 1;
                     }
                 }
@@ -120,12 +120,12 @@ impl RealPlace<'_> {
         }
         // One change of hands is enough; and machines that differ come last, each once.
         let mut variations = vec![Variation::NONE];
-        for (_, act) in &acts {
+        for (.., act) in &acts {
             if !variations.contains(&act.variation()) {
                 variations.push(act.variation());
             }
         }
-        acts.sort_by_key(|(_, act)| {
+        acts.sort_by_key(|(.., act)| {
             let variation = variations.iter().position(|known| *known == act.variation());
             (variation, act.holder() == Holder::Vfio)
         });
@@ -133,8 +133,8 @@ impl RealPlace<'_> {
             tell(self.case(scenario, std::mem::take(result)));
         }
         let mut house = House::new(self);
-        for (index, act) in acts {
-            let one = house.act(act);
+        for (index, excuse, act) in acts {
+            let one = house.act(act, excuse);
             let Some((scenario, left, result)) = shown.get_mut(index) else { continue };
             result.add(one);
             *left -= 1;
@@ -149,7 +149,7 @@ impl RealPlace<'_> {
 
     /// Does something with the driver in user space, in a guest of its own.
     pub fn on_stage(&self, act: OnStage) -> (Outcome, Evidence) {
-        let shown = House::new(self).act(Act::Stage(Variation::NONE, act));
+        let shown = House::new(self).act(Act::Stage(Variation::NONE, act), None);
         (shown.outcome.unwrap_or(Outcome::Broken("Nothing of it was run".into())), shown.evidence)
     }
 
@@ -231,11 +231,11 @@ impl<'h, 'r> House<'h, 'r> {
         Self { place, guest: None, boot_failed: None, complaints: Vec::new(), ended: 0 }
     }
 
-    /// Runs a part, and runs it again if that is wanted.
-    fn act(&mut self, act: Act) -> Shown {
+    /// Runs a part, and runs it again if it fails with this excuse.
+    fn act(&mut self, act: Act, excuse: Option<&Excuse>) -> Shown {
         let (begin, mut evidence) = (Instant::now(), Evidence::default());
         let mut boot_failed = self.boot_failed.take();
-        let outcome = retry::judge(self.place.retries, || {
+        let outcome = retry::judge(self.place.retries, excuse, || {
             self.boot_failed = boot_failed.take();
             self.once(act, &mut evidence)
         });

@@ -73,7 +73,7 @@ pub struct Plan<'r> {
     pub seed: u64,
     /// Guests, or scenarios without one, side by side.
     pub side_by_side: usize,
-    /// How often what has failed is run again.
+    /// How often what has failed in a real guest is run again, where that is allowed.
     pub retries: u32,
 }
 

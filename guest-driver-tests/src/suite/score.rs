@@ -119,7 +119,7 @@ pub fn soft(trial: &Trial<'_>, tell: &dyn Fn(&Score)) -> Vec<Score> {
     let mut rows = Vec::new();
     for bug in DEVICE_BUGS.iter().filter(|bug| trial.has(bug.name)) {
         let inject = bug.inject.iter().map(|&bug| bug.to_owned()).collect();
-        let place = SoftPlace { inject, seed, patience: PATIENCE, ..SoftPlace::default() };
+        let place = SoftPlace { inject, seed, patience: PATIENCE };
         let catches = |scenario: &&Scenario| {
             // A busy machine can hide a bug: who is counted on may look again. Once seen, it is seen.
             let tries = if bug.soft.contains(&scenario.number) { TRIES } else { 1 };

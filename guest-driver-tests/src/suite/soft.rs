@@ -5,8 +5,7 @@ use crate::soft_guest::{Backend, GuestConfig};
 use crate::suite::excerpt;
 use crate::suite::failure::Result;
 use crate::suite::machine::soft::SoftMachine;
-use crate::suite::results::{Case, Evidence, Level};
-use crate::suite::retry;
+use crate::suite::results::{Case, Evidence, Level, Outcome};
 use crate::suite::stage::{PATIENCE, Stage};
 use crate::suite::table::Scenario;
 use serde_json::{Value, json};
@@ -21,18 +20,34 @@ pub struct SoftPlace {
     pub seed: u64,
     /// How long whatever has to come may take.
     pub patience: Duration,
-    /// How often what has failed is run again.
-    pub retries: u32,
 }
 
 impl Default for SoftPlace {
     fn default() -> Self {
-        Self { inject: Vec::new(), seed: 1, patience: PATIENCE, retries: 0 }
+        Self { inject: Vec::new(), seed: 1, patience: PATIENCE }
     }
 }
 
 /// One engine: whoever is to wait for another does, on every machine.
 const ARGUMENTS: [&str; 5] = ["--allow-incoherent", "--engines", "1", "--drain-timeout", "100ms"];
+
+/// Why a scenario is not shown without a VM, where it is not: known before it is run, so that whoever counts tests can
+/// say that it was ignored.
+pub fn reason_against(scenario: &Scenario) -> Option<&'static str> {
+    scenario.on_stage(Level::Soft).next().is_none().then_some(scenario.elsewhere)
+}
+
+/// Whether an outcome makes a test pass. One that has shown nothing does not, whatever its reason; nor does one that held
+/// only at a second try.
+pub fn must_hold(outcome: Outcome) -> std::result::Result<(), String> {
+    match outcome {
+        Outcome::Passed => Ok(()),
+        Outcome::Failed(text) | Outcome::Broken(text) | Outcome::Flaky(text) => Err(text),
+        Outcome::Skipped(reason) => {
+            Err(format!("The table of scenarios says that this is shown here, and it was skipped: {reason}"))
+        }
+    }
+}
 
 impl SoftPlace {
     /// Runs a scenario; nothing if it has no part here.
@@ -43,9 +58,7 @@ impl SoftPlace {
         }
         let begin = Instant::now();
         let mut evidence = Evidence::default();
-        let outcome = retry::judge(self.retries, || {
-            parts.iter().try_for_each(|(_, part)| self.on_stage(&mut evidence, *part))
-        });
+        let result = parts.iter().try_for_each(|(_, part)| self.on_stage(&mut evidence, *part));
         Some(Case {
             number: scenario.number,
             name: scenario.name,
@@ -53,7 +66,7 @@ impl SoftPlace {
             promise: scenario.promise,
             level: Level::Soft,
             topology: None,
-            outcome,
+            outcome: result.into(),
             took: begin.elapsed(),
             evidence,
         })
@@ -93,4 +106,30 @@ fn trace(backend: &Backend, took: Duration) -> Option<Value> {
     let mut control = backend.control().ok()?;
     control.execute_with("record", json!({ "path": path })).ok()?;
     excerpt::of(serde_json::from_slice(&std::fs::read(&path).ok()?).ok()?, took)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::suite::failure::Failure;
+    use crate::suite::table;
+
+    #[test]
+    fn a_scenario_that_was_skipped_has_not_passed() {
+        assert_eq!(must_hold(Outcome::Passed), Ok(()));
+        let skipped = must_hold(Outcome::from(Failure::Skip("it has no place for memory".into())));
+        assert!(skipped.is_err_and(|text| text.ends_with("was skipped: it has no place for memory")));
+        for bad in [Outcome::Failed("a".into()), Outcome::Broken("a".into()), Outcome::Flaky("a".into())] {
+            assert_eq!(must_hold(bad), Err("a".into()));
+        }
+    }
+
+    #[test]
+    fn what_is_not_shown_here_is_known_beforehand_with_its_reason() {
+        for scenario in table::ALL {
+            let is_shown = scenario.on_stage(Level::Soft).next().is_some();
+            assert_eq!(reason_against(scenario).is_none(), is_shown, "{}", scenario.id());
+            assert_ne!(reason_against(scenario), Some(""), "{}", scenario.id());
+        }
+    }
 }

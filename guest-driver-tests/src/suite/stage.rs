@@ -328,13 +328,31 @@ impl<'m> Stage<'m> {
         self.machine.answer(job.ticket, Duration::ZERO)
     }
 
-    /// Waits until the newest job of a context executes its packet `packet`.
+    /// Waits until a job of a context executes its packet `packet`, or a later one. It must be sure not to end meanwhile.
     pub fn until_packet(&mut self, context: u32, packet: u64) -> Result<()> {
         self.until(&format!("A job of context {context} at packet {packet}"), |stage| {
-            let jobs = stage.control("jobs", json!({}))?;
-            let mut jobs = jobs["jobs"].as_array().into_iter().flatten();
-            Ok(jobs.any(|job| job["context"] == context && job["packet"] == packet))
+            stage.is_at_packet(context, packet)
         })
+    }
+
+    /// The same for a job that may end before anyone looks; gives its answer if it has.
+    pub fn until_packet_or_end(&mut self, job: &Job, packet: u64) -> Result<Option<Response>> {
+        let mut answer = None;
+        self.until(&format!("A job of context {} at packet {packet}", job.context), |stage| {
+            if stage.is_at_packet(job.context, packet)? {
+                return Ok(true);
+            }
+            answer = stage.ended(job)?;
+            Ok(answer.is_some())
+        })?;
+        Ok(answer)
+    }
+
+    fn is_at_packet(&mut self, context: u32, packet: u64) -> Result<bool> {
+        let jobs = self.control("jobs", json!({}))?;
+        let mut jobs = jobs["jobs"].as_array().into_iter().flatten();
+        let is_there = |job: &Value| job["packet"].as_u64().is_some_and(|at| at >= packet);
+        Ok(jobs.any(|job| job["context"] == context && is_there(job)))
     }
 
     /// Waits until something is so.

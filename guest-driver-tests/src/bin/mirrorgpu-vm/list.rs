@@ -2,6 +2,7 @@
 
 use guest_driver_tests::rig::error::RigError;
 use guest_driver_tests::suite::results::Level;
+use guest_driver_tests::suite::retry::Excuse;
 use guest_driver_tests::suite::runner::{self, Shard};
 
 /// What `list` understands.
@@ -30,6 +31,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, RigError> {
         println!("  {:<26} {places}  {}", scenario.id(), scenario.promise);
         if !scenario.elsewhere.is_empty() {
             println!("  {:<26}            (elsewhere: {})", "", scenario.elsewhere);
+        }
+        if let Some(excuse) = Excuse::of(scenario.number) {
+            println!("  {:<26}            (--retries: {})", "", excuse.reason);
         }
     }
     Ok(0)

@@ -38,8 +38,9 @@ pub(crate) struct Arguments {
     /// Guests side by side. Default: as many as there are processors and memory for
     #[arg(long, value_name = "COUNT")]
     jobs: Option<usize>,
-    /// Run what has failed again, up to so often, in a fresh guest. What passes then is reported as flaky, with what failed
-    /// first, and counts as passed; memory that holds what it must not is never tried again
+    /// Run a scenario again that has failed, up to so often, in a fresh guest; only those that
+    /// `list` marks, where the host or a race of the guest's kernel may be at fault. What passes then is reported as flaky, with what failed first,
+    /// and counts as passed; memory that holds what it must not is never tried again
     #[arg(long, value_name = "COUNT", default_value_t = 0, conflicts_with = "score")]
     retries: u32,
     /// Instead: seed each known bug, of the device and of drivers, and print who catches it (exit code 1 if one gets
@@ -128,7 +129,7 @@ fn cases(
     let soft = is_wanted(LevelChoice::Soft) && arguments.topology.is_empty();
     let plan = Plan {
         scenarios,
-        soft: soft.then_some(SoftPlace { inject, seed, retries, ..SoftPlace::default() }),
+        soft: soft.then_some(SoftPlace { inject, seed, ..SoftPlace::default() }),
         rig: rig.as_ref(),
         topologies,
         all_variations: !arguments.topology.is_empty(),

@@ -7,7 +7,7 @@ use crate::rig::error::RigError;
 use crate::rig::guest::unexpected;
 use crate::rig::report::{self, say};
 use crate::rig::run::Run;
-use crate::rig::scenario::settled;
+use crate::rig::scenario::{leaving_commands_behind, settled};
 use crate::rig::stats::Stats;
 use crate::rig::topology::Invalidations;
 use crate::rig::variation::Variation;
@@ -49,10 +49,12 @@ pub(crate) fn remove(run: &mut Run<'_>) -> Result<(), RigError> {
     release_screen(run)?;
     let before = settled(run)?.unwrap_or_default();
     begin(run, JOBS, Until::Told)?;
-    step(run, Step::Remove, 0)?;
-    in_flight(standing(run, StockCommand::Look { wait_ms: PATIENCE_MS })?, JOBS)?;
-    standing(run, StockCommand::Forget)?;
-    step(run, Step::Rescan, 0)?;
+    leaving_commands_behind(run, |run| {
+        step(run, Step::Remove, 0)?;
+        in_flight(standing(run, StockCommand::Look { wait_ms: PATIENCE_MS })?, JOBS)?;
+        standing(run, StockCommand::Forget)?;
+        step(run, Step::Rescan, 0)
+    })?;
     discarded(run, &before)?;
     works(run)
 }
@@ -78,8 +80,10 @@ pub(crate) fn sleep(run: &mut Run<'_>) -> Result<(), RigError> {
         run.forgive(mark, words);
     }
     standing(run, StockCommand::Forget)?;
-    step(run, Step::Unbind, 0)?;
-    step(run, Step::Bind, 0)?;
+    leaving_commands_behind(run, |run| {
+        step(run, Step::Unbind, 0)?;
+        step(run, Step::Bind, 0)
+    })?;
     discarded(run, &before)?;
     works(run)
 }
@@ -132,8 +136,10 @@ pub(crate) fn reset(run: &mut Run<'_>) -> Result<(), RigError> {
     step(run, Step::Reset, 0)?;
     in_flight(standing(run, StockCommand::Look { wait_ms: PATIENCE_MS })?, JOBS)?;
     standing(run, StockCommand::Forget)?;
-    step(run, Step::Unbind, 0)?;
-    step(run, Step::Bind, 0)?;
+    leaving_commands_behind(run, |run| {
+        step(run, Step::Unbind, 0)?;
+        step(run, Step::Bind, 0)
+    })?;
     discarded(run, &before)?;
     works(run)
 }
