@@ -47,7 +47,7 @@ pub fn run(bytes: &[u8]) {
     let mut play = Play::new((&shared, ring), writer, frames, layout);
     // An input that ends within an action has one action less.
     let _ = play.fill(&mut u).and_then(|()| (0..ACTIONS).try_for_each(|_| play.act(&mut u)));
-    play.to_its_end();
+    play.run_to_end();
 }
 
 struct NoWaker;
@@ -420,7 +420,7 @@ impl<'a> Play<'a> {
     }
 
     /// Everything is mapped, and everything that was taken is answered: then nothing is left.
-    fn to_its_end(&mut self) {
+    fn run_to_end(&mut self) {
         (0..PAGES).for_each(|page| self.map(page, Permissions::READ_WRITE));
         for _ in 0..4 * usize::from(self.layout.size) + 16 {
             self.answer_misses(Side::Input, false);

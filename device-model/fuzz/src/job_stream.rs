@@ -77,7 +77,7 @@ fn submit(stream: &[u8], play: &Play) {
     let program = verify_bytes(stream, &limits).ok().filter(lies_in_its_resources);
     match (program, effects.pop()) {
         (Some(program), Some(Effect::Run(job))) => {
-            let outcome = Run::new(&program, play).to_its_end(job, &mut device);
+            let outcome = Run::new(&program, play).run_to_end(job, &mut device);
             assert_eq!(outcome, JobOutcome::Done, "The device was told of another end");
         }
         (None, Some(Effect::Complete { response, .. })) => {
@@ -163,7 +163,7 @@ impl<'a> Run<'a> {
     }
 
     /// Steps the job to its end, compares what it left, and gives it back to the device.
-    fn to_its_end(mut self, mut job: Job, device: &mut Device<()>) -> JobOutcome {
+    fn run_to_end(mut self, mut job: Job, device: &mut Device<()>) -> JobOutcome {
         if self.play.over_pin {
             self.memory.pin(job.working_set());
         }

@@ -221,7 +221,7 @@ impl MirrorWriter {
 
 impl Drop for MirrorWriter {
     fn drop(&mut self) {
-        let mut orphans = lock(&self.shared.orphans);
+        let mut orphans = crate::locking::lock(&self.shared.orphans);
         orphans.extend(self.tables.take_limbo());
     }
 }

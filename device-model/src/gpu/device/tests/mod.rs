@@ -15,6 +15,7 @@ mod hostile;
 mod jobs;
 mod resources;
 mod ring;
+#[cfg(not(loom))]
 mod streams;
 
 /// A device with all that it ever let out. Pending commands are numbers.
