@@ -39,8 +39,6 @@ pub(super) type Core = Session<Header, DeviceJobs>;
 pub struct SessionState {
     /// What decides.
     pub(super) core: Core,
-    /// The front-end's memory.
-    pub(super) memory: MemoryTable,
     /// Where MISSes go, once the front-end has sent it.
     pub(super) channel: Option<Channel>,
     /// The queue thread.
@@ -71,6 +69,8 @@ pub struct SessionState {
     pub(super) queries: Queries,
     /// Checks the front-end, if that is wanted.
     pub(super) referee: Option<Referee>,
+    /// The front-end's memory. Dropped last, should this thread unwind: the threads above use it until they have ended.
+    pub(super) memory: MemoryTable,
 }
 
 impl SessionState {
