@@ -6,8 +6,8 @@
 //! longer), `invalidation` (its life as values), `memory` and `ring_memory` (bytes), `missing` and `miss` (what to
 //! ask the front-end for). Knows nothing of sockets, threads, messages, jobs or clocks.
 //!
-//! LOCKING: the reader of a [`RingMemory`], its list of misses, the registry and the orphans are leaves of the locking order
-//! (ARCHITECTURE.md, "Locking order"). The [`DrainWaker`] is called with none of them held. Walks and copies take no lock.
+//! LOCKING: the reader of a [`RingMemory`], its list of misses, the registry and the orphans are leaves of the locking
+//! order (ARCHITECTURE.md, "Locking order"). The [`DrainWaker`] is called with none of them held. Walks and copies take no lock.
 
 mod entry;
 mod invalidation;
