@@ -1,11 +1,11 @@
-//! Runs again what has failed, for those who want a bad moment of a busy machine told from a bug. Knows what is never
-//! tried again; knows nothing of places and scenarios.
+//! Retries failed scenarios, to tell a busy machine from a bug. Knows which failures are never retried; knows nothing
+//! of places and scenarios.
 
 use crate::suite::failure::{Failure, Result};
 use crate::suite::results::Outcome;
 
-/// Does something once, and up to `retries` times more while it fails. What passes only then is flaky, with what failed
-/// first. Memory that holds what it must not is no bad moment: once is enough.
+/// Runs something once, and up to `retries` times more while it fails. If it passes only then, it is flaky, with the
+/// first failure. Wrong memory contents are not explained by a busy machine: one failure is enough.
 pub(crate) fn judge(retries: u32, mut once: impl FnMut() -> Result<()>) -> Outcome {
     let mut bad: Option<Failure> = None;
     for _ in 0..=retries {
@@ -28,7 +28,7 @@ pub(crate) fn judge(retries: u32, mut once: impl FnMut() -> Result<()>) -> Outco
 mod tests {
     use super::*;
 
-    /// What comes of these results, one a try, and how many tries it took.
+    /// The outcome of these results, one per try, and how many tries it took.
     fn judged(retries: u32, results: &[Result<()>]) -> (Outcome, usize) {
         let mut tries = 0;
         let outcome = judge(retries, || {
