@@ -1,5 +1,5 @@
-//! Judges the guest's console, and what QEMU itself printed: a driver that was hurt says so there. Knows the kernel's
-//! words, nothing of who caused them.
+//! Checks the guest's console, and QEMU's own output: a damaged driver shows there. Knows the kernel's messages;
+//! knows nothing of their causes.
 
 use std::ops::Range;
 
@@ -17,24 +17,24 @@ const TROUBLES: [(&str, &str); 10] = [
     ("*ERROR* timed out", "the device did not answer"),
 ];
 
-/// What it must not contain either, unless a driver sends the device astray on purpose.
+/// What it must not contain either, unless a driver deliberately uses wrong addresses.
 const FAULTS: [(&str, &str); 3] = [
     ("fault addr", "the IOMMU stopped an access of the device"),
     ("DRHD: handling fault status", "the IOMMU stopped an access of the device"),
     ("fault from EP", "the IOMMU stopped an access of the device"),
 ];
 
-/// A fault of the kernel's own: Linux 6.12 leaves objects behind when virtio_gpu is unbound with commands in flight,
-/// whatever the device does. The slab allocator's report names it.
+/// A bug of the kernel itself: Linux 6.12 leaks objects when virtio_gpu is unbound with commands in flight, whatever
+/// the device does. The slab allocator's report names it.
 const KNOWN: &str = "BUG virtio-gpu-vbufs";
-/// Where the kernel then warns: the allocator, twice, and what these objects would have given back.
+/// Where the kernel then warns: the allocator, twice, and the code that would have freed these objects.
 const KNOWN_COMPANIONS: [&str; 3] = ["__kmem_cache_shutdown+", "kmem_cache_destroy+", "drm_mm_takedown+"];
 
-/// Where an oops begins, and how many of its lines a person wants to see.
+/// Where an oops begins, and how many of its lines are shown.
 const SERIOUS: [&str; 6] =
     ["BUG: ", "Oops: ", "WARNING: ", "Kernel panic", "general protection fault", "panicked at"];
 const OOPS_LINES: usize = 45;
-/// What stands before why the kernel has panicked, and what it says if the first process is gone.
+/// The text before the reason of a kernel panic, and the reason if the first process has died.
 const PANIC: &str = "Kernel panic - not syncing: ";
 const INIT_GONE: &str = "Attempted to kill init!";
 
@@ -45,22 +45,22 @@ const QEMU_TROUBLES: [(&str, &str); 2] = [
     ("Failed to read msg header", "the back-end closed the connection"),
 ];
 
-/// What of a guest's log is not held against it: what a scenario has caused on purpose.
+/// What is ignored in a guest's log: what a scenario has provoked.
 #[derive(Clone, Debug, Default)]
 pub struct Forgiven {
-    /// From here on the IOMMU may stop the device.
+    /// From here on the IOMMU may block accesses of the device.
     faults_from: Option<usize>,
     /// In these places, lines with these words.
     lines: Vec<(Range<usize>, &'static str)>,
 }
 
 impl Forgiven {
-    /// From the byte `from` of the log on, the IOMMU may stop the device.
+    /// From the byte `from` of the log on, the IOMMU may block accesses of the device.
     pub fn faults(&mut self, from: usize) {
         self.faults_from = Some(self.faults_from.map_or(from, |earlier| earlier.min(from)));
     }
 
-    /// In `place`, lines that contain `words` are no trouble. Says how many there are.
+    /// In `place`, lines that contain `words` are ignored. Returns how many there are.
     pub fn lines(&mut self, log: &str, place: Range<usize>, words: &'static str) -> usize {
         let count =
             log.get(place.clone()).map_or(0, |text| text.lines().filter(|line| line.contains(words)).count());
@@ -68,7 +68,7 @@ impl Forgiven {
         count
     }
 
-    /// The lines of the log from the byte `from` on that tell of trouble.
+    /// The lines of the log from the byte `from` on that show trouble.
     pub fn troubles(&self, log: &str, from: usize) -> Vec<String> {
         let mut at = 0;
         let (mut strict, mut lenient) = (String::new(), String::new());
@@ -91,7 +91,7 @@ impl Forgiven {
     }
 }
 
-/// The first serious words of the kernel's and what follows them: for a person, when there is no more to come.
+/// The first serious message of the kernel and the lines after it: for a person, when the log ends there.
 pub fn oops(log: &str) -> Option<String> {
     let companion_is_known = log.contains(KNOWN);
     let is_first =
@@ -110,14 +110,14 @@ pub fn panic(log: &str) -> Option<String> {
     Some(format!("{words}{of_the_agent}"))
 }
 
-/// The lines of the guest's log that tell of trouble, each with what it means.
+/// The lines of the guest's log that show trouble, each with its meaning.
 pub fn troubles(log: &str) -> Vec<String> {
     let mut found = troubles_but_faults(log);
     found.extend(find(log.lines(), &FAULTS));
     found
 }
 
-/// The same but for accesses that the IOMMU has stopped.
+/// The same without accesses that the IOMMU has blocked.
 pub fn troubles_but_faults(log: &str) -> Vec<String> {
     judge(log, log.contains(KNOWN))
 }
@@ -130,12 +130,12 @@ fn is_known(line: &str, companion_is_known: bool) -> bool {
     line.contains(KNOWN) || companion_is_known && KNOWN_COMPANIONS.iter().any(|place| line.contains(place))
 }
 
-/// How many lines of the guest's log tell of an access that the IOMMU has stopped.
+/// How many lines of the guest's log report an access that the IOMMU has blocked.
 pub fn faults(log: &str) -> u64 {
     find(log.lines(), &FAULTS).len() as u64
 }
 
-/// The lines of QEMU's output that tell of trouble.
+/// The lines of QEMU's output that show trouble.
 pub fn qemu_troubles(output: &str) -> Vec<String> {
     find(output.lines(), &QEMU_TROUBLES)
 }

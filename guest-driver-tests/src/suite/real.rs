@@ -353,7 +353,7 @@ fn perform(run: &mut Run<'_>, act: Act, seed: u64) -> (Result<()>, Evidence) {
     (result, seen)
 }
 
-/// Who does not need the screen may count on nobody holding it: it is a context of the device.
+/// Releases the screen for parts that do not need it: its holder is a context of the device.
 fn with_stock_driver(run: &mut Run<'_>, part: StockPart) -> std::result::Result<(), RigError> {
     if part.needs != Needs::Screen {
         scenario::release_screen(run)?;
