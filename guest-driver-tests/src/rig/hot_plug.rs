@@ -1,7 +1,6 @@
 //! A memory module that is plugged into a running machine and unplugged again: its own NUMA node, so that only
 //! programs that ask for it use its memory, and it can be returned. Knows QMP and the agent's requests; does not know
 //! what uses the memory.
-//! of who uses the memory.
 
 use crate::rig::error::RigError;
 use crate::rig::guest::unexpected;
