@@ -13,7 +13,7 @@
 //!    across a step, no MISS, no message, no fence.
 //! 7. Forgetting a translation needs no drain, and losing one costs a MISS; keeping one too long is never allowed.
 //!
-//! The locking order stands in [`mmu`].
+//! The locking order is in ARCHITECTURE.md, "Locking order".
 
 pub mod addr;
 pub mod gpu;

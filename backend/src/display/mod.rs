@@ -6,7 +6,8 @@
 //! A display that answers nothing costs one blocked thread and no more: questions are given up, commands replace each
 //! other, and the next connection shuts the old socket down, which brings the thread back.
 //!
-//! LOCKING: `DisplayState` before an image's lock, and before the lock on the answers; in fact none is held with another.
+//! LOCKING: `DisplayState` and an image are leaves. The lock on the answers comes before a mailbox (ARCHITECTURE.md,
+//! "Locking order").
 
 mod link;
 mod picture;

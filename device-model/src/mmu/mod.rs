@@ -6,14 +6,8 @@
 //! longer), `invalidation` (its life as values), `memory` and `ring_memory` (bytes), `missing` and `miss` (what to
 //! ask the front-end for). Knows nothing of sockets, threads, messages, jobs or clocks.
 //!
-//! # Locking order
-//!
-//! 1. The lock of a [`RingMemory`]'s reader, for a few instructions at the opening and closing of its sections.
-//! 2. The lock of the registry (pins and invalidations), for a look or an entry.
-//! 3. The lock of a [`RingMemory`]'s list of misses.
-//!
-//! All of them are leaves: none is taken while another is held, no lock is waited for that is held across a
-//! section, and the [`DrainWaker`] is called with none of them held. Walks and copies take no lock at all.
+//! LOCKING: the reader of a [`RingMemory`], its list of misses, the registry and the orphans are leaves of the locking
+//! order (ARCHITECTURE.md, "Locking order"). The [`DrainWaker`] is called with none of them held. Walks and copies take no lock.
 
 mod entry;
 mod invalidation;

@@ -1,4 +1,4 @@
-//! Which accelerator QEMU is given. Knows nothing of QEMU's other options.
+//! Which accelerator QEMU uses. Knows nothing of QEMU's other options.
 
 use std::fs::{self, File};
 
@@ -13,8 +13,8 @@ pub enum Accel {
 
 impl Accel {
     /// KVM where it can really run a guest. A /dev/kvm that opens is not enough: on a nested host it may boot only
-    /// guests that were made for it, and QEMU does not fall back once KVM has initialised. So the CPU has to show
-    /// its virtualization extension too.
+    /// guests that were made for it, and QEMU does not fall back once KVM has initialised. So the CPU also has to
+    /// show its virtualization extension.
     pub fn detect() -> Self {
         let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let opens = File::options().read(true).write(true).open("/dev/kvm").is_ok();

@@ -1,5 +1,5 @@
-//! Debian packages, fetched and unpacked without touching the system: apt runs on lists, a state and a cache of its
-//! own, dpkg-deb unpacks into a folder, and nothing is installed or needs root. Knows nothing of QEMU and kernels.
+//! Debian packages, fetched and unpacked without touching the system: apt runs with its own lists, state and cache,
+//! dpkg-deb unpacks into a folder, and nothing is installed or needs root. Knows nothing of QEMU and kernels.
 
 use crate::rig::error::{Doing, RigError};
 use crate::rig::process::run;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-/// How apt names its package lists, one a line: release, component, address of the mirror.
+/// How apt names its package lists, one per line: release, component, address of the mirror.
 const TARGET_FORMAT: &str = "$(RELEASE)|$(COMPONENT)|$(REPO_URI)";
 
 /// A Debian release with its backports, from which packages come.
@@ -49,7 +49,7 @@ impl Apt {
         backports
     }
 
-    /// Fetches the package lists of the release and its backports, from the mirror that the system is set up for.
+    /// Fetches the package lists of the release and its backports, from the mirror that the system is configured for.
     pub(crate) fn update(&self) -> Result<(), RigError> {
         let targets = run(Command::new("apt-get").args([
             "indextargets",
@@ -71,7 +71,7 @@ impl Apt {
             if Path::new(KEYRING).exists() { format!("[signed-by={KEYRING}] ") } else { String::new() };
         let lines = self.suites.each_ref().map(|suite| format!("deb {signed}{mirror} {suite} main\n"));
         self.write("sources.list", &lines.concat())?;
-        // Nothing is installed, from this apt's point of view: so the dependencies come complete.
+        // For this apt nothing is installed, so the dependencies are complete.
         self.write("state/status", "")?;
         run(&mut self.command("apt-get", &["update"])).map(drop)
     }
@@ -95,7 +95,7 @@ impl Apt {
             .ok_or_else(|| RigError::Missing(format!("The package {name} depends on nothing: give --kernel")))
     }
 
-    /// Fetches `package` and, if asked for, all that it depends on, and unpacks it into `to`.
+    /// Fetches `package` and, if requested, all its dependencies, and unpacks them into `to`.
     pub(crate) fn unpack(
         &self,
         package: &str,
@@ -137,7 +137,7 @@ impl Apt {
             "Dir::Etc::sourceparts=/dev/null".into(),
             "Acquire::Languages=none".into(),
             "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".into(),
-            // Else root's apt would fetch as a user who may not be able to write here.
+            // Otherwise root's apt would fetch as a user who may not be able to write here.
             "APT::Sandbox::User=root".into(),
         ] {
             command.args(["-o", &option]);
@@ -168,7 +168,7 @@ fn debian_codename(os_release: &str) -> Option<String> {
     (value("ID")? == "debian").then(|| value("VERSION_CODENAME").map(str::to_owned))?
 }
 
-/// The mirror of the release: the one whose list is called by its codename, or by the role that it plays.
+/// The mirror of the release: the one whose list is named by its codename, or by its current role.
 fn mirror_of<'a>(targets: &'a str, codename: &str) -> Option<&'a str> {
     let entry = |wanted: &str| {
         targets.lines().find_map(|line| {

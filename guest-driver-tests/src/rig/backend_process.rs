@@ -12,12 +12,12 @@ use std::time::Duration;
 
 const NAME: &str = "The back-end";
 const CONTROL: &str = "The back-end's control socket";
-/// The class of the error by which a command is refused that is not known.
+/// The class of the error for an unknown command.
 const UNKNOWN_COMMAND: &str = "CommandNotFound";
-/// With this code it ends that has found fault with the front-end.
+/// Its exit code if it has found a violation by the front-end.
 const FOUND_FAULT: i32 = 1;
 const READY_LIMIT: Duration = Duration::from_secs(5);
-/// A trace of all that was recorded takes its time on a busy machine.
+/// A trace of everything that was recorded takes its time on a busy machine.
 const REPLY_LIMIT: Duration = Duration::from_secs(20);
 /// It promises to end within 1 s of SIGTERM; the rest is for a busy machine.
 const END_LIMIT: Duration = Duration::from_secs(5);
@@ -26,26 +26,26 @@ const END_LIMIT: Duration = Duration::from_secs(5);
 pub struct Backend {
     process: OwnedProcess,
     control: JsonLines,
-    /// Requests that were made of it.
+    /// Commands that were sent to it.
     asked: u64,
     socket: PathBuf,
     launch: Launch,
 }
 
-/// How it is started, and started again.
+/// How it is started, and restarted.
 #[derive(Clone)]
 struct Launch {
     program: PathBuf,
     folder: PathBuf,
     inject: Vec<String>,
     arguments: &'static [&'static str],
-    /// Whether it judges QEMU.
+    /// Whether it checks QEMU.
     judges: bool,
 }
 
 impl Backend {
-    /// Starts `program` with its sockets and its log in `folder`, misbehaving as `inject` has it, with these
-    /// `arguments` besides, and waits until it accepts connections. It judges QEMU if that is wanted.
+    /// Starts `program` with its sockets and its log in `folder`, with the fault injection `inject` and these
+    /// additional `arguments`, and waits until it accepts connections. It checks QEMU if requested.
     pub fn start(
         program: &Path,
         folder: &Path,
@@ -57,7 +57,7 @@ impl Backend {
         Launch { program, folder, inject, arguments, judges }.start()
     }
 
-    /// Kills it, as the kernel does when memory is short: it has no last word.
+    /// Kills it, as the kernel does when memory is short: it cannot clean up.
     pub fn kill(&mut self) -> Result<(), RigError> {
         self.process.signal(libc::SIGKILL)?;
         self.process.wait(END_LIMIT).map(drop)
@@ -90,12 +90,12 @@ impl Backend {
         })
     }
 
-    /// The same under its own names, also those that the rig does not know.
+    /// The same under its own names, including those that the rig does not know.
     pub fn raw_stats(&mut self) -> Result<Value, RigError> {
         Ok(self.control("stats", json!({}))?.unwrap_or_default())
     }
 
-    /// Makes a request of its control socket; nothing if it does not know the command.
+    /// Sends a command to its control socket; `None` if it does not know the command.
     pub fn control(&mut self, command: &str, arguments: Value) -> Result<Option<Value>, RigError> {
         self.asked += 1;
         let id = self.asked;
@@ -103,7 +103,7 @@ impl Backend {
         let what = format!("The back-end's answer to `{command}`");
         loop {
             let mut reply: Value = self.control.receive(&what, REPLY_LIMIT, || self.process.check_alive())?;
-            // An answer that somebody has given up waiting for may still come.
+            // A late answer to a request that was given up may still come.
             if reply.get("id").and_then(Value::as_u64) != Some(id) {
                 continue;
             }
@@ -116,7 +116,7 @@ impl Backend {
         }
     }
 
-    /// Asks it to end, and fails if it does not end well, or has found fault with QEMU.
+    /// Asks it to end, and fails if it does not end cleanly, or has found a violation by QEMU.
     pub fn end(mut self) -> Result<(), RigError> {
         let judges = self.launch.judges;
         let findings = if judges { self.control("findings", json!({}))? } else { None };
@@ -156,7 +156,7 @@ impl Launch {
         let earlier = file.metadata().doing(format!("look at {}", log.display()))?.len() as usize;
         let mut command = Command::new(program);
         command.arg("--socket-path").arg(&socket).arg("--control-socket").arg(&control);
-        // All modes are to be shown, the one without coherence too.
+        // All modes are shown, including the one without coherence.
         command.arg("--allow-incoherent");
         for bug in inject {
             command.arg("--inject").arg(bug);

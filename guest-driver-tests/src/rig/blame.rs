@@ -1,5 +1,5 @@
-//! A driver's bugs, made on purpose, and what the back-end has to say about them: reports, and a trace.
-//! Knows who has to be blamed for what; knows nothing of how the back-end finds out.
+//! Deliberate driver bugs, and what the back-end has to report about them: reports, and a trace. Knows which bug
+//! needs which report; knows nothing of how the back-end detects them.
 
 use crate::rig::error::RigError;
 use crate::rig::instruments::{self, Trace, Violation};
@@ -9,21 +9,21 @@ use guest_agent::protocol::Bug;
 use job_stream::Mode;
 use std::path::Path;
 
-/// What is shown: in fence mode the unmap waits for the job until the device takes it off; in strict mode the job goes
-/// on, and meets other memory.
+/// What is shown: in fence mode the unmap waits for the job until the device preempts it; in strict mode the job
+/// continues, and finds other memory.
 const SHOWN: [(Mode, Bug); 2] = [(Mode::Fence, Bug::UnmapBeforeFence), (Mode::Strict, Bug::RemapBeforeFence)];
 
-/// What came of bugs.
+/// The results of the bugs.
 pub struct Blame {
     /// What the guest saw of each, in a line.
     pub told: Vec<String>,
-    /// The back-end's reports; nothing if it cannot make any.
+    /// The back-end's reports; `None` if it cannot make any.
     pub violations: Option<Vec<Violation>>,
-    /// The trace of its flight recorder; nothing if it has none.
+    /// The trace of its flight recorder; `None` if it has none.
     pub trace: Option<Trace>,
 }
 
-/// Makes the bugs, and asks the back-end about them. The trace goes to `trace`.
+/// Runs the bugs, and queries the back-end about them. The trace goes to `trace`.
 pub fn break_and_ask(run: &mut Run<'_>, trace: &Path) -> Result<Blame, RigError> {
     let last =
         instruments::violations(run)?.and_then(|known| known.iter().map(|violation| violation.id).max());

@@ -1,4 +1,4 @@
-//! Builds what runs beside the rig: the back-end, and the agent as a static program. Knows cargo, nothing of what the
+//! Builds what the rig runs: the back-end, and the agent as a static program. Knows cargo; knows nothing of what the
 //! programs do.
 
 use crate::rig::error::{Doing, RigError};
@@ -12,7 +12,7 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Program header of an ELF file that names its loader.
 const PT_INTERP: u32 = 3;
 
-/// Builds the back-end and says where it is.
+/// Builds the back-end and returns its path.
 pub fn backend() -> Result<PathBuf, RigError> {
     let folder = target_folder();
     run(cargo(&["build", "--release", "--package", "mirrorgpu", "--bin", "mirrorgpu"])
@@ -20,7 +20,7 @@ pub fn backend() -> Result<PathBuf, RigError> {
     Ok(folder.join("release/mirrorgpu"))
 }
 
-/// Builds the agent and gives its bytes. It has a target folder of its own, for it has compiler flags of its own; and
+/// Builds the agent and returns its bytes. It has its own target folder, because it has its own compiler flags; and
 /// it is built with --target, or the flags would reach the procedural macros, which cannot be static.
 pub fn agent() -> Result<Vec<u8>, RigError> {
     let folder = target_folder().join("agent");
@@ -46,7 +46,7 @@ fn cargo(arguments: &[&str]) -> Command {
     command
 }
 
-/// Whether an ELF file asks for a loader; nothing if it is not one (64-bit, little-endian).
+/// Whether an ELF file asks for a loader; `None` if it is not one (64-bit, little-endian).
 fn has_loader(elf: &[u8]) -> Option<bool> {
     let number = |at: usize, size: usize| {
         let bytes = elf.get(at..at.checked_add(size)?)?;

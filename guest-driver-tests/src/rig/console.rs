@@ -1,5 +1,5 @@
-//! Judges the guest's console, and what QEMU itself printed: a driver that was hurt says so there. Knows the kernel's
-//! words, nothing of who caused them.
+//! Checks the guest's console, and QEMU's own output: a damaged driver shows there. Knows the kernel's messages;
+//! knows nothing of their causes.
 
 use std::ops::Range;
 
@@ -17,7 +17,7 @@ const TROUBLES: [(&str, &str); 10] = [
     ("*ERROR* timed out", "the device did not answer"),
 ];
 
-/// What it must not contain either, unless a driver sends the device astray on purpose.
+/// What it must not contain either, unless a driver deliberately uses wrong addresses.
 const FAULTS: [(&str, &str); 3] = [
     ("fault addr", "the IOMMU stopped an access of the device"),
     ("DRHD: handling fault status", "the IOMMU stopped an access of the device"),
@@ -42,11 +42,11 @@ pub const COMMANDS_LEFT_BEHIND: KernelFault = KernelFault {
     companions: &["__kmem_cache_shutdown+", "kmem_cache_destroy+"],
 };
 
-/// Where an oops begins, and how many of its lines a person wants to see.
+/// Where an oops begins, and how many of its lines are shown.
 const SERIOUS: [&str; 6] =
     ["BUG: ", "Oops: ", "WARNING: ", "Kernel panic", "general protection fault", "panicked at"];
 const OOPS_LINES: usize = 45;
-/// What stands before why the kernel has panicked, and what it says if the first process is gone.
+/// The text before the reason of a kernel panic, and the reason if the first process has died.
 const PANIC: &str = "Kernel panic - not syncing: ";
 const INIT_GONE: &str = "Attempted to kill init!";
 
@@ -81,7 +81,7 @@ impl Forgiven {
         }
     }
 
-    /// In `place`, lines that contain `words` are no trouble. Says how many there are.
+    /// In `place`, lines that contain `words` are ignored. Returns how many there are.
     pub fn lines(&mut self, log: &str, place: Range<usize>, words: &'static str) -> usize {
         let count =
             log.get(place.clone()).map_or(0, |text| text.lines().filter(|line| line.contains(words)).count());
@@ -144,7 +144,7 @@ pub fn faults(log: &str) -> u64 {
     find(log.lines(), &FAULTS).len() as u64
 }
 
-/// The lines of QEMU's output that tell of trouble.
+/// The lines of QEMU's output that show trouble.
 pub fn qemu_troubles(output: &str) -> Vec<String> {
     find(output.lines(), &QEMU_TROUBLES)
 }

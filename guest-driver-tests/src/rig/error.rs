@@ -82,17 +82,17 @@ pub enum RigError {
 }
 
 impl RigError {
-    /// A check that did not hold.
+    /// A check that failed.
     pub fn check(text: impl Into<String>) -> Self {
         Self::Check(text.into())
     }
 
-    /// This error, with what there is to see of it.
+    /// This error, with its evidence.
     pub(crate) fn with_evidence(self, evidence: String) -> Self {
         Self::Explained { cause: Box::new(self), evidence }
     }
 
-    /// This error, without what there is to see of it.
+    /// This error, without its evidence.
     pub(crate) fn cause(&self) -> &Self {
         match self {
             Self::Explained { cause, .. } => cause.cause(),
@@ -101,7 +101,7 @@ impl RigError {
     }
 }
 
-/// Names what was being done when an input or output failed.
+/// Names the operation during which an I/O error occurred.
 pub(crate) trait Doing<T> {
     fn doing(self, what: impl Into<String>) -> Result<T, RigError>;
 }

@@ -1,5 +1,5 @@
-//! What there is to see when a run has failed: the ends of the logs, an oops whole, and what the back-end says that
-//! it works on. Knows where to look; knows nothing of what was expected.
+//! The evidence after a failed run: the ends of the logs, a whole oops, and what the back-end reports about its
+//! current work. Knows where to look; knows nothing of what was expected.
 
 use crate::rig::backend_process::Backend;
 use crate::rig::console::{self, Forgiven};
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use std::path::Path;
 
 const LINES: usize = 25;
-/// What the back-end is asked for, and how much of an answer is shown.
+/// Which queries are sent to the back-end, and how much of an answer is shown.
 const QUESTIONS: [&str; 3] = ["stats", "jobs", "contexts"];
 const ANSWER_CHARACTERS: usize = 4_000;
 
@@ -46,7 +46,7 @@ pub(super) fn of_logs(error: RigError, files: &RunFiles) -> RigError {
     behind(files, error, &mut text).with_evidence(text)
 }
 
-/// What was behind an error, if that is known: a full disk, or a guest that has died. What came of it is evidence.
+/// The cause of an error, if it is known: a full disk, or a dead guest. The original error becomes evidence.
 fn behind(files: &RunFiles, error: RigError, text: &mut String) -> RigError {
     let is_silence =
         matches!(error, RigError::Late { .. } | RigError::Closed { .. } | RigError::Ended { .. });
@@ -81,7 +81,7 @@ fn logs(files: &RunFiles, forgiven: &Forgiven) -> String {
     text
 }
 
-/// Has the flight recorder's events written, and says where they are.
+/// Writes the flight recorder's events, and returns the path.
 fn trace(backend: &mut Backend, path: &Path) -> String {
     let written = backend.control("record", json!({ "path": path }));
     let events = written.ok().flatten().and_then(|answer| answer.get("events").and_then(Value::as_u64));

@@ -1,5 +1,5 @@
 //! The agent in the guest, as seen from the host: requests and their answers over the guest's second serial port.
-//! Knows the agent's words, nothing of what they cause.
+//! Knows the agent's protocol; knows nothing of what the requests cause.
 
 use crate::rig::error::RigError;
 use crate::rig::json_lines::JsonLines;
@@ -17,7 +17,7 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Connects to the port; the agent itself may come much later. `limit` is for each wait from here on.
+    /// Connects to the port; the agent itself may start much later. `limit` is for each wait from here on.
     pub fn connect(
         path: &Path,
         limit: Duration,
@@ -26,7 +26,7 @@ impl Guest {
         Ok(Self { lines: JsonLines::connect(PEER, path, CONNECT_LIMIT, alive)?, limit })
     }
 
-    /// Sends a command without waiting for what comes of it.
+    /// Sends a command without waiting for its result.
     pub fn send(&mut self, command: Command) -> Result<(), RigError> {
         self.lines.send(&command)
     }
@@ -44,7 +44,7 @@ impl Guest {
         }
     }
 
-    /// Waits for a boot's end, and gives the kernel's release.
+    /// Waits for the end of the boot, and returns the kernel's release.
     pub fn ready(&mut self, alive: impl FnMut() -> Result<(), RigError>) -> Result<String, RigError> {
         match self.event("The guest's agent", alive)? {
             Event::Ready { kernel } => Ok(kernel),
@@ -52,7 +52,7 @@ impl Guest {
         }
     }
 
-    /// Waits for what was drawn.
+    /// Waits for the result of drawing.
     pub fn drawn(&mut self, alive: impl FnMut() -> Result<(), RigError>) -> Result<Drawn, RigError> {
         match self.event("The guest's word that it has drawn", alive)? {
             Event::Drawn(drawn) => Ok(drawn),
@@ -61,7 +61,7 @@ impl Guest {
     }
 }
 
-/// The error for an event out of turn.
+/// The error for an unexpected event.
 pub fn unexpected(event: &Event) -> RigError {
     RigError::Unexpected(format!("{event:?}"))
 }

@@ -1,6 +1,6 @@
-//! A module of memory that is plugged into a running machine and pulled out again: a NUMA node of its own, so that nobody
-//! has anything there who does not ask for it, and it can be given back. Knows QMP and who has to be asked; knows nothing
-//! of who uses the memory.
+//! A memory module that is plugged into a running machine and unplugged again: its own NUMA node, so that only
+//! programs that ask for it use its memory, and it can be returned. Knows QMP and the agent's requests; does not know
+//! what uses the memory.
 
 use crate::rig::error::RigError;
 use crate::rig::guest::unexpected;
@@ -14,11 +14,11 @@ use std::time::Duration;
 
 /// MiB of the module.
 const MIB: u32 = 256;
-/// The node that it is, beside the one that all else is.
+/// Its node, beside the one of all other memory.
 pub(crate) const NODE: u32 = 1;
-/// For a kernel that gives memory back.
+/// For a kernel that returns memory.
 const LIMIT: Duration = Duration::from_secs(120);
-/// A machine with a place for it. The agent says when the memory is used, and for what.
+/// A machine with a slot for it. The agent decides when the memory is used, and for what.
 pub(crate) const SLOT: Variation = Variation {
     guest: "memhp_default_state=offline",
     qemu: &["-m", "slots=2,maxmem=4G", "-numa", "node,nodeid=0,memdev=mem0", "-numa", "node,nodeid=1"],
@@ -46,7 +46,7 @@ pub(crate) fn plug(run: &mut Run<'_>) -> Result<(), RigError> {
     }
 }
 
-/// Asks the guest's kernel for it back, and waits until it is out.
+/// Asks the guest's kernel to return it, and waits until it is out.
 pub(crate) fn unplug(run: &mut Run<'_>) -> Result<(), RigError> {
     let qmp = run.qemu().qmp();
     qmp.execute("device_del", json!({ "id": "module" }))?;

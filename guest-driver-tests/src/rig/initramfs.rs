@@ -24,17 +24,17 @@ impl Initramfs {
         archive
     }
 
-    /// Adds a folder; its parent has to be there.
+    /// Adds a folder; its parent must exist.
     pub fn folder(&mut self, path: &str) {
         self.entry(path, FOLDER, (0, 0), &[]);
     }
 
-    /// Adds a file; its folder has to be there.
+    /// Adds a file; its folder must exist.
     pub fn file(&mut self, path: &str, contents: &[u8]) {
         self.entry(path, FILE, (0, 0), contents);
     }
 
-    /// Adds a program; its folder has to be there.
+    /// Adds a program; its folder must exist.
     pub fn program(&mut self, path: &str, contents: &[u8]) {
         self.entry(path, PROGRAM, (0, 0), contents);
     }

@@ -1,6 +1,6 @@
-//! What the back-end's instruments say over its control socket: verdicts on jobs that an invalidation overtook,
-//! reports of violations, and the flight recorder's trace. A back-end may be older than they are. Knows the words of
-//! the commands; knows nothing of how a verdict comes about.
+//! What the back-end's instruments report over its control socket: verdicts on jobs that an invalidation overlapped,
+//! reports of violations, and the flight recorder's trace. A back-end may be older than they are. Knows the commands;
+//! knows nothing of how a verdict is found.
 
 use crate::rig::error::RigError;
 use crate::rig::process::wait_until;
@@ -16,7 +16,7 @@ use std::time::Duration;
 /// A report is written after the job has ended.
 const REPORT_LIMIT: Duration = Duration::from_secs(5);
 
-/// The verdicts of one mode, by what was found where memory had been taken from a job.
+/// The verdicts of one mode, by what replaced memory that was unmapped under a job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct Verdicts {
     /// The same memory.
@@ -25,12 +25,12 @@ pub struct Verdicts {
     pub moved: u64,
     /// None.
     pub gone: u64,
-    /// Other memory or none, but the job may have been done with it.
+    /// Other memory or none, but the job may already have finished with it.
     pub untold: u64,
 }
 
 impl Verdicts {
-    /// What was counted since the look `before`.
+    /// What was counted since the snapshot `before`.
     #[must_use]
     pub fn since(&self, before: &Self) -> Self {
         Self {
@@ -54,7 +54,7 @@ impl fmt::Display for Verdicts {
     }
 }
 
-/// A job whose memory was taken from under it.
+/// A job whose memory was unmapped while it ran.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Violation {
     /// Its number, from the first on.
@@ -89,7 +89,7 @@ pub fn verdicts(stats: &Value, mode: Mode) -> Verdicts {
     counts.and_then(|counts| serde_json::from_value(counts).ok()).unwrap_or_default()
 }
 
-/// The violations that the back-end has reported so far; nothing if it cannot say.
+/// The violations that the back-end has reported so far; `None` if it has no such command.
 pub fn violations(run: &mut Run<'_>) -> Result<Option<Vec<Violation>>, RigError> {
     let answer: Option<Violations> = ask(run, "violations", json!({}))?;
     Ok(answer.map(|answer| answer.violations))
@@ -100,8 +100,8 @@ pub fn last_violation(run: &mut Run<'_>) -> Result<Option<u64>, RigError> {
     Ok(violations(run)?.and_then(|known| known.iter().map(|violation| violation.id).max()))
 }
 
-/// The violations after the one with the number `last`: `due` of them, as soon as they are there. Nothing if the
-/// back-end cannot say.
+/// The violations after the one with the number `last`: `due` of them, as soon as they are there. `None` if the
+/// back-end has no such command.
 pub fn violations_after(
     run: &mut Run<'_>,
     last: Option<u64>,
@@ -121,7 +121,7 @@ pub fn violations_after(
     }
 }
 
-/// Has the flight recorder's events written to `path`; nothing if the back-end has no recorder.
+/// Writes the flight recorder's events to `path`; `None` if the back-end has no recorder.
 pub fn record(run: &mut Run<'_>, path: &Path) -> Result<Option<Trace>, RigError> {
     ask(run, "record", json!({ "path": path }))
 }

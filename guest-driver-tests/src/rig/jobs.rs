@@ -16,10 +16,10 @@ use job_stream::Mode;
 /// Jobs that are in flight while buffers come and go, in each mode.
 const STORM: u32 = 40;
 
-/// How often more is looked for a flush that meets a job.
+/// How often the test retries to find a flush that meets a job.
 const MORE_ROUNDS: u32 = 8;
 
-/// The job that waits, the one behind it, and those that get past.
+/// The waiting job, the one behind it, and those that overtake.
 const JOBS_ON_RINGS: u64 = 5;
 
 /// What one mode has shown.
@@ -31,12 +31,12 @@ pub struct ModeRun {
     pub guest: JobCounts,
     /// What the back-end counted meanwhile.
     pub backend: Stats,
-    /// And its verdicts on jobs that an invalidation overtook.
+    /// Its verdicts on jobs that an invalidation overlapped.
     pub verdicts: Verdicts,
 }
 
 impl ModeRun {
-    /// What the guest did and what the back-end did for it: both have counted the same.
+    /// What the guest did and what the back-end did for it: both counts agree.
     pub(super) fn compare(&self, due: u64) -> Result<(), RigError> {
         let Self { mode, guest, backend, verdicts } = self;
         let who = "the back-end";
@@ -49,7 +49,7 @@ impl ModeRun {
     }
 }
 
-/// Jobs in each mode through the stock driver: every byte is right, and both sides have counted the same.
+/// Jobs in each mode through the stock driver: every byte is correct, and both counts agree.
 pub(crate) fn jobs(run: &mut Run<'_>) -> Result<(), RigError> {
     match through_the_driver(run)?.as_slice() {
         [] => say("QEMU's own device takes no jobs: nothing to check"),
@@ -57,7 +57,7 @@ pub(crate) fn jobs(run: &mut Run<'_>) -> Result<(), RigError> {
             for shown in modes {
                 say(&line(shown));
                 let mut met = met_invalidations(run.topology.invalidations, shown);
-                // A lazy guest flushes when it likes: on a busy machine that may be between two jobs, for a while.
+                // A lazy guest flushes at any time: on a busy machine that may be between two jobs, for a while.
                 for _ in 0..MORE_ROUNDS {
                     if met.is_err() && run.topology.invalidations == Invalidations::Lazy {
                         met = met_invalidations(Invalidations::Lazy, &in_mode(run, shown.mode)?);
@@ -70,7 +70,7 @@ pub(crate) fn jobs(run: &mut Run<'_>) -> Result<(), RigError> {
     Ok(())
 }
 
-/// Rings of contexts have timelines of their own: a job that waits holds back its own ring, and nothing else.
+/// Rings of contexts have their own timelines: a waiting job holds back its own ring, and nothing else.
 pub(crate) fn rings(run: &mut Run<'_>) -> Result<(), RigError> {
     let before = settled(run)?.unwrap_or_default();
     let counts = match run.ask("What the guest saw of rings", Command::Rings)? {
@@ -102,7 +102,7 @@ pub fn line(shown: &ModeRun) -> String {
     )
 }
 
-/// Runs the test jobs in each mode; nothing with QEMU's own device, which takes none.
+/// Runs the test jobs in each mode; none with QEMU's own device, which does not support them.
 pub fn through_the_driver(run: &mut Run<'_>) -> Result<Vec<ModeRun>, RigError> {
     if run.stats()?.is_none() {
         return Ok(Vec::new());
@@ -116,7 +116,7 @@ fn in_mode(run: &mut Run<'_>, mode: Mode) -> Result<ModeRun, RigError> {
     Ok(shown)
 }
 
-/// Has the guest run jobs, and looks at what both sides count meanwhile.
+/// Runs jobs in the guest, and compares what both sides count meanwhile.
 pub(super) fn run_jobs(run: &mut Run<'_>, mode: Mode, command: Command) -> Result<ModeRun, RigError> {
     let (before, verdicts) = (settled(run)?.unwrap_or_default(), run.verdicts(mode)?);
     let guest = match run.ask("The end of the guest's jobs", command)? {
@@ -129,7 +129,7 @@ pub(super) fn run_jobs(run: &mut Run<'_>, mode: Mode, command: Command) -> Resul
     Ok(ModeRun { mode, guest, backend: after.since(&before), verdicts })
 }
 
-/// Where the guest flushes its whole domain, jobs were hit; where it unmaps page by page, none.
+/// Where the guest flushes its whole domain, invalidations hit jobs; where it unmaps page by page, none does.
 fn met_invalidations(expected: Invalidations, shown: &ModeRun) -> Result<(), RigError> {
     let ModeRun { mode, backend, verdicts, .. } = shown;
     let hits = backend.invalidations_with_work_in_flight;

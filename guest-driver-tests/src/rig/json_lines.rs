@@ -1,5 +1,5 @@
-//! A UNIX socket that carries one JSON object a line, both ways, with a deadline on every wait. Knows nothing of what
-//! the objects mean.
+//! A UNIX socket that carries one JSON object per line, both ways, with a deadline on every wait. Knows nothing of
+//! what the objects mean.
 
 use crate::rig::error::{Doing, RigError};
 use crate::rig::process::wait_until;
@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Longest single wait, so that `alive` is asked in between.
+/// Longest single wait, so that `alive` is called in between.
 const SLICE: Duration = Duration::from_millis(100);
 
 /// The connection.
@@ -21,7 +21,7 @@ pub struct JsonLines {
 }
 
 impl JsonLines {
-    /// Connects to `path` as soon as somebody listens there; `alive` fails if nobody ever will.
+    /// Connects to `path` as soon as a server listens there; `alive` fails if none ever will.
     pub fn connect(
         peer: &'static str,
         path: &Path,
@@ -46,7 +46,8 @@ impl JsonLines {
         self.stream.write_all(&line).doing(format!("write to {}", self.peer))
     }
 
-    /// The next object; `alive` is asked now and then, and ends the wait if it fails. `what` is what is waited for.
+    /// The next object; `alive` is called now and then, and ends the wait if it fails. `what` names what is waited
+    /// for.
     pub fn receive<T: DeserializeOwned>(
         &mut self,
         what: &str,

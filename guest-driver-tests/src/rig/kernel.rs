@@ -1,5 +1,5 @@
-//! A kernel image with its modules: what it is called, and which modules a driver needs, in the order of loading.
-//! Knows nothing of where the image comes from.
+//! A kernel image with its modules: its release, and which modules a driver needs, in the order of loading. Knows
+//! nothing of where the image comes from.
 
 use crate::rig::error::{Doing, RigError};
 use lzma_rust2::XzReader;
@@ -53,7 +53,8 @@ impl Kernel {
         Ok(order)
     }
 
-    /// What the module in `file`, which is no part of this kernel's tree, needs of it, in the order of loading.
+    /// The modules of this kernel that the module in `file`, which is not part of its tree, needs, in the order of
+    /// loading.
     pub fn dependencies_of(&self, file: &Path) -> Result<Vec<PathBuf>, RigError> {
         let files = self.module_files()?;
         let mut order = Vec::new();
@@ -63,7 +64,7 @@ impl Kernel {
         Ok(order)
     }
 
-    /// Whether it has this module, or what that is made of.
+    /// Whether it has this module, or the built-in code that the module consists of.
     pub fn has_module(&self, module: &str) -> bool {
         let is_file = |files: BTreeMap<String, PathBuf>| files.contains_key(&canonical(module));
         self.module_files().is_ok_and(is_file) || self.is_builtin(module)
@@ -98,7 +99,7 @@ fn visit(module: &str, files: &BTreeMap<String, PathBuf>, order: &mut Vec<PathBu
     Ok(())
 }
 
-/// The file that is there for a listed module: as it is, or with the suffix of a compression.
+/// The existing file for a listed module: as it is, or with the suffix of a compression.
 fn with_suffix(listed: &Path) -> Result<PathBuf, RigError> {
     let stem = listed.with_extension("");
     let candidates = SUFFIXES.map(|suffix| PathBuf::from(format!("{}{suffix}", stem.display())));
@@ -201,7 +202,7 @@ mod tests {
         assert!(matches!(error, RigError::NoModule { module, .. } if module == "nouveau"));
     }
 
-    /// What `xz --check=crc32`, with which Linux compresses modules, makes of a module that needs two others.
+    /// The output of `xz --check=crc32`, with which Linux compresses modules, for a module that needs two others.
     const COMPRESSED: &[u8] = &[
         0xfd, 0x37, 0x7a, 0x58, 0x5a, 0x00, 0x00, 0x01, 0x69, 0x22, 0xde, 0x36, 0x02, 0x00, 0x21, 0x01, 0x16,
         0x00, 0x00, 0x00, 0x74, 0x2f, 0xe5, 0xa3, 0x01, 0x00, 0x2f, 0x7f, 0x45, 0x4c, 0x46, 0x2e, 0x2e, 0x6c,

@@ -1,5 +1,6 @@
-//! The guest's physical memory as QEMU shows it, and what the writer ([`WRITER`]) has left there: what nobody inside can
-//! look at any more can be looked at from outside. Knows physical addresses; knows nothing of what is where.
+//! The guest's physical memory as QEMU shows it, and what the writer ([`WRITER`]) has left there: memory that no
+//! program in the guest can inspect any more is inspected from outside. Knows physical addresses; knows nothing of
+//! what is where.
 
 use crate::rig::error::{Doing, RigError};
 use crate::rig::run::Run;
@@ -9,15 +10,15 @@ use std::collections::BTreeMap;
 use std::fs;
 
 const PAGE: usize = 4096;
-/// How much is looked at in one go.
+/// How much is examined at once.
 const PIECE: u64 = 64 << 20;
-/// So many equal words in a row are no accident.
+/// This many equal words in a row are no coincidence.
 const RUN: usize = 4;
 
-/// Pages that hold something of the writer's: physical address, and a value of it.
+/// Pages with contents of the writer: physical address, and one of its values.
 pub(super) type Pages = BTreeMap<u64, u32>;
 
-/// Pages in the first `mib` MiB of physical memory that hold something of the writer's.
+/// Pages in the first `mib` MiB of physical memory that have contents of the writer.
 pub(super) fn written(run: &mut Run<'_>, mib: u32) -> Result<Pages, RigError> {
     let path = run.folder().join("memory");
     let mut pages = Pages::new();

@@ -1,18 +1,18 @@
-//! The rig: boots a real Linux guest on stock QEMU with the back-end attached, has it draw, and judges what both sides
-//! say. Made of, from the outside in:
+//! The rig: boots a real Linux guest on stock QEMU with the back-end attached, makes it draw, and checks what both
+//! sides report. Made of, from the outside in:
 //!
 //! - tools: `packages` and `apt` (QEMU and a kernel, found or fetched), `cargo_build` (the agent, the back-end),
 //!   `accel` (KVM or not);
 //! - the guest's parts: `topology` (a file of qemu-configs), `variation` (what a scenario needs beyond it), `kernel`
 //!   (image and modules), `initramfs`;
 //! - processes and their sockets: `process`, `json_lines`, `qmp`, `qemu`, `backend_process`, `guest`;
-//! - judgement: `screen` (pixels), `memory` (the guest's, from outside), `console` (its log), `stats` (the back-end's counts), `scenario`,
-//!   `hot_plug`, `jobs`, `stock` (scenarios for the stock driver), `vfio`, `instruments` and `blame` (what the back-end has
-//!   seen of a driver's bugs);
-//! - `run`: all of these together, one boot a topology; `evidence`: what there is to see when it has failed; `report`:
+//! - checks: `screen` (pixels), `memory` (the guest's, from outside), `console` (its log), `stats` (the back-end's
+//!   counts), `scenario`, `hot_plug`, `jobs`, `stock` (scenarios for the stock driver), `vfio`, `instruments` and
+//!   `blame` (what the back-end has reported of a driver's bugs);
+//! - `run`: all of these together, one boot per topology; `evidence`: what is collected after a failure; `report`:
 //!   what a person reads.
 //!
-//! It knows nothing of the device's inside, and asks the back-end through its sockets only.
+//! It knows nothing of the device's internals, and queries the back-end only through its sockets.
 
 pub mod accel;
 mod apt;

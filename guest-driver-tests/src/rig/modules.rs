@@ -1,5 +1,5 @@
-//! The modules that a guest loads: which files, in which order, with which parameters; the user's own among them. Knows
-//! files; knows nothing of what a module does.
+//! The modules that a guest loads: which files, in which order, with which parameters, including the user's own.
+//! Knows files; knows nothing of what a module does.
 
 use crate::rig::error::{Doing, RigError};
 use crate::rig::initramfs::Initramfs;
@@ -7,7 +7,7 @@ use crate::rig::kernel::{Kernel, module_name};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The console of the kernel's own would draw beside the agent. And not every IOMMU here can remap interrupts, but the
+/// The kernel's own console would draw beside the agent. And not every IOMMU here can remap interrupts, but the
 /// agent's driver uses none.
 const PARAMETERS: [(&str, &str); 2] =
     [("drm_kms_helper", "fbdev_emulation=0"), ("vfio_iommu_type1", "allow_unsafe_interrupts=1")];
@@ -17,8 +17,8 @@ const PARAMETERS: [(&str, &str); 2] =
 pub(crate) struct Modules(Vec<PathBuf>);
 
 impl Modules {
-    /// The modules `wanted` of a kernel with all that they need, then the user's `own`. One of these that is called as
-    /// one of the kernel's takes its place.
+    /// The modules `wanted` of a kernel with all that they need, then the user's `own`. One of these with the name of
+    /// one of the kernel's replaces it.
     pub(crate) fn of(kernel: &Kernel, wanted: &[&str], own: &[PathBuf]) -> Result<Self, RigError> {
         let mut files: Vec<PathBuf> = Vec::new();
         for module in wanted {

@@ -1,5 +1,5 @@
 //! Where QEMU and the guest's kernel come from: the command line, the PATH, a folder of unpacked packages under
-//! .cache, or Debian, in this order. It says what it is about to do before it does it, and installs nothing.
+//! .cache, or Debian, in this order. It prints each action before it starts it, and installs nothing.
 
 use crate::rig::apt::Apt;
 use crate::rig::error::{Doing, RigError};
@@ -20,18 +20,18 @@ const KERNEL_PACKAGE: &str = "linux-image-amd64";
 const KERNEL_OLDEST: (u32, u32) = (6, 12);
 const LIBRARIES: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
 const LOADER: &str = "ld-linux-x86-64.so.2";
-/// This file says that a folder of unpacked packages is whole.
+/// This file marks a folder of unpacked packages as complete.
 const COMPLETE: &str = "complete";
 
 /// A QEMU that can be run.
 #[derive(Clone, Debug)]
 pub struct Qemu {
-    /// Version, as it says itself.
+    /// Version, as it reports it.
     pub version: String,
     program: PathBuf,
     /// Where its packages were unpacked, if they are not installed.
     unpacked: Option<PathBuf>,
-    /// What the user wants it to be given, behind all else.
+    /// The user's arguments for it, after all others.
     pub arguments: Vec<String>,
 }
 
@@ -109,7 +109,7 @@ impl Tools {
         Ok(Self { qemu, kernel })
     }
 
-    /// What is here already, without fetching anything: QEMU of this major version or a newer one, and the kernel.
+    /// What is present, without fetching anything: QEMU of this major version or a newer one, and the kernel.
     pub fn at_hand(
         options: &Options,
         qemu: u32,
@@ -272,7 +272,7 @@ impl Store {
             .ok_or_else(|| RigError::check(format!("The package {package} has no kernel image in it")))
     }
 
-    /// Fills the folder `name` anew; only a whole one is believed later.
+    /// Fills the folder `name` again; only a complete one is used later.
     fn fill(&self, name: &str, unpack: impl FnOnce(&Path) -> Result<(), RigError>) -> Result<(), RigError> {
         let to = self.folder.join(name);
         if to.exists() {
@@ -348,7 +348,7 @@ fn missing(qemu: Option<u32>, kernel: bool) -> RigError {
     RigError::Missing(text)
 }
 
-/// The first number of a version, its epoch left out.
+/// The first number of a version, without its epoch.
 fn first_number(version: &str) -> u32 {
     two_numbers(version).0
 }

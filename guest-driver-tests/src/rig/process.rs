@@ -1,4 +1,4 @@
-//! Processes that the rig starts: owned, watched, and never left behind. Knows nothing of what they do.
+//! Processes that the rig starts: owned, watched, and always cleaned up. Knows nothing of what they do.
 
 use crate::rig::error::{Doing, RigError};
 use std::io;
@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How often a condition is looked at that cannot be waited for.
+/// How often a condition is polled that cannot be waited for.
 const LOOK: Duration = Duration::from_millis(10);
 
 /// A child process; it is killed when this is dropped, and by the kernel should the rig itself be killed.
@@ -17,7 +17,7 @@ pub struct OwnedProcess {
 }
 
 impl OwnedProcess {
-    /// Starts `command`. To be called from a thread that lives as long as the child may.
+    /// Starts `command`. Call it from a thread that lives as long as the child may.
     pub fn spawn(name: &'static str, command: &mut Command) -> Result<Self, RigError> {
         // SAFETY: the closure runs between fork and exec and makes only the one system call, which takes no pointer.
         let command = unsafe { command.pre_exec(die_with_parent) };
@@ -34,7 +34,7 @@ impl OwnedProcess {
         }
     }
 
-    /// Waits for its end; late, it is killed.
+    /// Waits for its end; if it is late, it is killed.
     pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus, RigError> {
         let mut status = None;
         let child = &mut self.child;
@@ -65,7 +65,7 @@ impl OwnedProcess {
     }
 
     fn kill(&mut self) {
-        // Errors here mean that it is gone already, which is what is wanted.
+        // Errors here mean that it has already ended, which is fine.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -85,7 +85,7 @@ fn die_with_parent() -> io::Result<()> {
     }
 }
 
-/// Waits until `done` says so; `what` names what is waited for, should it not come.
+/// Waits until `done` returns true; `what` names the condition in the error.
 pub fn wait_until(
     what: &str,
     limit: Duration,
@@ -101,7 +101,7 @@ pub fn wait_until(
     Ok(())
 }
 
-/// Runs a program to its end and gives what it printed; a failure carries its last words.
+/// Runs a program to its end and returns its output; a failure carries its last lines.
 pub(crate) fn run(command: &mut Command) -> Result<String, RigError> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command.output().doing(format!("start {program}"))?;

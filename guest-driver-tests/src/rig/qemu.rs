@@ -14,8 +14,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 const END_LIMIT: Duration = Duration::from_secs(20);
-/// Virtual consoles would draw and blink beside the agent: then its counts could not be compared. And the kernel's
-/// check of its timer interrupt panics where a busy host lets the guest stand still for ten ticks.
+/// Virtual consoles would draw and blink beside the agent, and its counts could not be compared. And the kernel's
+/// check of its timer interrupt panics where a busy host stops the guest for ten ticks.
 const GUEST_WORDS: &str = "console=ttyS0 panic=-1 vt.global_cursor_default=0 no_timer_check";
 
 /// Where the files of a run are.
@@ -45,7 +45,7 @@ impl RunFiles {
         self.folder.join("agent.sock")
     }
 
-    /// A file's text, as far as it is there.
+    /// A file's text, if it exists.
     pub fn text(path: &Path) -> String {
         String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
     }
@@ -59,7 +59,7 @@ pub struct QemuProcess {
 
 /// The device that the guest draws on.
 pub enum Device<'a> {
-    /// Ours, behind this socket.
+    /// MirrorGPU, behind this socket.
     MirrorGpu(&'a Path),
     /// QEMU's own.
     Reference,
@@ -98,12 +98,12 @@ impl QemuProcess {
         &mut self.qmp
     }
 
-    /// Stops the process itself, as a host does that has other things to do: nothing of it goes on.
+    /// Stops the process itself, as a host does that is busy with other work.
     pub fn freeze(&self) -> Result<(), RigError> {
         self.process.signal(libc::SIGSTOP)
     }
 
-    /// Lets it go on.
+    /// Lets it continue.
     pub fn thaw(&self) -> Result<(), RigError> {
         self.process.signal(libc::SIGCONT)
     }
@@ -120,7 +120,7 @@ impl QemuProcess {
     }
 }
 
-/// QEMU with the machine, the device, the kernel and its files; without ports, and without what the user adds.
+/// QEMU with the machine, the device, the kernel and its files; without ports, and without the user's arguments.
 pub(crate) fn command(
     tools: &Tools,
     accel: Accel,

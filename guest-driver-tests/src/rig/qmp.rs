@@ -1,5 +1,5 @@
-//! QEMU's control socket (QMP): greeting, requests and replies; events are passed over. Knows the few requests that
-//! the rig makes, nothing of the guest.
+//! QEMU's control socket (QMP): greeting, requests and replies; events are skipped. Knows the few requests that the
+//! rig makes; knows nothing of the guest.
 
 use crate::rig::error::RigError;
 use crate::rig::json_lines::JsonLines;
@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 const PEER: &str = "QEMU's control socket";
-/// QEMU answers within milliseconds, but an INVALIDATE that is not acked freezes it: that is what runs into this.
+/// QEMU answers within milliseconds, but an INVALIDATE that is not acked freezes it: then this timeout expires.
 const REPLY_LIMIT: Duration = Duration::from_secs(20);
 
 /// The connection, past its negotiation.
@@ -48,7 +48,7 @@ impl Qmp {
         self.execute("stop", json!({})).map(drop)
     }
 
-    /// Lets the virtual machine go on.
+    /// Resumes the virtual machine.
     pub fn cont(&mut self) -> Result<(), RigError> {
         self.execute("cont", json!({})).map(drop)
     }
@@ -58,7 +58,7 @@ impl Qmp {
         self.execute("screendump", json!({ "filename": path, "format": format })).map(drop)
     }
 
-    /// Whether a reboot of the guest resets the machine; else it ends QEMU.
+    /// Whether a reboot of the guest resets the machine; otherwise it ends QEMU.
     pub fn allow_reboot(&mut self, allowed: bool) -> Result<(), RigError> {
         let action = if allowed { "reset" } else { "shutdown" };
         self.execute("set-action", json!({ "reboot": action })).map(drop)

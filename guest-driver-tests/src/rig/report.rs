@@ -1,4 +1,4 @@
-//! What a person reads while the rig works and when it is done. Knows nothing of how the figures came about.
+//! What a person reads while the rig works and when it is done. Knows nothing of where the figures come from.
 
 use crate::soft_guest::turn::held;
 use std::io::{self, Write};
@@ -15,7 +15,7 @@ static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
 pub fn say(text: &str) {
     let elapsed = START.get_or_init(Instant::now).elapsed().as_secs_f64();
     let write = || {
-        // A reader who has gone away is no reason to stop.
+        // A closed output is no reason to stop.
         let _ = writeln!(io::stdout().lock(), "{elapsed:6.1} s  {text}");
     };
     match &*held(&BAR) {
@@ -24,7 +24,7 @@ pub fn say(text: &str) {
     }
 }
 
-/// From now on lines are printed above this bar; `None`: there is none any more.
+/// From now on lines are printed above this bar; `None`: there is no bar any more.
 pub fn keep_below(bar: Option<ProgressBar>) {
     *held(&BAR) = bar;
 }

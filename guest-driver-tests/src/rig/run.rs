@@ -1,5 +1,5 @@
-//! One boot: back-end, QEMU and agent together, on one topology, in a folder of its own. Knows how to bring them up,
-//! take the screen, and end them; what is to be done in between is a scenario's business.
+//! One boot: back-end, QEMU and agent together, on one topology, in its own folder. Knows how to start them, take the
+//! screen, and end them; what happens in between is up to the scenario.
 
 use crate::rig::accel::Accel;
 use crate::rig::backend_process::Backend;
@@ -32,9 +32,9 @@ use tempfile::TempDir;
 /// Built in, or a module that nothing names as a dependency (Linux 6.1 of Debian).
 const BUS_MODULE: &str = "virtio-pci";
 const DISPLAY_MODULE: &str = "virtio-gpu";
-/// What a driver in user space needs where there is an IOMMU.
+/// What a user-space driver needs where there is an IOMMU.
 const VFIO_MODULES: [&str; 2] = ["vfio-pci", "vfio_iommu_type1"];
-/// How long the screen may lag behind the guest's fences: the display is a peer of its own.
+/// How long the screen may lag behind the guest's fences: the display is a separate peer.
 const SCREEN_LIMIT: Duration = Duration::from_secs(10);
 
 /// All that runs have in common.
@@ -43,22 +43,22 @@ pub struct Rig {
     pub(super) tools: Tools,
     pub(super) accel: Accel,
     agent: Vec<u8>,
-    /// Our back-end; none where QEMU's own device is to be tested.
+    /// MirrorGPU's back-end; `None` where QEMU's own device is tested.
     pub(super) backend: Option<PathBuf>,
-    /// How it is to misbehave.
+    /// Its fault injection.
     pub(super) inject: Vec<String>,
     /// The user's own modules.
     modules: Vec<PathBuf>,
     /// The user's own files.
     initramfs: Option<PathBuf>,
-    /// Whether it knows how to judge QEMU: another than the checkout's may not.
+    /// Whether it can check QEMU: a back-end other than the checkout's may not.
     pub(super) judges: bool,
     timeout: Duration,
     keep: bool,
 }
 
 impl Rig {
-    /// Finds and builds all that is needed.
+    /// Finds and builds everything that is needed.
     pub fn prepare(options: &Options) -> Result<Self, RigError> {
         let tools = Tools::find(options)?;
         say("Building the guest's agent and the back-end");
@@ -80,7 +80,7 @@ impl Rig {
         Ok(Self { tools, accel, agent, backend, inject, modules, initramfs, judges, timeout, keep })
     }
 
-    /// What runs are made with, by name.
+    /// What runs use, by name.
     pub fn environment(&self) -> Vec<(String, String)> {
         let mut all = vec![
             ("QEMU".to_owned(), self.tools.qemu.version.clone()),
@@ -93,7 +93,7 @@ impl Rig {
         all
     }
 
-    /// The same with a back-end that misbehaves so, too.
+    /// The same with a back-end that has this fault injection too.
     #[must_use]
     pub fn misbehaving(&self, inject: &[&str]) -> Self {
         let mut other = self.clone();
@@ -101,7 +101,7 @@ impl Rig {
         other
     }
 
-    /// Whether the device is ours, and not QEMU's own.
+    /// Whether the device is MirrorGPU, and not QEMU's own.
     pub fn has_backend(&self) -> bool {
         self.backend.is_some()
     }
@@ -135,7 +135,7 @@ impl Rig {
         })
     }
 
-    /// The same with more in it.
+    /// The same with additional files.
     pub(super) fn initramfs_with(
         &self,
         topology: &Topology,
@@ -155,14 +155,14 @@ impl Rig {
             Some(path) => fs::read(path).doing(format!("read {}", path.display()))?,
             None => Vec::new(),
         };
-        // The kernel unpacks archives that follow one another, each from a multiple of four bytes on.
+        // The kernel unpacks consecutive archives, each starting at a multiple of four bytes.
         bytes.resize(bytes.len().next_multiple_of(4), 0);
         bytes.extend(archive.finish());
         Ok(bytes)
     }
 }
 
-/// A guest that is up, with all that belongs to it.
+/// A running guest, with everything that belongs to it.
 pub struct Run<'a> {
     /// What it runs on.
     pub topology: &'a Topology,
@@ -174,11 +174,11 @@ pub struct Run<'a> {
     backend: Option<Backend>,
     /// How the machine differs from its topology.
     pub variation: Variation,
-    /// What of the guest's console was caused on purpose.
+    /// What in the guest's console was provoked.
     forgiven: Forgiven,
-    /// Nobody minds that the back-end is gone: it was killed.
+    /// The back-end was killed: its end is no failure.
     backend_is_gone: bool,
-    /// Nor that QEMU minds.
+    /// Nor are QEMU's complaints about that.
     was_killed: bool,
     /// Dropped last: it removes the files.
     _folder: Option<TempDir>,
@@ -218,13 +218,13 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Makes a request of the agent and waits for its answer.
+    /// Sends a request to the agent and waits for its answer.
     pub fn ask(&mut self, what: &str, command: Command) -> Result<Event, RigError> {
         self.guest.send(command)?;
         self.hear(what)
     }
 
-    /// Waits for the agent's answer to a request that was made before.
+    /// Waits for the agent's answer to an earlier request.
     pub fn hear(&mut self, what: &str) -> Result<Event, RigError> {
         let gone = self.backend_is_gone;
         let (qemu, mut backend) = (&mut self.qemu, self.backend.as_mut().filter(|_| !gone));
@@ -234,19 +234,19 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Makes a request of the agent; [`Self::hear`] waits for the answer.
+    /// Sends a request to the agent; [`Self::hear`] waits for the answer.
     pub fn tell(&mut self, command: Command) -> Result<(), RigError> {
         self.guest.send(command)
     }
 
-    /// Has the agent draw, and waits for its counts.
+    /// Makes the agent draw, and waits for its counts.
     pub fn draw(&mut self, command: Command) -> Result<Drawn, RigError> {
         self.guest.send(command)?;
         let (qemu, backend) = (&mut self.qemu, &mut self.backend);
         self.guest.drawn(|| check_alive(qemu, backend))
     }
 
-    /// Has the guest reboot, and waits until it is back.
+    /// Reboots the guest, and waits until it is back.
     pub fn reboot(&mut self) -> Result<(), RigError> {
         self.qemu.qmp().allow_reboot(true)?;
         self.guest.send(Command::Reboot)?;
@@ -272,7 +272,7 @@ impl<'a> Run<'a> {
         Ok(stats.map(|stats| instruments::verdicts(&stats, mode)).unwrap_or_default())
     }
 
-    /// Makes a request of the back-end's control socket; nothing if it does not know the command, or is not there.
+    /// Sends a command to the back-end's control socket; `None` if it does not know the command, or does not run.
     pub fn control(&mut self, command: &str, arguments: Value) -> Result<Option<Value>, RigError> {
         match &mut self.backend {
             Some(backend) => backend.control(command, arguments),
@@ -280,7 +280,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Waits until the screen shows what the guest says it has drawn, byte for byte.
+    /// Waits until the screen shows what the guest reports to have drawn, byte for byte.
     pub fn wait_for_picture(&mut self, drawn: &Drawn) -> Result<(), RigError> {
         let dump = self.files.folder.join("screen.ppm");
         let expected = Screen::expected(drawn);
@@ -304,9 +304,9 @@ impl<'a> Run<'a> {
         self.qemu.qmp().screendump(path, "png")
     }
 
-    /// Adds to an error what there is to see: the logs, an oops whole, what the back-end works on, and a trace.
+    /// Adds the evidence to an error: the logs, a whole oops, the back-end's current work, and a trace.
     pub fn explain(&mut self, error: RigError) -> RigError {
-        // A frozen QEMU would keep us from ending it.
+        // A frozen QEMU would keep the rig from ending it.
         let _ = self.qemu.thaw();
         let backend = self.backend.as_mut().filter(|_| !self.backend_is_gone);
         evidence::of_run(error, &self.files, &self.forgiven, backend)
@@ -322,12 +322,12 @@ impl<'a> Run<'a> {
         &self.files.folder
     }
 
-    /// How many accesses of the device the guest's kernel says that the IOMMU has stopped.
+    /// How many accesses of the device the guest's kernel reports as blocked by the IOMMU.
     pub fn faults_logged(&self) -> u64 {
         console::faults(&RunFiles::text(&self.files.console()))
     }
 
-    /// From here on the guest's driver makes mistakes, and the IOMMU may stop the device where it is sent astray.
+    /// From here on the guest's driver makes mistakes, and the IOMMU may block accesses of the device.
     pub fn expect_faults(&mut self) {
         self.forgiven.faults(self.console().len());
     }
@@ -342,7 +342,7 @@ impl<'a> Run<'a> {
         Mark(self.console().len())
     }
 
-    /// The guest's kernel has told of no troubles since `mark`, and there was room to tell of them.
+    /// The guest's kernel has reported no trouble since `mark`, and there was room to report it.
     pub fn no_troubles_since(&self, mark: Mark) -> Result<(), RigError> {
         disk::has_room(&self.files.folder)?;
         match self.forgiven.troubles(&self.console(), mark.0).as_slice() {
@@ -351,8 +351,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Lines with `words` that the guest's kernel has written since `mark` were caused on purpose, and are no troubles.
-    /// Says how many there are.
+    /// Lines with `words` that the guest's kernel has written since `mark` were provoked, and are ignored. Returns
+    /// how many there are.
     pub fn forgive(&mut self, mark: Mark, words: &'static str) -> usize {
         let log = self.console();
         self.forgiven.lines(&log, mark.0..log.len(), words)
@@ -369,23 +369,23 @@ impl<'a> Run<'a> {
         self.console().get(mark.0..).unwrap_or_default().to_owned()
     }
 
-    /// Stops QEMU itself, as a busy host does. [`Self::thaw`] has to come before anything is asked of it.
+    /// Stops QEMU itself, as a busy host does. Call [`Self::thaw`] before any other request to it.
     pub fn freeze(&mut self) -> Result<(), RigError> {
         self.qemu.freeze()
     }
 
-    /// Lets QEMU go on.
+    /// Lets QEMU continue.
     pub fn thaw(&mut self) -> Result<(), RigError> {
         self.qemu.thaw()
     }
 
-    /// Kills the back-end. From here on nothing minds that it is gone, until it is restarted.
+    /// Kills the back-end. From here on its absence is no failure, until it is restarted.
     pub fn kill_backend(&mut self) -> Result<(), RigError> {
         (self.backend_is_gone, self.was_killed) = (true, true);
         self.backend.as_mut().map_or(Ok(()), Backend::kill)
     }
 
-    /// Starts the back-end again where it was; its counts begin anew.
+    /// Starts the back-end again where it was; its counts restart.
     pub fn restart_backend(&mut self) -> Result<(), RigError> {
         self.backend.as_mut().map_or(Ok(()), Backend::restart)?;
         self.backend_is_gone = false;
@@ -396,7 +396,7 @@ impl<'a> Run<'a> {
         RunFiles::text(&self.files.console())
     }
 
-    /// Ends the guest, QEMU and the back-end, and judges their logs.
+    /// Ends the guest, QEMU and the back-end, and checks their logs.
     pub fn end(self) -> Result<(), RigError> {
         self.qemu.end()?;
         if !self.backend_is_gone {
@@ -434,7 +434,7 @@ fn start(rig: &Rig, machine: (&Topology, &Variation), files: &RunFiles) -> Resul
 }
 
 fn check_alive(qemu: &mut QemuProcess, backend: &mut Option<Backend>) -> Result<(), RigError> {
-    // The back-end first: when it dies, QEMU may follow, and the cause is what is to be named.
+    // The back-end first: when it dies, QEMU may follow, and the error has to name the cause.
     backend.as_mut().map_or(Ok(()), Backend::check_alive)?;
     qemu.check_alive()
 }

@@ -1,4 +1,4 @@
-//! What is done to a running guest, and what must hold then on both sides: in the guest's counts, in the back-end's,
+//! What is done to a running guest, and what must then hold on both sides: in the guest's counts, in the back-end's,
 //! on the screen. Knows nothing of booting.
 
 use crate::rig::console::COMMANDS_LEFT_BEHIND;
@@ -12,7 +12,7 @@ use guest_agent::protocol::{Amount, Command, Drawn, Driver, Event};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
-/// What a scenario draws, usually.
+/// What a scenario usually draws.
 const AMOUNT: Amount = Amount { page_flips: 30, dirty_flushes: 10, cursor_moves: 20 };
 const STOPS: u32 = 10;
 const CURSOR_PIXELS: u64 = 64 * 64;
@@ -21,14 +21,14 @@ const TIME_TO_SHOW: Duration = Duration::from_secs(2);
 const HIT_LIMIT: Duration = Duration::from_secs(30);
 /// An audit asks for at most 16 pages a millisecond.
 const AUDIT_LIMIT: Duration = Duration::from_secs(30);
-/// An emulated guest that has other work beside it on a busy machine goes on drawing for a while.
+/// An emulated guest on a busy machine continues to draw for a while.
 const SETTLE_LIMIT: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_millis(50);
 
-/// What a scenario cannot do without.
+/// What a scenario requires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Needs {
-    /// It can be done anywhere.
+    /// Nothing: it can run anywhere.
     Nothing,
     /// A screen to look at.
     Screen,
@@ -36,10 +36,10 @@ pub enum Needs {
     Iommu,
     /// A device that translates addresses by itself.
     Ats,
-    /// A front-end that passes all feature bits of the device on.
+    /// A front-end that passes all feature bits of the device through.
     AllFeatures,
-    /// An IOMMU that is told of each unmap at once. (Whoever asks for a page whose end is about to be told leaves a fault
-    /// in the guest's log.)
+    /// An IOMMU that is notified of each unmap at once. (Requesting a page that is about to be unmapped leaves a
+    /// fault in the guest's log.)
     Strict,
 }
 
@@ -60,7 +60,7 @@ pub(crate) fn usual_picture(run: &mut Run<'_>) -> Result<(), RigError> {
     picture(run, AMOUNT).map(drop)
 }
 
-/// The guest draws; the screen shows it, and both sides have counted the same.
+/// The guest draws; the screen shows it, and both counts agree.
 pub fn picture(run: &mut Run<'_>, amount: Amount) -> Result<Drawn, RigError> {
     let before = settled(run)?;
     let drawn = run.draw(Command::Picture(amount))?;
@@ -76,7 +76,7 @@ pub fn picture(run: &mut Run<'_>, amount: Amount) -> Result<Drawn, RigError> {
     Ok(drawn)
 }
 
-/// The back-end met nothing that a good driver, left in peace, does not do.
+/// The back-end met nothing that a correct, undisturbed driver does not do.
 pub(super) fn no_troubles(before: &Stats, after: &Stats) -> Result<(), RigError> {
     match stats::troubles(before, after).as_slice() {
         [] => Ok(()),
@@ -84,7 +84,7 @@ pub(super) fn no_troubles(before: &Stats, after: &Stats) -> Result<(), RigError>
     }
 }
 
-/// What the guest did and what the back-end did for it: both have counted the same.
+/// What the guest did and what the back-end did for it: both counts agree.
 fn compare(drawn: &Drawn, before: &Stats, after: &Stats) -> Result<(), RigError> {
     let who = "the back-end";
     let shown = u64::from(drawn.mode_sets + drawn.page_flips + drawn.dirty_flushes);
@@ -97,7 +97,7 @@ fn compare(drawn: &Drawn, before: &Stats, after: &Stats) -> Result<(), RigError>
     same("flushes", who, after.flushes - before.flushes, shown)
 }
 
-/// The invalidations of this topology came, and found in flight what they may find.
+/// The invalidations of this topology came, and found only what they may find in flight.
 pub(crate) fn invalidations(run: &mut Run<'_>) -> Result<(), RigError> {
     let expected = run.topology.invalidations;
     let before = run.stats()?;
@@ -120,7 +120,7 @@ pub(crate) fn invalidations(run: &mut Run<'_>) -> Result<(), RigError> {
     }
 }
 
-/// Every translation that the device holds is asked for again: none has ended without an INVALIDATE.
+/// Requests every translation that the device holds again: none has ended without an INVALIDATE.
 pub(crate) fn audit(run: &mut Run<'_>) -> Result<(), RigError> {
     settled(run)?;
     let mut audit = run.control("audit", json!({ "restart": true }))?;
@@ -137,8 +137,8 @@ pub(crate) fn audit(run: &mut Run<'_>) -> Result<(), RigError> {
     if is_good { Ok(()) } else { Err(RigError::check(format!("The audit has found: {audit}"))) }
 }
 
-/// The guest draws, while buffers come and go, until there is enough to look at: in lazy mode, invalidations that
-/// found work in flight; else, some frames.
+/// The guest draws, while buffers come and go, until there is enough to check: in lazy mode, invalidations that found
+/// work in flight; otherwise some frames.
 pub fn draw_under_invalidations(run: &mut Run<'_>) -> Result<Drawn, RigError> {
     if run.topology.invalidations == Invalidations::Lazy && run.stats()?.is_some() {
         return draw_until_hit(run, HITS_TO_SHOW);
@@ -159,7 +159,8 @@ fn draw_until_hit(run: &mut Run<'_>, hits: u64) -> Result<Drawn, RigError> {
     stop_drawing(run)
 }
 
-/// The machine is stopped in the middle of drawing, again and again: silence while it stands, nothing lost after.
+/// The machine is stopped in the middle of drawing, again and again: no activity while it is stopped, nothing lost
+/// after.
 pub(crate) fn stop_and_cont(run: &mut Run<'_>) -> Result<(), RigError> {
     let begin = run.stats()?;
     start_drawing(run)?;
@@ -186,8 +187,8 @@ pub(crate) fn stop_and_cont(run: &mut Run<'_>) -> Result<(), RigError> {
     }
 }
 
-/// What cannot change without touching the guest's memory or asking the front-end for more of it. (A job that ended
-/// just before the stop may be put in the books after it.)
+/// What cannot change without touching the guest's memory or sending MISSes to the front-end. (A job that ended just
+/// before the stop may be counted after it.)
 fn touches(stats: &Stats) -> [(&'static str, u64); 4] {
     [
         ("commands", stats.commands),
@@ -197,14 +198,14 @@ fn touches(stats: &Stats) -> [(&'static str, u64); 4] {
     ]
 }
 
-/// The PCI driver is taken away from an idle device, the IOMMU's domain with it; then all is as after a boot.
+/// The PCI driver is unbound from an idle device, with the IOMMU's domain; then everything is as after a boot.
 pub(crate) fn rebind_idle(run: &mut Run<'_>) -> Result<(), RigError> {
     release_screen(run)?;
     settled(run)?;
     rebind(run, Driver::VirtioPci)
 }
 
-/// Nobody holds the screen any more.
+/// Releases the screen.
 pub(crate) fn release_screen(run: &mut Run<'_>) -> Result<(), RigError> {
     match run.ask("The screen's release", Command::Release)? {
         Event::Released => Ok(()),
@@ -212,8 +213,8 @@ pub(crate) fn release_screen(run: &mut Run<'_>) -> Result<(), RigError> {
     }
 }
 
-/// The display's driver is taken away with transfers in flight; then all is as after a boot. (In between, misses may
-/// be refused and jobs fail: the driver takes the memory away from under them.)
+/// The display's driver is unbound with transfers in flight; then everything is as after a boot. (In between, misses
+/// may be refused and jobs fail: the driver unmaps their memory.)
 pub(crate) fn rebind_drawing(run: &mut Run<'_>) -> Result<(), RigError> {
     start_drawing(run)?;
     leaving_commands_behind(run, |run| rebind(run, Driver::VirtioGpu))
@@ -237,8 +238,8 @@ fn rebind(run: &mut Run<'_>, driver: Driver) -> Result<(), RigError> {
     }
 }
 
-/// The guest reboots with transfers in flight; then all is as after the first boot. (In between, misses are refused
-/// and rings break: Linux 6.12 switches the IOMMU off before it resets the device.)
+/// The guest reboots with transfers in flight; then everything is as after the first boot. (In between, misses are
+/// refused and rings break: Linux 6.12 switches the IOMMU off before it resets the device.)
 pub(crate) fn reboot_drawing(run: &mut Run<'_>) -> Result<(), RigError> {
     start_drawing(run)?;
     run.reboot()?;
@@ -258,7 +259,7 @@ fn stop_drawing(run: &mut Run<'_>) -> Result<Drawn, RigError> {
     Ok(drawn)
 }
 
-/// The back-end's counts once every job has ended, by itself or by a reset, and they stand still.
+/// The back-end's counts once every job has ended, by itself or by a reset, and they no longer change.
 pub(super) fn settled(run: &mut Run<'_>) -> Result<Option<Stats>, RigError> {
     let mut last = run.stats()?;
     let mut since = Instant::now();

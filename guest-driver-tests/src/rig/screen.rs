@@ -1,5 +1,5 @@
-//! The screen as QEMU shows it, and whether it is the picture that the guest says it has drawn. Knows nothing of how
-//! the dump was made.
+//! The screen as QEMU shows it, and whether it is the picture that the guest reports to have drawn. Knows nothing of
+//! how the dump was made.
 
 use crate::rig::error::{Doing, RigError};
 use guest_agent::picture;
@@ -23,7 +23,7 @@ impl Screen {
         Self::parse(&bytes).ok_or_else(|| RigError::check(format!("{} is not a PPM picture", path.display())))
     }
 
-    /// The picture that the guest says is on the screen.
+    /// The picture that the guest reports to be on the screen.
     pub fn expected(drawn: &Drawn) -> Self {
         let Drawn { width, height, frame, .. } = *drawn;
         let pixels = picture::whole(width, height, frame);
@@ -34,7 +34,7 @@ impl Screen {
         Self { width, height, pixels: pixels.chunks_exact(picture::PIXEL).flat_map(rgb).collect() }
     }
 
-    /// Where this differs from `other`, in a sentence; nothing if every byte is the same.
+    /// Where this differs from `other`, in a sentence; `None` if every byte is the same.
     pub fn difference(&self, other: &Self) -> Option<String> {
         if (self.width, self.height) != (other.width, other.height) {
             let (width, height) = (other.width, other.height);

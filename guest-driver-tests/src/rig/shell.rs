@@ -1,4 +1,4 @@
-//! A guest for a person: a shell on the console, or a root file system of the person's own. Knows how it is booted; knows
+//! A guest for a person: a shell on the console, or the person's own root file system. Knows how it is booted; knows
 //! nothing of what is done in it.
 
 use crate::rig::backend_process::Backend;
@@ -11,9 +11,9 @@ use crate::rig::variation::Variation;
 use std::path::Path;
 use tempfile::TempDir;
 
-/// What a guest needs that has its root on a disk.
+/// What a guest with its root on a disk needs.
 const DISK_MODULES: [&str; 2] = ["virtio_blk", "ext4"];
-/// The same where ext4 asks for its checksum by name, as it does until Linux 6.14.
+/// The same where ext4 requests its checksum by name, as it does until Linux 6.14.
 const OLDER_DISK_MODULES: [&str; 3] = ["virtio_blk", CHECKSUM_MODULE, "ext4"];
 const CHECKSUM_MODULE: &str = "crc32c_generic";
 
@@ -22,7 +22,7 @@ const CHECKSUM_MODULE: &str = "crc32c_generic";
 pub enum Wish<'a> {
     /// A shell, out of this busybox.
     Shell(&'a [u8]),
-    /// What is on this disk, a raw image of an ext4 file system. What is written to it is forgotten.
+    /// The system on this disk, a raw image of an ext4 file system. Writes to it are discarded.
     Root(&'a Path),
 }
 

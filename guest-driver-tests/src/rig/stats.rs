@@ -1,9 +1,9 @@
-//! The back-end's counts, as its control socket gives them, and what changed between two looks. Knows the names that
-//! the rig uses; there may be more.
+//! The back-end's counts, as its control socket returns them, and what changed between two snapshots. Knows the names
+//! that the rig uses; there may be more.
 
 use serde::Deserialize;
 
-/// The table of counts: the struct and the difference of two looks come of it.
+/// The table of counts: it generates the struct and the difference of two snapshots.
 macro_rules! counts {
     ($($count:ident,)+) => {
         /// What the back-end has counted since it started.
@@ -15,7 +15,7 @@ macro_rules! counts {
         }
 
         impl Stats {
-            /// What was counted since the look `before`. Latencies are not counts: they stay as they are.
+            /// What was counted since the snapshot `before`. Latencies are not counts: they stay as they are.
             #[must_use]
             pub fn since(&self, before: &Self) -> Self {
                 Self {
@@ -67,7 +67,7 @@ pub struct Latency {
 
 type Count = fn(&Stats) -> u64;
 
-/// Counts by which the back-end owned up to trouble between two looks; with a good driver, left in peace, all are 0.
+/// Counts of trouble that the back-end reported between two snapshots; with a correct, undisturbed driver all are 0.
 pub fn troubles(before: &Stats, after: &Stats) -> Vec<(&'static str, u64)> {
     let rises = after.since(before);
     let counts: [(&str, Count); 7] = [

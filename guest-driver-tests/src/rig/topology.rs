@@ -1,5 +1,5 @@
-//! Topologies: the `-readconfig` files of qemu-configs, with what their comments say to the rig. Knows the files' form
-//! and the one device in them that is under test, nothing of running QEMU.
+//! Topologies: the `-readconfig` files of qemu-configs, with the rig's settings in their comments. Knows the files'
+//! format and the device in them that is under test; knows nothing of running QEMU.
 
 use crate::rig::error::{Doing, RigError};
 use crate::rig::workspace;
@@ -10,7 +10,7 @@ use std::path::Path;
 const GUEST_KEY: &str = "guest:";
 /// A comment that starts with this names modules that have to be loaded before the display's.
 const MODULES_KEY: &str = "modules:";
-/// A comment that starts with this says what the invalidations of this topology are like.
+/// A comment that starts with this gives the type of this topology's invalidations.
 const MODE_KEY: &str = "invalidations:";
 
 /// A comment that starts with this says which QEMU this topology needs, by the first number of its version.
@@ -18,7 +18,7 @@ const QEMU_KEY: &str = "qemu:";
 /// A comment that starts with this says whether there is a screen: `none`, or nothing at all.
 const DISPLAY_KEY: &str = "display:";
 
-/// When the guest tells its IOMMU that a mapping is gone.
+/// When the guest notifies its IOMMU that a mapping is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Invalidations {
     /// Never: addresses are physical.
@@ -113,7 +113,7 @@ impl Topology {
         Ok(topology)
     }
 
-    /// The machine as arguments of QEMU's: what the file's sections say, one `-machine`, `-object`, `-device` … each.
+    /// The machine as arguments of QEMU's: the file's sections, one `-machine`, `-object`, `-device` … each.
     pub fn command_line(&self, socket: &Path) -> Vec<String> {
         let mut words: Vec<String> = Vec::new();
         for line in self.config.lines().map(str::trim) {
@@ -126,7 +126,7 @@ impl Topology {
                 && let Some(last) = words.last_mut()
             {
                 let (key, value) = (key.trim(), value.trim().trim_matches('"'));
-                // The first word of an option is what it is: it goes without its key, and first.
+                // The first word of an option is its type: it goes without its key, and first.
                 let is_kind = ["type", "qom-type", "driver", "backend", "size"].contains(&key);
                 if key == "path" {
                     last.push_str(&format!(",path={}", socket.display()));
@@ -157,12 +157,12 @@ impl Topology {
         self.config.contains("vhost-user-test-device-pci")
     }
 
-    /// Whether the device stands behind a root port, as one on a PCI Express slot does.
+    /// Whether the device is behind a root port, like one on a PCI Express slot.
     pub fn has_root_port(&self) -> bool {
         self.config.contains("pcie-root-port")
     }
 
-    /// The same machine with so many MiB of memory.
+    /// The same machine with this many MiB of memory.
     #[must_use]
     pub fn with_memory(&self, mib: u32) -> Self {
         let sized = |line: &str| match line.trim_start().starts_with("size = ") {
@@ -172,14 +172,15 @@ impl Topology {
         Self { config: self.config.lines().map(sized).collect(), ..self.clone() }
     }
 
-    /// The same machine without a word on which memory is the machine's: it is a NUMA node's, and who has nodes says so.
+    /// The same machine without its memory assignment: the memory belongs to a NUMA node, which the variation
+    /// defines.
     #[must_use]
     pub fn without_memory(&self) -> Self {
         let kept = self.config.lines().filter(|line| !line.trim_start().starts_with("memory-backend ="));
         Self { config: kept.map(|line| format!("{line}\n")).collect(), ..self.clone() }
     }
 
-    /// The same machine with QEMU's own device in the place of ours, to compare with.
+    /// The same machine with QEMU's own device instead of MirrorGPU, to compare with.
     pub fn reference_config(&self) -> String {
         let mut config = String::new();
         let mut section = "";

@@ -1,23 +1,24 @@
-//! What a scenario needs of its machine beyond its topology. Knows words and arguments; knows nothing of who needs them.
+//! What a scenario needs of its machine beyond its topology. Knows words and arguments; knows nothing of the
+//! scenarios.
 
 /// How a machine differs from its topology.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Variation {
-    /// Words for the guest's command line, behind the topology's.
+    /// Words for the guest's command line, after the topology's.
     pub guest: &'static str,
-    /// Arguments of QEMU's, behind all others.
+    /// Arguments of QEMU's, after all others.
     pub qemu: &'static [&'static str],
-    /// Modules to load behind the display's.
+    /// Modules to load after the display's.
     pub modules: &'static [&'static str],
-    /// Arguments of the back-end's, behind all others.
+    /// Arguments of the back-end's, after all others.
     pub backend: &'static [&'static str],
-    /// The guest is of no use to anybody afterwards.
+    /// The guest cannot be used afterwards.
     pub alone: bool,
-    /// MiB of memory, where the topology's do not do.
+    /// MiB of memory, where the topology's are not enough.
     pub memory: Option<u32>,
     /// The guest has its own kernel as a file, and an initramfs for it.
     pub second_kernel: bool,
-    /// The arguments of QEMU's say which memory is whose: the topology does not.
+    /// The arguments of QEMU define the memory: the topology does not.
     pub has_nodes: bool,
 }
 
@@ -34,7 +35,7 @@ impl Variation {
         has_nodes: false,
     };
 
-    /// Whether a machine of the topology's own will do.
+    /// Whether a machine of the topology itself is enough.
     pub fn is_none(&self) -> bool {
         *self == Self::NONE
     }

@@ -1,5 +1,5 @@
-//! Jobs through the agent's own driver, by way of VFIO: rightly, with an idle range that comes and goes beside them;
-//! and with a driver's bugs, made on purpose. Knows what both sides must have counted; knows nothing of VFIO itself.
+//! Jobs through the agent's own driver, through VFIO: correctly, with an idle range that comes and goes beside them;
+//! and with deliberate driver bugs. Knows what both sides must have counted; knows nothing of VFIO itself.
 
 use crate::rig::error::RigError;
 use crate::rig::guest::unexpected;
@@ -17,9 +17,9 @@ use job_stream::{Choice, Mode};
 const STORM: u32 = 12;
 /// The long job, the one that publishes, and the cases once more after a buffer has moved.
 const JOBS: u64 = STORM as u64 + 2 + 2 * CASES.len() as u64;
-/// The back-end's default. An ack that comes as late was not found to be due before.
+/// The back-end's default. An ack as late as this was not found to be due before.
 const DRAIN_TIMEOUT_NS: u64 = 100_000_000;
-/// The device's answer to a job that came to its end.
+/// The device's answer to a successful job.
 const OK: u32 = 0x1100;
 
 /// Jobs in each mode through the agent's own driver.
@@ -34,7 +34,7 @@ pub(crate) fn vfio(run: &mut Run<'_>) -> Result<(), RigError> {
     give_back(run)
 }
 
-/// The bugs in each mode: the device stays right, whatever the driver does.
+/// The bugs in each mode: the device behaves correctly, whatever the driver does.
 pub(crate) fn driver_bugs(run: &mut Run<'_>) -> Result<(), RigError> {
     if !can_be_taken(run)? {
         return Ok(());
@@ -112,7 +112,7 @@ fn compare(shown: &ModeRun) -> Result<(), RigError> {
     )))
 }
 
-/// Makes the guest's driver do what it must not.
+/// Makes the guest's driver break a rule.
 pub fn break_on_purpose(run: &mut Run<'_>, mode: Mode, bug: Bug) -> Result<Broken, RigError> {
     match run.ask("What came of the driver's bug", Command::Break { mode, bug })? {
         Event::Broken(broken) => Ok(broken),
@@ -135,7 +135,7 @@ pub fn told(mode: Mode, bug: Bug, broken: &Broken) -> String {
     )
 }
 
-/// No coherent mode touches memory after its unmap, and a job whose memory is gone does not end well.
+/// No coherent mode touches memory after its unmap, and a job whose memory is gone does not succeed.
 fn judge(mode: Mode, bug: Bug, broken: &Broken) -> Result<(), RigError> {
     if mode == Mode::RegistrationCache {
         return at_least(
@@ -161,13 +161,13 @@ fn judge_backend(mode: Mode, broken: &Broken, backend: &Stats) -> Result<(), Rig
     let (who, failed) = ("the back-end", u64::from(broken.response != OK));
     same(&format!("failed jobs in mode {mode}"), who, backend.jobs_failed, failed)?;
     same(&format!("jobs that were done in mode {mode}"), who, backend.jobs_done, 1 - failed)?;
-    // A job in preempt mode holds nothing while it is off its engine: it may be that just then.
+    // A job in preempt mode holds nothing while it is off its engine, which may be the case just then.
     let (hits, due) = (backend.invalidations_with_work_in_flight, u64::from(mode != Mode::Preempt));
     at_least(&format!("invalidations that found work in flight in mode {mode}"), hits, due)?;
     if mode == Mode::RegistrationCache {
         at_least("pins that an invalidation did not wait for", backend.incoherent_pins, 1)?;
     }
-    // Only fence mode has the machine wait for a job, until the drain timeout.
+    // Only fence mode makes the machine wait for a job, until the drain timeout.
     let limit = if mode == Mode::Fence { overtaken_time() } else { DRAIN_TIMEOUT_NS };
     if backend.frozen_ns < limit {
         return Ok(());
@@ -178,8 +178,8 @@ fn judge_backend(mode: Mode, broken: &Broken, backend: &Stats) -> Result<(), Rig
     )))
 }
 
-/// The driver is found out, but for the mode that asks for no translation again: its pins are counted. What is found
-/// may be either, where the device looks for the memory at once: the driver may not yet have come to map the other.
+/// The bug is reported, except in the mode that requests no translation again: its pins are counted. The verdict may
+/// be either where the device requests the memory at once: the driver may not yet have mapped the other memory.
 fn judge_verdicts(mode: Mode, bug: Bug, verdicts: &Verdicts) -> Result<(), RigError> {
     let Verdicts { moved, gone, .. } = *verdicts;
     let (due, found) = match (mode, bug) {
@@ -191,12 +191,12 @@ fn judge_verdicts(mode: Mode, bug: Bug, verdicts: &Verdicts) -> Result<(), RigEr
     at_least(&format!("verdicts {due} in mode {mode}"), found, 1)
 }
 
-/// Whether a driver is told of its bug: in fault mode memory may go, and a registration cache does not look.
+/// Whether a driver's bug is reported: in fault mode memory may go, and a registration cache does not check.
 fn is_reported(mode: Mode) -> bool {
     !matches!(mode, Mode::Fault | Mode::RegistrationCache)
 }
 
-/// What is reported is the mode's, certain, and by its right name.
+/// The report names the right mode, the right verdict, and is certain.
 fn judge_reports(mode: Mode, bug: Bug, reports: &[Violation]) -> Result<(), RigError> {
     let is_right = |report: &Violation| {
         let name = report.verdict.as_str();

@@ -1,5 +1,5 @@
-//! The three kinds of address that a front-end and its guest have to do with, and permissions. Written apart from
-//! the device's own types on purpose: a mistake made there is not repeated here. Knows nothing of memory.
+//! The three kinds of address that a front-end and its guest use, and permissions. Written independently of the
+//! device's own types on purpose: a mistake there is not repeated here. Knows nothing of memory.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ macro_rules! address {
         pub struct $name(pub u64);
 
         impl $name {
-            /// The address `bytes` above. Test code: an overflow is a mistake of the test.
+            /// The address `bytes` above. Test code: an overflow is a bug of the test.
             pub fn plus(self, bytes: u64) -> Self {
                 Self(self.0 + bytes)
             }
@@ -46,8 +46,8 @@ address! {
     Gpa
 }
 address! {
-    /// An address in the front-end's own address space, as the memory table and UPDATEs give it. It is made up
-    /// here, and mapped nowhere.
+    /// An address in the front-end's own address space, as the memory table and UPDATEs give it. It is invented here,
+    /// and mapped nowhere.
     UserAddr
 }
 

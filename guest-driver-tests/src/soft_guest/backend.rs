@@ -1,5 +1,5 @@
-//! The back-end process: built if need be, started, watched, ended by its process id. Knows the command line's
-//! shape and /proc; what the device does is asked over the control socket.
+//! The back-end process: built if necessary, started, watched, and ended by its process id. Knows the shape of the
+//! command line and /proc; what the device does is queried over the control socket.
 
 use std::ffi::OsStr;
 use std::io::{self, BufRead, BufReader, Read};
@@ -23,7 +23,7 @@ pub const PROGRAM_VARIABLE: &str = "MIRRORGPU_BACKEND";
 const READY: &str = "listening on ";
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The program: from the environment, or beside the running test and freshly built.
+/// The program: from the environment, or the one next to the running test, freshly built.
 pub fn program() -> Result<PathBuf> {
     static PROGRAM: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
     if let Some(program) = std::env::var_os(PROGRAM_VARIABLE) {
@@ -54,12 +54,12 @@ fn build() -> std::result::Result<PathBuf, String> {
     Ok(profile.join("mirrorgpu"))
 }
 
-/// A command line that did not lead to a running back-end, or what was left when it ended.
+/// A command line that did not lead to a running back-end, or the output of one that has ended.
 #[derive(Clone, Debug)]
 pub struct Ended {
     /// How it ended.
     pub status: ExitStatus,
-    /// How long that took since it was asked to, or since it was started.
+    /// How long that took since the request to end, or since the start.
     pub after: Duration,
     /// All of its standard output.
     pub stdout: String,
@@ -87,7 +87,8 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// Starts the back-end with these arguments beside the two sockets, and waits until it accepts connections.
+    /// Starts the back-end with these arguments in addition to the two sockets, and waits until it accepts
+    /// connections.
     pub fn start<S: AsRef<OsStr>>(args: &[S]) -> Result<Self> {
         let directory = tempfile::tempdir().map_err(Error::io("make a temporary directory"))?;
         Self::start_in(directory, args)
@@ -139,7 +140,7 @@ impl Backend {
         hits.ok_or_else(|| Error::Control { command: format!("inject ({injection})"), got: all.to_string() })
     }
 
-    /// Waits until the statistics fulfil `until`; `false` after `timeout`.
+    /// Waits until the statistics satisfy `until`; `false` after `timeout`.
     pub fn wait_for_stats(&self, timeout: Duration, until: impl Fn(&Stats) -> bool) -> Result<bool> {
         let mut control = self.control()?;
         let deadline = Instant::now() + timeout;
@@ -152,7 +153,7 @@ impl Backend {
         Ok(true)
     }
 
-    /// CPU time that the process uses while `wall` passes: next to none in silence.
+    /// CPU time that the process uses while `wall` passes: close to none when idle.
     pub fn cpu_time_in(&self, wall: Duration) -> Result<Duration> {
         let before = self.cpu_time()?;
         wire::wait_readable(&[], Some(wall)).map_err(Error::io("wait"))?;
@@ -225,7 +226,7 @@ impl Backend {
     pub fn cpu_time(&self) -> Result<Duration> {
         let file = format!("/proc/{}/stat", self.pid());
         let stat = std::fs::read_to_string(&file).map_err(Error::io(format!("read {file}")))?;
-        // Fields 14 and 15, counted after the name, which may hold anything.
+        // Fields 14 and 15, counted after the name, which may contain anything.
         let fields: Vec<_> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
         let ticks: u64 = fields.iter().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
         // SAFETY: sysconf takes a number and touches no memory.
@@ -245,7 +246,7 @@ impl Backend {
         self.wait_for_end(start, timeout)
     }
 
-    /// Ends it with SIGKILL, and gives out the directory with what it has left behind.
+    /// Ends it with SIGKILL, and returns the directory with what it has left.
     pub fn kill(mut self) -> Result<tempfile::TempDir> {
         self.signal(libc::SIGKILL)?;
         self.process.wait(START_TIMEOUT)?;
@@ -361,11 +362,11 @@ fn pidfd(pid: u32) -> Result<OwnedFd> {
     if fd < 0 {
         return Err(Error::io("open a pidfd")(io::Error::last_os_error()));
     }
-    // SAFETY: pidfd_open has just made this descriptor for us.
+    // SAFETY: pidfd_open has just returned this descriptor, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// What a pipe has said so far.
+/// What a pipe has delivered so far.
 #[derive(Clone, Debug)]
 struct Collected(Arc<(Mutex<Heard>, Condvar)>);
 

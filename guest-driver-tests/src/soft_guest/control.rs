@@ -1,4 +1,4 @@
-//! The control socket, from the client's side: JSON lines in QMP's manner. Knows the framing and the counters'
+//! The control socket, from the client's side: JSON lines in the style of QMP. Knows the framing and the counters'
 //! names, not their meaning.
 
 use std::collections::VecDeque;
@@ -18,7 +18,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Control {
     lines: BufReader<UnixStream>,
     greeting: Value,
-    /// What happened that nobody asked for.
+    /// Events that came between answers.
     events: VecDeque<Value>,
 }
 
@@ -53,7 +53,7 @@ impl Control {
         }
     }
 
-    /// Sends a line up to so many times, until the socket is full, and does not read what comes.
+    /// Sends a line up to this many times, until the socket is full, and does not read what comes.
     pub fn ask_without_listening(&mut self, line: &str, times: usize) -> Result<()> {
         let stream = self.lines.get_mut();
         stream.set_nonblocking(true).map_err(Error::io("make a socket nonblocking"))?;
@@ -63,7 +63,7 @@ impl Control {
         stream.set_nonblocking(false).map_err(Error::io("make a socket blocking"))
     }
 
-    /// Sends a line as it stands and takes the line that answers it.
+    /// Sends a line unchanged and returns the line that answers it.
     pub fn line(&mut self, line: &str) -> Result<Value> {
         self.send(line)?;
         self.receive(line)

@@ -34,7 +34,7 @@ pub struct Shown {
     pub frames: u32,
     /// Positions of the cursor that the display has seen.
     pub cursor_moves: u64,
-    /// Frames of memory that were taken away, and never touched again.
+    /// Frames of memory that were unmapped, and never touched again.
     pub frames_clean: usize,
     /// The back-end's counters at the end.
     pub stats: Stats,
@@ -43,14 +43,14 @@ pub struct Shown {
 const FRAMES: u32 = 60;
 /// Pixels of the screen: large enough that a transfer takes its time.
 const SIZE: (u32, u32) = (1280, 720);
-/// Each frame is transferred in so many pieces.
+/// Each frame is transferred in this many pieces.
 const BANDS: u32 = 2;
-/// Each frame is transferred so many times, as a desktop does that redraws what has not changed.
+/// Each frame is transferred this many times, like a desktop that redraws unchanged pixels.
 pub const PASSES: u32 = 3;
 /// A lazy guest flushes that often, in frames drawn.
 const FLUSH_EVERY: u32 = 2;
 
-/// Draws in both modes, and puts the pictures into `directory`. `progress` is told what goes on.
+/// Draws in both modes, and puts the pictures into `directory`. `progress` is called with each step.
 pub fn run(directory: &Path, progress: &dyn Fn(&str)) -> Result<SoftDemoReport> {
     let modes = [("strict", false), ("lazy", true)];
     let shown = modes.map(|(mode, lazy)| show(directory, mode, lazy, progress));
@@ -98,13 +98,13 @@ fn cursor(guest: &mut SoftGuest) -> Result<Surface> {
     Ok(surface)
 }
 
-/// One page flip. A lazy guest flushes its whole domain now and then, and does not care what runs meanwhile.
+/// One page flip. A lazy guest flushes its whole domain now and then, whatever is running.
 fn draw(guest: &mut SoftGuest, screen: &Surface, frame: u32, lazy: bool) -> Result<()> {
     screen.buffer.write(0, &picture::whole(SIZE.0, SIZE.1, frame))?;
     let bands = (0..PASSES * BANDS).map(|i| guest.driver.submit(&transfer_of_band(screen, i % BANDS)));
     for (i, band) in bands.collect::<Result<Vec<_>>>()?.into_iter().enumerate() {
         if lazy && frame.is_multiple_of(FLUSH_EVERY) && i == BANDS as usize {
-            // The first pass is there, so the device has all translations; the next is under way, more or less.
+            // The first pass is done, so the device has all translations; the next is in progress, more or less.
             let pause = Duration::from_micros(u64::from(frame * 37 % 400));
             wire::wait_readable(&[], Some(pause)).map_err(Error::io("wait"))?;
             guest.dma.flush()?;
@@ -142,7 +142,7 @@ fn pixels(frame: u32) -> Vec<u32> {
 
 fn cursor_moves(guest: &SoftGuest) -> Result<u64> {
     let display = guest.display.as_ref().ok_or(Error::Closed { what: "there was no display" })?;
-    // Moves coalesce on their way; the last one arrives.
+    // Moves coalesce on the way; the last one arrives.
     let last = ((FRAMES - 1) * 4, (FRAMES - 1) * 3);
     display.wait(Duration::from_secs(5), |seen| seen.cursor.at == last);
     Ok(display.seen().cursor_moves)

@@ -1,5 +1,5 @@
-//! The other end of the display socket, which is QEMU's console: answers what the back-end asks, and collects what
-//! it shows (QEMU, interop/vhost-user-gpu). Can be slow, silent or dead. Knows x8r8g8b8, not resources.
+//! The other end of the display socket, which is QEMU's console: answers what the back-end asks, and collects what it
+//! shows (QEMU, interop/vhost-user-gpu). Can be slow, silent or dead. Knows x8r8g8b8, not resources.
 
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -24,7 +24,7 @@ mod message {
     pub(super) const GET_EDID: u32 = 11;
 }
 
-/// Scanouts of a display at most.
+/// Maximum number of scanouts of a display.
 pub const SCANOUTS: usize = 16;
 
 /// How a display behaves.
@@ -101,7 +101,7 @@ pub struct Seen {
     pub cursor_moves: u64,
     /// Questions that were answered.
     pub questions: u64,
-    /// Messages that make no sense, described.
+    /// Malformed messages, described.
     pub nonsense: Vec<String>,
     /// Whether the back-end has closed the socket.
     pub closed: bool,
@@ -153,7 +153,7 @@ impl Display {
         held(&self.shared.0).clone()
     }
 
-    /// Waits until what was seen fulfils `until`, and says whether it did within `timeout`.
+    /// Waits until what was seen satisfies `until`; returns whether it did within `timeout`.
     pub fn wait(&self, timeout: Duration, until: impl Fn(&Seen) -> bool) -> bool {
         let waiting = |seen: &mut Seen| !until(seen);
         let waited = self.shared.1.wait_timeout_while(held(&self.shared.0), timeout, waiting);
@@ -169,10 +169,10 @@ impl Display {
 
 impl Drop for Display {
     fn drop(&mut self) {
-        // Fails if the back-end has closed its end: then the thread is on its way out already.
+        // Fails if the back-end has closed its end: then the thread is already ending.
         let _ = self.ours.shutdown(std::net::Shutdown::Both);
         if let Some(thread) = self.thread.take() {
-            // A panic there would hide the one that ended the test.
+            // A panic here would hide the one that ended the test.
             let _ = thread.join();
         }
     }
@@ -287,7 +287,7 @@ fn display_info((width, height): (u32, u32)) -> Vec<u8> {
     bytes
 }
 
-/// Bytes of the EDID that this display gives: recognisable, if not a monitor.
+/// Bytes of the EDID that this display returns: recognisable, if not a monitor.
 pub const EDID: [u8; 128] = [0x4d; 128];
 
 fn edid() -> Vec<u8> {

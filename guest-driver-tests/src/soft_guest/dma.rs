@@ -1,6 +1,6 @@
-//! Buffers that a driver shares with its device: frames, and the addresses under which the device knows them.
-//! Behind an IOMMU, scattered frames get contiguous IOVAs, as dma-iommu does; without, an address is where the
-//! frame is. Taking a mapping away is the business of `guest`, which invalidates.
+//! Buffers that a driver shares with its device: frames, and the addresses at which the device sees them. Behind an
+//! IOMMU, scattered frames get contiguous IOVAs, as dma-iommu does; without one, the address is that of the frame.
+//! Unmapping is in `dma_api`, which invalidates.
 
 use std::sync::Arc;
 
@@ -67,7 +67,7 @@ impl DmaSpace {
         DmaBuffer { ram: self.frames.ram().clone(), frames, iova, permission }
     }
 
-    /// The frames it takes from and gives back to.
+    /// The frames that it allocates from and frees to.
     pub fn frames(&self) -> &Arc<Frames> {
         &self.frames
     }
@@ -162,7 +162,7 @@ impl DmaBuffer {
         self.ram.store(self.gpa(offset), value)
     }
 
-    /// Puts another frame in the place of a page, without a word to the device; gives back the old one.
+    /// Replaces the frame of a page without notifying the device; returns the old one.
     pub fn replace_frame(&mut self, page: usize, frame: Gpa) -> Gpa {
         std::mem::replace(&mut self.frames[page], frame)
     }

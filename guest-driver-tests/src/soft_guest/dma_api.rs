@@ -1,5 +1,5 @@
-//! How a kernel takes mappings away: first out of the IOMMU's table, then INVALIDATE, and only then are the frames
-//! somebody else's, which here is the late-touch oracle. Strict (at once) and lazy (everything, now and then).
+//! How a kernel unmaps: first the IOMMU's table, then INVALIDATE, and only after the ack does another owner, here the
+//! late-touch oracle, get the frames. Strict (at once) and lazy (everything, now and then).
 
 use std::sync::{Arc, Mutex};
 
@@ -21,7 +21,7 @@ pub fn burst() -> Vec<(Iova, u64)> {
     (0..28).map(|i| (Iova(PAGE << i), PAGE << i)).collect()
 }
 
-/// Unmaps, with all that belongs to it. Usable from any thread.
+/// Unmaps, with everything that it involves. Usable from any thread.
 #[derive(Clone, Debug)]
 pub struct DmaApi {
     space: DmaSpace,
@@ -50,7 +50,7 @@ impl DmaApi {
         must_be_zero(self.front_end.invalidate(iova, size)?)
     }
 
-    /// Strict mode: unmaps a buffer, and retires its frames once the device has said that it is done with them.
+    /// Strict mode: unmaps a buffer, and retires its frames once the device has acked.
     pub fn unmap(&self, buffer: DmaBuffer) -> Result<Ack> {
         let iova = mapped(&buffer)?;
         self.space.iommu().unmap(iova, buffer.pages());
@@ -80,8 +80,8 @@ impl DmaApi {
         self.oracle.retire(buffer.frames())
     }
 
-    /// Unmaps a page and maps another frame in its place, as when an IOVA is used again at once (scenario 15). The
-    /// new frame holds zeros. Between the two, the page is not mapped: a device that uses it just then gets a fault.
+    /// Unmaps a page and maps another frame in its place, as when an IOVA is reused at once (scenario 15). The new
+    /// frame holds zeros. In between, the page is not mapped: a device that uses it just then gets a fault.
     pub fn move_page(&self, buffer: &mut DmaBuffer, page: usize) -> Result<Ack> {
         let frame = self.space.frames().take(1)?[0];
         let iova = mapped(buffer)?.plus(page as u64 * PAGE);
@@ -92,7 +92,7 @@ impl DmaApi {
         Ok(ack)
     }
 
-    /// Puts another frame in the place of a page that stays mapped all the time.
+    /// Replaces the frame of a page that stays mapped all the time.
     pub fn swap_page(&self, buffer: &mut DmaBuffer, page: usize, frame: Gpa) -> Result<Ack> {
         let iova = mapped(buffer)?.plus(page as u64 * PAGE);
         self.space.iommu().map(iova, frame, buffer.permission());

@@ -1,4 +1,4 @@
-//! The virtio-gpu driver: commands into the rings, responses out of them, any number at a time. Knows buffers and
+//! The virtio-gpu driver: commands into the rings, responses out of them, any number in flight. Knows buffers and
 //! tickets; what a command means is in `gpu`.
 
 use std::collections::HashMap;
@@ -19,8 +19,8 @@ pub struct DriverConfig {
     pub control: RingConfig,
     /// The cursor ring.
     pub cursor: RingConfig,
-    /// Buffers of commands are used once: what is done with is handed out by [`GpuDriver::spent_buffers`], to be
-    /// unmapped, as a driver in strict mode does. Otherwise they stay mapped and are used again.
+    /// Buffers of commands are used once: [`GpuDriver::spent_buffers`] returns those that are done with, to be unmapped,
+    /// as a driver in strict mode does. Otherwise they stay mapped and are reused.
     pub fresh_buffers: bool,
     /// How long a completion may take.
     pub timeout: Duration,
@@ -98,7 +98,7 @@ impl GpuDriver {
         })
     }
 
-    /// What the front-end tells the back-end of the rings.
+    /// The ring addresses that the front-end sends to the back-end.
     pub fn queues(&self) -> [QueueSetup<'_>; QUEUES] {
         [self.control.setup(), self.cursor.setup()]
     }
@@ -131,7 +131,7 @@ impl GpuDriver {
         Ok(ticket)
     }
 
-    /// Puts a command into a ring without a word to the device: for batches, which end with a notify.
+    /// Puts a command into a ring without a notification: for batches, which end with a notify.
     pub fn queue(&mut self, queue: Queue, command: &Command) -> Result<Ticket> {
         let bytes = command.bytes();
         let buffers = self.buffers(bytes.len(), command.response_len)?;

@@ -30,7 +30,7 @@ pub enum Error {
         #[source]
         source: vhost::Error,
     },
-    /// The back-end answered, but not with what was asked for.
+    /// The back-end answered, but not with the expected message.
     #[error("Message {message} was answered with {got}")]
     Reply {
         /// Name of the message.
@@ -41,7 +41,7 @@ pub enum Error {
     /// The back-end closed the connection.
     #[error("The back-end closed the connection while {what}")]
     Closed {
-        /// What was going on.
+        /// What was being done.
         what: &'static str,
     },
     /// The back-end did not do something in time.
@@ -52,7 +52,7 @@ pub enum Error {
         /// How long.
         after: Duration,
     },
-    /// The used ring moved on, but nothing was said on the call eventfd.
+    /// The used ring advanced, but the call eventfd was not signalled.
     #[error("The used ring holds {waiting} completions that no interrupt announced within {after:?}")]
     LostInterrupt {
         /// Completions found by looking.

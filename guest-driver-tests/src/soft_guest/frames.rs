@@ -1,5 +1,5 @@
-//! Which frames of guest memory are free. Hands them out scattered, so that nothing that only works for
-//! neighbours passes by luck. Knows nothing of what is in them.
+//! Which frames of guest memory are free. Hands them out scattered, so that code that only works for contiguous
+//! frames does not pass by luck. Knows nothing of their contents.
 
 use std::sync::{Arc, Mutex};
 
@@ -17,9 +17,9 @@ pub struct Frames {
 
 #[derive(Debug)]
 struct Free {
-    // Shuffled; taken at the end. What comes back goes to a place of the dice.
+    // Shuffled; taken from the end. What is freed goes to a random place.
     scattered: Vec<Gpa>,
-    // Runs of neighbours are cut off the second half of the memory above 4 GiB, and never come back.
+    // Runs of contiguous frames are cut off the second half of the memory above 4 GiB, and never come back.
     next_run: Gpa,
     end_of_runs: Gpa,
     dice: Dice,
@@ -36,7 +36,7 @@ impl Frames {
         let all = ram.regions().iter().flat_map(|region| {
             (0..region.len / PAGE).map(|page| region.gpa.plus(page * PAGE)).filter(|&at| at < next_run)
         });
-        // Frame 0 stays unused: an address that was forgotten must not be a good one.
+        // Frame 0 stays unused: an uninitialised address must not be a valid one.
         let mut scattered: Vec<_> = all.filter(|&frame| frame != Gpa(0)).collect();
         for i in (1..scattered.len()).rev() {
             scattered.swap(i, dice.below(i + 1));
@@ -103,7 +103,7 @@ impl Free {
     }
 }
 
-/// Numbers that look random and come again with the same seed (xorshift64*).
+/// Numbers that look random and repeat with the same seed (xorshift64*).
 #[derive(Debug)]
 pub struct Dice(u64);
 

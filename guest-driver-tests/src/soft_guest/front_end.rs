@@ -1,6 +1,6 @@
-//! The front-end: QEMU's order of messages, without QEMU. Ordinary messages go through the `vhost` crate's
-//! front-end; IOTLB messages and the display socket, which it does not have, are sent raw. Knows rings by their
-//! addresses only; what is in them is the driver's business.
+//! The front-end: QEMU's order of messages, without QEMU. Ordinary messages go through the `vhost` crate's front-end;
+//! IOTLB messages and the display socket, which it lacks, are sent raw. Knows rings by their addresses only; their
+//! contents belong to the driver.
 
 use std::fmt;
 use std::os::fd::AsRawFd;
@@ -63,7 +63,8 @@ pub struct FrontEndConfig {
     pub ring_features: u64,
     /// Whether CONFIGURE_MEM_SLOTS is used where it is offered, as QEMU does.
     pub memory_slots: bool,
-    /// Whether a reset is said (RESET_DEVICE), where that is offered. Otherwise the rings stop, and start at index 0.
+    /// Whether a reset is announced (RESET_DEVICE), where that is offered. Otherwise the rings stop, and start at
+    /// index 0.
     pub announce_reset: bool,
     /// How long a reply may take before the connection is given up. QEMU has no such limit.
     pub reply_timeout: Duration,
@@ -82,7 +83,7 @@ impl Default for FrontEndConfig {
     }
 }
 
-/// A ring, as the back-end gets to know it.
+/// A ring, as the back-end sees it.
 #[derive(Debug)]
 pub struct QueueSetup<'a> {
     /// Entries.
@@ -93,18 +94,18 @@ pub struct QueueSetup<'a> {
     pub available: Iova,
     /// Used ring.
     pub used: Iova,
-    /// Rung by the driver.
+    /// Signalled by the driver.
     pub kick: &'a EventFd,
-    /// Rung by the device.
+    /// Signalled by the device.
     pub call: &'a EventFd,
-    /// Rung by the device when the ring is broken.
+    /// Signalled by the device when the ring is broken.
     pub error: &'a EventFd,
 }
 
-/// What a stop gave.
+/// What a stop returned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stopped {
-    /// Where each ring goes on: index of the next available entry.
+    /// Where each ring continues: index of the next available entry.
     pub bases: [u16; QUEUES],
     /// How long each GET_VRING_BASE took.
     pub waits: [Duration; QUEUES],
@@ -127,7 +128,7 @@ impl Core {
         self.started.load(Ordering::Relaxed)
     }
 
-    /// The address under which the back-end knows a guest-physical address, and how far it goes on; `None` if the
+    /// The address under which the back-end knows a guest-physical address, and how far it extends; `None` if the
     /// memory table has no such address.
     pub(super) fn user_addr(&self, at: Gpa) -> Option<(UserAddr, u64)> {
         let table = held(&self.table);
@@ -285,7 +286,7 @@ impl FrontEnd {
         Ok(())
     }
 
-    /// QMP `stop`: the rings stand still, the device keeps everything, and [`Self::start`] lets it go on.
+    /// QMP `stop`: the rings stop, the device keeps everything, and [`Self::start`] lets it continue.
     pub fn stop(&self, queues: &[QueueSetup<'_>; QUEUES]) -> Result<Stopped> {
         let mut link = self.core.link.lock();
         self.stop_rings(&mut link, queues)
@@ -366,7 +367,7 @@ impl FrontEnd {
         self.core.link.lock().acked("IOTLB INVALIDATE", request::IOTLB_MSG, message.as_bytes())
     }
 
-    /// INVALIDATE, whose acknowledgement nobody waits for: the connection is closed for good at once.
+    /// INVALIDATE without waiting for the ack: the connection is closed for good at once.
     pub fn invalidate_and_vanish(&self, iova: Iova, size: u64) -> Result<()> {
         let message = IotlbMessage::invalidate(iova, size);
         let mut link = self.core.link.lock();
@@ -384,7 +385,7 @@ impl FrontEnd {
         ranges.iter().map(one).collect()
     }
 
-    /// An UPDATE that nobody asked for, with any numbers.
+    /// An UPDATE that answers no MISS, with any numbers.
     pub fn update(&self, message: &IotlbMessage) -> Result<Ack> {
         self.core.link.lock().acked("IOTLB UPDATE", request::IOTLB_MSG, message.as_bytes())
     }
@@ -394,7 +395,7 @@ impl FrontEnd {
         self.core.link.lock().exchange("raw", request, flags, body, fds)
     }
 
-    /// The main socket itself, for whoever measures it: nothing else may be sent meanwhile.
+    /// The main socket itself, for measurements: nothing else may be sent meanwhile.
     pub fn main_socket(&self) -> Result<UnixStream> {
         self.stream.try_clone().map_err(Error::io("duplicate the main socket"))
     }
@@ -424,8 +425,8 @@ impl FrontEnd {
         self.core.desk.hold_back(yes);
     }
 
-    /// Lets the replies go that [`misses::Answer::ServeTorn`] keeps back, these and all later ones, until it is decided
-    /// anew how misses are answered.
+    /// Sends the replies that [`misses::Answer::ServeTorn`] keeps back, these and all later ones, until the answer
+    /// mode is set again.
     pub fn release_replies(&self) {
         self.core.desk.release_replies();
     }
@@ -440,7 +441,7 @@ impl FrontEnd {
         self.core.desk.recent()
     }
 
-    /// Waits until the counts of the back-end channel fulfil `until`; `false` after `timeout`.
+    /// Waits until the counts of the back-end channel satisfy `until`; `false` after `timeout`.
     pub fn wait_for_misses(&self, timeout: Duration, until: impl Fn(&MissCounts) -> bool) -> bool {
         self.core.desk.wait(timeout, until)
     }

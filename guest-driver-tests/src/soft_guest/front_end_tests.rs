@@ -1,4 +1,4 @@
-//! The front-end against a back-end of a few lines, which notes what comes and answers as the specification says.
+//! The front-end against a minimal back-end, which records what comes and answers as the specification requires.
 
 use std::os::fd::OwnedFd;
 use std::sync::Mutex;
@@ -18,10 +18,10 @@ use super::super::turn::held;
 use super::super::wire::{self, IOTLB_MISS, IOTLB_UPDATE, NEED_REPLY, PERM_READ, PERM_WRITE, REPLY};
 use super::*;
 
-/// A message as it was noted: request, whether a reply was wanted, body, number of descriptors.
+/// A recorded message: request, whether a reply was wanted, body, number of descriptors.
 type Noted = (u32, bool, Vec<u8>, usize);
 
-/// Misses while an INVALIDATE is owed, and says what came of it.
+/// Sends misses while the ack of an INVALIDATE is pending, and returns the result.
 type OnInvalidate = Box<dyn FnMut(&UnixStream) + Send>;
 
 struct Stub {
@@ -61,7 +61,7 @@ impl Stub {
                     _ => None,
                 };
                 if let Some(reply) = reply {
-                    // It fails when the front-end has given up: that one's own test looks at it.
+                    // It fails when the front-end has given up: its own test checks that.
                     let _ = wire::send(&ours, message.request, VERSION | REPLY, &reply, &[]);
                 }
             }
@@ -73,7 +73,7 @@ impl Stub {
         std::mem::take(&mut held(&self.noted))
     }
 
-    /// So many notes: of a message without a reply nobody hears when it was read.
+    /// Waits for this many records: a message without a reply does not show when it was read.
     fn next_notes(&self, count: usize) -> Vec<Noted> {
         let begin = Instant::now();
         while held(&self.noted).len() < count && begin.elapsed() < Duration::from_secs(5) {

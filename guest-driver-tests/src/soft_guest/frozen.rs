@@ -1,5 +1,5 @@
-//! A thread of the back-end that stands still while the others go on, as one does that its host does not schedule:
-//! stopped by ptrace, and let go again. Knows threads by their names; knows nothing of what they do.
+//! A thread of the back-end that stands still while the others run, like one that its host does not schedule: stopped
+//! by ptrace, and released later. Knows threads by their names; knows nothing of what they do.
 
 use std::fs;
 use std::io;
@@ -12,13 +12,14 @@ use super::wire;
 /// How long a thread may take to be found asleep.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A thread that stands still until this is dropped, which has to be on the thread that stopped it.
+/// A thread that stands still until this is dropped, which has to happen on the thread that stopped it.
 #[derive(Debug)]
 #[must_use = "the thread goes on when this is dropped"]
 pub struct FrozenThread(libc::pid_t);
 
 impl FrozenThread {
-    /// Stops a thread of the back-end in a pause that it makes itself (`nanosleep`): there it is in the middle of nothing.
+    /// Stops a thread of the back-end in a pause that it makes itself (`nanosleep`): there it is in the middle of no
+    /// work.
     pub fn asleep(backend: &Backend, name: &str) -> Result<Self> {
         let thread = find(backend, name)?;
         let begin = Instant::now();
@@ -47,7 +48,7 @@ impl FrozenThread {
         }
     }
 
-    /// The call that it is in begins the line of `/proc`; one that was interrupted is taken up again by another number.
+    /// The line of `/proc` begins with the current system call; an interrupted one is resumed under another number.
     fn is_in_a_pause(&self, backend: &Backend) -> Result<bool> {
         let file = format!("/proc/{}/task/{}/syscall", backend.pid(), self.0);
         let line = fs::read_to_string(&file).map_err(Error::io(format!("read {file}")))?;
@@ -60,7 +61,7 @@ impl FrozenThread {
 
 impl Drop for FrozenThread {
     fn drop(&mut self) {
-        // Fails if its process is gone, and then nothing is left to let go.
+        // Fails if its process is gone, and then there is nothing to release.
         let _ = request(libc::PTRACE_DETACH, self.0);
     }
 }

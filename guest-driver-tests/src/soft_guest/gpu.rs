@@ -111,7 +111,7 @@ impl Rect {
     }
 }
 
-/// A command, ready to be sent as often as one likes.
+/// A command, which can be sent any number of times.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Command {
     /// Its type.
@@ -194,7 +194,7 @@ impl Command {
         Self::new(kind::CTX_DETACH_RESOURCE, &[resource, 0]).in_context(ctx)
     }
 
-    /// RESOURCE_CREATE_3D of a buffer, as the stock driver sends it when no Mesa is there to ask for more.
+    /// RESOURCE_CREATE_3D of a buffer, as the stock driver sends it when no Mesa asks for more.
     pub fn create_buffer(resource: u32, bytes: u32) -> Self {
         Self::new(kind::RESOURCE_CREATE_3D, &[resource, 0, 0, 0, bytes, 1, 1, 1, 0, 0, 0, 0])
     }

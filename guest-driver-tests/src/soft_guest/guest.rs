@@ -57,7 +57,8 @@ impl GuestConfig {
         Self { display: None, ..Self::default() }
     }
 
-    /// A guest behind a front-end that passes all features on and has no display, as QEMU's vhost-user-test-device.
+    /// A guest behind a front-end that passes all features through and has no display, like QEMU's
+    /// vhost-user-test-device.
     pub fn with_rings() -> Self {
         let mut config = Self::headless();
         config.front_end.gpu_features |= feature::RESOURCE_BLOB | feature::CONTEXT_INIT;
@@ -83,14 +84,14 @@ pub const MODE: (u32, u32) = (640, 480);
 /// A guest.
 #[derive(Debug)]
 pub struct SoftGuest {
-    // Before the front-end in this list: the driver may still be asked for while that one goes.
+    // Before the front-end in this list: the driver may still be used while the front-end is dropped.
     /// Its driver.
     pub driver: GpuDriver,
     /// The front-end: usable from other threads too.
     pub front_end: Arc<FrontEnd>,
     /// The display of the latest start.
     pub display: Option<Display>,
-    /// Takes mappings away, from any thread.
+    /// Unmaps, from any thread.
     pub dma: DmaApi,
     config: GuestConfig,
     next_resource: u32,
@@ -183,7 +184,7 @@ impl SoftGuest {
         self.display_must_show(picture)
     }
 
-    /// Compares what the display shows on scanout 0 by and by with `picture`.
+    /// Compares what the display eventually shows on scanout 0 with `picture`.
     pub fn display_must_show(&self, picture: &[u32]) -> Result<()> {
         let display = self.display.as_ref().ok_or(Error::Closed { what: "there was no display" })?;
         display.must_show(0, picture, self.config.driver.timeout)?;
@@ -193,7 +194,7 @@ impl SoftGuest {
         }
     }
 
-    /// Frees a resource as the stock driver does: UNREF, its reply, then unmap, and the frames go to the oracle.
+    /// Frees a resource as the stock driver does: UNREF, its reply, then unmap; the frames go to the oracle.
     pub fn free(&mut self, surface: Surface) -> Result<()> {
         self.driver.ok(&Command::unref(surface.resource))?;
         if surface.buffer.iova().is_some() {
@@ -202,7 +203,7 @@ impl SoftGuest {
         Ok(())
     }
 
-    /// Invalidates the pages of a ring, which stay mapped: the device must ask for them again.
+    /// Invalidates the pages of a ring, which stay mapped: the device must request them again.
     pub fn flush_ring(&mut self, queue: Queue) -> Result<()> {
         let memory = self.driver.ring(queue).memory();
         let (iova, len) = (memory.address(0), memory.pages() as u64 * PAGE);
@@ -238,7 +239,7 @@ impl Surface {
     }
 }
 
-/// A picture in which no two pixels near one another are alike, and no two seeds.
+/// A picture in which neighbouring pixels differ, and which differs for each seed.
 pub fn picture(width: u32, height: u32, seed: u32) -> Vec<u32> {
     let pixel = |x: u32, y: u32| {
         let mixed = (x | y << 16).wrapping_add(seed.wrapping_mul(0x85eb_ca6b)).wrapping_mul(0x9e37_79b1);

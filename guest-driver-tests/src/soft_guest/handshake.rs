@@ -1,4 +1,4 @@
-//! Negotiation: what QEMU asks a vhost-user GPU for before it makes the device, and what it insists on.
+//! Negotiation: what QEMU requests of a vhost-user GPU before it creates the device, and what it requires.
 
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
@@ -30,7 +30,7 @@ pub(super) fn negotiate(link: &mut Link, config: FrontEndConfig) -> Result<Negot
         wanted |= Protocol::CONFIGURE_MEM_SLOTS;
     }
     let protocol = known & wanted;
-    // QEMU refuses a GPU without CONFIG, and an IOMMU without a way to ask and to be told.
+    // QEMU refuses a GPU without CONFIG, and an IOMMU without a back-end channel and replies.
     let mut needed = Protocol::CONFIG;
     if config.iommu {
         needed |= Protocol::REPLY_ACK | Protocol::BACKEND_REQ;

@@ -1,5 +1,5 @@
 //! The soft IOMMU: which IOVA is which frame, with which permission, and the faults that it has logged. It answers
-//! misses as intel-iommu does. Knows nothing of messages: who changes it must invalidate.
+//! misses as intel-iommu does. Knows nothing of messages: the caller that changes it must invalidate.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
@@ -20,7 +20,7 @@ pub struct Entry {
 /// A fault, as the guest's kernel would log it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// The address that the device asked for.
+    /// The address that the device requested.
     pub iova: Iova,
     /// Whether it wanted to write.
     pub write: bool,
@@ -36,7 +36,7 @@ pub struct Iommu {
 struct Tables {
     entries: BTreeMap<u64, Entry>,
     faults: Vec<Fault>,
-    // Like Linux: downwards from a limit, and what was freed is used again at once.
+    // Like Linux: downwards from a limit, and freed addresses are reused at once.
     lowest: u64,
     freed: HashMap<usize, Vec<Iova>>,
 }
@@ -64,17 +64,17 @@ impl Iommu {
         Iova(start)
     }
 
-    /// Lets a range of IOVAs be used again, once its invalidation has been acknowledged.
+    /// Frees a range of IOVAs for reuse, once its invalidation has been acknowledged.
     pub fn release(&self, iova: Iova, pages: usize) {
         held(&self.tables).freed.entry(pages).or_default().push(iova);
     }
 
-    /// Maps a page. An entry that was there before is replaced: whoever does that must invalidate.
+    /// Maps a page. An existing entry is replaced: the caller must then invalidate.
     pub fn map(&self, iova: Iova, frame: Gpa, permission: Permission) -> Option<Entry> {
         held(&self.tables).entries.insert(iova.page().0, Entry { frame, permission })
     }
 
-    /// Takes away the entries of `pages` pages, and gives back what they were.
+    /// Removes the entries of `pages` pages, and returns them.
     pub fn unmap(&self, iova: Iova, pages: usize) -> Vec<Entry> {
         let mut tables = held(&self.tables);
         (0..pages as u64).filter_map(|page| tables.entries.remove(&(iova.page().0 + page * PAGE))).collect()
@@ -85,7 +85,7 @@ impl Iommu {
         held(&self.tables).entries.get(&iova.page().0).copied().ok_or(Error::NotMapped(iova))
     }
 
-    /// What the IOMMU says when the device asks: the entry, or a fault in the log.
+    /// The IOMMU's answer to a request of the device: the entry, or a fault in the log.
     pub fn translate(&self, iova: Iova, write: bool) -> Option<Entry> {
         let mut tables = held(&self.tables);
         let entry = tables.entries.get(&iova.page().0).copied();
@@ -96,7 +96,7 @@ impl Iommu {
         allowed
     }
 
-    /// Logs a fault without looking: for a front-end that refuses what is mapped.
+    /// Logs a fault without a lookup: for a front-end that refuses mapped pages.
     pub fn log_fault(&self, iova: Iova, write: bool) {
         held(&self.tables).faults.push(Fault { iova, write });
     }

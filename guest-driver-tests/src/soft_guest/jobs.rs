@@ -1,5 +1,6 @@
-//! A guest that submits job streams: a context with three buffers in scattered frames, what every test of jobs does
-//! with them, and a storm of jobs from under which pages are taken away. Knows streams and pages; knows nothing of modes.
+//! A guest that submits job streams: a context with three buffers in scattered frames, the operations that all tests
+//! of jobs share, and a storm of jobs whose pages are unmapped while they run. Knows streams and pages; knows nothing
+//! of modes.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -22,7 +23,7 @@ use super::wire;
 pub const PAGES: usize = 64;
 /// Bytes of each buffer.
 pub const BYTES: u64 = PAGES as u64 * PAGE;
-/// How many jobs a storm has on their way.
+/// How many jobs a storm has in flight.
 const ON_THEIR_WAY: usize = 3;
 /// Frames of a storm that are watched for late touches before they are used again.
 const FRAMES_KEPT: u64 = 256;
@@ -42,7 +43,7 @@ pub fn contents(id: u32) -> Vec<u8> {
     (0..BYTES as u32).map(|at| (at.wrapping_mul(id.wrapping_mul(0x9e37_79b1) | 1) >> 24) as u8).collect()
 }
 
-/// Every packet, but for those whose outcome is a time.
+/// Every packet except those whose result is a time.
 pub fn every_packet() -> Stream {
     Stream::new()
         .nop(3)
@@ -73,7 +74,7 @@ pub struct JobGuest {
 }
 
 impl JobGuest {
-    /// Boots it, and settles the mode of its context.
+    /// Boots it, and sets the mode of its context.
     pub fn boot(backend: &Backend, mode: Mode, seed: u64) -> Result<Self> {
         let mut guest = SoftGuest::boot(backend, GuestConfig { seed, ..GuestConfig::headless() })?;
         let mut buffers = Vec::new();
@@ -109,7 +110,7 @@ impl JobGuest {
         self.guest.driver.submit(&Command::submit_3d(1, &stream.finish()).fenced(self.fence))
     }
 
-    /// Submits a job that must come to its end.
+    /// Submits a job that must succeed.
     pub fn run(&mut self, stream: Stream) -> Result<Response> {
         let ticket = self.submit(stream)?;
         self.guest.driver.wait_ok(ticket)
@@ -142,14 +143,14 @@ impl JobGuest {
         Ok(())
     }
 
-    /// Runs a job, and says which buffers are then not as the twin leaves them.
+    /// Runs a job, and returns the buffers that differ from the reference interpreter's.
     pub fn differing_from_twin(&mut self, stream: Stream) -> Result<Vec<u32>> {
         let mut twin = Buffers::new();
         for id in 1..=3 {
             twin = twin.with(id, self.bytes(id)?);
         }
         let program = verify(&stream.clone().finish(), &Limits::default());
-        // A stream that is refused or fails leaves the twin as it was, and the device says more about it.
+        // A refused or failed stream leaves the reference as it was, and the device reports more about it.
         let _ = program.map(|program| interpret(&program, &mut twin));
         self.run(stream)?;
         let mut differing = Vec::new();
@@ -161,9 +162,9 @@ impl JobGuest {
         Ok(differing)
     }
 
-    /// Has jobs on their way all the time and gives a page of theirs another frame in each cycle, as no good driver
-    /// does. No frame may be touched after its ack; returns how many were looked at. They are used again then, so that a
-    /// storm may be as long as it likes.
+    /// Keeps jobs in flight all the time and gives one of their pages another frame in each cycle, as no correct
+    /// driver does. No frame may be touched after its ack; returns how many were checked. They are reused after that,
+    /// so that a storm can be of any length.
     pub fn storm(&mut self, cycles: u64, seed: u64) -> Result<usize> {
         let mut dice = Dice::new(seed);
         let mut on_their_way: VecDeque<Ticket> = VecDeque::new();
@@ -198,7 +199,7 @@ impl JobGuest {
         Ok(clean + self.guest.dma.oracle().release()?)
     }
 
-    /// Waits for a job of a storm. One that has lost a page on its way may fail, and rightly so: it was robbed.
+    /// Waits for a job of a storm. A job that has lost a page may fail: its memory was taken away.
     fn is_done(&mut self, ticket: Option<Ticket>) -> Result<bool> {
         let Some(ticket) = ticket else { return Ok(true) };
         let response = self.guest.driver.wait(ticket)?;
@@ -209,7 +210,7 @@ impl JobGuest {
         }
     }
 
-    /// Waits for all jobs, and makes a new context, for the old one may be lost.
+    /// Waits for all jobs, and makes a new context, because the old one may be lost.
     fn renew(&mut self, on_their_way: &mut VecDeque<Ticket>) -> Result<()> {
         for ticket in on_their_way.drain(..) {
             self.is_done(Some(ticket))?;

@@ -1,5 +1,5 @@
-//! The main socket of a front-end: one message at a time, and no reply waited for without end. Knows when to give
-//! up, not what is said.
+//! The main socket of a front-end: one message at a time, and every reply has a time limit. Knows when to give up,
+//! not what the messages mean.
 
 use std::net::Shutdown;
 use std::os::fd::RawFd;
@@ -15,7 +15,7 @@ use super::error::{Error, Result};
 use super::turn::held;
 use super::wire::{self, Message, NEED_REPLY, REPLY, VERSION};
 
-/// The main socket. Whoever holds it holds QEMU's big lock.
+/// The main socket. Holding it is holding QEMU's big lock.
 pub(super) struct Link {
     frontend: Frontend,
     stream: UnixStream,
@@ -40,7 +40,7 @@ impl Link {
         Ok(Self { frontend, stream, watchdog, reply_timeout })
     }
 
-    /// A call of the crate's front-end, as QEMU makes it: without a reply, but for messages that have one.
+    /// A call of the crate's front-end, as QEMU makes it: without a reply, except for messages that have one.
     pub(super) fn tell<T>(
         &mut self,
         message: &'static str,
@@ -78,7 +78,7 @@ impl Link {
         Err(Error::Timeout { what: format!("Reply to {message}"), after: self.reply_timeout })
     }
 
-    /// Sends a message that the crate does not know, or bytes that are none. Nothing is waited for.
+    /// Sends a message that the crate does not know, or invalid bytes. Does not wait.
     pub(super) fn send(&mut self, request: u32, flags: u32, body: &[u8], fds: &[RawFd]) -> Result<()> {
         wire::send(&self.stream, request, flags, body, fds).map_err(Error::io("send on the main socket"))
     }
@@ -114,7 +114,7 @@ impl Link {
     }
 }
 
-/// Cuts the connection when a reply does not come: QEMU would wait for ever, a test must not.
+/// Cuts the connection when a reply does not come: QEMU would wait for ever, but a test must not.
 struct Watchdog {
     shared: Arc<(Mutex<Watch>, Condvar)>,
     thread: Option<JoinHandle<()>>,
@@ -128,7 +128,7 @@ struct Watch {
 }
 
 impl Watchdog {
-    // Looking now and then costs the measured path nothing, unlike being woken at each message.
+    // Polling now and then costs the measured path nothing, unlike a wake-up for each message.
     const LOOKS_EVERY: Duration = Duration::from_millis(200);
 
     fn new(stream: UnixStream) -> Result<Self> {

@@ -1,5 +1,5 @@
 //! Guest memory: a memfd, sealed as QEMU seals it, shown to the back-end as several regions, and mapped here too.
-//! Knows regions, bytes and holes; which frames are in use is `frames`' business.
+//! Knows regions, bytes and holes; which frames are in use is in `frames`.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -16,7 +16,7 @@ use super::error::{Error, Result};
 pub struct Region {
     /// Where the guest sees it.
     pub gpa: Gpa,
-    /// Where the front-end says that it has it.
+    /// The address at which the front-end claims to have it.
     pub user: UserAddr,
     /// Where it starts in the file.
     pub offset: u64,
@@ -31,7 +31,7 @@ pub struct RamConfig {
     pub low: u64,
     /// Bytes from 4 GiB on.
     pub high: u64,
-    /// Bytes of a module that can be unplugged, at 1 TiB: nothing lies there unless it is put there on purpose.
+    /// Bytes of a module that can be unplugged, at 1 TiB: nothing is allocated there unless a test asks for it.
     pub module: u64,
     /// Whether the file can no longer grow and shrink (memory-backend-memfd) or can (memory-backend-file).
     pub sealed: bool,
@@ -60,8 +60,8 @@ pub struct GuestRam {
     regions: Vec<Region>,
 }
 
-// SAFETY: `base` is a mapping that belongs to this value alone until its drop; its bytes are shared with another
-// process anyway, and are only ever copied in and out or accessed as atomics.
+// SAFETY: `base` is a mapping that only this value owns until its drop; its bytes are shared with another process
+// anyway, and are only ever copied in and out or accessed as atomics.
 unsafe impl Send for GuestRam {}
 // SAFETY: as above; no reference to the bytes is handed out.
 unsafe impl Sync for GuestRam {}
@@ -137,7 +137,7 @@ impl GuestRam {
     pub fn read(&self, at: Gpa, into: &mut [u8]) -> Result<()> {
         let from = self.pointer(at, into.len())?;
         // SAFETY: `pointer` has checked the length; the other process may write meanwhile, and then the bytes are
-        // any, as for every device.
+        // arbitrary, as for every device.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), into.as_mut_ptr(), into.len()) };
         Ok(())
     }
@@ -159,7 +159,7 @@ impl GuestRam {
 
     /// Reads a ring index.
     pub fn load(&self, at: Gpa) -> Result<u16> {
-        // ORDERING: what the device wrote before it moved the index is seen after the index.
+        // ORDERING: what the device wrote before it advanced the index is seen after the index.
         Ok(self.word(at)?.load(Ordering::Acquire))
     }
 
@@ -170,17 +170,18 @@ impl GuestRam {
         Ok(())
     }
 
-    /// Cuts the file short, as only an unsealed one can be. Whoever touches what is gone, here or there, gets SIGBUS.
+    /// Truncates the file, which only works if it is unsealed. An access to the removed part, here or there, gets
+    /// SIGBUS.
     pub fn truncate(&self, len: u64) -> Result<()> {
         self.file.set_len(len).map_err(Error::io("truncate guest memory"))
     }
 
-    /// Gives the page of a frame back to the system: the frame reads as zeros, and [`Self::is_populated`] tells
-    /// whether anybody has looked at it since.
+    /// Returns the page of a frame to the system: the frame reads as zeros, and [`Self::is_populated`] tells whether
+    /// anything has accessed it since.
     pub fn punch(&self, frame: Gpa) -> Result<()> {
         let offset = self.file_offset(frame, PAGE)?.cast_signed();
         let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-        // SAFETY: fallocate takes numbers only; that the mapping loses a page is what the caller asks for.
+        // SAFETY: fallocate takes numbers only; the caller wants the mapping to lose the page.
         let result = unsafe { libc::fallocate(self.fd(), mode, offset, PAGE.cast_signed()) };
         check(result).map_err(Error::io("punch a hole into guest memory"))
     }
@@ -188,7 +189,7 @@ impl GuestRam {
     /// Whether the frame has a page: it was read or written since it was last punched.
     pub fn is_populated(&self, frame: Gpa) -> Result<bool> {
         let offset = self.file_offset(frame, PAGE)?.cast_signed();
-        // SAFETY: lseek takes numbers only; nobody uses the position of this file.
+        // SAFETY: lseek takes numbers only; nothing uses the position of this file.
         let data = unsafe { libc::lseek(self.fd(), offset, libc::SEEK_DATA) };
         match data {
             0.. => Ok(data == offset),
@@ -212,7 +213,7 @@ pub fn memory_file(name: &CStr, len: u64, sealed: bool) -> Result<File> {
     // SAFETY: `name` is a C string.
     let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
     check(fd).map_err(Error::io("create a memfd"))?;
-    // SAFETY: memfd_create has just made this descriptor for us.
+    // SAFETY: memfd_create has just returned this descriptor, and nothing else owns it.
     let file = unsafe { File::from_raw_fd(fd) };
     file.set_len(len).map_err(Error::io("size a memfd"))?;
     if sealed {
@@ -227,7 +228,7 @@ pub fn memory_file(name: &CStr, len: u64, sealed: bool) -> Result<File> {
 fn map(file: &File, len: usize) -> io::Result<NonNull<u8>> {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let (fd, flags) = (file.as_raw_fd(), libc::MAP_SHARED);
-    // SAFETY: a new mapping at an address of the system's choice touches nothing that exists.
+    // SAFETY: a new mapping at an address that the system chooses touches no existing one.
     let base = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, fd, 0) };
     if base == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());

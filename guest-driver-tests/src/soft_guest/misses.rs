@@ -1,6 +1,6 @@
-//! The main loop's half of the front-end: it reads the back-end channel and answers misses as QEMU does, or as a
-//! test wants an odd front-end to. UPDATE first, on the main socket, then the reply here; both with the big lock
-//! held, so that no miss is served while an INVALIDATE waits. Knows nothing of rings.
+//! The main loop's half of the front-end: it reads the back-end channel and answers misses as QEMU does, or in odd
+//! ways that a test selects. UPDATE first, on the main socket, then the reply here; both with the big lock held, so
+//! that no miss is served while an INVALIDATE waits. Knows nothing of rings.
 
 use std::collections::VecDeque;
 use std::os::fd::AsRawFd;
@@ -24,13 +24,13 @@ use super::wire::{
 /// A miss, as it came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Miss {
-    /// The address asked for.
+    /// The requested address.
     pub iova: Iova,
-    /// Whether write permission is asked for: QEMU takes everything but "read only" for a write.
+    /// Whether write permission is requested: QEMU takes everything except "read only" for a write.
     pub write: bool,
     /// The permission bits as sent.
     pub permission: u8,
-    /// Whether the back-end wants to know how it ended.
+    /// Whether the back-end wants an acknowledgement.
     pub need_reply: bool,
 }
 
@@ -44,7 +44,7 @@ pub enum Answer {
     /// UPDATE as QEMU sends it, but the reply only when [`super::front_end::FrontEnd::release_replies`] is called;
     /// the big lock is free meanwhile. QEMU never does so, others may.
     ServeTorn,
-    /// As [`Self::Serve`], but nobody waits for the acknowledgement of the UPDATE, nor asks for one.
+    /// As [`Self::Serve`], but without requesting the acknowledgement of the UPDATE.
     ServeHasty,
     /// As [`Self::Serve`], but the reply comes twice.
     ServeTwice,
@@ -52,7 +52,7 @@ pub enum Answer {
     ServeGarbled,
     /// Reply 1 and a fault in the log, although the page may be mapped.
     Refuse,
-    /// Nothing, ever.
+    /// No answer at all.
     Silence,
     /// These UPDATEs, then this reply.
     Odd {
@@ -81,15 +81,15 @@ pub struct MissCounts {
     pub updates_rejected: u64,
     /// Misses that came after a stop.
     pub after_stop: u64,
-    /// Misses whose UPDATE has gone out, and whose reply is being kept back.
+    /// Misses whose UPDATE has been sent, and whose reply is being held back.
     pub torn: u64,
-    /// Messages on the channel that are no misses.
+    /// Messages on the channel that are not misses.
     pub foreign: u64,
 }
 
 const REMEMBERED: usize = 4096;
 
-/// State that tests look at and steer with.
+/// State that tests read and control.
 pub(super) struct MissDesk {
     state: Mutex<State>,
     changed: Condvar,
@@ -159,7 +159,7 @@ impl MissDesk {
         self.changed.notify_all();
     }
 
-    /// Notes the miss, waits while misses are held back, and says how to answer; `None`: the service ends.
+    /// Records the miss, waits while misses are held back, and returns how to answer; `None`: the service ends.
     fn decide(&self, miss: &Miss) -> Option<Answer> {
         let mut state = held(&self.state);
         state.counts.seen += 1;
@@ -189,7 +189,7 @@ impl MissService {
         let body = move || {
             while let Ok(Some(0)) = wire::wait_readable(&[channel.as_raw_fd(), stop.as_raw_fd()], None) {
                 let Ok(Some(message)) = wire::receive(&channel) else { return };
-                // An error here means that one of the sockets is gone: the test sees that on its own call.
+                // An error here means that one of the sockets is gone: the test sees that in its own call.
                 if serve(&served, &channel, &message).is_err() {
                     return;
                 }

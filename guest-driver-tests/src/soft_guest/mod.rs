@@ -1,6 +1,6 @@
 //! A guest without a VM: a front-end, an IOMMU with scattered frames, a virtio-gpu driver, a display and the
-//! late-touch oracle, all in one process, against a back-end in another. It does what QEMU and Linux were seen to
-//! do, in the same order, and odder things on demand.
+//! late-touch oracle, all in one process, against a back-end in another. It does what QEMU and Linux were observed to
+//! do, in the same order, and odder things on request.
 //!
 //! ```text
 //!  driver ─ virtqueue ─ dma ─┐                        ┌─ display socket ─ display
@@ -10,10 +10,10 @@
 //!  misses ─── back-end channel ───────────────────────┘
 //! ```
 //!
-//! The big lock is the one around the main socket ([`front_end::FrontEnd::freeze`]): whoever waits for a reply
-//! holds it, and the miss service needs it, so that no miss is served while an INVALIDATE waits for its ack.
+//! The big lock is the one around the main socket ([`front_end::FrontEnd::freeze`]): a thread that waits for a reply
+//! holds it, and the miss service needs it, so no miss is served while an INVALIDATE waits for its ack.
 //!
-//! Knows nothing of the back-end but the protocols: none of its code is used here.
+//! Knows only the protocols of the back-end: none of its code is used here.
 
 pub mod addr;
 pub mod backend;

@@ -1,6 +1,6 @@
-//! The late-touch oracle. Once an invalidation has been acknowledged, the frames of its range get holes punched
-//! through them: any later read or write of the back-end brings a page back, and the file tells. Knows frames, not
-//! why they were taken away.
+//! The late-touch oracle. Once an invalidation has been acknowledged, it punches holes through the frames of its
+//! range. Any later read or write of the back-end brings a page back, which the file shows. Knows frames, not why
+//! they were unmapped.
 
 use std::sync::{Arc, Mutex};
 
@@ -9,10 +9,10 @@ use super::error::{Error, Result};
 use super::frames::Frames;
 use super::turn::held;
 
-/// A byte that no picture and no command of ours is made of.
+/// A byte that no picture and no command of the soft guest consists of.
 pub const POISON: u8 = 0xa5;
 
-/// Frames in quarantine: nobody may touch them any more.
+/// Frames in quarantine: they must not be touched any more.
 #[derive(Debug)]
 pub struct LateTouch {
     frames: Arc<Frames>,
@@ -56,14 +56,14 @@ impl LateTouch {
         if touched.is_empty() { Ok(self.watched()) } else { Err(Error::LateTouch(touched)) }
     }
 
-    /// Checks, and lets the frames be used again. To be called when all that could touch them has ended.
+    /// Checks, and frees the frames for reuse. Call it when everything that could touch them has ended.
     pub fn release(&self) -> Result<usize> {
         let clean = self.check();
         self.frames.give_back(held(&self.quarantine).drain(..));
         clean
     }
 
-    /// Stops watching, without giving the frames back: they are still somebody's.
+    /// Stops watching, without freeing the frames: they are still in use.
     pub fn forget(&self) {
         held(&self.quarantine).clear();
     }

@@ -1,5 +1,5 @@
-//! The big lock: a mutex that is taken in the order of asking, as a thread that flushes in a loop would otherwise
-//! keep the one that serves misses out for ever. Knows nothing of what it protects.
+//! The big lock: a fair mutex, because otherwise a thread that flushes in a loop would starve the one that serves
+//! misses. Knows nothing of what it protects.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -24,7 +24,7 @@ impl<T> TurnLock<T> {
         Self { queue: Mutex::default(), moved: Condvar::new(), value: Mutex::new(value) }
     }
 
-    /// Waits for everybody who asked before, and takes the lock.
+    /// Waits for all earlier requests, and takes the lock.
     pub fn lock(&self) -> Turn<'_, T> {
         let mut queue = held(&self.queue);
         let ticket = queue.next_ticket;
@@ -38,7 +38,7 @@ impl<T> TurnLock<T> {
 /// The lock, held.
 #[derive(Debug)]
 pub struct Turn<'a, T> {
-    // Always there until the drop, which lets go of it before it calls the next one.
+    // Always `Some` until the drop, which releases it before it calls the next one.
     value: Option<MutexGuard<'a, T>>,
     lock: &'a TurnLock<T>,
 }

@@ -31,8 +31,8 @@ pub struct RingConfig {
     pub indirect: bool,
     /// Notifications by index (needs VIRTIO_RING_F_EVENT_IDX).
     pub event_idx: bool,
-    /// Where in its first page the descriptor table starts: 16-byte aligned. With an offset near the end of the
-    /// page, even a small ring spans pages that are no neighbours.
+    /// Where in its first page the descriptor table starts: 16-byte aligned. With an offset near the end of the page,
+    /// even a small ring spans pages that are not contiguous.
     pub start: u64,
 }
 
@@ -100,7 +100,7 @@ impl Virtqueue {
         Ok(ring)
     }
 
-    /// Starts over with an empty ring, as a driver does after a reset. What was in flight is forgotten.
+    /// Starts over with an empty ring, as a driver does after a reset. Chains in flight are forgotten.
     pub fn reset(&mut self) -> Result<()> {
         let len = self.memory.pages() as u64 * PAGE;
         self.memory.write(0, &vec![0; len as usize])?;
@@ -110,7 +110,7 @@ impl Virtqueue {
         Ok(())
     }
 
-    /// What the front-end tells the back-end of this ring.
+    /// The addresses that the front-end sends to the back-end.
     pub fn setup(&self) -> QueueSetup<'_> {
         QueueSetup {
             size: self.config.size,
@@ -128,7 +128,7 @@ impl Virtqueue {
         &self.memory
     }
 
-    /// The memory that the ring lies in, to put other frames behind it.
+    /// The memory that the ring lies in, to replace its frames.
     pub fn memory_mut(&mut self) -> &mut DmaBuffer {
         &mut self.memory
     }
@@ -138,7 +138,7 @@ impl Virtqueue {
         self.in_flight.len()
     }
 
-    /// How often the device was really kicked.
+    /// How often the device was kicked.
     pub fn kicks(&self) -> u64 {
         self.kicks
     }
@@ -185,7 +185,7 @@ impl Virtqueue {
         Ok(head)
     }
 
-    /// Writes a descriptor as it stands, sane or not, and makes `head` available: for hostile rings.
+    /// Writes a descriptor unchecked, and makes `head` available: for hostile rings.
     pub fn submit_raw(&mut self, head: u16, bytes: &[u8; DESC_SIZE as usize]) -> Result<()> {
         if head < self.config.size {
             let at = self.config.start + DESC_SIZE * u64::from(head);
@@ -203,14 +203,14 @@ impl Virtqueue {
         self.memory.store(self.available + 2, self.next_available)
     }
 
-    /// Sets the available index to anything: for hostile rings.
+    /// Sets the available index to any value: for hostile rings.
     pub fn jump(&mut self, to: u16) -> Result<()> {
         self.next_available = to;
         self.memory.store(self.available + 2, to)
     }
 
-    /// Kicks the device, unless it has said that it need not be (virtio 1.3, 2.7.10). `added` chains were
-    /// submitted since the last time.
+    /// Kicks the device, unless it has suppressed notifications (virtio 1.3, 2.7.10). `added` chains were submitted
+    /// since the last call.
     pub fn notify(&mut self, added: u16) -> Result<()> {
         // ORDERING: the new available index is visible before the device's wish is read (virtio 1.3, 2.7.13.4.1).
         fence(Ordering::SeqCst);
@@ -224,7 +224,7 @@ impl Virtqueue {
         if wanted { self.kick() } else { Ok(()) }
     }
 
-    /// Kicks the device, wanted or not.
+    /// Kicks the device, even if notifications are suppressed.
     pub fn kick(&mut self) -> Result<()> {
         self.kicks += 1;
         self.kick.write(1).map_err(Error::io("ring a kick eventfd"))
@@ -263,7 +263,7 @@ impl Virtqueue {
             if rung.map_err(Error::io("poll a call eventfd"))?.is_none() {
                 return Err(self.nothing_came(timeout)?);
             }
-            // It was readable, and nobody else reads it.
+            // It was readable, and nothing else reads it.
             let _ = self.call.read();
         }
     }
@@ -281,23 +281,23 @@ impl Virtqueue {
             let at = self.available + 4 + 2 * u64::from(self.config.size);
             self.memory.store(at, self.last_used)?;
         }
-        // ORDERING: the wish is visible before the used index is looked at again (virtio 1.3, 2.7.14).
+        // ORDERING: the request is visible before the used index is read again (virtio 1.3, 2.7.14).
         fence(Ordering::SeqCst);
         Ok(())
     }
 
-    /// Interrupts since the last look, without waiting.
+    /// Interrupts since the last call, without waiting.
     pub fn interrupts(&self) -> u64 {
         self.call.read().unwrap_or(0)
     }
 
-    /// Whether the device has said that the ring is broken, waited for up to `timeout`.
+    /// Whether the device has signalled that the ring is broken, waiting up to `timeout`.
     pub fn is_broken_within(&self, timeout: Duration) -> Result<bool> {
         let rung = wire::wait_readable(&[self.error.as_raw_fd()], Some(timeout));
         Ok(rung.map_err(Error::io("poll an error eventfd"))?.is_some())
     }
 
-    /// The used index, as the device has left it.
+    /// The used index, as the device has written it.
     pub fn used_index(&self) -> Result<u16> {
         self.memory.load(self.used + 2)
     }

@@ -1,4 +1,4 @@
-//! A device of a few lines on the other side of the ring, which follows what the driver wrote.
+//! A minimal device on the other side of the ring, which checks what the driver wrote.
 
 use std::sync::Arc;
 
@@ -124,7 +124,7 @@ fn a_completion_without_interrupt_is_told_from_no_completion() {
         std::thread::scope(|scope| {
             let space = &space;
             scope.spawn(move || {
-                // Behind the driver's back: it has looked, and waits for an interrupt.
+                // Without the driver's knowledge: it has polled, and waits for an interrupt.
                 wire::wait_readable(&[], Some(Duration::from_millis(100))).unwrap();
                 write(space, slot, &[u32::from(head).to_le_bytes(), [0; 4]].concat());
                 write(space, index, &1_u16.to_le_bytes());

@@ -17,7 +17,7 @@ use super::addr::{Iova, UserAddr};
 pub const VERSION: u32 = 0x1;
 /// The message is a reply.
 pub const REPLY: u32 = 0x4;
-/// A reply is wanted although the message has none of its own.
+/// A reply is requested although the message has none of its own.
 pub const NEED_REPLY: u32 = 0x8;
 
 /// IOTLB message: the device asks for a translation.
@@ -30,7 +30,7 @@ pub const IOTLB_INVALIDATE: u8 = 3;
 pub const PERM_READ: u8 = 1;
 /// Permission bit of an IOTLB message: the device may write.
 pub const PERM_WRITE: u8 = 2;
-/// What QEMU's UPDATEs say, whatever the IOMMU allows.
+/// What QEMU's UPDATEs claim, whatever the IOMMU allows.
 pub const PERM_BOTH: u8 = PERM_READ | PERM_WRITE;
 
 /// Request numbers, as in the vhost-user specification, of the messages that are sent raw here.
@@ -153,7 +153,7 @@ pub fn send(stream: &UnixStream, request: u32, flags: u32, body: &[u8], fds: &[R
     send_bytes(stream, &encode(request, flags, body), fds)
 }
 
-/// Sends bytes, whatever they mean, with descriptors attached to the first.
+/// Sends arbitrary bytes, with descriptors attached to the first.
 pub fn send_bytes(stream: &UnixStream, bytes: &[u8], fds: &[RawFd]) -> io::Result<()> {
     let mut sent = 0;
     while sent < bytes.len() {
@@ -208,7 +208,7 @@ fn receive_with_files(stream: &UnixStream, into: &mut [u8]) -> io::Result<(usize
 }
 
 fn own(fd: &RawFd) -> OwnedFd {
-    // SAFETY: recvmsg has just made this descriptor for us, and nobody else knows its number.
+    // SAFETY: recvmsg has just returned this descriptor, and nothing else owns it.
     unsafe { OwnedFd::from_raw_fd(*fd) }
 }
 
@@ -219,11 +219,11 @@ pub fn duplicate(fd: &impl AsRawFd) -> io::Result<File> {
     if copy < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: fcntl has just made this descriptor for us.
+    // SAFETY: fcntl has just returned this descriptor, and nothing else owns it.
     Ok(unsafe { File::from_raw_fd(copy) })
 }
 
-/// Waits until one of the descriptors can be read (or has hung up) and says which; `None` after `timeout`.
+/// Waits until one of the descriptors is readable (or has hung up) and returns which; `None` after `timeout`.
 pub fn wait_readable(fds: &[RawFd], timeout: Option<Duration>) -> io::Result<Option<usize>> {
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
     let mut polled: Vec<_> =
@@ -248,7 +248,7 @@ pub fn wait_readable(fds: &[RawFd], timeout: Option<Duration>) -> io::Result<Opt
     }
 }
 
-/// Waits until the peer has closed the connection, and says whether it did within `timeout`. Reads nothing.
+/// Waits until the peer has closed the connection; returns whether it did within `timeout`. Reads nothing.
 pub fn wait_hang_up(stream: &UnixStream, timeout: Duration) -> io::Result<bool> {
     let events = libc::POLLRDHUP | libc::POLLHUP;
     let mut polled = libc::pollfd { fd: stream.as_raw_fd(), events, revents: 0 };

@@ -1,6 +1,6 @@
-//! Bugs that drivers have, made on purpose: what each does, and who has to find it out. Each must be flagged with what its
-//! author needs: which job, which packet, which address, which invalidation, how long. Knows nothing of how the back-end
-//! finds out.
+//! Deliberate driver bugs: what each does, and which check has to detect it. Each must be reported with what the
+//! driver's author needs: which job, which packet, which address, which invalidation, how long. Knows nothing of how
+//! the back-end detects them.
 
 use crate::soft_guest::{Command, Iova, Permission};
 use crate::suite::failure::{Failure, Result, ensure};
@@ -21,12 +21,12 @@ pub struct DriverBug {
     pub what: &'static str,
     /// Whether only a guest without a VM can do it, and why.
     pub soft_only: Option<&'static str>,
-    /// Makes it, and notes what is said of it.
+    /// Runs it, and records what was reported about it.
     pub alone: OnStage,
     make: fn(&mut Stage<'_>, Mode) -> Result<Flag>,
 }
 
-/// Who has to find it out.
+/// Which check has to detect it.
 enum Flag {
     /// A report of a violation, with one of these words.
     Violation(&'static [&'static str]),
@@ -113,7 +113,7 @@ pub const ALL: [DriverBug; 10] = [
 /// How long a job is in flight.
 const MODES: [Mode; 2] = [Mode::Strict, Mode::Fence];
 
-/// Makes a bug in each mode that looks; gives what the back-end has to say to the driver's author.
+/// Runs a bug in each mode that checks for it; returns what the back-end reports to the driver's author.
 pub fn make(stage: &mut Stage<'_>, bug: &DriverBug) -> Result<Vec<String>> {
     let mut said = Vec::new();
     for mode in MODES {
@@ -131,7 +131,7 @@ pub fn make(stage: &mut Stage<'_>, bug: &DriverBug) -> Result<Vec<String>> {
     Ok(said)
 }
 
-/// Makes the bug of this name, and notes what is said of it.
+/// Runs the bug of this name, and records what was reported about it.
 fn alone(stage: &mut Stage<'_>, name: &str) -> Result<()> {
     for bug in ALL.iter().filter(|bug| bug.name == name) {
         for said in make(stage, bug)? {
@@ -145,7 +145,7 @@ fn named(bug: &DriverBug, mode: Mode, failure: &Failure) -> Failure {
     Failure::Check(format!("The driver's bug {} in mode {mode} was not flagged rightly: {failure}", bug.name))
 }
 
-/// The scenario: every bug that can be made here is flagged.
+/// The scenario: every bug that can be made here is reported.
 pub(crate) fn all(stage: &mut Stage<'_>) -> Result<()> {
     let level = stage.level();
     for bug in ALL.iter().filter(|bug| level == Level::Soft || bug.soft_only.is_none()) {
@@ -155,7 +155,7 @@ pub(crate) fn all(stage: &mut Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A report that says what it is about.
+/// A report that names what it is about.
 fn reported(stage: &mut Stage<'_>, last: u64, words: &[&str]) -> Result<String> {
     let report = stage.report_after(last)?;
     let has = |word: &str| report.contains(word);
@@ -186,7 +186,7 @@ fn recorded(stage: &mut Stage<'_>, at: u64) -> Result<String> {
 fn audited(stage: &mut Stage<'_>, at: u64) -> Result<String> {
     let stale = stage.audit()?.to_string();
     ensure!(stale.contains(&format!("{at:#x}")), "The audit found nothing at {at:#x}: {stale}");
-    // Said at last, so that the mirror is right again.
+    // Sent at last, so that the mirror is correct again.
     stage.soft()?.front_end.invalidate(Iova(at), pages(1))?;
     Ok(format!("Audit: {stale}"))
 }
@@ -204,7 +204,7 @@ fn reuse_in_flight(stage: &mut Stage<'_>, mode: Mode) -> Result<Flag> {
     let job = overtaken(stage, context, buffer.whole(), LONG)?;
     stage.move_away(&buffer, 3..4)?;
     stage.end(job)?;
-    // Where the device looks at once, the driver may not yet have come to map the other.
+    // Where the device requests the page at once, the driver may not yet have mapped the other memory.
     Ok(Flag::Violation(&["MOVED", "GONE"]))
 }
 

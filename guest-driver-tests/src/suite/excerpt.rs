@@ -1,16 +1,16 @@
-//! The part of a flight recorder's trace that a case keeps: what happened during it, around the drain that tells most.
-//! The recorder holds 64 k events, and hundreds of cases are kept in memory. Knows a trace's form; knows nothing of who
-//! recorded it.
+//! The part of a flight recorder's trace that a case keeps: the events during the case, around the most relevant
+//! drain. The recorder holds 64 k events, and hundreds of cases are kept in memory. Knows the format of a trace;
+//! knows nothing of the threads that recorded it.
 
 use crate::suite::report::timeline::Timeline;
 use crate::suite::report::trace::Trace;
 use serde_json::Value;
 use std::time::Duration;
 
-/// What names tracks has no time.
+/// Events that name tracks have no time.
 const NAMES: &str = "M";
 
-/// The part of a trace that tells most of its last `took`.
+/// The most relevant part of the last `took` of a trace.
 pub(crate) fn of(mut trace: Value, took: Duration) -> Option<Value> {
     let last = events(&mut trace)?.iter().filter_map(end_of).fold(0.0, f64::max);
     let from = last - took.as_secs_f64() * 1e6;
@@ -28,7 +28,7 @@ fn end_of(event: &Value) -> Option<f64> {
     Some(event.get("ts")?.as_f64()? + event.get("dur").and_then(Value::as_f64).unwrap_or(0.0))
 }
 
-/// Keeps what reaches into a span of time, in microseconds, and what names tracks.
+/// Keeps events that overlap a span of time, in microseconds, and those that name tracks.
 fn keep(trace: &mut Value, from: f64, to: f64) -> Option<()> {
     events(trace)?.retain(|event| {
         let begin = event.get("ts").and_then(Value::as_f64).unwrap_or(f64::INFINITY);

@@ -1,4 +1,4 @@
-//! Why a scenario did not hold: because of what it looks at, because of the rig, or because it cannot be shown here.
+//! Why a scenario failed: because of what it tests, because of the rig, or because it cannot run here.
 
 use crate::rig::error::RigError;
 use crate::soft_guest;
@@ -10,16 +10,16 @@ pub type Result<T> = std::result::Result<T, Failure>;
 /// Why a scenario ended early.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
-    /// What it promises does not hold.
+    /// Its promise does not hold.
     #[error("{0}")]
     Check(String),
-    /// Memory holds what it must not: the worst there is, and never a bad moment of the machine.
+    /// Memory has contents that it must not have: the worst failure, and never caused by a busy machine.
     #[error("{0}")]
     Corrupted(String),
-    /// Nothing can be said: the rig itself failed.
+    /// There is no result: the rig itself failed.
     #[error("The rig failed: {0}")]
     Rig(String),
-    /// This place cannot show it.
+    /// This place cannot run it.
     #[error("{0}")]
     Skip(String),
 }
@@ -52,9 +52,9 @@ impl From<soft_guest::Error> for Failure {
         use soft_guest::Error;
         let text = with_sources(&error);
         match error {
-            // That the back-end has hung up is not the rig's failure: revoked memory ends the session, for one.
+            // A back-end that has hung up is not the rig's failure: for instance, revoked memory ends the session.
             Error::Io { source, .. } if is_hang_up(source.kind()) => Self::Check(text),
-            // A system call of the test's own, or a program that is not there.
+            // A system call of the test itself, or a program that does not exist.
             Error::Io { .. } | Error::Backend { .. } | Error::OutOfFrames { .. } => Self::Rig(text),
             _ => Self::Check(text),
         }

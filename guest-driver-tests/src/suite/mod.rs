@@ -1,11 +1,12 @@
-//! The suite: numbered scenarios that drivers and the device are put through, without a VM and in real guests, and what
-//! came of them. Made of, from the outside in:
+//! The suite: numbered scenarios for drivers and the device, without a VM and in real guests, and their results. Made
+//! of, from the outside in:
 //!
-//! - `table`: all scenarios, with what shows each where;
-//! - `driver_bugs`: what a driver does wrong, made on purpose;
-//! - `scenarios`: what they do, one file a group; on a `stage`, which stands on a `machine`;
-//! - `score`: who catches which seeded bug;
-//! - `results`: what a run of the suite has shown; `failure`: why a scenario did not hold; `report`: how it is told.
+//! - `table`: all scenarios, and which parts run where;
+//! - `driver_bugs`: deliberate bugs of a driver;
+//! - `scenarios`: what they do, one file per group; on a `stage`, which uses a `machine`;
+//! - `score`: which scenarios catch which seeded bug;
+//! - `results`: what a run of the suite has shown; `failure`: why a scenario failed; `report`: how results are
+//! presented.
 //!
 //! Scenarios are written once for both levels: what differs between a guest without a VM and a real one is a machine.
 

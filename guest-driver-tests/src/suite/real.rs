@@ -1,5 +1,5 @@
-//! Runs scenarios in real guests: one boot for many of them, and another where one has failed. Knows when a guest has to
-//! be booted and who has the device; knows nothing of what a scenario does.
+//! Runs scenarios in real guests: one boot for many of them, and a new one after a failure. Knows when a guest has to
+//! be booted and which driver has the device; knows nothing of what a scenario does.
 
 use crate::rig::error::RigError;
 use crate::rig::run::{Rig, Run};
@@ -23,17 +23,17 @@ pub struct RealPlace<'r> {
     pub rig: &'r Rig,
     /// The machine.
     pub topology: &'r Topology,
-    /// Decides what is left to chance.
+    /// Decides the random choices.
     pub seed: u64,
-    /// Also what is done with the stock driver, and not only with the one in user space.
+    /// Also run the parts with the stock driver, not only those with the user-space one.
     pub stock: bool,
-    /// Also what needs a machine that differs from the topology's: a boot for each.
+    /// Also run parts that need a machine that differs from the topology's: one boot each.
     pub variations: bool,
     /// How often what has failed is run again, in a fresh guest, where the reason for that is known ([`retry::EXCUSES`]).
     pub retries: u32,
 }
 
-/// Who has the device.
+/// Which driver has the device.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Holder {
     Stock,
@@ -45,7 +45,7 @@ enum Holder {
 enum Act {
     /// With the stock driver.
     Stock(StockPart),
-    /// With a driver in user space.
+    /// With a user-space driver.
     Stage(Variation, OnStage),
 }
 
@@ -93,8 +93,8 @@ impl Shown {
 }
 
 impl RealPlace<'_> {
-    /// Runs these scenarios, and hands each case to `tell` when all of it has been run. Those that have no part in a
-    /// real guest are passed over.
+    /// Runs these scenarios, and passes each case to `tell` when all its parts have run. Scenarios without a part in
+    /// a real guest are skipped silently.
     pub fn run(&self, scenarios: &[&'static Scenario], tell: &(dyn Fn(Case) + Sync)) {
         let mut shown: Vec<(&Scenario, usize, Shown)> = Vec::new();
         let mut acts: Vec<(usize, Option<&Excuse>, Act)> = Vec::new();
@@ -118,7 +118,7 @@ impl RealPlace<'_> {
                 shown.push((scenario, count, result));
             }
         }
-        // One change of hands is enough; and machines that differ come last, each once.
+        // The driver changes only once; parts that need a different machine come last, each with its own boot.
         let mut variations = vec![Variation::NONE];
         for (.., act) in &acts {
             if !variations.contains(&act.variation()) {
@@ -147,7 +147,7 @@ impl RealPlace<'_> {
         }
     }
 
-    /// Does something with the driver in user space, in a guest of its own.
+    /// Runs a closure with the user-space driver, in its own guest.
     pub fn on_stage(&self, act: OnStage) -> (Outcome, Evidence) {
         let shown = House::new(self).act(Act::Stage(Variation::NONE, act), None);
         (shown.outcome.unwrap_or(Outcome::Broken("Nothing of it was run".into())), shown.evidence)
@@ -167,7 +167,7 @@ impl RealPlace<'_> {
         }
     }
 
-    /// Why this machine cannot show something, if so.
+    /// Why this machine cannot run a part, if so.
     fn cannot_show(&self, act: Act) -> Option<String> {
         if let Some(reason) = self.rig.cannot_run(self.topology) {
             return Some(reason);
@@ -185,7 +185,7 @@ impl RealPlace<'_> {
     }
 }
 
-/// What a topology lacks for something, if so.
+/// What a topology lacks for a part, if so.
 fn lacks(act: Act, topology: &Topology) -> Option<&'static str> {
     let needs = match act {
         Act::Stage(..) if topology.has_iommu() => return None,
@@ -205,7 +205,7 @@ fn lacks(act: Act, topology: &Topology) -> Option<&'static str> {
     (!scenario::has(needs, topology)).then_some(what)
 }
 
-/// Why nothing of a scenario can be shown on a topology, if so.
+/// Why no part of a scenario can run on a topology, if so.
 pub fn reason_against(scenario: &Scenario, topology: &Topology) -> Option<&'static str> {
     let stages = scenario.on_stage(Level::Real).map(|(variation, act)| Act::Stage(variation, act));
     let acts = scenario.with_the_stock_driver().map(Act::Stock).chain(stages);
@@ -218,7 +218,7 @@ pub fn reason_against(scenario: &Scenario, topology: &Topology) -> Option<&'stat
 struct House<'h, 'r> {
     place: &'h RealPlace<'r>,
     guest: Option<(Run<'h>, Holder)>,
-    /// Why the last boot failed: another is not tried.
+    /// Why the last boot failed: it is not tried again.
     boot_failed: Option<String>,
     /// What was found when guests ended.
     complaints: Vec<Failure>,
@@ -242,8 +242,8 @@ impl<'h, 'r> House<'h, 'r> {
         Shown { outcome: Some(outcome), took: begin.elapsed(), evidence }
     }
 
-    /// Runs a part, in a guest that is booted for it if need be. One in which something has failed is not used again:
-    /// what state it is in is anybody's guess.
+    /// Runs a part, in a guest that is booted for it if necessary. A guest in which something has failed is not used
+    /// again, because its state is unknown.
     fn once(&mut self, act: Act, evidence: &mut Evidence) -> Result<()> {
         if let Some(reason) = &self.boot_failed {
             return Err(Failure::Skip(format!("The guest did not boot: {reason}")));
@@ -268,7 +268,7 @@ impl<'h, 'r> House<'h, 'r> {
         result
     }
 
-    /// A guest on the right machine, in which the right driver has the device.
+    /// A guest on the right machine, with the device bound to the right driver.
     fn guest_for(&mut self, act: Act) -> Result<&mut Run<'h>> {
         let (wanted, variation) = (act.holder(), act.variation());
         if self.guest.as_ref().is_some_and(|(run, _)| run.variation != variation) {
@@ -297,7 +297,7 @@ impl<'h, 'r> House<'h, 'r> {
         Ok(run)
     }
 
-    /// Ends the guest, and judges its logs.
+    /// Ends the guest, and checks its logs.
     fn leave(&mut self) {
         if let Some((run, _)) = self.guest.take() {
             self.ended += 1;
@@ -305,7 +305,7 @@ impl<'h, 'r> House<'h, 'r> {
         }
     }
 
-    /// Ends the last guest; says how all have ended.
+    /// Ends the last guest; returns how all have ended.
     fn end(mut self) -> Option<Case> {
         let begin = Instant::now();
         self.leave();
@@ -339,21 +339,21 @@ fn perform(run: &mut Run<'_>, act: Act, seed: u64) -> (Result<()>, Evidence) {
         Act::Stock(part) => with_stock_driver(run, part),
         Act::Stage(_, act) => on_stage(run, act, seed, &mut seen),
     };
-    // A WARN, a BUG or an oops fails the scenario that brought it about.
+    // A WARN, a BUG or an oops fails the scenario that caused it.
     let result = result.and_then(|()| run.no_troubles_since(mark));
     seen.reports = reports_after(run, last);
     seen.trace = matches!(act, Act::Stage(..)).then(|| trace(run, begin.elapsed())).flatten();
     if run.topology.has_display && matches!(act, Act::Stock(_)) {
         seen.screenshot = screenshot(run);
     }
-    // What there is to see is looked at before the guest goes.
+    // The evidence is collected before the guest ends.
     let result = result.map_err(|error| Failure::from(run.explain(error)));
     seen.console = run.console_since(mark);
     seen.backend_log = run.backend_log().get(log_before..).unwrap_or_default().to_owned();
     (result, seen)
 }
 
-/// Who does not need the screen may count on nobody holding it: it is a context of the device.
+/// Releases the screen for parts that do not need it: its holder is a context of the device.
 fn with_stock_driver(run: &mut Run<'_>, part: StockPart) -> std::result::Result<(), RigError> {
     if part.needs != Needs::Screen {
         scenario::release_screen(run)?;

@@ -1,5 +1,5 @@
 //! What a run of the suite has shown: one case for each scenario at each level and topology, with its outcome and the
-//! evidence. Values only; knows neither how a scenario is run nor how a result is told.
+//! evidence. Values only; knows neither how a scenario is run nor how a result is presented.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -29,11 +29,11 @@ impl fmt::Display for Level {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "outcome", content = "text", rename_all = "kebab-case")]
 pub enum Outcome {
-    /// What the scenario promises held.
+    /// The promise of the scenario held.
     Passed,
-    /// It did not, with this, and it did when it was run again.
+    /// The promise failed, with this, and held when the case was run again.
     Flaky(String),
-    /// It did not: a violation, or a failure of the device, the driver or the kernel.
+    /// The promise failed: a violation, or a failure of the device, the driver or the kernel.
     Failed(String),
     /// It was not run, for this reason.
     Skipped(String),
@@ -42,23 +42,23 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Whether this is somebody's failure, be it the rig's.
+    /// Whether this is a failure, including one of the rig.
     pub fn is_bad(&self) -> bool {
         matches!(self, Self::Failed(_) | Self::Broken(_))
     }
 
-    /// Whether there is something in it for somebody to find out.
+    /// Whether there is something to investigate.
     pub fn wants_a_look(&self) -> bool {
         self.is_bad() || matches!(self, Self::Flaky(_))
     }
 }
 
-/// What a case leaves for whoever wants to know more.
+/// The evidence that a case leaves.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Evidence {
-    /// What was measured or counted, by name, as it is to be shown.
+    /// Measurements and counts, by name, as they are shown.
     pub numbers: Vec<(String, String)>,
-    /// Lines that the scenario has to say.
+    /// Lines that the scenario reports.
     pub notes: Vec<String>,
     /// The back-end's reports of violations and faults during the scenario, each of several lines.
     pub reports: Vec<String>,
@@ -75,7 +75,7 @@ pub struct Evidence {
 }
 
 impl Evidence {
-    /// What another part, or another try, of the same case leaves. Of what there is room for one, the later stays.
+    /// The evidence of another part, or another try, of the same case. Where only one fits, the later one stays.
     pub fn add(&mut self, other: Self) {
         self.numbers.extend(other.numbers);
         self.notes.extend(other.notes);
@@ -94,7 +94,7 @@ pub struct Case {
     pub number: u32,
     /// Its name.
     pub name: &'static str,
-    /// What it is about: the group that it stands in.
+    /// Its subject: the group that it belongs to.
     pub group: &'static str,
     /// What must hold, in a sentence.
     pub promise: &'static str,
@@ -112,23 +112,23 @@ pub struct Case {
 }
 
 impl Case {
-    /// `15-unmap-then-remap`: what names a scenario on a command line.
+    /// `15-unmap-then-remap`: the name of a scenario on a command line.
     pub fn id(&self) -> String {
         id(self.number, self.name)
     }
 
-    /// Where it ran, in a word: `soft`, or the topology.
+    /// Where it ran, in one word: `soft`, or the topology.
     pub fn place(&self) -> String {
         self.topology.clone().unwrap_or_else(|| self.level.to_string())
     }
 }
 
-/// What names a scenario on a command line.
+/// The name of a scenario on a command line.
 pub fn id(number: u32, name: &str) -> String {
     format!("{number:02}-{name}")
 }
 
-/// Who has caught a seeded bug.
+/// Which scenarios have caught a seeded bug.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Score {
     /// The bug, as `--inject` names it, or the driver's bug.
@@ -137,16 +137,16 @@ pub struct Score {
     pub whose: &'static str,
     /// Where it was seeded: `soft`, or a topology.
     pub place: String,
-    /// The scenarios that failed because of it, as [`id`]s; none: it got away.
+    /// The scenarios that failed because of it, as [`id`]s; none: it was not caught.
     pub caught_by: Vec<String>,
-    /// Scenarios that are counted on to fail because of it, and held all the same.
+    /// Scenarios that were expected to fail because of it, and passed.
     pub held: Vec<String>,
-    /// Why it cannot show there, where that is so.
+    /// Why it cannot show there, if so.
     pub cannot_show: Option<String>,
 }
 
 impl Score {
-    /// The row has what it should: all who are counted on have caught the bug, or it cannot show.
+    /// The row is as expected: all expected scenarios have caught the bug, or it cannot show.
     pub fn is_caught(&self) -> bool {
         self.cannot_show.is_some() || !self.caught_by.is_empty() && self.held.is_empty()
     }
@@ -161,7 +161,7 @@ pub struct Results {
     pub took: Duration,
     /// What it ran with, by name: QEMU, kernel, accelerator, seed, …
     pub environment: Vec<(String, String)>,
-    /// The cases, in the order in which they are told: by number, level and topology.
+    /// The cases, in the order in which they are presented: by number, level and topology.
     pub cases: Vec<Case>,
     /// The score, if it was asked for.
     pub score: Vec<Score>,
@@ -194,8 +194,8 @@ impl Results {
         counts
     }
 
-    /// What the process ends with: 1 if something failed, else 2 if the rig did, else 125 if nothing ran, else 0. So
-    /// `git bisect run` tells a bad revision from one that cannot be tested.
+    /// The exit code of the process: 1 if something failed, else 2 if the rig did, else 125 if nothing ran, else 0.
+    /// So `git bisect run` can tell a bad revision from one that cannot be tested.
     pub fn exit_code(&self) -> u8 {
         match self.counts() {
             Counts { failed: 1.., .. } => 1,

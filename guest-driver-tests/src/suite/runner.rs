@@ -1,5 +1,5 @@
-//! Runs the scenarios that were asked for, where they were asked for: first those without a VM, then a guest for each
-//! topology, several side by side. Knows places; knows nothing of how a result is told.
+//! Runs the selected scenarios at the selected places: first those without a VM, then a guest for each topology,
+//! several in parallel. Knows places; knows nothing of how a result is presented.
 
 use crate::rig::run::Rig;
 use crate::rig::topology::Topology;
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-/// One of several runs that together are the whole.
+/// One of several runs that together cover everything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shard {
     index: usize,
@@ -20,7 +20,7 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// All of it.
+    /// The whole.
     pub const WHOLE: Self = Self { index: 1, of: 1 };
 
     /// Reads `2/3`.
@@ -33,14 +33,14 @@ impl Shard {
         }
     }
 
-    /// Whether the scenario at this place of the list is one of its own.
+    /// Whether this run includes the scenario at this position of the list.
     fn has(self, place: usize) -> bool {
         place % self.of == self.index - 1
     }
 }
 
-/// The scenarios that some patterns name: a number, or a part of `15-unmap-then-remap` or of a group's name. None:
-/// all.
+/// The scenarios that match some patterns: a number, or a part of `15-unmap-then-remap` or of a group's name. No
+/// pattern: all.
 pub fn matching(patterns: &[String], shard: Shard) -> Vec<&'static Scenario> {
     let is_named = |scenario: &Scenario| {
         let names = [scenario.id(), scenario.group.to_lowercase()];
@@ -54,10 +54,10 @@ pub fn matching(patterns: &[String], shard: Shard) -> Vec<&'static Scenario> {
     named.enumerate().filter(|(place, _)| shard.has(*place)).map(|(_, scenario)| scenario).collect()
 }
 
-/// Where what needs a machine of its own is run, if nobody says where.
+/// Where parts with their own machine run by default.
 const VARIED: [&str; 1] = ["intel-iommu-strict"];
 
-/// What is to be run where.
+/// What to run where.
 pub struct Plan<'r> {
     /// The scenarios.
     pub scenarios: Vec<&'static Scenario>,
@@ -67,18 +67,18 @@ pub struct Plan<'r> {
     pub rig: Option<&'r Rig>,
     /// On these machines.
     pub topologies: Vec<Topology>,
-    /// Also there what needs a machine of its own, where it is not the usual place for it.
+    /// Also run parts with their own machine there, where that is not the default.
     pub all_variations: bool,
-    /// Decides what is left to chance.
+    /// Decides the random choices.
     pub seed: u64,
-    /// Guests, or scenarios without one, side by side.
+    /// Guests, or scenarios without one, in parallel.
     pub side_by_side: usize,
     /// How often what has failed in a real guest is run again, where that is allowed.
     pub retries: u32,
 }
 
 impl Plan<'_> {
-    /// How many cases there will be, at the most.
+    /// The maximum number of cases.
     pub fn cases(&self) -> usize {
         let soft = |scenario: &&&Scenario| scenario.on_stage(Level::Soft).next().is_some();
         let softly = if self.soft.is_some() { self.scenarios.iter().filter(soft).count() } else { 0 };
@@ -88,7 +88,7 @@ impl Plan<'_> {
         softly + topologies * (real + usize::from(real > 0))
     }
 
-    /// Runs all of it; each case is handed out as soon as it has ended. Gives them all in order.
+    /// Runs all of it; each case is passed on as soon as it has ended. Returns them all in order.
     pub fn run(&self, tell: &(dyn Fn(&Case) + Sync)) -> Vec<Case> {
         let cases = Mutex::new(Vec::new());
         let keep = |case: Case| {
@@ -114,7 +114,7 @@ impl Plan<'_> {
     }
 }
 
-/// As many guests as there are processors, and memory for: about 1 GiB each.
+/// As many guests as there are processors and memory for: about 1 GiB each.
 pub fn usual_jobs() -> usize {
     processors().min(memory_mib() / 1_024).max(1)
 }
@@ -124,17 +124,17 @@ pub fn processors() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// MiB of memory that can be had (linux: Documentation/filesystems/proc.rst, MemAvailable).
+/// MiB of available memory (linux: Documentation/filesystems/proc.rst, MemAvailable).
 pub fn memory_mib() -> usize {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<usize>().ok()).unwrap_or(0) / 1_024
 }
 
-/// Does something for each item, for so many at a time.
+/// Runs something for each item, so many in parallel.
 fn side_by_side<T: Sync>(count: usize, items: &[T], each: impl Fn(&T) + Sync) {
     let next = AtomicUsize::new(0);
-    // ORDERING: the counter hands out places of a list that does not change; nothing else depends on it.
+    // ORDERING: the counter hands out positions of a list that does not change; nothing else depends on it.
     let work = || {
         while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
             each(item);

@@ -1,6 +1,6 @@
-//! The score: every seeded bug of the device must make a scenario fail, by name, at each level where it can show; every
-//! seeded bug of a driver must be flagged. Knows which scenarios are counted on to catch what; knows nothing of how a
-//! bug works.
+//! The score: every seeded bug of the device must make a scenario fail, by name, at each level where it can show;
+//! every seeded bug of a driver must be reported. Knows which scenarios are expected to catch what; knows nothing of
+//! how a bug works.
 
 use crate::rig::run::Rig;
 use crate::rig::topology::Topology;
@@ -18,18 +18,18 @@ struct DeviceBug {
     name: &'static str,
     /// What is injected: the bug, and what makes it show more often.
     inject: &'static [&'static str],
-    /// The scenarios that are counted on to catch it, without a VM.
+    /// The scenarios that are expected to catch it, without a VM.
     soft: &'static [u32],
-    /// And in a real guest, with a driver in user space.
+    /// The same in a real guest, with a user-space driver.
     real: &'static [u32],
-    /// Why it cannot show in a real guest, where that is so.
+    /// Why it cannot show in a real guest, if so.
     not_real: &'static str,
 }
 
-/// A device that loses answers is not waited for as long.
+/// The shorter time limit for a device that loses answers.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// A bug that is injected by its name, and that the same scenario catches in a real guest as in the soft one.
+/// A bug that is injected by its name, and that the same scenarios catch in a real guest as in the soft one.
 const fn bug(name: &'static str, inject: &'static [&'static str], soft: &'static [u32]) -> DeviceBug {
     let real = match soft.split_at_checked(1) {
         Some((first, _)) => first,
@@ -38,10 +38,10 @@ const fn bug(name: &'static str, inject: &'static [&'static str], soft: &'static
     DeviceBug { name, inject, soft, real, not_real: "" }
 }
 
-/// How often a scenario that is counted on may try to catch a bug.
+/// How often an expected scenario may try to catch a bug.
 const TRIES: usize = 3;
 
-/// In the order of `mirrorgpu --help`. What is counted on fails each time, and not only by luck.
+/// In the order of `mirrorgpu --help`. The scenarios listed fail each time, not only by luck.
 const DEVICE_BUGS: [DeviceBug; 16] = [
     bug("ack-before-drain", &["ack-before-drain"], &[2, 3, 4]),
     bug("skip-section", &["skip-section"], &[16]),
@@ -78,7 +78,7 @@ pub fn device_bugs() -> impl Iterator<Item = &'static str> {
     DEVICE_BUGS.iter().map(|bug| bug.name)
 }
 
-/// What is injected for a bug of the device, and the first of the scenarios that are counted on to catch it: at this
+/// What is injected for a bug of the device, and the first of the scenarios that are expected to catch it: at this
 /// level, or where it can show.
 pub fn counted_on(name: &str, level: Level) -> (&'static [&'static str], Level, Option<u32>) {
     let Some(bug) = DEVICE_BUGS.iter().find(|bug| bug.name == name) else { return (&[], level, None) };
@@ -88,22 +88,22 @@ pub fn counted_on(name: &str, level: Level) -> (&'static [&'static str], Level, 
     }
 }
 
-/// How much of the matrix is tried.
+/// How much of the matrix is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Breadth {
-    /// Each bug against the scenarios that are counted on.
+    /// Each bug against the expected scenarios.
     Expected,
     /// Each bug against all scenarios.
     All,
 }
 
-/// Which bugs are made, and how they are looked for.
+/// Which bugs are seeded, and against what.
 pub struct Trial<'t> {
-    /// Decides what is left to chance.
+    /// Decides the random choices.
     pub seed: u64,
-    /// How much of the matrix is tried.
+    /// How much of the matrix is run.
     pub breadth: Breadth,
-    /// Only bugs whose name has one of these in it; none: all.
+    /// Only bugs whose name contains one of these; none: all.
     pub patterns: &'t [String],
 }
 
@@ -113,7 +113,7 @@ impl Trial<'_> {
     }
 }
 
-/// The matrix without a VM: device bugs, then bugs of drivers. Each row is handed out as it is known.
+/// The matrix without a VM: device bugs, then driver bugs. Each row is passed on as soon as it is known.
 pub fn soft(trial: &Trial<'_>, tell: &dyn Fn(&Score)) -> Vec<Score> {
     let (seed, breadth) = (trial.seed, trial.breadth);
     let mut rows = Vec::new();
@@ -121,7 +121,7 @@ pub fn soft(trial: &Trial<'_>, tell: &dyn Fn(&Score)) -> Vec<Score> {
         let inject = bug.inject.iter().map(|&bug| bug.to_owned()).collect();
         let place = SoftPlace { inject, seed, patience: PATIENCE };
         let catches = |scenario: &&Scenario| {
-            // A busy machine can hide a bug: who is counted on may look again. Once seen, it is seen.
+            // A busy machine can hide a bug: an expected scenario may be retried until it has caught the bug once.
             let tries = if bug.soft.contains(&scenario.number) { TRIES } else { 1 };
             (0..tries).any(|_| place.run(scenario).is_some_and(|case| failed(&case)))
         };
@@ -161,7 +161,7 @@ pub fn soft(trial: &Trial<'_>, tell: &dyn Fn(&Score)) -> Vec<Score> {
     rows
 }
 
-/// The matrix of device bugs in real guests on a topology: a boot for each.
+/// The matrix of device bugs in real guests on a topology: one boot each.
 pub fn real(rig: &Rig, topology: &Topology, trial: &Trial<'_>, tell: &dyn Fn(&Score)) -> Vec<Score> {
     let seed = trial.seed;
     let mut rows = Vec::new();
@@ -189,7 +189,7 @@ pub fn real(rig: &Rig, topology: &Topology, trial: &Trial<'_>, tell: &dyn Fn(&Sc
     rows
 }
 
-/// Those of the scenarios that are counted on that did not fail.
+/// Those of the expected scenarios that did not fail.
 fn held(counted_on: &[u32], caught_by: &[String]) -> Vec<String> {
     let counted_on = table::ALL.iter().filter(|scenario| counted_on.contains(&scenario.number));
     counted_on.map(Scenario::id).filter(|id| !caught_by.contains(id)).collect()
@@ -199,7 +199,7 @@ fn failed(case: &Case) -> bool {
     matches!(case.outcome, Outcome::Failed(_))
 }
 
-/// By what a driver's bug was flagged, each once: `GONE (certain)`, a fault record, an audit.
+/// By which reports a driver's bug was detected, each once: `GONE (certain)`, a fault record, an audit.
 fn told(said: &[String]) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
     for text in said {
@@ -240,7 +240,7 @@ mod tests {
         };
         assert!(row(&["02-exact-range"], None).is_caught() && row(&[], Some("no reason")).is_caught());
         assert!(!row(&[], None).is_caught());
-        // Another has caught it, and the one that is counted on has not.
+        // Another scenario has caught it, and the expected one has not.
         let by_luck = row(&["03-partial-overlap"], None);
         assert!(!by_luck.is_caught());
         assert_eq!(by_luck.held, ["02-exact-range"]);

@@ -1,5 +1,5 @@
-//! Runs scenarios in the soft guest: each on a back-end and a guest of its own. Knows the back-end's command line;
-//! knows nothing of what a scenario does.
+//! Runs scenarios in the soft guest, each with its own back-end and guest. Knows the back-end's command line; knows
+//! nothing of what a scenario does.
 
 use crate::soft_guest::{Backend, GuestConfig};
 use crate::suite::excerpt;
@@ -14,11 +14,11 @@ use std::time::{Duration, Instant};
 /// How scenarios run in the soft guest.
 #[derive(Clone, Debug)]
 pub struct SoftPlace {
-    /// Seeded misbehaviour of the back-end, as `--inject` takes it.
+    /// Fault injection in the back-end, as `--inject` takes it.
     pub inject: Vec<String>,
-    /// Decides what is left to chance.
+    /// Decides the random choices.
     pub seed: u64,
-    /// How long whatever has to come may take.
+    /// The default time limit for an expected event.
     pub patience: Duration,
 }
 
@@ -28,7 +28,7 @@ impl Default for SoftPlace {
     }
 }
 
-/// One engine: whoever is to wait for another does, on every machine.
+/// One engine, so that a job that has to wait for another does so on every machine.
 const ARGUMENTS: [&str; 5] = ["--allow-incoherent", "--engines", "1", "--drain-timeout", "100ms"];
 
 /// Why a scenario is not shown without a VM, where it is not: known before it is run, so that whoever counts tests can
@@ -50,7 +50,7 @@ pub fn must_hold(outcome: Outcome) -> std::result::Result<(), String> {
 }
 
 impl SoftPlace {
-    /// Runs a scenario; nothing if it has no part here.
+    /// Runs a scenario; `None` if it has no part here.
     pub fn run(&self, scenario: &Scenario) -> Option<Case> {
         let parts: Vec<_> = scenario.on_stage(Level::Soft).collect();
         if parts.is_empty() {
@@ -72,7 +72,7 @@ impl SoftPlace {
         })
     }
 
-    /// Does something on a stage of its own, which has to be empty afterwards.
+    /// Runs something on a new stage, which has to be empty afterwards.
     pub fn on_stage(
         &self,
         evidence: &mut Evidence,
@@ -94,7 +94,7 @@ impl SoftPlace {
     }
 }
 
-/// The back-end's reports; none if it is gone, for that is told already.
+/// The back-end's reports; none if it has ended, which is reported elsewhere.
 fn reports(stage: &mut Stage<'_>) -> Vec<String> {
     let all = stage.control("violations", json!({})).unwrap_or_default();
     let reports = all["violations"].as_array().into_iter().flatten();

@@ -1,6 +1,5 @@
-//! What a scenario about jobs and mappings stands on: a machine, contexts, buffers and jobs on it, the back-end's counts
-//! beside them, and what is noted down meanwhile. Knows the job stream and virtio-gpu's commands; knows nothing of which
-//! machine it is.
+//! The stage of a scenario about jobs and mappings: a machine, its contexts, buffers and jobs, the back-end's counts,
+//! and the notes of the scenario. Knows the job stream and virtio-gpu's commands; does not know which machine it is.
 
 use crate::rig::instruments::{self, Verdicts};
 use crate::soft_guest::control::Stats;
@@ -15,17 +14,17 @@ use std::time::{Duration, Instant};
 
 /// The modes in which no job touches memory after its unmap.
 pub const COHERENT: [Mode; 4] = [Mode::Strict, Mode::Fence, Mode::Preempt, Mode::Fault];
-/// What memory holds that nobody has written to.
+/// The contents of memory that has not been written.
 pub const POISON: u8 = crate::soft_guest::oracle::POISON;
 const _: () = assert!(POISON == guest_agent::remote::POISON, "both machines fill memory with the same");
 /// The drain timeout of the back-ends that scenarios run on.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
-/// What an ack may take beyond the drain timeout: a step, and what a busy machine adds (I2).
+/// How long an ack may take beyond the drain timeout: a step, and what a busy machine adds (I2).
 pub const GRACE: Duration = Duration::from_millis(1_500);
-/// How long whatever has to come may take, usually.
+/// The usual time limit for an expected event.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 const MOMENT: Duration = Duration::from_millis(1);
-/// Pages of a usual buffer.
+/// Pages of a typical buffer.
 pub const PAGES: usize = 16;
 
 /// A buffer: an area and the resource whose backing it is.
@@ -54,7 +53,7 @@ impl Buffer {
     }
 }
 
-/// A job on its way.
+/// A job in flight.
 #[derive(Clone, Copy, Debug)]
 #[must_use = "it has to be waited for"]
 pub struct Job {
@@ -68,7 +67,7 @@ pub struct Job {
 /// The stage.
 pub struct Stage<'m> {
     machine: &'m mut dyn Machine,
-    /// Decides what is left to chance.
+    /// Decides the random choices.
     pub seed: u64,
     next_id: u32,
     next_fence: u64,
@@ -81,7 +80,7 @@ pub struct Stage<'m> {
 }
 
 impl<'m> Stage<'m> {
-    /// A stage with nothing on it.
+    /// An empty stage.
     pub fn new(machine: &'m mut dyn Machine, seed: u64) -> Self {
         Self {
             machine,
@@ -97,7 +96,7 @@ impl<'m> Stage<'m> {
         }
     }
 
-    /// The same with less patience, or more: for a device of which it is known that it loses answers.
+    /// The same with another time limit: for a device that is known to lose answers.
     pub fn with_patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
         self
@@ -108,27 +107,27 @@ impl<'m> Stage<'m> {
         self.machine
     }
 
-    /// Where this is.
+    /// Where this runs.
     pub fn level(&self) -> Level {
         self.machine.level()
     }
 
-    /// The guest itself, for what only one without a VM can do.
+    /// The guest itself, for operations that only a guest without a VM supports.
     pub fn soft(&mut self) -> Result<&mut SoftGuest> {
         self.machine.soft().ok_or_else(|| Failure::Rig("This needs a guest without a VM".into()))
     }
 
-    /// Writes a figure down, for the reports.
+    /// Records a figure for the reports.
     pub fn number(&mut self, name: impl Into<String>, value: impl ToString) {
         self.numbers.push((name.into(), value.to_string()));
     }
 
-    /// Writes a sentence down, for the reports.
+    /// Records a sentence for the reports.
     pub fn note(&mut self, text: impl Into<String>) {
         self.notes.push(text.into());
     }
 
-    /// What was written down.
+    /// What was recorded.
     pub fn take_notes(&mut self) -> (Vec<(String, String)>, Vec<String>) {
         (std::mem::take(&mut self.numbers), std::mem::take(&mut self.notes))
     }
@@ -138,7 +137,7 @@ impl<'m> Stage<'m> {
         self.next_id - 1
     }
 
-    /// A context of this mode, which may use the buffers that are there.
+    /// A context of this mode, which may use the existing buffers.
     pub fn context(&mut self, mode: Mode) -> Result<u32> {
         let context = self.id();
         self.ok(&Command::ctx_create(context))?;
@@ -150,19 +149,19 @@ impl<'m> Stage<'m> {
         Ok(context)
     }
 
-    /// Ends a context, and makes another of this mode with the same buffers: for when one is lost.
+    /// Destroys a context, and creates another of this mode with the same buffers: for when one is lost.
     pub fn renew(&mut self, context: u32, mode: Mode) -> Result<u32> {
         self.destroy(context)?;
         self.context(mode)
     }
 
-    /// Ends a context.
+    /// Destroys a context.
     pub fn destroy(&mut self, context: u32) -> Result<()> {
         self.contexts.retain(|known| *known != context);
         self.ok(&Command::ctx_destroy(context)).map(drop)
     }
 
-    /// A buffer of `pages` pages, each mapped by itself, which the contexts that are there may use.
+    /// A buffer of `pages` pages, each mapped by itself, which the existing contexts may use.
     pub fn buffer(&mut self, pages: usize) -> Result<Buffer> {
         let area = self.machine.map(pages, 1, Permission::ReadWrite)?;
         self.buffer_on(area)
@@ -180,7 +179,7 @@ impl<'m> Stage<'m> {
         self.buffer_on(area)
     }
 
-    /// A buffer on memory that is mapped.
+    /// A buffer on memory that is already mapped.
     pub fn buffer_on(&mut self, area: Area) -> Result<Buffer> {
         self.buffer_on_part(area, 0, area.bytes())
     }
@@ -204,14 +203,14 @@ impl<'m> Stage<'m> {
         self.ok(&Command::ctx_attach(context, buffer.id)).map(drop)
     }
 
-    /// Ends a buffer as a good driver does: UNREF, its answer, then unmap.
+    /// Frees a buffer as a correct driver does: UNREF, its answer, then unmap.
     pub fn free(&mut self, buffer: &Buffer) -> Result<()> {
         self.buffers.retain(|known| known.id != buffer.id);
         self.ok(&Command::unref(buffer.id))?;
         self.machine.free(&buffer.area)
     }
 
-    /// A context that was given none of the buffers that are there.
+    /// A context that was given none of the existing buffers.
     pub fn stranger(&mut self, mode: Mode) -> Result<u32> {
         let known = std::mem::take(&mut self.buffers);
         let context = self.context(mode);
@@ -219,7 +218,7 @@ impl<'m> Stage<'m> {
         context
     }
 
-    /// A buffer's resource has ended by other means; its memory is the caller's.
+    /// A buffer's resource was destroyed by other means; the caller owns its memory.
     pub fn forget(&mut self, buffer: &Buffer) {
         self.buffers.retain(|known| known.id != buffer.id);
     }
@@ -230,18 +229,18 @@ impl<'m> Stage<'m> {
         self.contexts.clear();
     }
 
-    /// Hands a command to the device.
+    /// Sends a command to the device.
     pub fn command(&mut self, command: &Command) -> Result<Ticket> {
         self.machine.submit(command)
     }
 
-    /// Hands a command to the device, and gives its answer.
+    /// Sends a command to the device, and returns its answer.
     pub fn run(&mut self, command: &Command) -> Result<Response> {
         let ticket = self.machine.submit(command)?;
         self.answer(ticket, &format!("the command {:#x}", command.kind))
     }
 
-    /// Hands a command to the device that it must not refuse.
+    /// Sends a command that the device must not refuse.
     pub fn ok(&mut self, command: &Command) -> Result<Response> {
         let response = self.run(command)?;
         ensure!(response.is_ok(), "The command {:#x} was answered with {:#x}", command.kind, response.kind());
@@ -272,7 +271,7 @@ impl<'m> Stage<'m> {
         Ok(Job { ticket: self.machine.submit(&command)?, context, fence })
     }
 
-    /// Submits a job whose end is told by a value at `at`: 1, or 2 if it fails. The command is answered at once.
+    /// Submits a job that signals its end by a value at `at`: 1, or 2 if it fails. The command is answered at once.
     pub fn submit_with_user_fence(&mut self, context: u32, at: At, stream: Stream) -> Result<()> {
         let says = Context { mode: None, priority: None, fence: Some(at), done: 1, failed: 2 };
         let words = Stream::new().push(says).finish();
@@ -292,7 +291,7 @@ impl<'m> Stage<'m> {
         Ok(response)
     }
 
-    /// Waits for the end of a job that must end well.
+    /// Waits for the end of a job that must succeed.
     pub fn end_well(&mut self, job: Job) -> Result<Response> {
         let response = self.end(job)?;
         ensure!(
@@ -304,7 +303,7 @@ impl<'m> Stage<'m> {
         Ok(response)
     }
 
-    /// Waits for the end of a job that must not end well.
+    /// Waits for the end of a job that must fail.
     pub fn end_badly(&mut self, job: Job) -> Result<Response> {
         let response = self.end(job)?;
         ensure!(
@@ -323,7 +322,7 @@ impl<'m> Stage<'m> {
         self.end_well(job)
     }
 
-    /// The answer to a job, if it is there by now.
+    /// The answer to a job, if it has come.
     pub fn ended(&mut self, job: &Job) -> Result<Option<Response>> {
         self.machine.answer(job.ticket, Duration::ZERO)
     }
@@ -370,12 +369,12 @@ impl<'m> Stage<'m> {
         std::thread::sleep(time);
     }
 
-    /// Takes pages of a buffer from the device, for good: other memory, not mapped yet, stands in their place.
+    /// Unmaps pages of a buffer for good: other memory, not mapped yet, takes their place.
     pub fn take(&mut self, buffer: &Buffer, pages: ops::Range<usize>) -> Result<Duration> {
         self.machine.unmap(&buffer.area, pages, Then::Retire)
     }
 
-    /// Takes pages away and maps other memory in their place, at once.
+    /// Unmaps pages and maps other memory in their place, at once.
     pub fn move_away(&mut self, buffer: &Buffer, pages: ops::Range<usize>) -> Result<Duration> {
         let took = self.machine.unmap(&buffer.area, pages.clone(), Then::Retire)?;
         self.machine.map_again(&buffer.area, pages, Permission::ReadWrite)?;
@@ -399,7 +398,7 @@ impl<'m> Stage<'m> {
         self.machine.read(&buffer.area, at, len)
     }
 
-    /// Writes to a buffer as the processor does.
+    /// Writes to a buffer from the CPU.
     pub fn write(&mut self, buffer: &Buffer, at: u64, bytes: &[u8]) -> Result<()> {
         self.machine.write(&buffer.area, at, bytes)
     }
@@ -410,7 +409,7 @@ impl<'m> Stage<'m> {
         Ok(bytes.try_into().map_or(0, u32::from_le_bytes))
     }
 
-    /// Some bytes of a buffer must be these words, again and again.
+    /// Asserts, repeatedly, that some bytes of a buffer are these words.
     pub fn must_be(&mut self, buffer: &Buffer, at: u64, len: usize, word: u32) -> Result<()> {
         let due: Vec<u8> = word.to_le_bytes().into_iter().cycle().take(len).collect();
         if self.machine.checksum(&buffer.area, at, len)? == Crc32c::of(&due) {
@@ -439,7 +438,7 @@ impl<'m> Stage<'m> {
         )))
     }
 
-    /// What was touched late so far is as it should be: the mode is one that does so.
+    /// What was touched late so far is as expected: the mode allows it.
     pub fn forgive_late(&mut self) -> Result<u64> {
         let late = self.machine.late()?;
         let new = late.saturating_sub(self.forgiven);
@@ -457,12 +456,12 @@ impl<'m> Stage<'m> {
         Ok(self.stats()?.since(since, name)?)
     }
 
-    /// Makes a request of the back-end's control socket.
+    /// Sends a command to the back-end's control socket.
     pub fn control(&mut self, command: &str, arguments: Value) -> Result<Value> {
         self.machine.control(command, arguments)
     }
 
-    /// Has the back-end misbehave, as `--inject` has it.
+    /// Turns a fault injection on, as `--inject` does.
     pub fn inject(&mut self, what: &str) -> Result<()> {
         let arguments = match what.split_once('=') {
             Some((name, argument)) => json!({ "on": name, "argument": argument }),
@@ -471,7 +470,7 @@ impl<'m> Stage<'m> {
         self.control("inject", arguments).map(drop)
     }
 
-    /// Ends that.
+    /// Turns it off.
     pub fn end_injection(&mut self, name: &str) -> Result<()> {
         self.control("inject", json!({ "off": name })).map(drop)
     }
@@ -488,7 +487,7 @@ impl<'m> Stage<'m> {
         Ok(ids.max().unwrap_or(0))
     }
 
-    /// The report of the first violation after `last`, which has to be there in a moment.
+    /// The report of the first violation after `last`, which has to come soon.
     pub fn report_after(&mut self, last: u64) -> Result<String> {
         let mut report = String::new();
         self.until("The report of a violation", |stage| {
@@ -501,8 +500,8 @@ impl<'m> Stage<'m> {
         Ok(report)
     }
 
-    /// No job had to leave its engine for the sake of an invalidation since then: none has waited for a job. Whoever has
-    /// waited for the drain's patience only is late, but not later than a busy machine.
+    /// No job had to leave its engine for an invalidation since then: none has waited for a job. An ack that waited
+    /// until the drain timeout would be late, but not later than a busy machine allows.
     pub fn nobody_was_taken_off(&mut self, since: &Stats, mode: Mode) -> Result<()> {
         let evictions = self.grown(since, "ladder_evictions")?;
         ensure!(
@@ -512,7 +511,7 @@ impl<'m> Stage<'m> {
         Ok(())
     }
 
-    /// Nobody was accused since then, in no mode.
+    /// There were no accusations since then, in any mode.
     pub fn nobody_is_accused(&mut self, since: &Stats) -> Result<()> {
         for mode in Mode::ALL {
             let found = self.verdicts(since, *mode)?;
@@ -524,7 +523,7 @@ impl<'m> Stage<'m> {
         Ok(())
     }
 
-    /// Asks for every translation in the mirror again; gives what no longer holds although nobody said so.
+    /// Requests every translation in the mirror again; returns those that no longer hold although no INVALIDATE came.
     pub fn audit(&mut self) -> Result<Value> {
         self.control("audit", json!({ "restart": true }))?;
         let mut found = Value::Null;
@@ -536,7 +535,7 @@ impl<'m> Stage<'m> {
         Ok(found)
     }
 
-    /// Takes all contexts and buffers down.
+    /// Destroys all contexts and buffers.
     pub fn clear(&mut self) -> Result<()> {
         for context in std::mem::take(&mut self.contexts) {
             self.ok(&Command::ctx_destroy(context))?;
@@ -548,7 +547,7 @@ impl<'m> Stage<'m> {
         Ok(())
     }
 
-    /// Takes everything down, and sees that the device lets go of it: nothing late, nothing left.
+    /// Destroys everything, and checks that the device releases it: no late touch, nothing left.
     pub fn close(&mut self) -> Result<()> {
         self.clear()?;
         self.must_be_left_alone()?;
@@ -559,17 +558,17 @@ impl<'m> Stage<'m> {
     }
 }
 
-/// So many pages, in bytes.
+/// This many pages, in bytes.
 pub fn pages(count: usize) -> u64 {
     count as u64 * PAGE
 }
 
-/// A spin that leaves its engine when it is asked to.
+/// A spin that leaves its engine when requested.
 pub fn spin(time: Duration) -> Stream {
     and_spin(Stream::new(), time)
 }
 
-/// The same behind other packets.
+/// The same after other packets.
 pub fn and_spin(stream: Stream, time: Duration) -> Stream {
     stream.spin(SpinBehaviour::Preemptible, time.as_nanos() as u64)
 }

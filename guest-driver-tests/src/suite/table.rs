@@ -1,5 +1,5 @@
-//! The table of all scenarios: number, name, promise, and what shows it where. Numbers stay; new ones come at the end.
-//! Knows nothing of how a part is run.
+//! The table of all scenarios: number, name, promise, and which parts run where. Numbers never change; new ones come
+//! at the end. Knows nothing of how a part is run.
 
 use crate::rig::error::RigError;
 use crate::rig::hot_plug::SLOT;
@@ -16,13 +16,13 @@ use crate::suite::stage::Stage;
 /// What a scenario does on a stage.
 pub type OnStage = fn(&mut Stage<'_>) -> Result<()>;
 
-/// A part of a scenario: something that shows it.
+/// A part of a scenario: something that shows its promise.
 pub enum Part {
-    /// In the soft guest, and in a real one with a driver in user space that has the device by way of VFIO.
+    /// In the soft guest, and in a real one with a user-space driver that has the device through VFIO.
     Both(OnStage),
     /// In the soft guest alone.
     Soft(OnStage),
-    /// In a real guest with such a driver, on a machine of its own.
+    /// In a real guest with such a driver, on its own machine.
     On(Variation, OnStage),
     /// In a real guest, whose stock driver has the device.
     Stock(StockPart),
@@ -31,7 +31,7 @@ pub enum Part {
 /// A part with the stock driver.
 #[derive(Clone, Copy)]
 pub struct StockPart {
-    /// What it cannot do without.
+    /// What it requires.
     pub needs: Needs,
     /// The machine that it needs.
     pub variation: Variation,
@@ -49,28 +49,28 @@ pub struct Scenario {
     pub number: u32,
     /// Its name: what happens, in a few words.
     pub name: &'static str,
-    /// What it is about.
+    /// Its subject.
     pub group: &'static str,
     /// What must hold, in a sentence.
     pub promise: &'static str,
     /// What shows it. None: it is not shown, and `elsewhere` says why.
     pub parts: &'static [Part],
-    /// Why it is not shown at a level, where it is not.
+    /// Why it is not shown at a level, if so.
     pub elsewhere: &'static str,
 }
 
 impl Scenario {
-    /// What names it on a command line.
+    /// Its name on a command line.
     pub fn id(&self) -> String {
         results::id(self.number, self.name)
     }
 
-    /// Whether anything of it is shown in a real guest.
+    /// Whether any part of it runs in a real guest.
     pub fn has_real_part(&self) -> bool {
         self.on_stage(Level::Real).next().is_some() || self.with_the_stock_driver().next().is_some()
     }
 
-    /// What shows it with the stock driver of a real guest: here, and among the rig's own.
+    /// The parts with the stock driver of a real guest: here, and among the rig's.
     pub fn with_the_stock_driver(&self) -> impl Iterator<Item = StockPart> + '_ {
         let own = self.parts.iter().filter_map(|part| match part {
             Part::Stock(part) => Some(*part),
@@ -84,7 +84,7 @@ impl Scenario {
         }))
     }
 
-    /// What shows it on a stage at this level.
+    /// The parts on a stage at this level.
     pub fn on_stage(&self, level: Level) -> impl Iterator<Item = (Variation, OnStage)> + '_ {
         self.parts.iter().filter_map(move |part| match (part, level) {
             (Part::Both(run), _) | (Part::Soft(run), Level::Soft) => Some((Variation::NONE, *run)),

@@ -18,17 +18,17 @@ use guest_agent::stock_words::{
 
 /// Jobs on one ring.
 const JOBS: u32 = 15;
-/// By how much answers are held back, and how much of it a guest must at least have seen.
+/// How long answers are delayed, and how much of it a guest must at least have seen.
 const DELAY: &str = "60ms";
 const LEAST_DELAY_NS: u64 = 30_000_000;
-/// For how long a fence is looked at that must not come.
+/// How long a fence is watched that must not come.
 const PATIENCE_MS: u64 = 500;
 /// For a fence that has to come.
 const LIMIT_MS: u64 = 20_000;
 const DONE: u32 = 0x1100;
 
-/// Fences of one ring come in the order of their jobs, each after what its job writes; also when each answer is held
-/// back by another time.
+/// Fences of one ring come in the order of their jobs, each after its job's writes; also when each answer is delayed
+/// by a different time.
 pub(crate) fn in_order(run: &mut Run<'_>) -> Result<(), RigError> {
     for delay in ["", "..15ms"] {
         if !delay.is_empty() {
@@ -41,7 +41,7 @@ pub(crate) fn in_order(run: &mut Run<'_>) -> Result<(), RigError> {
     no_contexts(run)
 }
 
-/// A fence that comes late comes late for the guest, and nothing else changes.
+/// A late fence is late for the guest, and nothing else changes.
 pub(crate) fn delayed(run: &mut Run<'_>) -> Result<(), RigError> {
     inject(run, "delay-fence", DELAY)?;
     let order = order(run)?;
@@ -66,8 +66,8 @@ fn order(run: &mut Run<'_>) -> Result<Order, RigError> {
     Ok(order)
 }
 
-/// A job of one context waits, and another context's is done. Where contexts have timelines of their own, its fence
-/// comes too; where they share one, as with every `vhost-user-gpu-pci`, it has to wait its turn.
+/// A job of one context waits, and another context's is done. Where contexts have their own timelines, its fence
+/// comes too; where they share one, as with every `vhost-user-gpu-pci`, it has to wait for the earlier fences.
 pub(crate) fn between_contexts(run: &mut Run<'_>) -> Result<(), RigError> {
     let before = settled(run)?.unwrap_or_default();
     let found = match ask(run, StockCommand::Overtaking)? {
@@ -91,8 +91,8 @@ pub(crate) fn between_contexts(run: &mut Run<'_>) -> Result<(), RigError> {
     no_contexts(run)
 }
 
-/// A job fails: its user fence says so, Linux prints the answer and signals its fence all the same; the context is lost,
-/// and others live on.
+/// A job fails: its user fence says so, Linux prints the answer and still signals its fence; the context is lost, and
+/// others continue.
 pub(crate) fn failed(run: &mut Run<'_>) -> Result<(), RigError> {
     sound(run)?;
     fails(run, Failure::WaitsInVain)
@@ -103,7 +103,7 @@ pub(crate) fn hang(run: &mut Run<'_>) -> Result<(), RigError> {
     fails(run, Failure::Hangs)
 }
 
-/// With a job that is sound nothing of it happens.
+/// With a correct job none of it happens.
 fn sound(run: &mut Run<'_>) -> Result<(), RigError> {
     let before = settled(run)?.unwrap_or_default();
     let found = failing(run, Failure::Not)?;
@@ -157,12 +157,13 @@ fn same_failing(found: Failing, due: Failing) -> Result<(), RigError> {
     Err(RigError::check(format!("Of a job that fails the guest saw {found:?}, where {due:?} was due")))
 }
 
-/// A completion without its interrupt: the value is in memory, and the fence does not come. Linux (6.12) has no timeout
-/// there, and with EVENT_IDX no later completion is due to interrupt before the driver has looked: so the next fence
-/// does not come either. An interrupt without a completion brings both; and more of these do nothing.
+/// A completion without its interrupt: the value is in memory, and the fence does not come. Linux (6.12) has no
+/// timeout there, and with EVENT_IDX no later completion interrupts before the driver has polled: so the next fence
+/// does not come either. An interrupt without a completion brings both; more of these do nothing.
 ///
-/// Where the guest's IOMMU is told of unmaps late, an INVALIDATE of the whole domain may have taken the page on which the
-/// driver's wish stands, and the device interrupts rather than wait for it: there the next completion goes without, too.
+/// Where the guest's IOMMU is notified of unmaps late, an INVALIDATE of the whole domain may have removed the page
+/// with the driver's event index, and the device interrupts rather than wait for it: there the next completion loses
+/// its interrupt too.
 pub(crate) fn interrupts(run: &mut Run<'_>) -> Result<(), RigError> {
     let before = settled(run)?.unwrap_or_default();
     begin(run, 1, Until::AtOnce)?;
@@ -190,7 +191,7 @@ pub(crate) fn interrupts(run: &mut Run<'_>) -> Result<(), RigError> {
     no_contexts(run)
 }
 
-/// All jobs but the first have ended, and the guest knows it by their user fences only.
+/// All jobs but the first have ended, and the guest knows it only by their user fences.
 fn silent(found: Standing, jobs: u32) -> Result<(), RigError> {
     let seen =
         [("user fences", found.done, jobs), ("pages", found.filled, jobs), ("fences", found.signalled, 1)];

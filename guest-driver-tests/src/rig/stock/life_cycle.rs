@@ -1,5 +1,6 @@
-//! What ends under jobs in flight: a buffer's handle, a context, a process. And contexts that know nothing of each
-//! other. Knows what the device owes then: jobs of what lives on end well, others are stopped, and write nothing more.
+//! What is destroyed under jobs in flight: a buffer's handle, a context, a process. And contexts that are isolated
+//! from each other. Knows what the device has to guarantee: jobs of surviving contexts succeed, others are stopped
+//! and write nothing more.
 
 use super::{FAILED, NO_SUCH_RESOURCE};
 use super::{all_done, ask, begin, counted_since, ended, in_flight, no_contexts, refused, standing, stands};
@@ -15,11 +16,11 @@ use guest_agent::stock_words::{Standing, StockCommand, StockEvent, Strangers, Un
 const JOBS: u32 = 4;
 /// Pages of the buffer that they fill.
 const PAGES: u32 = 16;
-/// What the two contexts of `strangers` do on memory of their own.
+/// What the two contexts of `strangers` do on their own memory.
 const OWN: u32 = 4;
 const TRESPASSES: u32 = 6;
 
-/// A buffer is closed under jobs that write to it: the device holds it until they have, and they are done.
+/// A buffer is closed under jobs that write to it: the device holds it until they are done, and they succeed.
 pub(crate) fn close_in_flight(run: &mut Run<'_>) -> Result<(), RigError> {
     let before = settled(run)?.unwrap_or_default();
     in_flight(begin(run, JOBS, Until::Told)?, JOBS)?;
@@ -47,7 +48,8 @@ pub(crate) fn end_context_in_flight(run: &mut Run<'_>) -> Result<(), RigError> {
     no_contexts(run)
 }
 
-/// A process is killed with jobs in flight: it goes at once, its jobs are stopped, its memory is not written any more.
+/// A process is killed with jobs in flight: it ends at once, its jobs are stopped, and its memory is not written any
+/// more.
 pub(crate) fn kill_in_flight(run: &mut Run<'_>) -> Result<(), RigError> {
     let before = settled(run)?.unwrap_or_default();
     let mark = run.console_mark();
@@ -64,7 +66,7 @@ pub(crate) fn kill_in_flight(run: &mut Run<'_>) -> Result<(), RigError> {
     no_contexts(run)
 }
 
-/// Two contexts cannot see each other's memory, be they of one process or of two.
+/// Two contexts cannot see each other's memory, whether they belong to one process or to two.
 pub(crate) fn strangers(run: &mut Run<'_>) -> Result<(), RigError> {
     for process in [false, true] {
         let before = settled(run)?.unwrap_or_default();

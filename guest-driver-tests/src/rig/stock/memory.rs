@@ -1,5 +1,5 @@
-//! What happens to memory: a buffer as large as a table of translations would not like it, modules and a balloon
-//! that take the guest's memory away, and a kernel that bounces all that a device touches. Knows what must be left where.
+//! Memory under stress: a buffer that is large for a table of translations, memory modules and a balloon that take
+//! the guest's memory away, and a kernel that bounces all DMA. Knows what contents must be left where.
 
 use super::platform::{JOBS, PAGES, works};
 use super::{all_done, ask, begin, counted_since, ended, in_flight, no_contexts, standing, stands};
@@ -22,15 +22,14 @@ pub(crate) const BALLOON: Variation = Variation {
     modules: &["virtio_balloon"],
     ..Variation::NONE
 };
-/// A kernel that bounces all that devices touch. The device has to be told, or the driver does not ask the kernel where
-/// memory is.
+/// A kernel that bounces all DMA. Without `iommu_platform` the driver does not ask the kernel for addresses.
 pub(crate) const BOUNCING: Variation =
     Variation { guest: "swiotlb=force", qemu: &["-set", "device.gpu.iommu_platform=on"], ..Variation::NONE };
 /// MiB of the large buffer.
 const HUGE: u32 = 64;
-/// Bytes that its job leaves alone.
+/// Bytes that its job does not touch.
 const EDGES: u64 = 2 * 0x1234;
-/// MiB that are left to the guest, and that it had.
+/// MiB that the guest keeps, and that it had.
 const LEFT: u64 = 224;
 const ALL: u64 = 512;
 const BALLOON_LIMIT: Duration = Duration::from_secs(60);
@@ -39,7 +38,7 @@ const STORM: u32 = 40;
 const FENCE_MS: u64 = 20_000;
 const AMOUNT: Amount = Amount { page_flips: 5, dirty_flushes: 5, cursor_moves: 0 };
 
-/// One job fills a buffer of many thousand pages, and sums it up.
+/// One job fills a buffer of many thousand pages, and computes its checksum.
 pub(crate) fn huge(run: &mut Run<'_>) -> Result<(), RigError> {
     let before = settled(run)?.unwrap_or_default();
     let found = match ask(run, StockCommand::Huge { mib: HUGE })? {
@@ -61,7 +60,7 @@ pub(crate) fn huge(run: &mut Run<'_>) -> Result<(), RigError> {
     no_contexts(run)
 }
 
-/// A balloon takes most of the guest's memory away and gives it back, while jobs come and go: none of them notices.
+/// A balloon takes most of the guest's memory away and returns it, while jobs come and go: none of them is affected.
 pub(crate) fn balloon(run: &mut Run<'_>) -> Result<(), RigError> {
     let before = settled(run)?.unwrap_or_default();
     begin(run, JOBS, Until::Told)?;
@@ -80,8 +79,8 @@ pub(crate) fn balloon(run: &mut Run<'_>) -> Result<(), RigError> {
     works(run)
 }
 
-/// A module of memory is plugged in and pulled out under jobs in flight: they stand where they stood, and are done. (What
-/// lies in such memory, a driver in user space shows: of the stock one's nothing can be taken back.)
+/// A memory module is plugged in and unplugged under jobs in flight: they wait as before, and succeed. (Jobs in such
+/// memory are shown by the user-space driver: the stock driver's memory cannot be unplugged.)
 pub(crate) fn hot_plug(run: &mut Run<'_>) -> Result<(), RigError> {
     let before = settled(run)?.unwrap_or_default();
     begin(run, JOBS, Until::Told)?;
@@ -96,7 +95,7 @@ pub(crate) fn hot_plug(run: &mut Run<'_>) -> Result<(), RigError> {
     works(run)
 }
 
-/// Has the balloon leave so many MiB to the guest, and waits until it has.
+/// Sets the balloon to leave this many MiB to the guest, and waits until it has.
 fn inflate(run: &mut Run<'_>, mib: u64) -> Result<(), RigError> {
     run.qemu().qmp().execute("balloon", json!({ "value": mib << 20 }))?;
     wait_until("A balloon of that size", BALLOON_LIMIT, || {
@@ -105,9 +104,8 @@ fn inflate(run: &mut Run<'_>, mib: u64) -> Result<(), RigError> {
     })
 }
 
-/// The kernel bounces all that the device touches. What the guest draws is copied over in time. What jobs write is not:
-/// Linux 6.12 never copies it back while a buffer lives, so fences come and memory is as it was. Behind an IOMMU nothing
-/// is bounced.
+/// The kernel bounces all DMA. What the guest draws is copied over in time. What jobs write is not: Linux 6.12 never
+/// copies it back while a buffer exists, so fences come and memory is unchanged. Behind an IOMMU nothing is bounced.
 pub(crate) fn bouncing(run: &mut Run<'_>) -> Result<(), RigError> {
     let before = settled(run)?.unwrap_or_default();
     begin(run, JOBS, Until::AtOnce)?;

@@ -1,6 +1,6 @@
-//! Scenarios for the stock driver in a real guest: what the guest saw, by fences and by memory, and what the back-end
-//! counted, have to fit. One file a group; the guest's half is in the agent's `stock`. Knows how to ask and to compare;
-//! knows nothing of how a guest is booted.
+//! Scenarios for the stock driver in a real guest: what the guest saw, by fences and in memory, and what the back-end
+//! counted have to agree. One file per group; the guest's half is in the agent's `stock`. Knows how to query and
+//! compare; knows nothing of how a guest is booted.
 
 mod fences;
 mod life_cycle;
@@ -24,13 +24,13 @@ use guest_agent::stock_words::{Amount, Standing, StockCommand, StockEvent, Until
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// A scenario, by its number in the list of what guest drivers must be put through.
+/// A scenario, by its numbers in the table of scenarios.
 pub struct Stock {
     /// Its numbers.
     pub numbers: &'static [u32],
     /// Its name.
     pub name: &'static str,
-    /// What it cannot do without.
+    /// What it requires.
     pub needs: Needs,
     /// The machine that it needs.
     pub variation: Variation,
@@ -47,12 +47,12 @@ impl Stock {
         Self { numbers, name, needs: Needs::Nothing, variation: Variation::NONE, run }
     }
 
-    /// The same on a machine of its own.
+    /// The same on its own machine.
     const fn on(self, variation: Variation) -> Self {
         Self { variation, ..self }
     }
 
-    /// The same where there is this.
+    /// The same where this is present.
     const fn with(self, needs: Needs) -> Self {
         Self { needs, ..self }
     }
@@ -96,12 +96,12 @@ const NO_SUCH_RESOURCE: &str = "response 0x1203 (command 0x207)";
 const NO_SUCH_CONTEXT: &str = "response 0x1204 (command 0x207)";
 const CLEAN_LIMIT: Duration = Duration::from_secs(10);
 
-/// Asks the agent for something with the stock driver.
+/// Sends the agent a request for the stock driver.
 fn ask(run: &mut Run<'_>, command: StockCommand) -> Result<StockEvent, RigError> {
     answer(run.ask(&format!("What came of {command:?}"), Command::Stock(command))?)
 }
 
-/// The agent's answer, if it is of this kind.
+/// The agent's answer, if it has this type.
 fn answer(event: Event) -> Result<StockEvent, RigError> {
     match event {
         Event::Stock(event) => Ok(event),
@@ -109,7 +109,7 @@ fn answer(event: Event) -> Result<StockEvent, RigError> {
     }
 }
 
-/// Asks for something that is answered by how jobs stand.
+/// Sends a request whose answer is the state of the jobs.
 fn standing(run: &mut Run<'_>, command: StockCommand) -> Result<Standing, RigError> {
     match ask(run, command)? {
         StockEvent::Standing(standing) => Ok(standing),
@@ -117,7 +117,7 @@ fn standing(run: &mut Run<'_>, command: StockCommand) -> Result<Standing, RigErr
     }
 }
 
-/// Has so many jobs begin.
+/// Starts this many jobs.
 fn begin(run: &mut Run<'_>, jobs: u32, until: Until) -> Result<Standing, RigError> {
     standing(run, StockCommand::Begin(Amount { jobs, until }))
 }
@@ -127,7 +127,7 @@ fn counted_since(run: &mut Run<'_>, before: &Stats) -> Result<Stats, RigError> {
     Ok(settled(run)?.unwrap_or_default().since(before))
 }
 
-/// The guest's jobs stand as they must.
+/// The guest's jobs are in the expected state.
 fn stands(found: Standing, wanted: Standing) -> Result<(), RigError> {
     if found == (Standing { waited_ns: found.waited_ns, ..wanted }) {
         return Ok(());
@@ -135,7 +135,7 @@ fn stands(found: Standing, wanted: Standing) -> Result<(), RigError> {
     Err(RigError::check(format!("The guest's jobs stand so: {found:?}, where {wanted:?} was due")))
 }
 
-/// All jobs were done, each has filled its page, and touched no other.
+/// All jobs succeeded; each has filled its page, and touched no other.
 fn all_done(found: Standing, jobs: u32) -> Result<(), RigError> {
     let poison = 16 - jobs;
     let wanted = Standing {
@@ -149,12 +149,12 @@ fn all_done(found: Standing, jobs: u32) -> Result<(), RigError> {
     stands(found, wanted)
 }
 
-/// All jobs stand before what they wait for, and have touched nothing.
+/// All jobs wait before their gate, and have touched nothing.
 fn in_flight(found: Standing, jobs: u32) -> Result<(), RigError> {
     stands(found, Standing { submitted: jobs, poison: 16, ..Standing::default() })
 }
 
-/// So many jobs were done by the back-end, and so many failed or were discarded.
+/// The back-end completed this many jobs, and this many failed or were discarded.
 fn ended(counts: &Stats, done: u64, failed: u64) -> Result<(), RigError> {
     let who = "the back-end";
     same("jobs that were done", who, counts.jobs_done, done)?;
@@ -162,8 +162,8 @@ fn ended(counts: &Stats, done: u64, failed: u64) -> Result<(), RigError> {
     same("jobs that were submitted", who, counts.jobs_submitted, done + failed)
 }
 
-/// The back-end has no context left that has ever had a job, and none waits for the end of its last. (The one of a screen
-/// that is held has none, and no mode.)
+/// The back-end has no context left that has ever had a job, and none waits for the end of its last. (The context of
+/// a held screen has no job and no mode.)
 fn no_contexts(run: &mut Run<'_>) -> Result<(), RigError> {
     let mut left = Value::Null;
     let waited = wait_until("The end of the last context", CLEAN_LIMIT, || {
@@ -181,7 +181,7 @@ fn no_contexts(run: &mut Run<'_>) -> Result<(), RigError> {
     }
 }
 
-/// Turns a misbehaviour of the back-end on.
+/// Turns a fault injection of the back-end on.
 fn inject(run: &mut Run<'_>, name: &str, argument: &str) -> Result<(), RigError> {
     let arguments = match argument {
         "" => json!({ "on": name }),
@@ -195,8 +195,8 @@ fn inject_no_more(run: &mut Run<'_>, name: &str) -> Result<(), RigError> {
     run.control("inject", json!({ "off": name })).map(drop)
 }
 
-/// Linux has printed up to so many lines with these words since the mark, and was right to: the back-end has counted as
-/// many refusals. (It prints ten in five seconds at the most, so fewer say nothing.)
+/// Linux has printed up to this many lines with these words since the mark, and was right: the back-end has counted
+/// as many refusals. (It prints at most ten in five seconds, so fewer say nothing.)
 fn refused(run: &mut Run<'_>, mark: Mark, words: &'static str, due: usize) -> Result<(), RigError> {
     let found = run.forgive(mark, words);
     if found <= due {

@@ -1,6 +1,5 @@
-//! What happens to the platform under jobs in flight: the driver is unloaded, the device pulled out, put to sleep, given
-//! another domain. Knows what Linux 6.12 does then, where it does something odd; and that the device is as good as new
-//! afterwards.
+//! Platform events under jobs in flight: the driver is unloaded, the device removed, put to sleep, moved to another
+//! domain. Knows what Linux 6.12 does then, where it is unusual; and that the device works afterwards.
 
 use super::{all_done, ask, begin, counted_since, ended, in_flight, no_contexts, standing};
 use crate::rig::error::RigError;
@@ -14,7 +13,7 @@ use crate::rig::variation::Variation;
 use guest_agent::protocol::{Command, Event};
 use guest_agent::stock_words::{Amount, Domain, Step, Stepped, StockCommand, StockEvent, Until};
 
-/// A test of sleep takes 5 s, unless it is told otherwise.
+/// A test of sleep takes 5 s, unless it is configured otherwise.
 pub(crate) const SHORT_SLEEP: Variation = Variation { guest: "suspend.pm_test_delay=1", ..Variation::NONE };
 /// Jobs in flight.
 pub(super) const JOBS: u32 = 4;
@@ -27,7 +26,7 @@ const EBUSY: i32 = 16;
 /// For fences that must not come.
 const PATIENCE_MS: u64 = 500;
 
-/// The module is not unloaded while a file is open or a buffer is out; then it is, and comes back.
+/// The module is not unloaded while a file is open or a buffer exists; then it is, and it can be loaded again.
 pub(crate) fn unload(run: &mut Run<'_>) -> Result<(), RigError> {
     release_screen(run)?;
     begin(run, JOBS, Until::Told)?;
@@ -43,8 +42,8 @@ pub(crate) fn unload(run: &mut Run<'_>) -> Result<(), RigError> {
     works(run)
 }
 
-/// The function is pulled out with jobs in flight: nothing is written any more, no fence of theirs ever comes, and the
-/// kernel survives it. Put back, it works.
+/// The function is removed with jobs in flight: nothing is written any more, no fence of theirs ever comes, and the
+/// kernel survives it. Added again, it works.
 pub(crate) fn remove(run: &mut Run<'_>) -> Result<(), RigError> {
     release_screen(run)?;
     let before = settled(run)?.unwrap_or_default();
@@ -59,8 +58,9 @@ pub(crate) fn remove(run: &mut Run<'_>) -> Result<(), RigError> {
     works(run)
 }
 
-/// Devices sleep with jobs in flight, and wake. Linux 6.12 resets the device then and does not give it its queues back:
-/// the driver has no `restore`. So no fence comes any more, nothing is written, and the driver has to be bound anew.
+/// Devices sleep with jobs in flight, and wake. Linux 6.12 then resets the device and does not set up its queues
+/// again: the driver has no `restore`. So no fence comes any more, nothing is written, and the driver has to be bound
+/// again.
 pub(crate) fn sleep(run: &mut Run<'_>) -> Result<(), RigError> {
     if run.topology.modules.iter().any(|module| module == "virtio-iommu") {
         let reason =
@@ -75,7 +75,7 @@ pub(crate) fn sleep(run: &mut Run<'_>) -> Result<(), RigError> {
     say(&format!("All devices slept for {}", report::duration(slept.took_ns)));
     standing(run, StockCommand::More(Amount { jobs: 1, until: Until::AtOnce }))?;
     in_flight(standing(run, StockCommand::Look { wait_ms: PATIENCE_MS })?, JOBS + 1)?;
-    // Where QEMU starts the device all the same, it looks for its queues at the address 0.
+    // Where QEMU starts the device anyway, it looks for its queues at address 0.
     for words in ["fault addr 0x0 ", "DRHD: handling fault status", "fault from EP"] {
         run.forgive(mark, words);
     }
@@ -88,8 +88,8 @@ pub(crate) fn sleep(run: &mut Run<'_>) -> Result<(), RigError> {
     works(run)
 }
 
-/// The domain of the device is switched at run time. Linux refuses to take translation away under a driver, with jobs or
-/// without; that unmaps are told late from now on it takes at any time.
+/// The domain of the device is switched at run time. Linux refuses to remove translation under a driver, with or
+/// without jobs; it accepts the switch to lazy unmaps at any time.
 pub(crate) fn domain(run: &mut Run<'_>) -> Result<(), RigError> {
     release_screen(run)?;
     let before = settled(run)?.unwrap_or_default();
@@ -110,12 +110,12 @@ pub(crate) fn domain(run: &mut Run<'_>) -> Result<(), RigError> {
     Ok(())
 }
 
-/// By which error Linux refuses to take the domain from a driver: another before 6.2.
+/// The error with which Linux refuses to take the domain from a driver: another before 6.2.
 fn refusal(kernel: &str) -> i32 {
     if kernel.starts_with("6.1.") { EBUSY } else { EPERM }
 }
 
-/// The kind that the topology asks for: what comes next counts on it.
+/// The type that the topology asks for: later scenarios rely on it.
 fn own_domain(invalidations: Invalidations) -> Domain {
     match invalidations {
         Invalidations::None => Domain::Identity,
@@ -124,8 +124,8 @@ fn own_domain(invalidations: Invalidations) -> Domain {
     }
 }
 
-/// The function is reset under its driver, with jobs in flight. Linux 6.12 tells the driver nothing, and its queues are
-/// gone, as after a sleep.
+/// The function is reset under its driver, with jobs in flight. Linux 6.12 does not notify the driver, and its queues
+/// are gone, as after a sleep.
 pub(crate) fn reset(run: &mut Run<'_>) -> Result<(), RigError> {
     if !run.topology.has_root_port() {
         return Err(RigError::Skip("only a function behind a root port can be reset".into()));
@@ -144,13 +144,13 @@ pub(crate) fn reset(run: &mut Run<'_>) -> Result<(), RigError> {
     works(run)
 }
 
-/// Of the jobs from before, the one that was out is discarded, and those behind it had not been submitted. A front-end
-/// that tells of no reset, as QEMU's test device, leaves it to the next start to show that there was one.
+/// Of the earlier jobs, the scheduled one is discarded, and those behind it had not been submitted. With a front-end
+/// that does not report a reset, like QEMU's test device, the next start shows that there was one.
 fn discarded(run: &mut Run<'_>, before: &Stats) -> Result<(), RigError> {
     ended(&counted_since(run, before)?, 0, 1)
 }
 
-/// A device with a driver, as after a boot: jobs are done, and nothing is left of them.
+/// A device with a driver, as after a boot: jobs succeed, and leave nothing.
 pub(super) fn works(run: &mut Run<'_>) -> Result<(), RigError> {
     let before = settled(run)?.unwrap_or_default();
     begin(run, JOBS, Until::Told)?;
@@ -159,7 +159,7 @@ pub(super) fn works(run: &mut Run<'_>) -> Result<(), RigError> {
     no_contexts(run)
 }
 
-/// Nobody is to have the device open but who is asked to.
+/// Releases the screen, so that only the scenario's programs have the device open.
 pub(super) fn release_screen(run: &mut Run<'_>) -> Result<(), RigError> {
     match run.ask("The screen's release", Command::Release)? {
         Event::Released => Ok(()),
@@ -167,7 +167,7 @@ pub(super) fn release_screen(run: &mut Run<'_>) -> Result<(), RigError> {
     }
 }
 
-/// Something is done to the platform, and the kernel says this to it.
+/// Runs a platform operation, and the kernel prints this about it.
 pub(super) fn step(run: &mut Run<'_>, step: Step, due: i32) -> Result<Stepped, RigError> {
     let event = ask(run, StockCommand::Step { step })?;
     same_step(event, due).map_err(|error| RigError::check(format!("{step:?}: {error}")))

@@ -1,5 +1,5 @@
-//! A queue that is full, and a machine that stands still: nothing that a job or a command waits for may be given up.
-//! Knows what must come in the end; knows nothing of timeouts.
+//! A full queue, and a stopped machine: nothing that a job or a command waits for may be given up. Knows what must
+//! come in the end; knows nothing of timeouts.
 
 use super::{all_done, answer, begin, counted_since, ended, no_contexts, standing};
 use crate::rig::error::RigError;
@@ -15,22 +15,22 @@ use job_stream::Mode;
 use std::thread;
 use std::time::Duration;
 
-/// More than the control queue has room for, and less than the device takes.
+/// More than the control queue has room for, and less than the device accepts.
 const MANY: u32 = 400;
 /// Entries of the control queue of a device with VIRGL: each command of the driver takes one.
 const ROOM: u32 = 256;
-/// A back-end that bears with a front-end that says nothing for long: by default a MISS that was read has to be answered
+/// A back-end that tolerates a front-end that is silent for long: by default a MISS that was read has to be answered
 /// within 1 s, and a front-end may be frozen just then.
 pub(crate) const PATIENT: Variation = Variation { backend: &["--miss-timeout", "60s"], ..Variation::NONE };
-/// For how long QEMU is frozen: long, and so that the back-end's patience does not come into it.
+/// How long QEMU is frozen: long, and shorter than the back-end's timeout.
 const LONG: Duration = Duration::from_secs(5);
 const BRIEF: Duration = Duration::from_millis(500);
 /// Jobs that are in flight while it is.
 const JOBS: u32 = 6;
 const STORM: u32 = 100;
 
-/// The control queue is full of jobs that do not end, and a buffer ends behind them: Linux waits for room, and all comes
-/// in its turn once the jobs go on.
+/// The control queue is full of jobs that do not end, and a buffer is destroyed behind them: Linux waits for room,
+/// and everything comes in order once the jobs continue.
 pub(crate) fn full_queue(run: &mut Run<'_>) -> Result<(), RigError> {
     let before = settled(run)?.unwrap_or_default();
     run.tell(Command::Stock(StockCommand::Fill { jobs: MANY }))?;
@@ -50,17 +50,17 @@ pub(crate) fn full_queue(run: &mut Run<'_>) -> Result<(), RigError> {
     no_contexts(run)
 }
 
-/// QEMU is frozen for long, once while jobs wait, and once while jobs come and memory comes and goes.
+/// QEMU is frozen for long, once while jobs wait, and once while jobs run and memory is mapped and unmapped.
 pub(crate) fn frozen(run: &mut Run<'_>) -> Result<(), RigError> {
     freezes(run, LONG, 1)
 }
 
-/// QEMU is frozen for a moment, again and again, and the back-end's patience is what it is by default.
+/// QEMU is frozen for a moment, again and again, with the back-end's default timeout.
 pub(crate) fn frozen_briefly(run: &mut Run<'_>) -> Result<(), RigError> {
     freezes(run, BRIEF, 4)
 }
 
-/// No job fails, nothing is given up, and all is right afterwards.
+/// No job fails, nothing is given up, and everything is correct afterwards.
 fn freezes(run: &mut Run<'_>, time: Duration, times: u32) -> Result<(), RigError> {
     let before = settled(run)?.unwrap_or_default();
     begin(run, JOBS, Until::Told)?;

@@ -1,5 +1,6 @@
-//! Another kernel takes the device over from one that has ended, or has crashed, with a job of it that writes and writes.
-//! Knows what of the old kernel is still in force when the new one begins, and what must not be written any more then.
+//! Another kernel takes over the device from one that has ended or crashed, with a job of the old one that keeps
+//! writing. Knows what of the old kernel is still in force when the new one begins, and what must not be written any
+//! more then.
 
 use super::platform::{release_screen, works};
 use super::{ask, ended, inject, inject_no_more};
@@ -19,27 +20,27 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 const MIB: u32 = 1024;
-/// A guest that keeps memory for a second kernel.
+/// A guest that reserves memory for a second kernel.
 pub(crate) const KDUMP: Variation =
     Variation { guest: "crashkernel=256M", memory: Some(MIB), second_kernel: true, ..Variation::NONE };
 /// A guest that has a second kernel, and all memory for either.
 pub(crate) const KEXEC: Variation = Variation { memory: Some(MIB), second_kernel: true, ..Variation::NONE };
-/// The engine is slow, so that the job outlives whatever a second kernel's start takes.
+/// The engine is slow, so that the job outlives the start of a second kernel.
 const STEP: &str = "1ms";
 /// For a kernel to end and another to begin.
 const START_LIMIT: Duration = Duration::from_secs(120);
 const PAGE: u64 = 4096;
-/// Pages of the old kernel's that the new one reads.
+/// Pages of the old kernel that the new one reads.
 const READ: usize = 64;
 const AMOUNT: Amount = Amount { page_flips: 5, dirty_flushes: 5, cursor_moves: 5 };
 /// What Linux says first.
 const FIRST_LINE: &str = "] Linux version ";
-/// What it says when it takes an IOMMU over that translates.
+/// What it prints when it takes over an IOMMU that translates.
 const TAKEN_OVER: &str = "Copied translation tables from previous kernel";
 
-/// The kernel crashes, and the one that was kept for it dumps its memory. Until that resets the device, the job goes on
-/// writing to where it may: the old translations are in force. It never writes to the memory that was kept, it has ended
-/// when the new driver begins, and what it wrote is in the dump.
+/// The kernel crashes, and the reserved one dumps its memory. Until that resets the device, the job continues to
+/// write where it may: the old translations are in force. It never writes to the reserved memory, it has ended when
+/// the new driver begins, and what it wrote is in the dump.
 pub(crate) fn crash(run: &mut Run<'_>) -> Result<(), RigError> {
     let reserved = load(run, Way::Crash)?
         .ok_or_else(|| RigError::check("The kernel has kept no memory for a second one"))?;
@@ -62,8 +63,8 @@ pub(crate) fn crash(run: &mut Run<'_>) -> Result<(), RigError> {
     Ok(())
 }
 
-/// The kernel ends as for a reboot, and jumps into another. Before it jumps the job has stopped: nothing is written under
-/// the new kernel, to which all memory belongs.
+/// The kernel ends as for a reboot, and jumps into another. Before it jumps the job has stopped: nothing is written
+/// under the new kernel, which owns all memory.
 pub(crate) fn jump(run: &mut Run<'_>) -> Result<(), RigError> {
     load(run, Way::Jump)?;
     let before = begin_writer(run)?;
@@ -77,7 +78,7 @@ pub(crate) fn jump(run: &mut Run<'_>) -> Result<(), RigError> {
     as_after_a_boot(run)
 }
 
-/// Has the guest enter its second kernel, and waits until that says its name.
+/// Makes the guest enter its second kernel, and waits until that prints its name.
 fn enter(run: &mut Run<'_>, way: Way, mark: Mark) -> Result<(), RigError> {
     run.tell(Command::Enter { way })?;
     wait_until("The second kernel's first line", START_LIMIT, || {
@@ -85,20 +86,20 @@ fn enter(run: &mut Run<'_>, way: Way, mark: Mark) -> Result<(), RigError> {
     })
 }
 
-/// Waits for the agent in the second kernel. Says what had been counted when all work had ended there.
+/// Waits for the agent in the second kernel. Returns what had been counted when all work had ended there.
 fn comes_up(run: &mut Run<'_>, mark: Mark) -> Result<Stats, RigError> {
     match run.hear("The agent in the second kernel")? {
         Event::Ready { .. } => {}
         other => return Err(unexpected(&other)),
     }
-    // A reset of virtio-iommu takes its translations away, and it comes up before whom it serves.
+    // A reset of virtio-iommu removes its translations, and it comes up before the devices behind it.
     run.forgive(mark, "fault from EP");
     let counts = settled(run)?.unwrap_or_default();
     inject_no_more(run, "step-delay")?;
     Ok(counts)
 }
 
-/// Has the guest load its second kernel, and says which memory was kept for it, if any was.
+/// Loads the guest's second kernel, and returns which memory was reserved for it, if any.
 fn load(run: &mut Run<'_>, way: Way) -> Result<Option<RangeInclusive<u64>>, RigError> {
     match run.ask("The load of a second kernel", Command::Load { way })? {
         Event::Loaded { reserved } => Ok(reserved.map(|[first, last]| first..=last)),
@@ -106,7 +107,7 @@ fn load(run: &mut Run<'_>, way: Way) -> Result<Option<RangeInclusive<u64>>, RigE
     }
 }
 
-/// Has the guest begin the job that writes; says what had been counted before.
+/// Starts the job that writes; returns what had been counted before.
 fn begin_writer(run: &mut Run<'_>) -> Result<Stats, RigError> {
     let before = settled(run)?.unwrap_or_default();
     inject(run, "step-delay", STEP)?;
@@ -114,20 +115,20 @@ fn begin_writer(run: &mut Run<'_>) -> Result<Stats, RigError> {
     Ok(before)
 }
 
-/// The new kernel took the IOMMU over as it was: it flushed translations with the old job in flight, and the old job went
-/// on with those that it found again.
+/// The new kernel took over the IOMMU as it was: it flushed translations with the old job in flight, and the old job
+/// continued with those that it found again.
 fn taken_over(run: &mut Run<'_>, counts: &Stats) -> Result<(), RigError> {
     let hits = counts.invalidations_with_work_in_flight;
     say(&format!("{hits} invalidations of a second kernel found the first one's job in flight"));
-    // It does not know whether the device has translations of its own, and flushes none.
+    // It does not know whether the device caches translations, and flushes none.
     if !run.topology.has_ats() {
         at_least("invalidations that found the old job in flight", hits, 1)?;
     }
     same("pages that the old job was refused", "the back-end", counts.miss_refused, 0)
 }
 
-/// What the writer has left in memory: its buffer, whole, as it was when it was stopped in the middle of a pass; and
-/// nothing in the memory that was kept.
+/// What the writer has left in memory: its whole buffer, as it was when it was stopped in the middle of a pass; and
+/// nothing in the reserved memory.
 fn left_behind(run: &mut Run<'_>, reserved: &RangeInclusive<u64>) -> Result<Pages, RigError> {
     let pages = memory::written(run, MIB)?;
     if let Some((address, value)) = pages.iter().find(|(address, _)| reserved.contains(address)) {

@@ -11,10 +11,10 @@ use serde_json::{Value, json};
 
 /// The guest has no device afterwards.
 pub(crate) const ALONE: Variation = Variation { alone: true, ..Variation::NONE };
-/// For a front-end that comes back, and for fences that must not come.
+/// Time for a front-end that reconnects, and for fences that must not come.
 const PATIENCE_MS: u64 = 2_000;
 
-/// The back-end is killed with jobs in flight, and started again. Stock QEMU (10 and 11) does not connect a second time:
+/// The back-end is killed with jobs in flight, and restarted. Stock QEMU (10 and 11) does not connect a second time:
 /// the guest has lost its device, and nothing else. Its programs wait and can be ended; QEMU runs and answers.
 pub(crate) fn backend_killed(run: &mut Run<'_>) -> Result<(), RigError> {
     release_screen(run)?;

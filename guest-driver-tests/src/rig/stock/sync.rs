@@ -1,5 +1,5 @@
-//! Jobs that wait for fences: of other jobs, by files and by points of a timeline, and of another driver's; and buffers
-//! that are shared with it. Knows what Linux does of its own accord there; knows nothing of the calls.
+//! Jobs that wait for fences: of other jobs, by files and by points of a timeline, and of another driver; and buffers
+//! that are shared with it. Knows what Linux itself does there; knows nothing of the calls.
 
 use super::{ask, counted_since, ended, no_contexts};
 use crate::rig::error::RigError;
@@ -13,15 +13,16 @@ use guest_agent::stock_words::{Foreign, Points, Shared, StockCommand, StockEvent
 
 /// A driver that has memory, and fences that a program signals.
 pub(crate) const VGEM: Variation = Variation { modules: &["vgem"], ..Variation::NONE };
-/// Jobs that are done with the points of a timeline, and without: kernels before 6.6 have no syncobjs here.
+/// Jobs that complete with and without the points of a timeline: kernels before 6.6 have no syncobjs here.
 const JOBS: u32 = 6;
 const JOBS_WITHOUT: u32 = 2;
 /// vgem's fences expire after ten seconds, which its timer rounds.
 const EXPIRY_NS: std::ops::Range<u64> = 9_000_000_000..15_000_000_000;
-/// Linux 6.12 takes no buffer of another driver's.
+/// Linux 6.12 accepts no buffer of another driver.
 const ENODEV: i32 = 19;
 
-/// Merged sync_files, a wait for a point of a timeline before anybody is to signal it, an eventfd, and jobs behind points.
+/// Merged sync_files, a wait for a point of a timeline before anything will signal it, an eventfd, and jobs behind
+/// points.
 pub(crate) fn points(run: &mut Run<'_>) -> Result<(), RigError> {
     let before = settled(run)?.unwrap_or_default();
     let found = match ask(run, StockCommand::Points)? {
@@ -36,7 +37,7 @@ pub(crate) fn points(run: &mut Run<'_>) -> Result<(), RigError> {
         waited_before_submit: true,
         eventfd: true,
         counted: true,
-        // Where all contexts share a timeline, Linux takes it that the device keeps their jobs in order, and waits for
+        // Where all contexts share a timeline, Linux assumes that the device keeps their jobs in order, and waits for
         // nothing. The device promises no order between contexts.
         held_back: timelines,
         done: JOBS,
@@ -58,8 +59,8 @@ pub(crate) fn points(run: &mut Run<'_>) -> Result<(), RigError> {
     no_contexts(run)
 }
 
-/// A job behind a fence of another driver's stands, in the call that submits it; others live on; whoever waits can be
-/// killed; and vgem sees to it that no fence of its own stands for ever.
+/// A job behind a fence of another driver waits, in the call that submits it; others continue; the waiting process
+/// can be killed; and vgem limits the life of its fences.
 pub(crate) fn foreign(run: &mut Run<'_>) -> Result<(), RigError> {
     let before = settled(run)?.unwrap_or_default();
     let found = match ask(run, StockCommand::Foreign)? {
@@ -77,8 +78,8 @@ pub(crate) fn foreign(run: &mut Run<'_>) -> Result<(), RigError> {
     no_contexts(run)
 }
 
-/// Buffers go to another driver and come back, and live for as long as anybody has them, also under a job in flight.
-/// Linux 6.12 refuses those of another driver's, and is none the worse for it.
+/// Buffers are exported to another driver and imported again, and exist as long as there is a reference, also under a
+/// job in flight. Linux 6.12 refuses those of another driver, without harm.
 pub(crate) fn share(run: &mut Run<'_>) -> Result<(), RigError> {
     let before = settled(run)?.unwrap_or_default();
     let found = match ask(run, StockCommand::Share)? {

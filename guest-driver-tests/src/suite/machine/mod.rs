@@ -1,6 +1,6 @@
-//! A driver that has the device, with an IOMMU that it commands: what scenarios about mappings do things with, written
-//! once for a guest without a VM (`soft`) and for a driver in user space of a real guest (`vfio`). Knows memory,
-//! mappings, commands and answers; knows nothing of jobs.
+//! A driver that has the device, with an IOMMU that it controls: the basis of scenarios about mappings, written once
+//! for a guest without a VM (`soft`) and for a user-space driver of a real guest (`vfio`). Knows memory, mappings,
+//! commands and answers; knows nothing of jobs.
 
 pub mod soft;
 pub mod vfio;
@@ -15,8 +15,8 @@ use serde_json::Value;
 use std::ops::Range;
 use std::time::Duration;
 
-/// Memory that the device can be let at: pieces that are mapped and unmapped one by one, under I/O addresses that
-/// follow one another.
+/// Memory that the device can be given access to: pieces that are mapped and unmapped one by one, at contiguous I/O
+/// addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Area {
     /// Which one.
@@ -25,7 +25,7 @@ pub struct Area {
     pub iova: u64,
     /// How many pieces it has.
     pub pieces: usize,
-    /// Pages of each piece. The memory of different pieces lies anywhere.
+    /// Pages of each piece. The memory of different pieces is not contiguous.
     pub pages: usize,
 }
 
@@ -41,17 +41,17 @@ impl Area {
     }
 }
 
-/// What becomes of memory that is taken from the device.
+/// What happens to memory that is unmapped from the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Then {
-    /// It is somebody else's from now on, and watched: the device must not touch it. The pieces get other memory,
-    /// which is not mapped yet.
+    /// It gets another owner, and is watched: the device must not touch it. The pieces get other memory, which is not
+    /// mapped yet.
     Retire,
     /// It stays where it is, for another mapping.
     Keep,
 }
 
-/// A command on its way.
+/// A command in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[must_use = "its answer has to be waited for"]
 pub struct Ticket(pub u64);
@@ -61,59 +61,59 @@ pub trait Machine {
     /// Where it runs.
     fn level(&self) -> Level;
 
-    /// Takes memory and maps it: `pieces` mappings of `pages` pages each, full of poison.
+    /// Allocates memory and maps it: `pieces` mappings of `pages` pages each, full of poison.
     fn map(&mut self, pieces: usize, pages: usize, access: Permission) -> Result<Area>;
 
     /// Maps the memory of one area a second time, elsewhere. The two share their bytes.
     fn alias(&mut self, of: &Area, access: Permission) -> Result<Area>;
 
-    /// Takes pieces away from the device; returns how long that took, when the device has acked it.
+    /// Unmaps pieces; returns how long that took, when the device has acked it.
     fn unmap(&mut self, area: &Area, pieces: Range<usize>, then: Then) -> Result<Duration>;
 
     /// Maps pieces that are not mapped, at their old place.
     fn map_again(&mut self, area: &Area, pieces: Range<usize>, access: Permission) -> Result<()>;
 
-    /// Gives up an area: unmaps what of it is mapped.
+    /// Frees an area: unmaps what of it is mapped.
     fn free(&mut self, area: &Area) -> Result<()>;
 
-    /// Writes as the processor does.
+    /// Writes from the CPU.
     fn write(&mut self, area: &Area, at: u64, bytes: &[u8]) -> Result<()>;
 
-    /// Reads as the processor does.
+    /// Reads from the CPU.
     fn read(&mut self, area: &Area, at: u64, len: usize) -> Result<Vec<u8>>;
 
-    /// The CRC-32C of some bytes, for those who know what it should be.
+    /// The CRC-32C of some bytes, to compare with the expected one.
     fn checksum(&mut self, area: &Area, at: u64, len: usize) -> Result<u32> {
         Ok(Crc32c::of(&self.read(area, at, len)?))
     }
 
-    /// How much of the memory that was retired has been touched since (I1 says: none), in the machine's own unit. In
-    /// the soft guest reads are seen too; in a real guest, writes.
+    /// How much of the retired memory has been touched since (I1: none), in the machine's own unit. The soft guest
+    /// sees reads too; a real guest only writes.
     fn late(&mut self) -> Result<u64>;
 
-    /// Hands a command to the device.
+    /// Sends a command to the device.
     fn submit(&mut self, command: &Command) -> Result<Ticket>;
 
     /// The answer, if it comes within `limit`.
     fn answer(&mut self, ticket: Ticket, limit: Duration) -> Result<Option<Response>>;
 
-    /// How many accesses of the device the guest's IOMMU says that it has stopped.
+    /// How many accesses of the device the guest's IOMMU reports as blocked.
     fn faults_logged(&mut self) -> Result<u64>;
 
-    /// Makes a request of the back-end's control socket.
+    /// Sends a command to the back-end's control socket.
     fn control(&mut self, command: &str, arguments: Value) -> Result<Value>;
 
-    /// Plugs memory into the machine that runs; what is mapped from here on lies there.
+    /// Plugs memory into the running machine; later mappings use it.
     fn plug(&mut self) -> Result<()> {
         Err(Failure::Skip("it has no place for memory".into()))
     }
 
-    /// Pulls it out. Nothing may be mapped there any more.
+    /// Unplugs it. Nothing may be mapped there any more.
     fn unplug(&mut self) -> Result<()> {
         Err(Failure::Skip("it has no place for memory".into()))
     }
 
-    /// The guest itself, where it is one without a VM: for what only such a one can do.
+    /// The guest itself, if it is one without a VM: for operations that only such a guest supports.
     fn soft(&mut self) -> Option<&mut SoftGuest> {
         None
     }

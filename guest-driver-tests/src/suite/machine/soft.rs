@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-/// A mapping of so many pages is a huge page: its frames follow one another.
+/// A mapping of this many pages is a huge page: its frames are contiguous.
 const HUGE: usize = 512;
 
 /// A soft guest on a back-end.

@@ -1,4 +1,4 @@
-//! The machine in a real guest: a driver in the agent, in user space, that has the device by way of VFIO. Each operation
+//! The machine in a real guest: a user-space driver in the agent that has the device through VFIO. Each operation
 //! goes through the guest's serial port. An unmap returns when VFIO_IOMMU_UNMAP_DMA does, which is after the device's
 //! ack. Knows the agent's operations; knows nothing of jobs.
 
@@ -16,18 +16,18 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
-/// Where areas lie: below the interrupts' addresses, above what the driver itself uses. Each at a multiple of a size
-/// that no area has, so that a range that is rounded up reaches no other.
+/// Where areas are placed: below the interrupts' addresses, above what the driver itself uses. Each at a multiple of
+/// a size that no area has, so that a range that is rounded up reaches no other.
 const FIRST_AREA: u64 = 0x1400_0000;
 const STRIDE: u64 = 16 << 20;
-/// And they come again, when there were this many.
+/// Addresses are reused after this many areas.
 const AREAS: u32 = 150;
 
-/// A driver in the user space of a guest that runs.
+/// A user-space driver of a running guest.
 pub struct VfioMachine<'r, 'a> {
     run: &'r mut Run<'a>,
     next_area: u32,
-    /// What was submitted, for its answer.
+    /// Commands that were submitted, for their answers.
     commands: BTreeMap<u64, u32>,
 }
 
@@ -37,7 +37,7 @@ impl<'r, 'a> VfioMachine<'r, 'a> {
         Self { run, next_area: 1, commands: BTreeMap::new() }
     }
 
-    /// Watches memory that was retired so far no longer: what the next scenario finds late is its own.
+    /// Stops watching memory that was retired so far: the next scenario counts only its own late touches.
     pub fn forget_retired(&mut self) -> Result<()> {
         self.done(Operation::Forget)
     }
@@ -174,7 +174,7 @@ impl Machine for VfioMachine<'_, '_> {
 
     fn unplug(&mut self) -> Result<()> {
         self.done(Operation::TakeFrom { node: None })?;
-        // What is watched there is memory of the guest's, too.
+        // What is watched there is also memory of the guest.
         self.forget_retired()?;
         hot_plug::unplug(self.run).map_err(Failure::from)
     }

@@ -1,5 +1,5 @@
-//! Results on the terminal: a line for each case as it ends, a bar below them where a person looks on, and at the end
-//! what went wrong, a table and the counts. Knows what is said and when; knows nothing of how cases are run.
+//! Results on the terminal: a line for each case as it ends, a progress bar below them on a terminal, and at the end
+//! the failures, a table and the counts. Knows what is printed and when; knows nothing of how cases are run.
 
 use crate::soft_guest::turn::held;
 use std::fmt;
@@ -13,12 +13,12 @@ use super::super::super::rig::report::{keep_below, table};
 use super::super::results::{Case, Counts, Outcome, Results};
 use super::{cases_at, places, text, told};
 
-/// Bytes of a message that are told at the end.
+/// Bytes of a message that are printed at the end.
 const MESSAGE: usize = 4 << 10;
-/// Characters of a reason that are told beside a case.
+/// Characters of a reason that are printed next to a case.
 const REASON: usize = 100;
 
-/// Tells how a run goes; may be called by many threads.
+/// Reports the progress of a run; may be called by many threads.
 pub struct Teller(Mutex<Inner>);
 
 struct Inner {
@@ -41,7 +41,7 @@ impl Default for Teller {
 }
 
 impl Teller {
-    /// Tells it on standard output: with a bar and colours if that is a terminal with a person before it.
+    /// Prints to standard output: with a bar and colours if that is an interactive terminal.
     pub fn new() -> Self {
         let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
@@ -51,12 +51,12 @@ impl Teller {
         Self(Mutex::new(Inner { out: Box::new(io::stdout()), colour, bar, bad: 0 }))
     }
 
-    /// Tells it in plain lines, there.
+    /// Prints plain lines to this writer.
     pub fn plain(out: Box<dyn Write + Send>) -> Self {
         Self(Mutex::new(Inner { out, colour: false, bar: None, bad: 0 }))
     }
 
-    /// A run of so many cases begins.
+    /// A run of this many cases begins.
     pub fn begin(&self, total: usize) {
         let inner = self.lock();
         let Some(bar) = &inner.bar else { return };
@@ -64,7 +64,7 @@ impl Teller {
         keep_below(Some(bar.clone()));
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len}{msg}  {elapsed}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        // The time goes on although nothing ends.
+        // The time keeps counting although nothing ends.
         bar.enable_steady_tick(Duration::from_secs(1));
     }
 
@@ -82,7 +82,7 @@ impl Teller {
         }
     }
 
-    /// Something else is to be said meanwhile: in lines of its own, above the bar.
+    /// Prints other messages meanwhile: on their own lines, above the bar.
     pub fn say(&self, what: &str) {
         self.lock().say(what);
     }
@@ -104,11 +104,11 @@ impl Teller {
 }
 
 impl Inner {
-    /// Says something of one or more lines, above the bar if there is one.
+    /// Prints one or more lines, above the bar if there is one.
     fn say(&mut self, what: &str) {
         let Self { out, bar, .. } = self;
         let mut write = || {
-            // A reader who has gone away is no reason to stop.
+            // A closed output is no reason to stop.
             let _ = writeln!(out, "{what}").and_then(|()| out.flush());
         };
         match bar {

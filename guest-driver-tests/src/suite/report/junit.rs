@@ -1,5 +1,5 @@
-//! Results as JUnit XML: what Jenkins, GitLab and the readers on GitHub take. A suite a place, a class a group. Knows the
-//! words of that form; knows nothing of who reads it.
+//! Results as JUnit XML: the format that Jenkins, GitLab and the readers on GitHub take. A suite per place, a class
+//! per group. Knows that format; knows nothing of its readers.
 
 use chrono::{DateTime, Utc};
 use quick_junit::{
@@ -38,7 +38,7 @@ fn property((name, value): &(String, String)) -> Property {
 
 fn test_case(case: &Case) -> TestCase {
     let mut test = TestCase::new(text::one_line(&case.id()), status(case));
-    // Readers take what is before the last point for a folder.
+    // Readers take the part before the last dot for a folder.
     test.set_classname(format!("{}.{}", text::one_line(&case.place()), case.group.replace('.', " ")));
     test.set_time(case.took);
     test.add_property(Property::new("promise", text::one_line(case.promise)));
@@ -78,7 +78,7 @@ fn status(case: &Case) -> TestCaseStatus {
     status
 }
 
-/// What failed, and the back-end's reports.
+/// The failure, and the back-end's reports.
 fn whole(case: &Case, told: &String) -> String {
     let whole = std::iter::once(told).chain(&case.evidence.reports);
     let whole = whole.map(|part| text::clean(part)).collect::<Vec<_>>().join("\n\n");

@@ -1,5 +1,5 @@
-//! Results as KTAP, version 1 (Documentation/dev-tools/ktap.rst of Linux): what the kernel's own tools take. A subtest a
-//! place, indented by two spaces; what is to be said of a test stands before its result. Knows that form only.
+//! Results as KTAP, version 1 (Documentation/dev-tools/ktap.rst of Linux): the format of the kernel's own tools. A
+//! subtest per place, indented by two spaces; diagnostics of a test come before its result. Knows that format only.
 
 use std::fmt::Write;
 use std::iter;
@@ -7,7 +7,7 @@ use std::iter;
 use super::super::results::{Case, Outcome, Results};
 use super::{cases_at, places, text};
 
-/// Lines of a console or a log that are told of a case that did not pass.
+/// Lines of a console or a log that are printed for a case that did not pass.
 const MOST: usize = 8 << 10;
 
 /// The results as KTAP.
@@ -75,7 +75,7 @@ fn test(out: &mut String, number: usize, case: &Case) {
     put(out, &format!("  {}", result.trim_end()));
 }
 
-/// What a test leaves that did not pass, or not at once.
+/// The evidence of a test that did not pass, or not at once.
 fn explain(out: &mut String, case: &Case, told: &str) {
     let evidence = &case.evidence;
     for part in iter::once(told).chain(evidence.reports.iter().map(String::as_str)) {

@@ -1,9 +1,9 @@
-//! Words on a picture that do not lie on one another: rows that know what is taken, and ticks of an axis. All text is of
-//! one width a character. Knows nothing of what the words say.
+//! Labels on a picture that must not overlap: rows that know which space is taken, and ticks of an axis. All
+//! characters have the same width. Knows nothing of what the labels say.
 
 /// Width of a character, in pixels: 11 pixels of a monospace font, and a little more.
 pub(super) const CHARACTER: f64 = 6.8;
-/// What is left free between two words of a row.
+/// Free space between two labels of a row.
 const GAP: f64 = 8.0;
 
 /// How wide a text is.
@@ -25,7 +25,7 @@ impl Row {
         Self { left, right, taken: Vec::new() }
     }
 
-    /// Where a text begins that is to begin at `x`, or end at the row's end; `None`: there is no room.
+    /// Where a text starts that should start at `x`, or end at the row's end; `None`: there is no room.
     pub(super) fn place(&mut self, x: f64, text: &str) -> Option<f64> {
         let width = width(text);
         let begin = x.min(self.right - width).max(self.left);

@@ -1,8 +1,8 @@
-//! How results are told: on the terminal while they come (`console`), to readers of CI as JUnit XML (`junit`) and KTAP
-//! (`ktap`), to a person as one page (`html`), on which a trace (`trace`) is a small picture (`timeline`, `svg`, `labels`).
-//! Knows results and traces; knows nothing of how a scenario is run, nor of where a report is put.
+//! How results are presented: on the terminal as they come (`console`), to CI as JUnit XML (`junit`) and KTAP
+//! (`ktap`), to a person as one page (`html`), with traces (`trace`) drawn as small pictures (`timeline`, `svg`,
+//! `labels`). Knows results and traces; knows nothing of how a scenario is run, nor of where a report is put.
 //!
-//! What a guest or a back-end has said may hold anything: it goes through `text` before it goes anywhere.
+//! Output of a guest or a back-end may contain anything: it goes through `text` before it goes anywhere.
 
 pub mod console;
 pub mod html;

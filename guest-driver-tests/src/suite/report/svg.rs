@@ -1,6 +1,6 @@
-//! A timeline as a picture: a lane for each engine, one for invalidations, one for misses, one for what passes between
-//! guest and device, one for verdicts; time runs to the right. Knows where things are drawn; which part of a trace they
-//! are is `timeline`'s business.
+//! A timeline as a picture: a lane for each engine, one for invalidations, one for misses, one for the traffic
+//! between guest and device, one for verdicts; time runs to the right. Knows where things are drawn; which part of a
+//! trace they are is decided in `timeline`.
 
 use std::fmt::Write;
 
@@ -10,7 +10,7 @@ use super::labels::{self, Row};
 use super::timeline::{Timeline, micros, name};
 use super::trace::{Drain, Engine, Hold, Mark, Sign, Span};
 
-/// How a timeline looks; whoever puts one on a page needs it once.
+/// The style of a timeline; a page with timelines needs it once.
 pub const STYLE: &str = include_str!("timeline.css");
 
 const WIDTH: f64 = 900.0;
@@ -21,11 +21,11 @@ const TOP: f64 = 26.0;
 const LANE: f64 = 40.0;
 const TALL: f64 = 48.0;
 const AXIS: f64 = 26.0;
-/// Engines that are drawn.
+/// Maximum number of engines that are drawn.
 const ENGINES: usize = 4;
-/// Words of a lane that are tried.
+/// Maximum number of labels of a lane that are tried.
 const WORDS: usize = 64;
-/// Spans narrower than this are drawn together, without an outline and a title of their own.
+/// Spans narrower than this are drawn together, without their own outline and title.
 const NARROW: f64 = 6.0;
 
 /// A picture that stands alone, as a document.
@@ -57,7 +57,7 @@ fn draw(line: &Timeline, alone: bool) -> Markup {
     }
 }
 
-/// What the picture shows, for whoever does not see it.
+/// Description of the picture, for readers who do not see it.
 fn describe(line: &Timeline) -> String {
     let engines =
         line.engines.iter().map(|engine| format!("{}: {} steps. ", engine.name, engine.steps.len()));
@@ -69,7 +69,7 @@ fn describe(line: &Timeline) -> String {
     text + &line.not_shown()
 }
 
-/// Whether a mark is about the job that all is about.
+/// Whether a mark is about the job that the timeline is about.
 fn matters(line: &Timeline, mark: &Mark) -> bool {
     match &mark.sign {
         Sign::Submitted(job) | Sign::Ended(job, _) | Sign::Verdict(job, _) | Sign::Fault(job) => {
@@ -282,7 +282,7 @@ impl Canvas<'_> {
         };
         let paths = SHAPES.map(|(class, shape)| html! { path class=(class) d=(draw(shape)) {} });
         marks.sort_by_key(|mark| !matters(self.line, mark));
-        // Two pages of one job are two marks, and one thing to say.
+        // Two pages of one job are two marks with one label.
         let mut said: Vec<&Sign> = Vec::new();
         marks.retain(|mark| {
             let is_new = !said.contains(&&mark.sign);

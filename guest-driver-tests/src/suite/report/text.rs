@@ -1,10 +1,10 @@
-//! Text that others wrote, made fit for a report: no terminal escapes, no characters that XML 1.0 cannot hold or that
-//! change how a page reads, no more of it than fits. Knows nothing of markup: escaping is the business of each form.
+//! Text from other programs, made safe for a report: no terminal escapes, no characters that XML 1.0 cannot hold or
+//! that change how a page reads, and a limited length. Knows nothing of markup: escaping is done by each format.
 
 use std::iter::Peekable;
 use std::time::Duration;
 
-/// Stands for a character that must not be there.
+/// Replaces a character that is not allowed.
 const REPLACED: char = char::REPLACEMENT_CHARACTER;
 /// Characters of a headline.
 const HEADLINE: usize = 240;
@@ -29,8 +29,8 @@ pub fn clean(text: &str) -> String {
     clean
 }
 
-/// Control characters, what XML calls no character, what ends a line for some readers only, and what turns the direction
-/// of the text around it.
+/// Control characters, XML noncharacters, characters that only some readers treat as a line end, and those that
+/// change the direction of the text around them.
 fn is_unfit(character: char) -> bool {
     let turns = matches!(character, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     character.is_control() || turns || matches!(character, '\u{fffe}' | '\u{ffff}')
@@ -60,7 +60,7 @@ pub fn one_line(text: &str) -> String {
     clean(text).split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// The first line that says something, clean; no more of it than a line can show.
+/// The first line that is not empty, clean, and short enough for a line.
 pub fn headline(text: &str) -> String {
     let text = clean(text);
     let line = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
@@ -70,7 +70,7 @@ pub fn headline(text: &str) -> String {
     }
 }
 
-/// The beginning of what others wrote, clean, with a line that says what is missing.
+/// The beginning of a foreign text, clean, with a line that says what is missing.
 pub fn beginning(text: &str, most: usize) -> String {
     let text = clean(text);
     let end = (0..=most.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
@@ -80,7 +80,8 @@ pub fn beginning(text: &str, most: usize) -> String {
     }
 }
 
-/// The end of a clean text: whole lines where that is possible, `most` bytes at the most. With how many bytes are missing.
+/// The end of a clean text: whole lines where possible, at most `most` bytes. Also returns how many bytes are
+/// missing.
 pub fn end_of(text: &str, most: usize) -> (usize, &str) {
     let earliest = text.len().saturating_sub(most);
     let from = (earliest..text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
@@ -94,7 +95,7 @@ pub fn end_of(text: &str, most: usize) -> (usize, &str) {
     }
 }
 
-/// The end of what others wrote, clean, with a line that says what is missing.
+/// The end of a foreign text, clean, with a line that says what is missing.
 pub fn excerpt(text: &str, most: usize) -> String {
     let text = clean(text);
     match end_of(&text, most) {

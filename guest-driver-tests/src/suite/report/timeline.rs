@@ -1,5 +1,5 @@
-//! Which part of a trace tells the story of a drain: a window around the drain that matters most, what is in it, and how
-//! much is not. Knows traces; knows nothing of pictures.
+//! Which part of a trace shows a drain: a window around the most relevant drain, its contents, and how much is
+//! outside. Knows traces; knows nothing of pictures.
 
 use std::collections::BTreeSet;
 
@@ -16,19 +16,19 @@ const END: f64 = 20_000.0;
 /// A part of a trace. Times are microseconds since `zero`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Timeline {
-    /// What it shows, in a sentence.
+    /// A sentence about what it shows.
     pub headline: String,
-    /// What lies at 0, in a word or two; empty: nothing, it is where the window begins.
+    /// What is at 0, in a word or two; empty: nothing, it is where the window begins.
     pub zero: String,
     /// From where to where.
     pub window: Span,
     /// The same in the trace's own time.
     pub absolute: Span,
-    /// The drain that it is about: its place in `drains`.
+    /// The drain that it is about: its index in `drains`.
     pub subject: Option<usize>,
     /// The job that it is about.
     pub job: Option<u64>,
-    /// Engines that did something.
+    /// Engines that were active.
     pub engines: Vec<Engine>,
     /// Drains.
     pub drains: Vec<Drain>,
@@ -48,7 +48,7 @@ pub fn micros(time: f64) -> String {
 }
 
 impl Timeline {
-    /// The part of a trace that tells most.
+    /// The most relevant part of a trace.
     pub fn of(trace: &Trace) -> Self {
         let subject = subject(trace);
         let verdict = trace.accused().last();
@@ -98,8 +98,8 @@ impl Timeline {
     }
 }
 
-/// The drain that matters most: of one that waited for a job that was found out if there is one, else of any that
-/// waited, the longest.
+/// The most relevant drain: the longest one that waited for a job with a violation, if there is one, else the longest
+/// that waited.
 fn subject(trace: &Trace) -> Option<&Drain> {
     let waited = trace.drains.iter().filter(|drain| drain.parked.is_some());
     let longest = |a: &&Drain, b: &&Drain| a.at.length().total_cmp(&b.at.length());
@@ -108,8 +108,8 @@ fn subject(trace: &Trace) -> Option<&Drain> {
     waited.clone().filter(found_out).max_by(longest).or_else(|| waited.max_by(longest))
 }
 
-/// A window around a drain, with the life of its job as far as that is not much longer: from its submit, or at least from
-/// when an engine took it, to its end and what was found out about it.
+/// A window around a drain, with the life of its job unless that is much longer: from its submission, or at least
+/// from when an engine took it, to its end and its verdict.
 fn around(trace: &Trace, drain: Span, job: Option<u64>) -> Span {
     let (earliest, latest) = (drain.from - 2.0 * drain.length(), drain.to + 3.0 * drain.length());
     let before = |at: &f64| (earliest..=drain.from).contains(at);
@@ -126,7 +126,7 @@ fn around(trace: &Trace, drain: Span, job: Option<u64>) -> Span {
     Span { from: from - margin, to: to + margin }
 }
 
-/// How a drain is called.
+/// The label of a drain.
 pub fn name(drain: &Drain) -> String {
     match drain.number {
         0 => "A message that takes memory away".to_owned(),
@@ -134,7 +134,7 @@ pub fn name(drain: &Drain) -> String {
     }
 }
 
-/// What became of a drain that had to wait.
+/// The outcome of a drain that had to wait.
 fn story(trace: &Trace, drain: &Drain) -> String {
     let who = drain.job.map_or_else(|| "a step".to_owned(), |job| format!("job {job}"));
     let how_long = micros(drain.at.length());

@@ -1,6 +1,6 @@
-//! A trace of the back-end (`trace_events`, as the control command `record` writes it), taken apart: steps, drains,
-//! misses and what the guest was told. Times are microseconds. Knows the names in that form; it may come from a device
-//! that is under test, so whatever does not fit is left out. Knows nothing of what is worth showing.
+//! A parsed trace of the back-end (`trace_events`, as the control command `record` writes it): steps, drains, misses
+//! and guest events. Times are microseconds. Knows the names in that format. The trace may come from a device under
+//! test, so entries that do not fit are left out. Knows nothing of what is worth showing.
 
 use std::collections::BTreeMap;
 
@@ -8,12 +8,12 @@ use serde_json::Value;
 
 use super::text;
 
-/// The latest time that is believed: a hundred years.
+/// The latest time that is accepted: a hundred years.
 const LATEST: f64 = 3.2e15;
 /// Characters of a name that are kept.
 const LONGEST: usize = 60;
 
-/// A time in which something was going on.
+/// A span of time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Span {
     /// When it began.
@@ -28,7 +28,7 @@ impl Span {
         self.to - self.from
     }
 
-    /// Whether it has a moment in common with another.
+    /// Whether it overlaps another.
     pub fn meets(self, other: Self) -> bool {
         self.from <= other.to && other.from <= self.to
     }
@@ -41,7 +41,7 @@ pub struct Step {
     pub job: u64,
     /// When.
     pub at: Span,
-    /// What it came to: `done`, `more`, `spins`, …
+    /// Its result: `done`, `more`, `spins`, …
     pub end: String,
 }
 
@@ -74,7 +74,7 @@ pub struct Engine {
 pub struct Drain {
     /// Its number; 0: another message that takes memory away.
     pub number: u64,
-    /// What it takes away.
+    /// The range that it unmaps.
     pub range: String,
     /// When; to the end of the trace if it was not acked.
     pub at: Span,
@@ -84,11 +84,11 @@ pub struct Drain {
     pub parked: Option<f64>,
     /// A job that it waited for.
     pub job: Option<u64>,
-    /// When jobs were told to leave, because it took too long.
+    /// When jobs were evicted, because it took too long.
     pub ladder: Option<f64>,
 }
 
-/// A miss, from the question to the answer.
+/// A miss, from the request to the answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Miss {
     /// When; to the end of the trace if it was not answered.
@@ -97,10 +97,10 @@ pub struct Miss {
     pub end: String,
 }
 
-/// What a mark says.
+/// What a mark means.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Sign {
-    /// The guest gave us a job.
+    /// The guest submitted a job.
     Submitted(u64),
     /// A job is over; `true`: it failed.
     Ended(u64, bool),
@@ -134,7 +134,7 @@ pub struct Trace {
     pub misses: Vec<Miss>,
     /// Moments.
     pub marks: Vec<Mark>,
-    /// When each event was.
+    /// The time of each event.
     pub events: Vec<f64>,
     /// From the first to the last event.
     pub at: Span,
@@ -184,7 +184,7 @@ impl Trace {
     pub fn of(trace: &Value) -> Option<Self> {
         let all = trace.get("traceEvents")?.as_array()?;
         let mut events: Vec<Event<'_>> = all.iter().filter_map(Event::of).collect();
-        // Arrows tell what the other events tell already.
+        // Arrows repeat what the other events say.
         events.retain(|event| !matches!(event.ph, "M" | "s" | "f"));
         events.sort_by(|a, b| a.at.from.total_cmp(&b.at.from));
         let from = events.first()?.at.from;
@@ -200,7 +200,7 @@ impl Trace {
         })
     }
 
-    /// When the guest gave us a job.
+    /// When the guest submitted a job.
     pub fn submitted(&self, job: u64) -> Option<f64> {
         self.marks.iter().find(|mark| mark.sign == Sign::Submitted(job)).map(|mark| mark.at)
     }
@@ -282,7 +282,7 @@ fn numbered<'a>(events: &'a [Event<'a>]) -> Numbered<'a> {
 }
 
 /// Drains: an event begins one, and the record of its ack is a span that begins with its message, a little before or
-/// after. Numbers begin anew with each connection, and messages that take memory away have none.
+/// after. Numbers restart with each connection, and messages that remove memory have none.
 fn drains(events: &[Event<'_>], end: f64) -> Vec<Drain> {
     let numbered = numbered(events);
     let mut drains: Vec<Drain> = Vec::new();
@@ -314,7 +314,7 @@ fn drains(events: &[Event<'_>], end: f64) -> Vec<Drain> {
     drains
 }
 
-/// The first of some events in their order that lies within a time.
+/// The first of some ordered events that lies within a time.
 fn within<'a>(events: &[&'a Event<'a>], time: Span) -> Option<&'a Event<'a>> {
     let first = events.partition_point(|event| event.at.from < time.from);
     events.get(first).copied().filter(|event| event.at.from <= time.to)

@@ -1,4 +1,4 @@
-//! Permissions and faults: what the device may not do, it does not do, and says so (scenarios 19 to 24, 29, 62).
+//! Permissions and faults: the device does not do what it may not do, and reports it (scenarios 19 to 24, 29, 62).
 
 use crate::soft_guest::{PAGE, Permission};
 use crate::suite::failure::{Result, ensure};
@@ -15,14 +15,15 @@ fn faults(stage: &mut Stage<'_>) -> Result<Vec<Value>> {
     Ok(all["faults"].as_array().cloned().unwrap_or_default())
 }
 
-/// How many faults there were, the forgotten ones included.
+/// How many faults there were, including forgotten ones.
 fn all_faults(stage: &mut Stage<'_>) -> Result<u64> {
     let all = stage.control("faults", json!({}))?;
     let kept = all["faults"].as_array().map_or(0, Vec::len) as u64;
     Ok(kept + all["dropped"].as_u64().unwrap_or_default())
 }
 
-/// The newest fault record is about one of these pages, and a write. Who looks first finds out before any packet.
+/// The newest fault record is about one of these pages, and a write. Modes that pin first find the fault before any
+/// packet.
 fn must_be_recorded(
     stage: &mut Stage<'_>,
     mode: Mode,
@@ -44,12 +45,12 @@ fn must_be_recorded(
     Ok(())
 }
 
-/// In these modes a job has all its memory, or none, before it begins.
+/// In these modes a job has all its memory before it begins, or none.
 fn looks_first(mode: Mode) -> bool {
     matches!(mode, Mode::Fence | Mode::Preempt)
 }
 
-/// 19: what the device may only read it can read; a write fails, and the memory is as it was.
+/// 19: the device can read read-only memory; a write fails, and the memory is unchanged.
 pub(crate) fn read_only(stage: &mut Stage<'_>) -> Result<()> {
     for mode in COHERENT {
         let (context, result) = (stage.context(mode)?, stage.buffer(1)?);
@@ -64,13 +65,13 @@ pub(crate) fn read_only(stage: &mut Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-/// 20: read-only memory becomes writable: the translation that was there must not stand in the way.
+/// 20: read-only memory becomes writable: the old translation must not block writes.
 pub(crate) fn upgrade(stage: &mut Stage<'_>) -> Result<()> {
     for mode in COHERENT {
         let (context, result) = (stage.context(mode)?, stage.buffer(1)?);
         let page = stage.read_only(2)?;
         stage.run_job(context, Stream::new().checksum(page.whole(), result.at(0)))?;
-        // That a write was refused once is not to be remembered either.
+        // An earlier refusal of a write must not be remembered either.
         let refused = stage.submit(context, Stream::new().fill(page.whole(), 6))?;
         stage.end_badly(refused)?;
         let context = stage.renew(context, mode)?;
@@ -82,7 +83,7 @@ pub(crate) fn upgrade(stage: &mut Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-/// 20: the same without an INVALIDATE: an IOMMU need not be told to forget that less was allowed.
+/// 20: the same without an INVALIDATE: an IOMMU need not announce that a permission grew.
 pub(crate) fn upgrade_in_place(stage: &mut Stage<'_>) -> Result<()> {
     for mode in COHERENT {
         let (context, result) = (stage.context(mode)?, stage.buffer(1)?);
@@ -99,7 +100,7 @@ pub(crate) fn upgrade_in_place(stage: &mut Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-/// 21: writable memory becomes read-only: once that is acked, no write goes through what was proven before.
+/// 21: writable memory becomes read-only: after the ack, no write uses the permission proven before.
 pub(crate) fn downgrade(stage: &mut Stage<'_>) -> Result<()> {
     for mode in COHERENT {
         let (context, buffer, result) = (stage.context(mode)?, stage.buffer(2)?, stage.buffer(1)?);
@@ -137,14 +138,14 @@ pub(crate) fn unmapped(stage: &mut Stage<'_>) -> Result<()> {
     stage.until("A fault in the guest's IOMMU log", |stage| Ok(stage.machine().faults_logged()? > logged))
 }
 
-/// 23: pages that lie anywhere behind addresses that follow one another: a copy across all of them is right.
+/// 23: scattered pages behind contiguous addresses: a copy across all of them is correct.
 pub(crate) fn scattered(stage: &mut Stage<'_>) -> Result<()> {
     let (from, to) = (stage.buffer(PAGES)?, stage.buffer(PAGES)?);
     let bytes: Vec<u8> = (0..pages(PAGES)).map(|at| (at.wrapping_mul(0x9e37_79b1) >> 16) as u8).collect();
     stage.write(&from, 0, &bytes)?;
     for (mode, word) in COHERENT.into_iter().zip(0x2300..) {
         let context = stage.context(mode)?;
-        // The mode before has left what is right: it has to go.
+        // The mode before has left the right contents: they have to be overwritten.
         stage.run_job(context, Stream::new().fill(to.whole(), word))?;
         stage.must_be(&to, 0, pages(PAGES) as usize, word)?;
         let len = (pages(PAGES) - 4096 - 8) as usize;
@@ -161,8 +162,8 @@ pub(crate) fn scattered(stage: &mut Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-/// 24: the second page of a job is not there: what it has written before is told by the memory and the record, and in
-/// the modes that look first nothing is written at all.
+/// 24: the second page of a job is not mapped: memory and the record show what it wrote before, and in the modes that
+/// pin first nothing is written at all.
 pub(crate) fn second_page(stage: &mut Stage<'_>) -> Result<()> {
     for mode in COHERENT {
         let (context, buffer) = (stage.context(mode)?, stage.buffer(4)?);
@@ -179,10 +180,10 @@ pub(crate) fn second_page(stage: &mut Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-/// 29: more faults than there are records: the newest are kept, the rest is counted, and the device goes on.
+/// 29: more faults than there are records: the newest are kept, the rest is counted, and the device continues.
 pub(crate) fn storm(stage: &mut Stage<'_>) -> Result<()> {
     const KEPT: usize = 256;
-    // A serial port is slow: a real guest shows only that the device goes on.
+    // A serial port is slow: a real guest shows only that the device continues.
     let count = if stage.level() == Level::Soft { KEPT + 44 } else { 40 };
     let good = stage.context(Mode::Fence)?;
     let (hole, buffer) = (stage.buffer(1)?, stage.buffer(PAGES)?);

@@ -1,4 +1,4 @@
-//! Fences: in order, once, and true (scenarios 32 to 37, 88, 89).
+//! Fences: in order, exactly once, and truthful (scenarios 32 to 37, 88, 89).
 
 use super::ranges::LONG;
 use crate::soft_guest::kind;
@@ -22,7 +22,7 @@ fn must_end_in_order(stage: &mut Stage<'_>, jobs: Vec<Job>) -> Result<()> {
     Ok(())
 }
 
-/// 32: fences of one ring come in order, whatever their jobs take.
+/// 32: fences of one ring come in order, however long their jobs take.
 pub(crate) fn in_order(stage: &mut Stage<'_>) -> Result<()> {
     for mode in COHERENT {
         let (context, buffer) = (stage.context(mode)?, stage.buffer(PAGES)?);
@@ -38,7 +38,7 @@ pub(crate) fn in_order(stage: &mut Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-/// 33: a job of another context overtakes one that takes long: its value is there before the other's fence.
+/// 33: a job of another context overtakes a long one: its value is there before the other's fence.
 pub(crate) fn out_of_order(stage: &mut Stage<'_>) -> Result<()> {
     for mode in COHERENT {
         let (slow, quick, flags) = (stage.context(mode)?, stage.context(mode)?, stage.buffer(1)?);
@@ -59,7 +59,7 @@ pub(crate) fn out_of_order(stage: &mut Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-/// 34: a fence that is late comes all the same; one whose job failed carries the error, and once.
+/// 34: a late fence still comes; one whose job failed carries the error, and comes once.
 pub(crate) fn late_and_in_error(stage: &mut Stage<'_>) -> Result<()> {
     const DELAY: Duration = Duration::from_millis(60);
     let (context, buffer) = (stage.context(Mode::Fence)?, stage.buffer(PAGES)?);
@@ -80,7 +80,7 @@ pub(crate) fn late_and_in_error(stage: &mut Stage<'_>) -> Result<()> {
     stage.end_badly(job).map(drop)
 }
 
-/// 35: a job that hangs is killed, its context is lost, and all others live on; a new context is as good as new.
+/// 35: a job that hangs is killed, its context is lost, and all others continue; a new context works.
 pub(crate) fn hang(stage: &mut Stage<'_>) -> Result<()> {
     for mode in COHERENT {
         let (bad, good, buffer) = (stage.context(mode)?, stage.context(mode)?, stage.buffer(PAGES)?);
@@ -115,7 +115,7 @@ fn with_ids(stage: &mut Stage<'_>, ids: &[u64]) -> Result<()> {
     must_end_in_order(stage, jobs)
 }
 
-/// 36: fence ids that go backwards: the device does not count on their order.
+/// 36: fence ids that go backwards: the device does not rely on their order.
 pub(crate) fn backwards(stage: &mut Stage<'_>) -> Result<()> {
     with_ids(stage, &[1_000, 500, 499, 7, 1_001, 1])
 }
@@ -125,7 +125,7 @@ pub(crate) fn duplicates(stage: &mut Stage<'_>) -> Result<()> {
     with_ids(stage, &[77, 77, 77, 78, 77])
 }
 
-/// 88: a value without an interrupt, an interrupt without a value: who looks at memory finds the truth.
+/// 88: a value without an interrupt, an interrupt without a value: memory always has the truth.
 pub(crate) fn interrupts(stage: &mut Stage<'_>) -> Result<()> {
     use crate::soft_guest::{Command, Error};
     let (context, flags) = (stage.context(Mode::Fence)?, stage.buffer(1)?);
@@ -161,7 +161,7 @@ pub(crate) fn interrupts(stage: &mut Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-/// 89: sequence numbers near their end: fence ids, user fences and counters in memory wrap as numbers do.
+/// 89: sequence numbers near their end: fence ids, user fences and counters in memory wrap correctly.
 pub(crate) fn wrap(stage: &mut Stage<'_>) -> Result<()> {
     with_ids(stage, &[u64::MAX - 1, u64::MAX, 0, 1])?;
     let (context, flags) = (stage.context(Mode::Fence)?, stage.buffer(1)?);

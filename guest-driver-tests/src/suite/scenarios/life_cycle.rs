@@ -1,5 +1,5 @@
-//! Life cycle and scheduling: what ends while jobs are in flight, and who waits for whom (scenarios 44, 46, 48, 49, 51, 84, 86,
-//! 103, 104).
+//! Life cycle and scheduling: destruction while jobs are in flight, and which job waits for which (scenarios 44, 46,
+//! 48, 49, 51, 84, 86, 103, 104).
 
 use super::ranges::{LONG, overtaken};
 use crate::soft_guest::{Command, dma_api, kind};
@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 const POISON: u32 = u32::from_le_bytes([crate::suite::stage::POISON; 4]);
 
-/// 44: DETACH_BACKING and UNREF with a job in flight are answered when no job uses the memory any more; a context that
-/// is destroyed takes its job with it.
+/// 44: DETACH_BACKING and UNREF with a job in flight are answered when no job uses the memory any more; destroying a
+/// context ends its job.
 pub(crate) fn ends_under_jobs(stage: &mut Stage<'_>) -> Result<()> {
     for mode in COHERENT {
         for end in [Command::detach_backing, Command::unref] {
@@ -21,7 +21,7 @@ pub(crate) fn ends_under_jobs(stage: &mut Stage<'_>) -> Result<()> {
             let job = overtaken(stage, context, buffer.whole(), DRAIN_TIMEOUT / 2)?;
             let command = end(buffer.id);
             let answered = stage.run(&command)?;
-            // As the stock driver does: what the device has given back is unmapped at once.
+            // As the stock driver does: memory that the device has released is unmapped at once.
             stage.take(&buffer, 0..PAGES)?;
             let ended = stage.end_well(job)?;
             ensure!(
@@ -57,7 +57,8 @@ fn destroyed(stage: &mut Stage<'_>, mode: Mode) -> Result<()> {
     stage.free(&buffer)
 }
 
-/// 46: the device is reset with jobs in flight: they are gone, their memory is left alone, and it comes up again.
+/// 46: the device is reset with jobs in flight: they are gone, their memory is not touched, and the device comes up
+/// again.
 pub(crate) fn reset(stage: &mut Stage<'_>) -> Result<()> {
     let (context, buffer) = (stage.context(Mode::Fence)?, stage.buffer(PAGES)?);
     let _gone = overtaken(stage, context, buffer.whole(), LONG)?;
@@ -65,7 +66,7 @@ pub(crate) fn reset(stage: &mut Stage<'_>) -> Result<()> {
     stage.soft()?.reboot()?;
     ensure!(begin.elapsed() < GRACE, "The reset took {:?}", begin.elapsed());
     stage.forget_all();
-    // The memory is still mapped, and is the driver's: whoever goes on with the job shows here.
+    // The memory is still mapped and belongs to the driver: a device that continues the job would show here.
     stage.write(&buffer, 0, &vec![0; pages(PAGES) as usize])?;
     stage.pause(4 * LONG);
     stage.must_be(&buffer, 0, pages(PAGES) as usize, 0)?;
@@ -76,7 +77,7 @@ pub(crate) fn reset(stage: &mut Stage<'_>) -> Result<()> {
     stage.must_be(&buffer, 0, pages(PAGES) as usize, 3)
 }
 
-/// 48: memory is plugged in under a job, jobs of each mode work there, and it is pulled out under another job.
+/// 48: memory is plugged in under a job, jobs of each mode use it, and it is unplugged under another job.
 pub(crate) fn hot_plug(stage: &mut Stage<'_>) -> Result<()> {
     let (context, before) = (stage.context(Mode::Fence)?, stage.stats()?);
     let (old, gate) = (stage.buffer(PAGES)?, stage.buffer(1)?);
@@ -98,8 +99,8 @@ pub(crate) fn hot_plug(stage: &mut Stage<'_>) -> Result<()> {
     stage.nobody_is_accused(&before)
 }
 
-/// A job stands in the middle of its work until it is let through: for as long as whatever happens beside it takes. Its
-/// end is told by a value, for a fence would hold others back.
+/// A job that waits in the middle of its work until it is released, however long the event beside it takes. It
+/// signals its end by a value, because a fence would hold others back.
 fn begin_at_gate(
     stage: &mut Stage<'_>,
     context: u32,
@@ -110,11 +111,11 @@ fn begin_at_gate(
     let begun = Stream::new().fill(data.whole(), number).wait(gate.at(0), Compare::Equal, number, 0);
     let end = gate.at(u64::from(number) * 8);
     stage.submit_with_user_fence(context, end, begun.fill(data.whole(), !number))?;
-    // Behind the one that says where its end is told, and the first that writes.
+    // After the packet that names the end's value, and the first that writes.
     stage.until_packet(context, 2)
 }
 
-/// The job with this number has stood there until now; let through, it ends well.
+/// The job with this number has waited until now; released, it succeeds.
 fn pass_gate(stage: &mut Stage<'_>, (data, gate): (&Buffer, &Buffer), number: u32) -> Result<()> {
     let end = u64::from(number) * 8;
     ensure!(
@@ -127,7 +128,7 @@ fn pass_gate(stage: &mut Stage<'_>, (data, gate): (&Buffer, &Buffer), number: u3
     stage.must_be(data, 0, pages(PAGES) as usize, !number)
 }
 
-/// 49: stop and cont with a job in flight: silence while the machine stands, then the job goes on.
+/// 49: stop and cont with a job in flight: no activity while the machine is stopped, then the job continues.
 pub(crate) fn stop(stage: &mut Stage<'_>) -> Result<()> {
     for mode in COHERENT {
         let (context, buffer) = (stage.context(mode)?, stage.buffer(PAGES)?);
@@ -147,7 +148,8 @@ pub(crate) fn stop(stage: &mut Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-/// 51: a context names what it was not given: its job is refused, the memory stays as it was, the owner goes on.
+/// 51: a context names a resource that it was not given: its job is refused, the memory is unchanged, and the owner
+/// continues.
 pub(crate) fn isolation(stage: &mut Stage<'_>) -> Result<()> {
     let owner = stage.context(Mode::Fence)?;
     let buffer = stage.buffer(PAGES)?;
@@ -167,7 +169,7 @@ pub(crate) fn isolation(stage: &mut Stage<'_>) -> Result<()> {
     stage.must_be(&buffer, 0, pages(PAGES) as usize, 2)
 }
 
-/// 84: the job ends just when the drain's patience does: one or the other, but nothing in between.
+/// 84: the job ends just at the drain timeout: either outcome is fine, but nothing in between.
 pub(crate) fn at_the_timeout(stage: &mut Stage<'_>) -> Result<()> {
     let mut well = 0;
     let rounds = if stage.level() == Level::Soft { 12 } else { 5 };
@@ -175,7 +177,7 @@ pub(crate) fn at_the_timeout(stage: &mut Stage<'_>) -> Result<()> {
         let (context, buffer) = (stage.context(Mode::Fence)?, stage.buffer(2)?);
         let time = DRAIN_TIMEOUT + Duration::from_millis(round) - Duration::from_millis(rounds / 2);
         let job = overtaken(stage, context, buffer.whole(), time)?;
-        // Its memory stays where the driver can see it.
+        // Its memory stays mapped for the driver to read.
         let took = stage.machine().unmap(&buffer.area, 0..2, Then::Keep)?;
         ensure!(took < DRAIN_TIMEOUT + GRACE, "The unmap took {took:?} beside a job of {time:?}");
         let left = stage.word(&buffer, 0)?;
@@ -192,10 +194,11 @@ pub(crate) fn at_the_timeout(stage: &mut Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-/// 86: a storm of invalidations does not starve a job: it comes to its end while the storm goes on.
+/// 86: a storm of invalidations does not starve a job: it ends while the storm continues.
 pub(crate) fn storm(stage: &mut Stage<'_>) -> Result<()> {
     for mode in COHERENT {
-        // In the soft guest more than is asked for between two flushes of all: it never has all of it at once.
+        // In the soft guest it needs more pages than can be requested between two flushes: it never has all of them
+        // at once.
         let (size, fills) = if stage.level() == Level::Soft { (16 * PAGES, 4) } else { (PAGES, 20) };
         let (context, buffer, before) = (stage.context(mode)?, stage.buffer(size)?, stage.stats()?);
         let spare = stage.buffer(4)?;
@@ -223,7 +226,7 @@ pub(crate) fn storm(stage: &mut Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-/// 103: the VMM stands still, and serves no MISS meanwhile: nobody takes that for an answer.
+/// 103: the VMM stands still and serves no MISS meanwhile: the device must not take that for an answer.
 pub(crate) fn frozen(stage: &mut Stage<'_>) -> Result<()> {
     // Far longer than the back-end waits for the answer to a MISS that was read.
     const STILL: Duration = Duration::from_millis(2_500);
@@ -241,7 +244,7 @@ pub(crate) fn frozen(stage: &mut Stage<'_>) -> Result<()> {
     stage.must_be(&buffer, 0, pages(PAGES) as usize, 1)
 }
 
-/// 104: a ring full of jobs without an end, and UNREF behind them: it waits, other commands do not.
+/// 104: a ring full of jobs without an end, and UNREF behind them: UNREF waits, other commands do not.
 pub(crate) fn full_ring(stage: &mut Stage<'_>) -> Result<()> {
     let (context, buffer) = (stage.context(Mode::Fence)?, stage.buffer(PAGES)?);
     let mut jobs = Vec::new();

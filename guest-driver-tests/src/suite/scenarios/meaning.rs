@@ -1,4 +1,4 @@
-//! What an invalidation meant: nothing, or that memory is another's (scenarios 53 to 55, 57 to 59, 64).
+//! What an invalidation meant: nothing, or that the memory has another owner (scenarios 53 to 55, 57 to 59, 64).
 
 use super::ranges::{LONG, overtaken};
 use crate::soft_guest::misses::Answer;
@@ -10,8 +10,8 @@ use job_stream::{Mode, Stream};
 use serde_json::json;
 use std::time::Duration;
 
-/// 53: the whole domain is flushed under jobs whose pages stay mapped: nothing waits longer than its mode says,
-/// nothing is killed, the data is right.
+/// 53: the whole domain is flushed under jobs whose pages stay mapped: no ack waits longer than the mode allows, no
+/// job is killed, and the data is correct.
 pub(crate) fn domain_flush(stage: &mut Stage<'_>) -> Result<()> {
     for mode in COHERENT {
         let (context, buffer, before) = (stage.context(mode)?, stage.buffer(PAGES)?, stage.stats()?);
@@ -33,12 +33,12 @@ pub(crate) fn domain_flush(stage: &mut Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-/// 54: an invalidation is rounded up and hits a neighbour in use: it may wait, but nobody is blamed, and the data is
-/// right.
+/// 54: an invalidation is rounded up and hits a neighbour in use: it may wait, but there is no accusation, and the
+/// data is correct.
 pub(crate) fn rounding(stage: &mut Stage<'_>) -> Result<()> {
     for mode in COHERENT {
         let (context, before) = (stage.context(mode)?, stage.stats()?);
-        // Three pages are rounded up to an aligned four or eight, by VT-d.
+        // VT-d rounds three pages up to an aligned four or eight.
         let area = stage.machine().map(4, 3, Permission::ReadWrite)?;
         let neighbour = stage.buffer_on_part(area, 0, pages(3))?;
         let job = overtaken(stage, context, neighbour.range(0, pages(3)), LONG)?;
@@ -57,8 +57,8 @@ pub(crate) fn rounding(stage: &mut Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-/// 55: what is found where memory was taken from under a job: the same, other memory, none, or the same with fewer
-/// rights. Each has its verdict.
+/// 55: what replaces memory that was unmapped under a job: the same memory, other memory, none, or the same with
+/// fewer rights. Each has its verdict.
 pub(crate) fn after_a_flush(stage: &mut Stage<'_>) -> Result<()> {
     let mode = Mode::Strict;
     for (what, due_well) in [("same", true), ("moved", true), ("gone", false), ("read-only", false)] {
@@ -86,7 +86,7 @@ pub(crate) fn after_a_flush(stage: &mut Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-/// 57: memory is taken without a word to the device, which is a bug of the driver or of the VMM: an audit finds it.
+/// 57: memory is unmapped without an INVALIDATE, a bug of the driver or of the VMM: an audit finds it.
 pub(crate) fn audit(stage: &mut Stage<'_>) -> Result<()> {
     let (context, buffer) = (stage.context(Mode::Fence)?, stage.buffer(PAGES)?);
     stage.run_job(context, Stream::new().fill(buffer.whole(), 1))?;
@@ -107,12 +107,12 @@ pub(crate) fn audit(stage: &mut Stage<'_>) -> Result<()> {
             "Page {place} was {found} without an INVALIDATE, and the audit found only this: {stale}"
         );
     }
-    // Said at last.
+    // Sent at last.
     stage.soft()?.front_end.invalidate(at(0), pages(PAGES))?;
     Ok(())
 }
 
-/// 58: two mappings of one page: one goes, the other stays; and one unmap goes across several maps.
+/// 58: two mappings of one page: one is removed, the other stays; and one unmap spans several maps.
 pub(crate) fn aliases(stage: &mut Stage<'_>) -> Result<()> {
     for mode in COHERENT {
         let (context, before) = (stage.context(mode)?, stage.stats()?);
@@ -142,8 +142,8 @@ pub(crate) fn aliases(stage: &mut Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-/// 59: an address is used again at once, by another buffer: rightly, after fence and UNREF. The old memory stays as it
-/// was, and nobody is blamed.
+/// 59: an address is reused at once by another buffer: correctly, after fence and UNREF. The old memory is unchanged,
+/// and there is no accusation.
 pub(crate) fn reuse(stage: &mut Stage<'_>) -> Result<()> {
     for mode in COHERENT {
         let (context, before) = (stage.context(mode)?, stage.stats()?);
@@ -169,7 +169,7 @@ pub(crate) fn reuse(stage: &mut Stage<'_>) -> Result<()> {
 pub(crate) fn huge(stage: &mut Stage<'_>) -> Result<()> {
     let many: usize = match stage.level() {
         Level::Soft => {
-            // One UPDATE for all of it, as a front-end sends that has huge pages.
+            // One UPDATE for all of it, as a front-end with huge pages sends.
             stage.soft()?.front_end.on_miss(Box::new(|_| Answer::ServeRun));
             512
         }

@@ -1,5 +1,5 @@
-//! What the scenarios do: one file a group, one function a scenario. Their numbers, names and promises stand in
-//! [`super::table`]. A function finds a stage with nothing on it, and leaves it so that it can be closed.
+//! What the scenarios do: one file per group, one function per scenario. Their numbers, names and promises are in
+//! [`super::table`]. A function gets an empty stage, and leaves it so that it can be closed.
 
 pub(crate) mod faults;
 pub(crate) mod fences;

@@ -1,4 +1,4 @@
-//! Modes: what an invalidation means to a job (scenarios 25 to 30, 52, 83).
+//! Modes: what an invalidation does to a job (scenarios 25 to 30, 52, 83).
 
 use super::ranges::{LONG, overtaken};
 use crate::soft_guest::{Permission, dma_api};
@@ -8,7 +8,8 @@ use crate::suite::stage::{COHERENT, DRAIN_TIMEOUT, GRACE, PAGES, Stage, and_spin
 use job_stream::{Mode, SpinBehaviour, Stream};
 use std::time::Duration;
 
-/// 25: a driver that waits for its fences is never accused, in any mode, however much comes and goes beside its jobs.
+/// 25: a driver that waits for its fences is never accused, in any mode, however much is mapped and unmapped beside
+/// its jobs.
 pub(crate) fn correct(stage: &mut Stage<'_>) -> Result<()> {
     let rounds = if stage.level() == Level::Soft { 60 } else { 8 };
     let before = stage.stats()?;
@@ -29,7 +30,7 @@ pub(crate) fn correct(stage: &mut Stage<'_>) -> Result<()> {
             stage.must_be(&buffer, 0, pages(4) as usize, round)?;
             stage.must_be(&kept, 0, pages(2) as usize, round)?;
             stage.free(&buffer)?;
-            // Other memory under the same address, which the next job uses: rightly so, after the fence.
+            // Other memory at the same address, used by the next job: correctly, after the fence.
             stage.move_away(&kept, 0..2)?;
         }
         stage.destroy(context)?;
@@ -39,7 +40,7 @@ pub(crate) fn correct(stage: &mut Stage<'_>) -> Result<()> {
     stage.must_be_left_alone()
 }
 
-/// 26: preempt: off the engine within the bound, back again, and the result is right.
+/// 26: preempt: the job leaves the engine within the bound, continues later, and the result is correct.
 pub(crate) fn preempt(stage: &mut Stage<'_>) -> Result<()> {
     let (context, buffer, before) = (stage.context(Mode::Preempt)?, stage.buffer(PAGES)?, stage.stats()?);
     let job = overtaken(stage, context, buffer.whole(), LONG)?;
@@ -57,7 +58,7 @@ pub(crate) fn preempt(stage: &mut Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-/// 26: the ack comes when the job has left its engine, and not at the end of the drain's patience.
+/// 26: the ack comes when the job has left its engine, not at the drain timeout.
 pub(crate) fn leaves_at_once(stage: &mut Stage<'_>) -> Result<()> {
     let mut shortest = Duration::MAX;
     // A busy machine may be late now and then, but not each time.
@@ -77,18 +78,18 @@ pub(crate) fn leaves_at_once(stage: &mut Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-/// 27: a job that does not leave when it is asked to: the ack comes all the same, within the bound (I2).
+/// 27: a job that does not leave when requested: the ack still comes, within the bound (I2).
 pub(crate) fn stubborn(stage: &mut Stage<'_>) -> Result<()> {
     let stays = (SpinBehaviour::Stubborn, 2 * LONG.as_nanos() as u64);
     [Mode::Preempt, Mode::Fence].into_iter().try_for_each(|mode| stays_on(stage, mode, stays))
 }
 
-/// 83: a job that never leaves its engine and never ends: the ladder, to its end, within the bound (I2).
+/// 83: a job that never leaves its engine and never ends: the whole ladder, within the bound (I2).
 pub(crate) fn ladder(stage: &mut Stage<'_>) -> Result<()> {
     COHERENT.into_iter().try_for_each(|mode| stays_on(stage, mode, (SpinBehaviour::Wedged, 0)))
 }
 
-/// Memory is taken from under a job that stays on its engine.
+/// Memory is unmapped under a job that stays on its engine.
 fn stays_on(stage: &mut Stage<'_>, mode: Mode, (behaviour, time): (SpinBehaviour, u64)) -> Result<()> {
     let (context, buffer) = (stage.context(mode)?, stage.buffer(PAGES)?);
     let stays = Stream::new().fill(buffer.whole(), 1).spin(behaviour, time).fill(buffer.whole(), 2);
@@ -103,8 +104,8 @@ fn stays_on(stage: &mut Stage<'_>, mode: Mode, (behaviour, time): (SpinBehaviour
     stage.destroy(context)
 }
 
-/// 28: fault mode: memory goes and other memory comes while the job runs; the job goes on in the new, and nobody is
-/// blamed.
+/// 28: fault mode: other memory replaces the old while the job runs; the job continues in the new memory, and there
+/// is no accusation.
 pub(crate) fn replay(stage: &mut Stage<'_>) -> Result<()> {
     let (context, buffer, before) = (stage.context(Mode::Fault)?, stage.buffer(PAGES)?, stage.stats()?);
     let last = stage.last_violation()?;
@@ -119,9 +120,9 @@ pub(crate) fn replay(stage: &mut Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-/// 30: its translations are taken away again and again, before all of them are there: the job comes to its end.
+/// 30: its translations are removed again and again, before all of them are there: the job still ends.
 pub(crate) fn livelock(stage: &mut Stage<'_>) -> Result<()> {
-    // To ask for all of them takes far longer than the pause between two flushes.
+    // Requesting all of them takes far longer than the pause between two flushes.
     const MANY: usize = 512;
     for mode in COHERENT {
         let (context, buffer, before) = (stage.context(mode)?, stage.buffer_in_one(MANY)?, stage.stats()?);
@@ -141,7 +142,7 @@ pub(crate) fn livelock(stage: &mut Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-/// 52: the registration cache goes on with memory that is gone, which is counted, and harms nobody else.
+/// 52: the registration cache keeps using unmapped memory, which is counted, and does not harm other contexts.
 pub(crate) fn registration_cache(stage: &mut Stage<'_>) -> Result<()> {
     let (context, other) = (stage.context(Mode::RegistrationCache)?, stage.context(Mode::Fence)?);
     let (buffer, good, before) = (stage.buffer(PAGES)?, stage.buffer(PAGES)?, stage.stats()?);

@@ -7,7 +7,7 @@ use job_stream::{Mode, Stream};
 use std::ops::Range;
 use std::time::Duration;
 
-/// A job that is not waited for takes so long. It is far longer than the drain timeout.
+/// How long a job takes that must not be waited for: far longer than the drain timeout.
 pub(crate) const LONG: Duration = Duration::from_millis(400);
 /// The longest that a job spins for to be seen.
 const LONGEST: Duration = Duration::from_secs(8);
@@ -30,7 +30,7 @@ pub(crate) fn overtaken(
     }
 }
 
-/// 1: what no job uses goes at once, whatever else is in flight, and the job beside it is right.
+/// 1: memory that no job uses is released at once, whatever else is in flight, and the job beside it is correct.
 pub(crate) fn idle(stage: &mut Stage<'_>) -> Result<()> {
     for mode in COHERENT {
         let context = stage.context(mode)?;
@@ -54,8 +54,8 @@ pub(crate) fn idle(stage: &mut Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Takes pages from under a job that uses others or the same, in each coherent mode: the ack is bounded, nothing is
-/// touched after it, and a job that lost memory does not end well.
+/// Unmaps pages of a running job, or others, in each coherent mode: the ack is bounded, nothing is touched after it,
+/// and a job that lost memory does not succeed.
 fn taken(stage: &mut Stage<'_>, used: &Range<usize>, taken: &Range<usize>) -> Result<()> {
     for mode in COHERENT {
         let context = stage.context(mode)?;
@@ -71,7 +71,7 @@ fn taken(stage: &mut Stage<'_>, used: &Range<usize>, taken: &Range<usize>) -> Re
         let hits = stage.grown(&before, "invalidations_with_work_in_flight")?;
         ensure!(hits > 0 || mode != Mode::Fence, "No invalidation has met the job in mode {mode}");
         stage.end_badly(job)?;
-        // All of it is gone, and not only what the job came to first.
+        // All of it is gone, not only what the job reached first.
         let context = stage.renew(context, mode)?;
         let last = buffer.range(pages(taken.end - 1), PAGE);
         let job = stage.submit(context, Stream::new().fill(last, 3))?;
@@ -87,8 +87,8 @@ fn taken(stage: &mut Stage<'_>, used: &Range<usize>, taken: &Range<usize>) -> Re
     Ok(())
 }
 
-/// How long an unmap may take: fence mode waits for the drain timeout; a real guest may send an INVALIDATE a page, but
-/// the job is off the engine after the first.
+/// How long an unmap may take: fence mode waits for the drain timeout; a real guest may send one INVALIDATE per page,
+/// but the job has left the engine after the first.
 fn bound(mode: Mode, _pages: usize) -> Duration {
     if mode == Mode::Fence { DRAIN_TIMEOUT + GRACE } else { GRACE }
 }
@@ -111,7 +111,7 @@ pub(crate) fn larger(stage: &mut Stage<'_>) -> Result<()> {
     taken(stage, &(5..9), &(0..PAGES))
 }
 
-/// 5: a neighbour, which the job does not use: nothing waits longer than a step.
+/// 5: a neighbour, which the job does not use: no ack waits longer than a step.
 pub(crate) fn adjacent(stage: &mut Stage<'_>) -> Result<()> {
     for mode in COHERENT {
         let context = stage.context(mode)?;
@@ -133,7 +133,7 @@ pub(crate) fn adjacent(stage: &mut Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Invalidations with odd numbers: each is acked, and afterwards every page is asked for again.
+/// Invalidations with odd numbers: each is acked, and afterwards every page is requested again.
 fn odd(stage: &mut Stage<'_>, ranges: &[(Iova, u64)]) -> Result<()> {
     let context = stage.context(Mode::Strict)?;
     let buffer = stage.buffer(PAGES)?;
@@ -159,7 +159,7 @@ pub(crate) fn size_zero(stage: &mut Stage<'_>) -> Result<()> {
     odd(stage, &[(Iova(0), 0)])
 }
 
-/// 7: up to 2^64, and wrapping, as QEMU really sends them.
+/// 7: up to 2^64, and wrapping, as QEMU sends them.
 pub(crate) fn to_the_end(stage: &mut Stage<'_>) -> Result<()> {
     odd(stage, &[(Iova(0), u64::MAX), (Iova(0x1000), u64::MAX), (Iova(0), 1 << 63)])?;
     for _ in 0..3 {
@@ -173,7 +173,7 @@ pub(crate) fn to_the_end(stage: &mut Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-/// 8: thirty in a row while a job runs, none of which concerns it: none waits for it.
+/// 8: thirty in a row while a job runs, none of which overlaps it: none waits for it.
 pub(crate) fn thirty(stage: &mut Stage<'_>) -> Result<()> {
     const BLOCKS: usize = 30;
     for mode in COHERENT {
@@ -201,7 +201,7 @@ pub(crate) fn thirty(stage: &mut Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The burst of 28 that QEMU sends when translation is switched off, while a job runs: the job ends well.
+/// The burst of 28 that QEMU sends when translation is switched off, while a job runs: the job succeeds.
 pub(crate) fn burst(stage: &mut Stage<'_>) -> Result<()> {
     for mode in COHERENT {
         let context = stage.context(mode)?;
@@ -216,7 +216,7 @@ pub(crate) fn burst(stage: &mut Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-/// 9: the pages of a ring: the device asks for them again, and no command is lost.
+/// 9: the pages of a ring: the device requests them again, and no command is lost.
 pub(crate) fn ring_page(stage: &mut Stage<'_>) -> Result<()> {
     let context = stage.context(Mode::Fence)?;
     let buffer: Buffer = stage.buffer(PAGES)?;

@@ -30,7 +30,7 @@ fn before_start(stage: &mut Stage<'_>, mode: Mode) -> Result<()> {
     stage.destroy(context)
 }
 
-/// A queued job has touched nothing: the ack does not wait for it, and it does not find its memory.
+/// A queued job has touched nothing: the ack does not wait for it, and it does not get its memory.
 fn queued(stage: &mut Stage<'_>, mode: Mode) -> Result<()> {
     let (context, buffer) = (stage.context(mode)?, stage.buffer_in_one(PAGES)?);
     let first = stage.submit(context, spin(LONG))?;
@@ -44,10 +44,10 @@ fn queued(stage: &mut Stage<'_>, mode: Mode) -> Result<()> {
     stage.destroy(context)
 }
 
-/// The job is done, its fence is late: its memory is free all the same, and in no mode is it touched again.
+/// The job is done, its fence is late: its memory is already free, and in no mode is it touched again.
 fn before_fence(stage: &mut Stage<'_>, mode: Mode) -> Result<()> {
     let (context, buffer) = (stage.context(mode)?, stage.buffer(PAGES)?);
-    // Longer than the drain's patience: who waits for the fence is taken for an engine that hangs.
+    // Longer than the drain timeout: a device that waited for the fence would look like a stuck engine.
     stage.inject("delay-fence=400ms")?;
     let before = stage.stats()?;
     let job = stage.submit(context, Stream::new().fill(buffer.whole(), 1))?;
@@ -76,7 +76,7 @@ fn after_fence(stage: &mut Stage<'_>, mode: Mode) -> Result<()> {
     stage.destroy(context)
 }
 
-/// 11: the fence and the unmap race, again and again; who waits for the fence is never accused.
+/// 11: the fence and the unmap race, again and again; a driver that waits for the fence is never accused.
 pub(crate) fn race(stage: &mut Stage<'_>) -> Result<()> {
     const ROUNDS: u32 = 12;
     for mode in COHERENT {
@@ -88,7 +88,7 @@ pub(crate) fn race(stage: &mut Stage<'_>) -> Result<()> {
         }
         stage.must_be_left_alone()?;
         stage.nobody_is_accused(&before)?;
-        // And not waited for: a driver's bug, which must not hurt anybody else.
+        // And without waiting for the fence: a driver's bug, which must not harm other contexts.
         for round in 0..ROUNDS {
             let job = stage.submit(context, Stream::new().fill(buffer.whole(), round))?;
             stage.pause(Duration::from_micros(u64::from(round) * 37));
@@ -103,13 +103,13 @@ pub(crate) fn race(stage: &mut Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-/// 12: the page of a MISS that is pending: what the front-end says of it afterwards is what counts.
+/// 12: the page of a pending MISS: the front-end's last message about it decides.
 pub(crate) fn pending_miss(stage: &mut Stage<'_>) -> Result<()> {
     COHERENT.into_iter().try_for_each(|mode| half_answered(stage, mode))?;
     COHERENT.into_iter().try_for_each(|mode| unanswered(stage, mode))
 }
 
-/// The UPDATE has come, and the reply that says that it is good has not: by then the page is another.
+/// The UPDATE has come, but the reply that confirms it has not: by then the page is another.
 fn half_answered(stage: &mut Stage<'_>, mode: Mode) -> Result<()> {
     let (context, buffer, before) = (stage.context(mode)?, stage.buffer(PAGES)?, stage.stats()?);
     let (first, front_end) = (Iova(buffer.area.iova), stage.soft()?.front_end.clone());
@@ -141,7 +141,7 @@ fn unanswered(stage: &mut Stage<'_>, mode: Mode) -> Result<()> {
     let before = stage.stats()?;
     let job = stage.submit(context, Stream::new().fill(buffer.whole(), 1));
     let acked = stage.until("A MISS", |stage| Ok(stage.grown(&before, "misses")? > 0)).and_then(|()| {
-        // Other memory, and nothing said of the old one but this.
+        // Other memory, and this is the only message about the old.
         stage.move_away(&buffer, 0..PAGES)
     });
     stage.soft()?.front_end.hold_misses(false);
@@ -188,7 +188,7 @@ fn missing(stage: &mut Stage<'_>, context: u32) -> Result<()> {
     })
 }
 
-/// 14: two that overlap, one after the other without a pause: both are acked, in order, and bounded.
+/// 14: two that overlap, one after the other without a pause: both are acked, in order, and within the bound.
 pub(crate) fn overlapping(stage: &mut Stage<'_>) -> Result<()> {
     for mode in COHERENT {
         let (context, buffer) = (stage.context(mode)?, stage.buffer(PAGES)?);
@@ -206,8 +206,8 @@ pub(crate) fn overlapping(stage: &mut Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-/// 15: a page is taken and another mapped at its address at once, under a job that has used it (ABA): what the job
-/// writes then goes to the new page or nowhere, and the driver is told.
+/// 15: a page is unmapped and another mapped at its address at once, under a job that has used it (ABA): what the job
+/// writes then goes to the new page or nowhere, and the driver gets a report.
 pub(crate) fn aba(stage: &mut Stage<'_>) -> Result<()> {
     for mode in COHERENT {
         let (context, buffer, before) = (stage.context(mode)?, stage.buffer(PAGES)?, stage.stats()?);
@@ -225,7 +225,7 @@ pub(crate) fn aba(stage: &mut Stage<'_>) -> Result<()> {
         if well {
             stage.must_be(&buffer, pages(5), PAGE as usize, 2)?;
         }
-        // Only who looks later than the driver can be sure to find the new page.
+        // Only a mode that requests the page later than the driver maps it is sure to find the new page.
         if matches!(mode, Mode::Strict | Mode::Fault) {
             ensure!(
                 well && found.moved > 0,
@@ -244,7 +244,7 @@ pub(crate) fn aba(stage: &mut Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-/// 16: between the translation and the access time passes: an ack that comes then waits for the access.
+/// 16: time passes between the translation and the access: an ack that comes then waits for the access.
 pub(crate) fn slow_access(stage: &mut Stage<'_>) -> Result<()> {
     const STEP: Duration = Duration::from_millis(20);
     for mode in [Mode::Strict, Mode::Fault] {
@@ -279,7 +279,7 @@ pub(crate) fn slow_access(stage: &mut Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-/// 94: who sees a signal sees all that was written before it, also what took many steps to write.
+/// 94: a reader that sees a signal sees all that was written before it, even what took many steps to write.
 pub(crate) fn posted(stage: &mut Stage<'_>) -> Result<()> {
     const MANY: usize = 4 * PAGES;
     for mode in COHERENT {
@@ -290,7 +290,7 @@ pub(crate) fn posted(stage: &mut Stage<'_>) -> Result<()> {
         let tells = Stream::new().fill(buffer.whole(), !0).signal(flag.at(0), 0x51);
         let job = stage.submit(context, and_spin(tells, Duration::from_millis(1)))?;
         stage.until("The signal", |stage| Ok(stage.word(&flag, 0)? == 0x51))?;
-        // What is written last is looked at first.
+        // The last write is checked first.
         let seen = [MANY - 1, MANY / 2, 0]
             .into_iter()
             .try_for_each(|page| stage.must_be(&buffer, pages(page), PAGE as usize, !0));

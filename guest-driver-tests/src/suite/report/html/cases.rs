@@ -1,5 +1,6 @@
-//! What each case left: message, reports, timeline, numbers, the ends of console and log, the screen. Those that did not
-//! pass come first and open; the page has a size that it keeps to, and says what it leaves out for that.
+//! The evidence of each case: message, reports, timeline, numbers, the ends of console and log, the screen. Those
+//! that did not pass come first and open; the size of the page is limited, and it says what it leaves out for that
+//! reason.
 
 use std::cell::Cell;
 
@@ -27,7 +28,7 @@ const HOW: &str = "A timeline shows the drain that mattered most, and time runs 
     bar is the ack that waits; it may end only when the last solid piece has. Below are the misses, what the guest was \
     told (▲ submit, ▼ fence), and what was found (◆).";
 
-/// What a part of the page has left for evidence.
+/// The size budget that is left for evidence in a part of the page.
 struct Room(Cell<usize>);
 
 impl Room {
@@ -92,7 +93,7 @@ pub(super) fn passed(page: &Page<'_>) -> Markup {
     }
 }
 
-/// Cases that were not run, by their reason.
+/// Cases that were not run, by reason.
 pub(super) fn skips(page: &Page<'_>) -> Markup {
     let mut reasons: Vec<&str> = Vec::new();
     for case in &page.results.cases {

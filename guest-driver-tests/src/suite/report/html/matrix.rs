@@ -1,4 +1,4 @@
-//! The matrix: a row a scenario, by groups, and a column a place; each cell leads to what the case left.
+//! The matrix: a row per scenario, by groups, and a column per place; each cell links to the evidence of the case.
 
 use maud::{Markup, html};
 
@@ -63,7 +63,7 @@ fn rows(page: &Page<'_>, group: &str) -> Markup {
     }
 }
 
-/// What leads to the row of a scenario.
+/// The link target of a scenario's row.
 pub(super) fn row(id: &str) -> String {
     format!("scenario-{}", slug(id))
 }

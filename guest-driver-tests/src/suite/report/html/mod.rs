@@ -1,6 +1,7 @@
-//! Results as one page for a person: no other file, no script, nothing from a network. Made of `matrix` (scenarios by
-//! places), `cases` (what each left), `score` (bugs by places) and `page.css`. Escaping is maud's; nothing here writes
-//! markup by itself. The page forbids the browser to run or to fetch anything, so that a guest's words stay words.
+//! Results as one page for a person: no other file, no script, no network access. Made of `matrix` (scenarios by
+//! places), `cases` (the evidence of each), `score` (bugs by places) and `page.css`. maud does the escaping; nothing
+//! here writes markup by itself. The page forbids the browser to run or fetch anything, so output of a guest cannot
+//! act.
 
 mod cases;
 mod matrix;
@@ -16,7 +17,7 @@ use super::trace::Trace;
 use super::{places, svg, text, told};
 
 const STYLE: &str = include_str!("page.css");
-/// What the browser may do: show the styles and the pictures that are in the page.
+/// What the browser may do: show the styles and pictures that are in the page.
 const POLICY: &str =
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
 
@@ -25,7 +26,7 @@ pub fn render(results: &Results) -> String {
     page(&Page::new(results)).into_string()
 }
 
-/// What all parts of the page know.
+/// What all parts of the page share.
 struct Page<'a> {
     results: &'a Results,
     places: Vec<String>,
@@ -35,9 +36,9 @@ struct Page<'a> {
 /// A case on the page.
 struct Entry<'a> {
     case: &'a Case,
-    /// What it is called in links.
+    /// Its name in links.
     anchor: String,
-    /// What its trace shows; taken apart once, for it may be long.
+    /// Its parsed trace; parsed once, because it may be long.
     timeline: Option<Timeline>,
 }
 
@@ -70,7 +71,7 @@ fn slug(name: &str) -> String {
     name.chars().map(|next| if next.is_ascii_alphanumeric() { next } else { '-' }).collect()
 }
 
-/// What an outcome is called, and the sign that tells it from the others without colour.
+/// The name of an outcome, and a sign that distinguishes it without colour.
 fn sign(outcome: &Outcome) -> (&'static str, &'static str) {
     let (word, _) = told(outcome);
     let sign = match outcome {
@@ -114,7 +115,7 @@ fn page(page: &Page<'_>) -> Markup {
     }
 }
 
-/// What came of it, in a line; a run for the score has no cases.
+/// The result in one line; a run for the score has no cases.
 fn summary(results: &Results) -> String {
     let (counts, bugs) = (results.counts(), results.score.len());
     let parts = [

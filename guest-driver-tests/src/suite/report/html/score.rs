@@ -1,4 +1,4 @@
-//! The score: which seeded bug was caught where, and by which scenarios. A bug that got away is what there is to see.
+//! The score: which seeded bug was caught where, and by which scenarios. A bug that was not caught stands out.
 
 use maud::{Markup, html};
 
