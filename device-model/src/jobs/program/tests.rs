@@ -244,7 +244,7 @@ fn spin_counts_the_time_on_its_engine_only() {
     assert_eq!([job.step(&memory, at(104)), job.step(&memory, at(104))], [Step::Yield, Step::Done]);
 }
 
-/// A job that spins is not made to leave, whatever happens to its device; what follows the SPIN is checked.
+/// Whether a spinning job has to leave is not checked, whatever happens to its device; what follows the SPIN checks it.
 #[test]
 fn what_is_behind_a_spin_waits_for_the_next_step() {
     let memory = memory();
