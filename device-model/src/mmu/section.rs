@@ -3,9 +3,9 @@
 //!
 //! There are two store-load races, and each side of each has its fence:
 //! * entry: *epoch odd → fence → walk* against *zap → fence → read the epochs*: a section that the drain did not see
-//! does not see what was zapped;
+//!   does not see what was zapped;
 //! * exit: *epoch even → fence → read `awaited`* against *`awaited` := epoch → fence → read the epoch again*: a
-//! drain that still saw the section open is woken when it leaves.
+//!   drain that still saw the section open is woken when it leaves.
 //!
 //! `awaited` is in the slot and names one epoch, so while a drain is parked (on a pin, say, for 100 ms) only the
 //! sections that it waits for wake it, each once.
