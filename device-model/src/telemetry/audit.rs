@@ -4,8 +4,7 @@
 //! report.
 //!
 //! A refusal alone is no finding: in lazy mode, a guest unmaps up to 10 ms before it sends the INVALIDATE. So a finding
-//! is
-//! *suspected* first, and reported only if no INVALIDATE of the page comes for [`GRACE`].
+//! is *suspected* first, and reported only if no INVALIDATE of the page comes for [`GRACE`].
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
