@@ -81,7 +81,7 @@ pub enum JobError {
     /// A mapping did not come in time.
     #[error("Range {0} was not answered in time")]
     TimedOut(Missing),
-    /// There is no back-end channel to ask for a mapping on.
+    /// There is no back-end channel to request a mapping on.
     #[error(
         "Range {0} cannot be asked for: the front-end has closed the back-end channel, or never sent one"
     )]

@@ -46,7 +46,7 @@ pub struct ScheduledJob {
     seen: u64,
     /// The schedule's generation when it was submitted.
     generation: u64,
-    /// How often its WAIT has polled in vain since the value may last have changed.
+    /// How often its WAITs have polled in vain: the interval between polls grows with it.
     looks: u32,
     /// It has executed something.
     pub(crate) stepped: bool,
@@ -119,11 +119,11 @@ pub enum Disposed {
 
 #[derive(Debug)]
 enum Parked {
-    /// Waits for the answers to these pages.
+    /// Waits for the answers to these pages. Holds no section and no pin, as in the other states.
     Misses { work: ScheduledJob, unanswered: Unanswered },
     /// Waits for the end of an invalidation.
     Invalidation(ScheduledJob),
-    /// Waits for a value in memory, and polls it again at this running time.
+    /// Waits for a value in memory, and polls it again at this running time; [`Looks`] has the poll.
     Wait { work: ScheduledJob, look: Duration },
 }
 

@@ -19,7 +19,7 @@ pub enum Refusal {
     /// The device has no ring of this number.
     #[error("There is no ring {index}: the device has {rings}")]
     NoRing {
-        /// What was asked for.
+        /// The number that was named.
         index: u32,
         /// How many there are.
         rings: usize,
@@ -33,7 +33,7 @@ pub enum Refusal {
     /// A ring size that virtio does not allow, or that the device does not support.
     #[error("Ring size {size} is not a power of two of at most {most}")]
     RingSize {
-        /// What was asked for.
+        /// The requested size.
         size: u32,
         /// The largest.
         most: u16,
@@ -41,7 +41,7 @@ pub enum Refusal {
     /// A split ring's index has 16 bits.
     #[error("Ring index {index:#x} does not fit 16 bits")]
     RingIndex {
-        /// What was asked for.
+        /// The requested index.
         index: u32,
     },
     /// A ring address outside guest memory, where addresses are the front-end's.

@@ -76,7 +76,7 @@ pub(super) struct Expected {
 pub(super) enum State {
     /// It was sent; the device may use its memory.
     Given,
-    /// The device has answered; it does not use the memory of the command any more.
+    /// The device has answered. It uses the command's memory no longer, unless this is a job without a fence.
     Answered,
     /// The guest has seen the answer.
     Seen,

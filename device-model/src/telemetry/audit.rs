@@ -17,7 +17,7 @@ use crate::mmu::miss::{MissRequest, Outcome};
 
 /// How late the INVALIDATE of a change may be.
 pub const GRACE: Duration = Duration::from_millis(200);
-/// Pages that are requested at once, and how often.
+/// Pages that are requested at once, and the pause before the next batch.
 const BATCH: usize = 16;
 const PAUSE: Duration = Duration::from_millis(1);
 /// The most findings that are listed; more are only counted.

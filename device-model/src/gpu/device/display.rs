@@ -61,7 +61,7 @@ impl<P> Device<P> {
         Ok(Answer::Now(reply))
     }
 
-    /// Every version that a guest may request is a prefix of the current one.
+    /// The current version contains every version that a guest may request.
     pub(super) fn capset(&mut self, request: GetCapset, _: &mut Shown) -> Handled<P> {
         if request.id != CAPSET_ID || !self.has(VIRTIO_GPU_F_VIRGL) {
             return Err(CommandError::NoSuchCapset { capset: request.id });

@@ -25,7 +25,7 @@ pub(super) struct Ready {
 struct ReadyQueue {
     work: VecDeque<ScheduledJob>,
     looks: VecDeque<ScheduledJob>,
-    /// The last job taken did not poll, or none was taken yet.
+    /// The last job taken did not poll, so one that does is next.
     is_turn_of_looks: bool,
 }
 

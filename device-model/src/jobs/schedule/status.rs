@@ -12,9 +12,9 @@ use crate::mmu::miss::MissRequest;
 /// Where a job is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JobState {
-    /// It waits for an engine.
+    /// It is in a ready queue, without a section or a pin, until an engine takes it.
     Ready,
-    /// It is on an engine.
+    /// It is on an engine, and may hold a section or a pin.
     Running,
     /// It is parked, without a section or a pin, until this many misses are answered.
     Misses(usize),
@@ -22,7 +22,8 @@ pub enum JobState {
     Checks(usize),
     /// It is parked, without a section or a pin, until an invalidation ends.
     Invalidation,
-    /// It waits for a value in memory, and polls again when the device has been running for this long.
+    /// It is parked without a section or a pin until it polls a value again, when the device has been running for this
+    /// long.
     Value(Duration),
 }
 

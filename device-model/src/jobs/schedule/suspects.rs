@@ -25,7 +25,7 @@ pub struct Revealed {
     pub space: SpaceId,
     /// The pages that the answer is about.
     pub pages: ByteRange<Iova>,
-    /// What the MISS asked for.
+    /// The access that the MISS requested.
     pub access: Access,
     /// What is mapped there.
     pub found: Found,
