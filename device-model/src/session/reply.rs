@@ -40,7 +40,7 @@ pub(super) enum Pending<T> {
     Drain(Draining<After<T>>),
     /// Guest memory is being revoked because an engine does not leave. Nothing is acked until that is done.
     Revoking(Draining<After<T>>),
-    /// The ack of a drained INVALIDATE is being sent. Nothing in flight uses its range any more.
+    /// The ack of a drained INVALIDATE is being sent. Only registration caches may still use its range.
     Ack(Summary),
     /// A message is being handled. If it needed a drain: the proof that the drain is over.
     HandOver(Option<(Drained, Summary)>),
