@@ -1,5 +1,5 @@
 //! The primitives of concurrent code: std, or loom when it is model-checked (`--cfg loom`). Everything in a protocol
-//! between threads comes from here; what only one thread ever accesses may be plain std.
+//! between threads comes from here; what only one thread ever writes may be plain std.
 
 #[cfg(loom)]
 pub(crate) use loom::sync::{
