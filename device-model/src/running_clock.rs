@@ -12,8 +12,7 @@ pub(crate) struct RunningClock {
     paused: Duration,
 }
 
-/// A flag of the word: the clock is paused. The other bits are the reading if it is paused, else the total length of
-/// pauses.
+/// A flag of the word: the clock is paused. The other bits are then its reading, else the total length of pauses.
 const STANDS_STILL: u64 = 1 << 63;
 
 impl RunningClock {

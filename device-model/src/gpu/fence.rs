@@ -1,7 +1,6 @@
 //! The timelines of the fences: responses that complete a fence go out in the order in which their commands came,
 //! whatever the order in which the commands ended, since a driver takes fence N to mean that all fences before it on
-//! its timeline are complete (I5). Timelines are independent of each other. Knows the order; knows nothing of what
-//! waits in it.
+//! its timeline are complete (I5). Timelines are independent. Knows the order; knows nothing of what waits in it.
 
 use std::collections::{BTreeMap, VecDeque};
 

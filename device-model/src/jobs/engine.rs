@@ -140,8 +140,7 @@ impl Running {
         match reader.pin_as(mode, &work.job.working_set()) {
             Ok(pin) => Self::on(work, Hold::Pin(pin)),
             Err(PinError::Missing(missing)) => {
-                // Large working sets are requested in pieces: only a page that was found before and is missing again
-                // counts.
+                // Large working sets are requested in pieces: only a page that is missing again counts.
                 let first = missing.first().map(|missing| missing.range.first());
                 if first.is_some() && first <= work.missed {
                     work.pin_attempts = work.pin_attempts.saturating_add(1);
@@ -170,7 +169,7 @@ impl Running {
     ///
     /// INVARIANT: a step has memory only if this check was made. It is not made for a job that spins, which decides
     /// itself when it leaves: it may outlast a stop and a reset, and its step has no memory to touch, however its SPIN
-    /// ends. leaves: it may outlast a stop and a reset, and its step has no memory to touch, however its SPIN ends.
+    /// ends.
     pub fn step(mut self, reader: &Reader, host: &mut impl EngineHost) -> ControlFlow<Left, Self> {
         let spins = self.work.job.is_spinning();
         if matches!(self.hold, Hold::Look) && !self.work.job.is_waiting() {

@@ -119,8 +119,7 @@ impl OffsetSet {
         }
     }
 
-    /// Pieces, in order, that contain the set. Where they contain more than it, the excess is less than a page in one
-    /// place.
+    /// Pieces, in order, that contain the set; where they contain more, that is less than a page in one place.
     pub(crate) fn outline(&self) -> impl Iterator<Item = Offsets> + '_ {
         self.within(Offsets { first: 0, last: u64::MAX })
     }

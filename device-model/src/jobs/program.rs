@@ -164,8 +164,7 @@ impl Execution {
             && matches!(self.operands.program().packets().get(self.state.packet), Some(Packet::Spin(_)))
     }
 
-    /// It has reached a WAIT, and needs only one word until that holds. Packets before it that touch no memory are
-    /// skipped.
+    /// It has reached a WAIT, not counting packets that touch no memory, and needs only one word until that holds.
     pub(crate) fn is_waiting(&self) -> bool {
         let passed =
             |packet: &&Packet| matches!(packet, Packet::Nop(_) | Packet::Context(_) | Packet::Barrier(_));

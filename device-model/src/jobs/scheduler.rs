@@ -52,8 +52,7 @@ struct Shared {
 }
 
 impl Shared {
-    /// When an engine that goes to sleep has to wake by itself; `None`: another engine wakes in time, or there is no
-    /// need.
+    /// When an engine that goes to sleep has to wake by itself; `None`: no need, or another engine wakes in time.
     fn alarm_needed(&self) -> Option<Duration> {
         self.schedule.next_look().filter(|look| self.alarm.is_none_or(|alarm| *look < alarm))
     }
@@ -108,8 +107,7 @@ impl Scheduler {
             shared.schedule.set_time(self.now());
             match shared.schedule.turn() {
                 Turn::Run(work) => {
-                    // Time may have made more jobs ready, or this engine may have been the one that was to wake for the
-                    // next poll.
+                    // Time may have made more jobs ready, or this engine was the one to wake for the next poll.
                     self.publish(shared);
                     return Some(work);
                 }

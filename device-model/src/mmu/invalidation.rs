@@ -11,9 +11,8 @@ use super::section::OpenSections;
 use crate::addr::{ByteRange, Iova, SpaceId};
 use crate::sync::{Arc, lock};
 
-/// An invalidation that has begun: its range is zapped, no new pin of it is possible, and what still uses it is known.
-/// It stays registered until [`super::MirrorWriter::end`]; one that is dropped before blocks pins of its range for
-/// ever.
+/// An invalidation that has begun: its range is zapped, it cannot be pinned, and what still uses it is known. It stays
+/// registered until [`super::MirrorWriter::end`]; one that is dropped before blocks pins of its range for ever.
 #[must_use = "an invalidation that is not ended blocks its range for good"]
 pub struct Invalidation {
     shared: Arc<Shared>,

@@ -110,8 +110,7 @@ pub enum MemoryError {
 
 /// A job step's view of guest memory. No method waits.
 ///
-/// An access that fails may have moved the bytes before the first missing page; a caller that repeats it moves them
-/// again.
+/// An access that fails may have moved the bytes before the first missing page; repeating it moves them again.
 pub trait JobMemory {
     /// Copies `into.len()` bytes at `at` out of the guest.
     fn read(&self, space: SpaceId, at: Iova, into: &mut [u8]) -> Result<(), MemoryError>;
@@ -291,8 +290,7 @@ impl JobMemory for Pin {
     }
 }
 
-/// Operates on one value. `find` translates its address for an access; the last access that the operation needs is
-/// used.
+/// Operates on one value. `find` translates its address for an access; the operation's last access is used.
 pub(super) fn atomic_with<'a>(
     find: impl Fn(Access) -> Result<HostSpan<'a>, MemoryError>,
     at: Iova,
@@ -375,8 +373,7 @@ pub(super) fn write_with<'a>(
     }
 }
 
-/// Copies from one place to another, in pieces that are contiguous in both: no byte goes through a buffer of the
-/// device.
+/// Copies from one place to another, in pieces that are contiguous in both, without a buffer in between.
 pub(super) fn copy_with<'a>(
     find: impl Fn(Iova, ByteRange<Iova>, Access) -> Result<HostSpan<'a>, MemoryError>,
     mut from: Iova,

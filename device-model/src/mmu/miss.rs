@@ -352,8 +352,7 @@ impl<W: Copy + PartialEq> MissTable<W> {
         self.clock.resume(now);
     }
 
-    /// The device stops: forgets everything, with its waiters. The replies that are still due are dropped when they
-    /// come.
+    /// The device stops: forgets everything, with its waiters. Replies that are still due are dropped when they come.
     pub fn clear(&mut self) {
         self.misses.clear();
         self.waiting.clear();
@@ -455,8 +454,7 @@ impl<W: Copy + PartialEq> MissTable<W> {
     }
 
     /// A miss may wait longer than the timeout behind a thousand others that are answered one by one. So none is late
-    /// until the front-end has been silent for the timeout. (It answers in order, so it cannot leave out a single
-    /// miss.)
+    /// until the front-end has been silent for the timeout. (It answers in order, so it cannot skip a single miss.)
     fn not_while_answering(&self, deadline: Duration) -> Duration {
         deadline.max(self.answered.saturating_add(self.timeout))
     }

@@ -8,8 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::pin::PinMode;
 use crate::addr::{ByteRange, Iova, SpaceId};
 
-/// The last invalidations against which a pin under construction can be checked. If more began meanwhile, it is
-/// rebuilt.
+/// Invalidations against which a pin under construction can be checked. If more began meanwhile, it is rebuilt.
 const REMEMBERED: u64 = 64;
 
 /// A range of a space, in whole pages.

@@ -248,8 +248,7 @@ impl<T, J: Jobs> Session<T, J> {
         self.progress(now, draining.poll(now));
     }
 
-    /// Begins to invalidate everything, for a reason of the device's own. Jobs of all modes are drained: their memory
-    /// goes away.
+    /// Begins to invalidate everything, for a reason of the device's own. No mode keeps memory that goes away.
     fn begin_everything(&mut self, now: Duration) -> Invalidation {
         let (space, range) = everything();
         self.jobs.forget_suspects();

@@ -143,8 +143,7 @@ impl<'a, 'h, 'w, 'o, M: JobMemory> Checked<'a, 'h, 'w, 'o, M> {
         None
     }
 
-    /// The seeded bugs: keep translations of the pin or of the previous section, and use them after they were
-    /// invalidated.
+    /// The seeded bugs: keep translations of the pin or the previous section, and use them once they are invalidated.
     fn stale(&self, host: &mut Host<'_, '_>, at: Iova, access: Access) -> Option<u64> {
         let sections = host.world.is(Bug::StaleTranslation) && self.goes_stale;
         if !sections && !host.world.is(Bug::StalePinAfterEviction) {

@@ -120,8 +120,7 @@ impl Memory {
     pub(super) fn equals(&self, frame: usize, offset: usize, bytes: &[u8]) -> bool {
         assert!(offset + bytes.len() <= PAGE, "A part of one frame");
         let at = self.frame(self.copy, frame).wrapping_add(offset);
-        // SAFETY: the bytes lie in the frame, and there is one thread, so they are not written while this reference
-        // lives.
+        // SAFETY: the bytes lie in the frame, and only this thread, which holds this reference, could write them.
         let there = unsafe { std::slice::from_raw_parts(at, bytes.len()) };
         there == bytes
     }
@@ -129,7 +128,7 @@ impl Memory {
     /// All bytes of a frame.
     pub(super) fn bytes(&self, frame: usize) -> Vec<u8> {
         let at = self.frame(self.copy, frame);
-        // SAFETY: the whole frame lies in the allocation, and there is one thread, so it is not written while this
+        // SAFETY: the whole frame lies in the allocation, and there is one thread: no write happens while this
         // reference lives.
         unsafe { std::slice::from_raw_parts(at, PAGE) }.to_vec()
     }

@@ -1,7 +1,6 @@
-//! An audit requests every translation in the mirror again, and reports those that no longer hold. Such a translation
-//! is an *under-invalidation*: the guest changed a mapping and sent no INVALIDATE. An audit runs at a bounded rate
-//! beside all other work. A state machine of values; time is a parameter. Knows nothing of sockets, nor of who gets the
-//! report.
+//! An audit requests every translation in the mirror again, and reports those that no longer hold. That is an
+//! *under-invalidation*: the guest changed a mapping and sent no INVALIDATE. An audit runs at a bounded rate beside all
+//! other work. A state machine of values; time is a parameter. Knows nothing of sockets, nor of who gets the report.
 //!
 //! A refusal alone is no finding: in lazy mode, a guest unmaps up to 10 ms before it sends the INVALIDATE. So a finding
 //! is *suspected* first, and reported only if no INVALIDATE of the page comes for [`GRACE`].

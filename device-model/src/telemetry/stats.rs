@@ -197,8 +197,7 @@ stats! {
         invalidations_with_work_in_flight,
         /// Pins of registration caches that INVALIDATE messages did not wait for.
         incoherent_pins,
-        /// Jobs, and ranges that INVALIDATE messages took from jobs, that were too many to be judged: they get no
-        /// verdict.
+        /// Jobs, and ranges that INVALIDATE messages took from jobs, that got no verdict because they were too many.
         unjudged,
         /// Acks that had to wait for a drain.
         acks_parked,

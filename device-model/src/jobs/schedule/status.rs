@@ -22,8 +22,7 @@ pub enum JobState {
     Checks(usize),
     /// It is parked, without a section or a pin, until an invalidation ends.
     Invalidation,
-    /// It is parked without a section or a pin until it polls a value again, when the device has been running for this
-    /// long.
+    /// It is parked, without a section or a pin, until it polls a value again at this running time.
     Value(Duration),
 }
 

@@ -54,8 +54,7 @@ impl Unanswered {
     }
 }
 
-/// How many answers a request for all of `missing` brings: one for each pair of page and access, however often it is
-/// named.
+/// How many answers a request for all of `missing` gets: one for each page and access, however often it is named.
 pub fn pages_of(missing: &[Missing]) -> usize {
     requests(missing).collect::<BTreeSet<_>>().len()
 }
