@@ -120,7 +120,7 @@ impl Memory {
     pub(super) fn equals(&self, frame: usize, offset: usize, bytes: &[u8]) -> bool {
         assert!(offset + bytes.len() <= PAGE, "A part of one frame");
         let at = self.frame(self.copy, frame).wrapping_add(offset);
-        // SAFETY: the bytes lie in the frame, and only this thread, which holds this reference, could write them.
+        // SAFETY: the bytes lie in the frame; there is one thread, and it does not write while this reference lives.
         let there = unsafe { std::slice::from_raw_parts(at, bytes.len()) };
         there == bytes
     }
