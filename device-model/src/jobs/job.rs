@@ -118,7 +118,7 @@ pub enum JobError {
 /// How a job ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JobOutcome {
-    /// Its last step said [`Step::Done`].
+    /// Its last step returned [`Step::Done`].
     Done,
     /// It could not go on, or was not allowed to.
     Failed(JobError),

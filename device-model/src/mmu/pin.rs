@@ -244,7 +244,7 @@ impl Reader {
         segments
     }
 
-    /// Looks up a bounded part of `place` from `at` on, in one section; returns where to go on.
+    /// Looks up a bounded part of `place` from `at` on, in one section; returns where to continue.
     fn look_up_some(
         &self,
         place: Place,
