@@ -126,7 +126,7 @@ impl fmt::Display for Access {
     }
 }
 
-/// Why an address and a length are no range.
+/// Why an address and a length do not make a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RangeError {
     /// The length is 0.
@@ -146,7 +146,7 @@ pub enum RangeError {
 }
 
 /// A range of bytes that is not empty and does not wrap. The end is inclusive, so that a range may reach
-/// 2^64 - 1; `start + len` stands nowhere else in the project.
+/// 2^64 - 1; `start + len` is computed nowhere else in the project.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ByteRange<A> {
     first: A,
@@ -182,7 +182,7 @@ impl<A: Address> ByteRange<A> {
         self.last
     }
 
-    /// The length in bytes: 128 bits wide, for the whole space has 2^64.
+    /// The length in bytes: a `u128`, since the whole space has 2^64 bytes.
     pub fn len(self) -> u128 {
         u128::from(self.last.raw() - self.first.raw()) + 1
     }
@@ -192,12 +192,12 @@ impl<A: Address> ByteRange<A> {
         false
     }
 
-    /// Whether `address` lies in the range.
+    /// Whether `address` is in the range.
     pub fn contains(self, address: A) -> bool {
         self.first <= address && address <= self.last
     }
 
-    /// Whether all of `other` lies in the range.
+    /// Whether all of `other` is in the range.
     pub fn covers(self, other: Self) -> bool {
         self.first <= other.first && other.last <= self.last
     }
@@ -207,7 +207,7 @@ impl<A: Address> ByteRange<A> {
         self.first <= other.last && other.first <= self.last
     }
 
-    /// The bytes that both ranges have.
+    /// The bytes that are in both ranges.
     pub fn intersection(self, other: Self) -> Option<Self> {
         Self::inclusive(self.first.max(other.first), self.last.min(other.last))
     }

@@ -9,7 +9,7 @@
 //!    step before yields, and an ack takes the last one.
 //! 4. Once it is acked, no access goes through a translation of its range that was valid before it.
 //! 5. A drain waits for sections and pins and for nothing else; it never blocks, and the last one out wakes it.
-//! 6. So whoever holds a section or a pin waits for nothing that an ack may be in the way of: no lock that is held
+//! 6. So code that holds a section or a pin must not wait for anything that an ack may delay: no lock that is held
 //!    across a step, no MISS, no message, no fence.
 //! 7. Forgetting a translation needs no drain, and losing one costs a MISS; keeping one too long is never allowed.
 //!

@@ -1,10 +1,9 @@
 //! Locks whose holder may have panicked. A thread that panics ends its session, and the other threads have to end it in
-//! good order: a poisoned lock must not make them panic too.
+//! an orderly way: a poisoned lock must not make them panic too.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Locks a mutex whose critical sections leave nothing half done that matters after a panic: a poisoned lock is as good as a
-/// healthy one.
+/// Locks a mutex whose critical sections leave no invalid state behind after a panic, so that poisoning can be ignored.
 pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,49 +1,49 @@
-//! A clock that stands still while something is paused: for limits that are of no account to whoever cannot help being
-//! late. A value; the time that it is set by is a parameter. Knows nothing of what pauses it.
+//! A clock that stands still while something is paused: for timeouts that must not count such a pause. A value; the
+//! time is a parameter. Knows nothing of what pauses it.
 
 use std::time::Duration;
 
 /// How long something has been running.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct RunningClock {
-    /// Since when it stands still, if it does.
+    /// When the current pause began, if there is one.
     paused_since: Option<Duration>,
-    /// For how long it stood still before that.
+    /// The total length of earlier pauses.
     paused: Duration,
 }
 
-/// In a word: it stands still. The other bits are the time at which it does, else for how long it stood still.
+/// A flag of the word: the clock is paused. The other bits are then its reading, else the total length of pauses.
 const STANDS_STILL: u64 = 1 << 63;
 
 impl RunningClock {
-    /// A clock that stands still at 0, until it is resumed.
+    /// A clock that is paused at 0.
     pub(crate) fn paused() -> Self {
         Self { paused_since: Some(Duration::ZERO), paused: Duration::ZERO }
     }
 
-    /// What it shows at `now`.
+    /// Its reading at `now`.
     pub(crate) fn running(&self, now: Duration) -> Duration {
         self.paused_since.unwrap_or(now).saturating_sub(self.paused)
     }
 
-    /// At what time it will show `running`; `None` while it stands still.
+    /// When its reading will be `running`; `None` while it is paused.
     pub(crate) fn when(&self, running: Duration) -> Option<Duration> {
         self.paused_since.is_none().then(|| running.saturating_add(self.paused))
     }
 
-    /// It stands still from now on.
+    /// Pauses it.
     pub(crate) fn pause(&mut self, now: Duration) {
         self.paused_since.get_or_insert(now);
     }
 
-    /// It goes on.
+    /// Resumes it.
     pub(crate) fn resume(&mut self, now: Duration) {
         if let Some(since) = self.paused_since.take() {
             self.paused = self.paused.saturating_add(now.saturating_sub(since));
         }
     }
 
-    /// The same in one word, for threads that read it without a lock.
+    /// The clock in one word, for threads that read it without a lock.
     pub(crate) fn word(&self) -> u64 {
         match self.paused_since {
             Some(since) => STANDS_STILL | nanoseconds(since.saturating_sub(self.paused)),
@@ -51,7 +51,7 @@ impl RunningClock {
         }
     }
 
-    /// What the clock of which this is the word shows at `now`.
+    /// The reading at `now` of the clock with this word.
     pub(crate) fn running_by(word: u64, now: Duration) -> Duration {
         let time = Duration::from_nanos(word & !STANDS_STILL);
         if word & STANDS_STILL == 0 { now.saturating_sub(time) } else { time }

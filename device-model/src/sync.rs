@@ -1,5 +1,5 @@
-//! What concurrent code is made of: std, or loom when it is model-checked (`--cfg loom`). Whatever takes part in a
-//! protocol between threads comes from here; what only one thread ever writes may be plain std.
+//! The primitives of concurrent code: std, or loom when it is model-checked (`--cfg loom`). Everything in a protocol
+//! between threads comes from here; what only one thread ever writes may be plain std.
 
 #[cfg(loom)]
 pub(crate) use loom::sync::{

@@ -1,7 +1,7 @@
-//! Contexts, and the queues of their jobs: one a ring (`ring_idx`; ring 0 for jobs that name none). A queue is an object
-//! of its own: it outlives what the guest calls its context until the job that runs has ended. Jobs of a queue run one
-//! after the other; whose turn it is among queues, those of one context included, the schedule says. Knows the order,
-//! modes and amounts; knows nothing of commands or of what jobs do.
+//! Contexts, and the queues of their jobs: one for each ring (`ring_idx`; ring 0 for jobs that name none). A queue is a
+//! separate object: it outlives the guest's context until the running job has ended. Jobs of a queue run one after the
+//! other; the schedule arbitrates between queues, also between those of one context. Knows the order, modes and
+//! amounts; knows nothing of commands or of what jobs do.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -18,14 +18,14 @@ mod info;
 
 pub use info::{ContextInfo, RingInfo};
 
-/// Packets of all jobs that are not done: a few hundred bytes each, at the most.
+/// The most packets of all unfinished jobs: a few hundred bytes each.
 const MAX_PACKETS: u64 = 1 << 18;
 
-/// Which context: never the same twice, unlike the numbers that the guest gives them.
+/// A context's identity: never reused, unlike the numbers that the guest assigns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ContextId(u64);
 
-/// Which queue of jobs: a ring of a context.
+/// A queue of jobs: a ring of a context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct QueueId {
     pub(crate) context: ContextId,
@@ -35,48 +35,48 @@ pub(crate) struct QueueId {
 #[derive(Debug)]
 struct Context {
     attached: BTreeSet<u32>,
-    /// Settled by the first job.
+    /// Set by the first job.
     mode: Option<Mode>,
     priority: Priority,
-    /// A job failed, or the context is destroyed: what waits fails too.
+    /// A job failed, or the context is destroyed: waiting jobs fail too.
     lost: bool,
-    /// The guest has destroyed it: it goes when its queues have.
+    /// The guest has destroyed it: it is removed when its queues are empty.
     orphan: bool,
 }
 
-/// A job on its way.
+/// An unfinished job.
 #[derive(Debug)]
 pub(crate) struct Submission<C> {
-    /// What its end answers; without a fence it was answered at once.
+    /// The call that its end answers; without a fence it was answered at once.
     pub(crate) call: Option<C>,
     pub(crate) execution: Execution,
     pub(crate) treatment: Treatment,
     pub(crate) packets: u64,
 }
 
-/// What waits in a queue.
+/// An item of a queue.
 #[derive(Debug)]
 enum Item<C> {
     Job(Box<Submission<C>>),
-    /// The queue has come to this barrier.
+    /// A barrier: counted when the queue reaches it.
     Barrier(u64),
 }
 
-/// A call that is answered when all queues that its context had have come to it.
+/// A call that is answered when all queues that its context had have reached it.
 #[derive(Debug)]
 struct Barrier<C> {
     call: C,
     queues: usize,
 }
 
-/// What is to be done for a queue.
+/// What has to be done for a queue.
 #[derive(Debug)]
 pub(crate) enum Next<C> {
-    /// This runs now, as the job whose number was given.
+    /// Run this, as the job whose number was given.
     Start(Treatment, Box<Execution>),
-    /// This is answered.
+    /// Answer this call.
     Answer(C, Result<(), JobError>),
-    /// Nothing; look again.
+    /// Nothing; ask again.
     Nothing,
 }
 
@@ -88,7 +88,7 @@ struct Running<C> {
     cancellation: Arc<AtomicBool>,
 }
 
-/// Jobs that run one after the other. A queue that is empty is not kept.
+/// Jobs that run one after the other. An empty queue is not kept.
 #[derive(Debug)]
 struct JobQueue<C> {
     waiting: VecDeque<Item<C>>,
@@ -126,7 +126,7 @@ impl<C> Contexts<C> {
         }
     }
 
-    /// Makes a context. One that was destroyed counts until its last job has ended.
+    /// Creates a context. A destroyed one counts against the quota until its last job has ended.
     pub(crate) fn create(&mut self, ctx: u32) -> Result<(), CommandError> {
         if ctx == 0 {
             return Err(CommandError::ContextZero);
@@ -146,7 +146,7 @@ impl<C> Contexts<C> {
     }
 
     /// Ends a context: its running jobs are told to stop at their next step, those that wait fail, and a call can be
-    /// put behind them.
+    /// queued after them.
     pub(crate) fn destroy(&mut self, ctx: u32) -> Result<ContextId, CommandError> {
         let id = self.by_number.remove(&ctx).ok_or(CommandError::NoSuchContext { ctx })?;
         if let Some(context) = self.contexts.get_mut(&id) {
@@ -157,13 +157,13 @@ impl<C> Contexts<C> {
         Ok(id)
     }
 
-    /// Nothing of the context goes on.
+    /// Makes all jobs of the context fail.
     fn lose(&mut self, id: ContextId) {
         if let Some(context) = self.contexts.get_mut(&id) {
             context.lost = true;
         }
         for running in self.queues_of(id).filter_map(|(_, queue)| queue.running.as_ref()) {
-            // ORDERING: a request, looked at again at every step.
+            // ORDERING: a request; each step reads it again.
             running.cancellation.store(true, Ordering::Relaxed);
         }
     }
@@ -172,7 +172,7 @@ impl<C> Contexts<C> {
         self.queues.range(QueueId { context, ring: 0 }..=QueueId { context, ring: u8::MAX })
     }
 
-    /// The queues of a context that have anything in them.
+    /// The non-empty queues of a context.
     pub(crate) fn queue_ids(&self, context: ContextId) -> Vec<QueueId> {
         self.queues_of(context).map(|(id, _)| *id).collect()
     }
@@ -198,7 +198,7 @@ impl<C> Contexts<C> {
         if context.attached.remove(&id) { Ok(found) } else { Err(CommandError::NotAttached { id, ctx }) }
     }
 
-    /// The resource is gone: another one may get its id.
+    /// The resource is gone; a new one may get its id.
     pub(crate) fn forget(&mut self, resource: u32) {
         for context in self.contexts.values_mut() {
             context.attached.remove(&resource);
@@ -210,7 +210,7 @@ impl<C> Contexts<C> {
         self.context(ctx).map(|(id, _)| id)
     }
 
-    /// The context of this number, if it still takes jobs.
+    /// The context of this number, if it still accepts jobs.
     pub(crate) fn open(&self, ctx: u32) -> Result<ContextId, CommandError> {
         match self.context(ctx)? {
             (id, context) if !context.lost => Ok(id),
@@ -223,7 +223,7 @@ impl<C> Contexts<C> {
         if attached { Ok(()) } else { Err(CommandError::NotAttached { id, ctx }) }
     }
 
-    /// How a job of the context is treated that asks for this, if it may. Nothing is settled yet.
+    /// The mode and priority of a job that asks for these, if its context permits them. Sets nothing yet.
     pub(crate) fn treatment(
         &self,
         ctx: u32,
@@ -240,7 +240,7 @@ impl<C> Contexts<C> {
         Ok(Treatment { context: Some(ctx), mode, priority: asked.1.unwrap_or(context.priority) })
     }
 
-    /// Takes the room for a job, or nothing.
+    /// Reserves room for a job, or nothing.
     pub(crate) fn take_room(&mut self, packets: u64) -> Result<(), CommandError> {
         self.jobs.take(1)?;
         if let Err(refusal) = self.packets.take(packets) {
@@ -250,7 +250,7 @@ impl<C> Contexts<C> {
         Ok(())
     }
 
-    /// Queues a job for which there is room, and settles how its context is treated.
+    /// Queues a job for which room was reserved, and fixes the mode of its context.
     pub(crate) fn submit(&mut self, queue: QueueId, submission: Box<Submission<C>>) {
         if let Some(context) = self.contexts.get_mut(&queue.context) {
             context.mode = Some(submission.treatment.mode);
@@ -260,7 +260,7 @@ impl<C> Contexts<C> {
         self.queues.entry(queue).or_insert_with(empty).waiting.push_back(Item::Job(submission));
     }
 
-    /// Has `call` answered behind all jobs of the context. It comes back if there are none.
+    /// Answers `call` after all jobs of the context. It is returned if there are none.
     pub(crate) fn answer_behind(&mut self, context: ContextId, call: C) -> Option<C> {
         let number = self.next_barrier;
         let all = QueueId { context, ring: 0 }..=QueueId { context, ring: u8::MAX };
@@ -277,7 +277,7 @@ impl<C> Contexts<C> {
         None
     }
 
-    /// What comes next in the queue, unless a job of it runs. If it is a job, `job` is its number.
+    /// The next item of the queue, unless one of its jobs runs. If it is a job, `job` becomes its number.
     pub(crate) fn next(&mut self, id: QueueId, job: JobId) -> Option<Next<C>> {
         let queue = self.queues.get_mut(&id)?;
         let item = if queue.running.is_some() { None } else { queue.waiting.pop_front() };
@@ -291,7 +291,7 @@ impl<C> Contexts<C> {
                         self.give_room_back(submission.packets);
                         Some(submission.call.map_or(Next::Nothing, |call| Next::Answer(call, Err(error))))
                     }
-                    // A job of a lost context runs on if that is how its user fence is told.
+                    // A job of a lost context still runs if it has a user fence to write.
                     None | Some(Ok(())) => Some(self.start(id, job, *submission)),
                 }
             }
@@ -303,7 +303,7 @@ impl<C> Contexts<C> {
         next
     }
 
-    /// A queue has come to a barrier.
+    /// A queue has reached a barrier.
     fn come_to(&mut self, number: u64) -> Next<C> {
         let Some(barrier) = self.barriers.get_mut(&number) else { return Next::Nothing };
         barrier.queues = barrier.queues.saturating_sub(1);
@@ -322,7 +322,7 @@ impl<C> Contexts<C> {
         Next::Start(treatment, Box::new(execution))
     }
 
-    /// Forgets a context that the guest has destroyed, when its last job has ended.
+    /// Removes a destroyed context when its last job has ended.
     fn forget_if_over(&mut self, id: ContextId) {
         let over = self.contexts.get(&id).is_some_and(|context| context.orphan);
         if over && self.queues_of(id).next().is_none() {
@@ -330,7 +330,7 @@ impl<C> Contexts<C> {
         }
     }
 
-    /// A job ended. `None`: it is from before a reset. A job that failed takes its context with it.
+    /// A job ended. `None`: it is from before a reset. A failed job makes its context lost.
     pub(crate) fn finish(&mut self, job: JobId, failed: bool) -> Option<(ContextId, Option<C>)> {
         let id = self.running.remove(&job)?;
         let queue = self.queues.get_mut(&id)?;
@@ -342,7 +342,7 @@ impl<C> Contexts<C> {
         Some((id.context, running.call))
     }
 
-    /// Ends everything; the calls are handed back.
+    /// Ends everything and returns the calls.
     pub(crate) fn clear(&mut self) -> Vec<C> {
         let mut calls = Vec::new();
         for queue in std::mem::take(&mut self.queues).into_values() {
@@ -366,7 +366,7 @@ impl<C> Contexts<C> {
         self.packets.give_back(packets);
     }
 
-    /// Contexts and jobs that there are.
+    /// The numbers of contexts and jobs.
     pub(crate) fn usage(&self) -> (u64, u64) {
         (self.contexts.len() as u64, self.jobs.used())
     }

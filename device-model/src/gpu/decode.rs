@@ -1,4 +1,4 @@
-//! From bytes to commands: the table of all commands. Knows numbers, names, payloads and queues; judges nothing else.
+//! From bytes to commands: the table of all commands. Knows numbers, names, payloads and queues; checks nothing else.
 //!
 //! A new command is one row here, a payload in `crate::wire`, and a handler in `crate::gpu::device`.
 
@@ -59,7 +59,7 @@ macro_rules! define_commands {
         }
 
         impl<'a> Command<'a> {
-            /// Reads the payload of a command of `queue` from what follows its header.
+            /// Parses the payload of a command of `queue` from the bytes after its header.
             fn parse(queue: DeviceQueue, header: &Header, body: &'a [u8]) -> Result<Self, CommandError> {
                 match (queue, header.kind) {
                     $((DeviceQueue::$queue, number::$name) => {
@@ -70,7 +70,7 @@ macro_rules! define_commands {
             }
         }
 
-        /// The name of command `kind`, for whoever reads a log.
+        /// The name of command `kind`, for logs.
         pub fn command_name(kind: u32) -> &'static str {
             match kind {
                 $(number::$name => stringify!($name),)*
@@ -81,7 +81,7 @@ macro_rules! define_commands {
 }
 command_table!(define_commands);
 
-/// A command as it came from `queue`. Without a whole header there is no fence to give back either.
+/// Decodes a command from `queue`. Without a complete header there is no fence to return either.
 pub(crate) fn decode(
     queue: DeviceQueue,
     bytes: &[u8],

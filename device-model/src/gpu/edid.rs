@@ -1,6 +1,6 @@
-//! A minimal EDID 1.4 block (VESA E-EDID A.2) for a display that did not give one of its own: one preferred timing,
-//! the name of the monitor, sRGB. Knows a mode; knows nothing of commands. No guest-written number gets here: the mode
-//! is the front-end's, and is clamped to what the fields can hold.
+//! A minimal EDID 1.4 block (VESA E-EDID A.2) for a display that did not provide one: one preferred timing, the name of
+//! the monitor, sRGB. Knows a mode; knows nothing of commands. No guest-written number gets here: the mode is the
+//! front-end's, and is clamped to what the fields can hold.
 
 use crate::gpu::scanout::Edid;
 
@@ -10,19 +10,19 @@ const BLOCK: usize = 128;
 const DESCRIPTORS: usize = 54;
 const DESCRIPTOR: usize = 18;
 
-/// Most pixels in a direction that a detailed timing can say (12 bits).
+/// The most pixels in one direction that a detailed timing can express (12 bits).
 const MAX_PIXELS: u32 = 4095;
-/// Pixels (lines) without a picture, and where the synchronisation pulse lies in them: those of CVT with reduced
-/// blanking, which do not depend on the mode, but for the height of the vertical part.
+/// Blanking in pixels (lines), and the position of the synchronisation pulse in it: the values of CVT with reduced
+/// blanking, which do not depend on the mode, except for the height of the vertical part.
 const H_BLANK: u32 = 160;
 const H_FRONT: u32 = 48;
 const H_SYNC: u32 = 32;
 const V_BLANK: u32 = 35;
 const V_FRONT: u32 = 3;
 const V_SYNC: u32 = 6;
-/// Pictures per second.
+/// Frames per second.
 const REFRESH: u64 = 60;
-/// Pixels to 100 mm, about 96 to the inch.
+/// Pixels per 100 mm, about 96 to the inch.
 const PIXELS_PER_100_MM: u32 = 378;
 
 /// Header to chromaticity (bytes 0 to 34) apart from the size: see the comments for each part.
@@ -41,7 +41,7 @@ const FIXED: [u8; 35] = [
 ];
 /// Established timings: 640x480, 800x600 and 1024x768 at 60 Hz.
 const ESTABLISHED: [u8; 3] = [0x21, 0x08, 0x00];
-/// A descriptor that says nothing (tag 0x10), and one with the name of the monitor (tag 0xfc).
+/// An empty descriptor (tag 0x10), and one with the name of the monitor (tag 0xfc).
 const DUMMY: [u8; DESCRIPTOR] = [0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 const NAME: [u8; DESCRIPTOR] = *b"\0\0\0\xfc\0MirrorGPU\n   ";
 
@@ -58,7 +58,7 @@ pub(crate) fn generate(width: u32, height: u32) -> Edid {
     for (place, descriptor) in block[DESCRIPTORS..].chunks_exact_mut(DESCRIPTOR).zip(descriptors) {
         place.copy_from_slice(&descriptor);
     }
-    // All 128 bytes add up to 0.
+    // The sum of all 128 bytes is 0.
     block[BLOCK - 1] = block.iter().fold(0_u8, |sum, byte| sum.wrapping_sub(*byte));
     block.to_vec()
 }
@@ -66,7 +66,7 @@ pub(crate) fn generate(width: u32, height: u32) -> Edid {
 /// The detailed timing of a mode (E-EDID A.2, 3.10.2).
 fn detailed_timing(width: u32, height: u32) -> [u8; DESCRIPTOR] {
     let pixels = u64::from(width + H_BLANK) * u64::from(height + V_BLANK);
-    // In units of 10 kHz. What does not fit is refreshed more slowly.
+    // In units of 10 kHz. Modes that do not fit get a lower refresh rate.
     let clock = u16::try_from((pixels * REFRESH).div_ceil(10_000)).unwrap_or(u16::MAX).to_le_bytes();
     let (mm_x, mm_y) = (millimetres(width), millimetres(height));
     [
@@ -91,7 +91,7 @@ fn detailed_timing(width: u32, height: u32) -> [u8; DESCRIPTOR] {
     ]
 }
 
-/// The length of so many pixels.
+/// The length of this many pixels.
 fn millimetres(pixels: u32) -> u32 {
     (pixels * 100).div_ceil(PIXELS_PER_100_MM)
 }

@@ -1,7 +1,7 @@
-//! Why a command is refused, and the one function that says so in the guest's words. Knows numbers and names;
-//! knows nothing of how the device came to its judgement.
+//! Why a command is refused, and the one function that turns that into a response type. Knows numbers and names; knows
+//! nothing of how the device reached its decision.
 //!
-//! Where virtio 1.3 (5.7.6.8) does not say which error a misuse gets, it is the one of QEMU's own virtio-gpu.
+//! Where virtio 1.3 (5.7.6.8) does not specify the error for a misuse, it is that of QEMU's virtio-gpu.
 
 use crate::addr::RangeError;
 use crate::gpu::quota::OverQuota;
@@ -12,15 +12,15 @@ use crate::wire::gpu::response;
 /// Why a command of the guest is answered with an error.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CommandError {
-    /// The command ends before its header, its payload or its entries do.
+    /// The command is shorter than its header, its payload or its entries.
     #[error("Command has {found} bytes where {needed} are due")]
     Truncated {
-        /// Bytes that this part of the command takes.
+        /// Bytes that this part of the command needs.
         needed: u64,
-        /// Bytes that are there.
+        /// Bytes that it has.
         found: u64,
     },
-    /// No command of this device has this number, on this queue and with the features that were negotiated.
+    /// There is no such command on this queue with the negotiated features.
     #[error("Command {kind:#x} is not known here")]
     Unknown {
         /// The number.
@@ -77,7 +77,7 @@ pub enum CommandError {
         /// Context.
         ctx: u32,
     },
-    /// A context that speaks another capability set than that of the job stream.
+    /// A context with a capability set other than that of the job stream.
     #[error("Context {ctx} cannot be created for context_init {init:#x}")]
     ContextInit {
         /// Context.
@@ -85,7 +85,7 @@ pub enum CommandError {
         /// What the guest asked for: a capability set in the low byte.
         init: u32,
     },
-    /// A ring was named without the feature that there are rings.
+    /// A ring was named without the feature for rings.
     #[error("Ring {ring} is named without VIRTIO_GPU_F_CONTEXT_INIT")]
     NoRings {
         /// Ring.
@@ -103,7 +103,7 @@ pub enum CommandError {
         /// Context.
         ctx: u32,
     },
-    /// A job of the context failed: it takes no more until it is destroyed.
+    /// A job of the context failed: it accepts no more jobs until it is destroyed.
     #[error("Context {ctx} is lost: a job of it failed")]
     ContextLost {
         /// Context.
@@ -123,7 +123,7 @@ pub enum CommandError {
         /// Resource.
         id: u32,
     },
-    /// The mode of a context is settled by its first job.
+    /// The first job of a context sets its mode.
     #[error("Context {ctx} has the mode {settled}, and a job asks for {wanted}")]
     ModeSettled {
         /// Context.
@@ -136,27 +136,27 @@ pub enum CommandError {
     /// The job stream breaks a rule of its manual.
     #[error("{0}")]
     Stream(job_stream::StreamError),
-    /// 3D resources are buffers here, and nothing else.
+    /// 3D resources can only be buffers.
     #[error("Resource {id} would be more than a buffer (target {target})")]
     NoBuffer {
         /// Resource.
         id: u32,
-        /// What it was to be, by Gallium's numbers.
+        /// The target that was requested, by Gallium's numbers.
         target: u32,
     },
-    /// Blobs of the host's memory are not for this device.
+    /// Blobs of host memory are not supported.
     #[error(
         "Resource {id} cannot be a blob of memory {memory}, blob {blob}: only of guest memory (1), blob 0"
     )]
     NotGuestMemory {
         /// Resource.
         id: u32,
-        /// Whose memory it was to be: VIRTIO_GPU_BLOB_MEM_…
+        /// The kind of memory that was requested: VIRTIO_GPU_BLOB_MEM_…
         memory: u32,
-        /// What of the host it was to stand for.
+        /// The host's blob id that was requested.
         blob: u64,
     },
-    /// A blob has entries for all of its bytes.
+    /// A blob must have entries for all of its bytes.
     #[error("Resource {id} would be a blob of {size:#x} bytes with entries for {backed:#x}")]
     BlobTooLarge {
         /// Resource.
@@ -175,7 +175,7 @@ pub enum CommandError {
         /// Resource.
         id: u32,
     },
-    /// A transfer of bytes that the buffer does not have.
+    /// A transfer of bytes outside of the buffer.
     #[error("Bytes {x}+{width} do not lie in resource {id}")]
     BytesOutside {
         /// Resource.
@@ -192,19 +192,19 @@ pub enum CommandError {
         packet: usize,
         /// Field that names it.
         field: &'static str,
-        /// Bytes that it names.
+        /// The bytes.
         range: job_stream::Range,
-        /// How long the resource is.
+        /// The length of the resource.
         bytes: u64,
     },
-    /// A value does not lie in one aligned piece of the backing.
+    /// A value is not in one aligned piece of the backing.
     #[error("Packet {packet}, {field}: {range} is split, or not aligned, by the backing of its resource")]
     OperandSplit {
         /// Packet, counted from 0.
         packet: usize,
         /// Field that names it.
         field: &'static str,
-        /// Bytes that it names.
+        /// The bytes.
         range: job_stream::Range,
     },
     /// There is no such pixel format.
@@ -229,7 +229,7 @@ pub enum CommandError {
         /// How many there are.
         scanouts: u32,
     },
-    /// There is no such scanout to give an EDID of.
+    /// There is no scanout of this number, so it has no EDID.
     #[error("Scanout {scanout} has no EDID: there are {scanouts} scanouts")]
     NoEdid {
         /// Scanout, from 0.
@@ -265,7 +265,7 @@ pub enum CommandError {
         /// Offset in the backing.
         offset: u64,
     },
-    /// A cursor has another size.
+    /// The cursor image has the wrong size.
     #[error("Cursor of {width}x{height} pixels: it has to be {CURSOR_SIZE}x{CURSOR_SIZE}")]
     CursorSize {
         /// Pixels in a row.
@@ -273,10 +273,10 @@ pub enum CommandError {
         /// Rows.
         height: u32,
     },
-    /// The guest has taken all that it may.
+    /// The guest exceeded a quota.
     #[error(transparent)]
     OverQuota(#[from] OverQuota),
-    /// The job of the command did not come to its end.
+    /// The command's job failed.
     #[error("Job failed")]
     Job(#[from] JobError),
 }

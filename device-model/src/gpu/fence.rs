@@ -1,19 +1,19 @@
 //! The timelines of the fences: responses that complete a fence go out in the order in which their commands came,
-//! whatever the order in which these ended, for a driver takes fence N as the end of all before it on its timeline (I5).
-//! Timelines know nothing of each other. Knows the order; knows nothing of what waits in it.
+//! whatever the order in which the commands ended, since a driver takes fence N to mean that all fences before it on
+//! its timeline are complete (I5). Timelines are independent. Knows the order; knows nothing of what waits in it.
 
 use std::collections::{BTreeMap, VecDeque};
 
-/// Which timeline.
+/// A timeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum TimelineId {
-    /// That of all commands that name no ring.
+    /// The timeline of all commands that name no ring.
     Global,
-    /// That of a ring of a context (VIRTIO_GPU_FLAG_INFO_RING_IDX).
+    /// The timeline of a ring of a context (VIRTIO_GPU_FLAG_INFO_RING_IDX).
     Ring { ctx: u32, ring: u8 },
 }
 
-/// A place in a timeline, kept for a command until it ends.
+/// A place in a timeline, reserved for a command until it ends.
 #[derive(Debug)]
 #[must_use = "all later fences of the timeline wait for this one"]
 pub(crate) struct FenceSlot {
@@ -21,11 +21,11 @@ pub(crate) struct FenceSlot {
     number: u64,
 }
 
-/// Places taken and not yet released, by timeline; one that has none is not kept.
+/// Places reserved and not yet released, by timeline; an empty timeline is not kept.
 #[derive(Debug)]
 pub(crate) struct Timelines<T> {
     by_id: BTreeMap<TimelineId, VecDeque<(u64, Option<T>)>>,
-    /// The number of the next place, of whichever timeline.
+    /// The number of the next place, the same for all timelines.
     next: u64,
 }
 
@@ -37,16 +37,16 @@ impl<T> Timelines<T> {
     /// The next place of a timeline.
     pub(crate) fn begin(&mut self, timeline: TimelineId) -> FenceSlot {
         let number = self.next;
-        // OVERFLOW: a place is taken by a command; nobody sends 2^64.
+        // OVERFLOW: each place needs a command, and no guest sends 2^64.
         self.next = number.saturating_add(1);
         self.by_id.entry(timeline).or_default().push_back((number, None));
         FenceSlot { timeline, number }
     }
 
-    /// The command of this place ended: `value` is released when it is its turn, and with it what waits behind it.
+    /// The command of this place ended: releases `value` in its turn, and with it what waits after it.
     pub(crate) fn end(&mut self, slot: FenceSlot, value: T, mut released: impl FnMut(T)) {
         let FenceSlot { timeline, number } = slot;
-        // None: it is from before all places were forgotten.
+        // `None`: it is from before all places were cleared.
         let Some(places) = self.by_id.get_mut(&timeline) else { return };
         let index = places.binary_search_by_key(&number, |(number, _)| *number);
         let Some((_, place)) = index.ok().and_then(|index| places.get_mut(index)) else { return };
@@ -60,7 +60,7 @@ impl<T> Timelines<T> {
         }
     }
 
-    /// Forgets all places; what waited in them is handed back. Slots from before are void.
+    /// Clears all places and returns what waited in them. Earlier slots become void.
     pub(crate) fn clear(&mut self) -> impl Iterator<Item = T> + use<T> {
         std::mem::take(&mut self.by_id).into_values().flatten().filter_map(|(_, value)| value)
     }

@@ -1,8 +1,8 @@
 //! The virtio-gpu device: commands and their replies, resources, contexts, scanouts, fences. [`device`] is the state
-//! machine that a queue thread drives; the other files are its parts, one noun each. Knows nothing of sockets, threads or
-//! the session with the front-end; what touches guest memory is a job of [`crate::jobs`].
+//! machine that a queue thread drives; the other files are its parts, one noun each. Knows nothing of sockets, threads
+//! or the session with the front-end; what touches guest memory is a job of [`crate::jobs`].
 
-// A guest's numbers neither make this code panic nor count past the end of a type. Exceptions name their reason.
+// Guest-controlled numbers must not make this code panic or overflow. Exceptions state their reason.
 #![cfg_attr(
     not(test),
     deny(

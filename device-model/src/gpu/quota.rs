@@ -1,8 +1,8 @@
-//! What the guest may take, and what it has taken. Knows amounts; knows nothing of what they are spent on.
+//! How much the guest may use, and how much it uses. Knows amounts; knows nothing of what they are used for.
 
 use std::fmt;
 
-/// Limits on what one guest may take, over all of its resources together. Each refusal is an error response.
+/// Limits on what one guest may use, over all of its resources together. Each refusal is an error response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quotas {
     /// Bytes of images.
@@ -13,7 +13,7 @@ pub struct Quotas {
     pub resources: u64,
     /// Contexts.
     pub contexts: u64,
-    /// Commands that wait in the in-order ring, the running job included; and again so many jobs of contexts.
+    /// Commands that wait in the in-order ring, including the running job; and separately as many jobs of contexts.
     pub queued_jobs: u64,
 }
 
@@ -29,7 +29,7 @@ impl Default for Quotas {
     }
 }
 
-/// What a quota is on.
+/// What a quota limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quota {
     /// Bytes of images.
@@ -42,7 +42,7 @@ pub enum Quota {
     QueuedJobs,
     /// Contexts.
     Contexts,
-    /// Packets of jobs that are not done.
+    /// Packets of unfinished jobs.
     Packets,
 }
 
@@ -59,21 +59,21 @@ impl fmt::Display for Quota {
     }
 }
 
-/// A guest asked for more than it may have.
+/// A guest asked for more than its quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("Quota of {limit} {quota} does not allow for {wanted} more than the {used} in use")]
 pub struct OverQuota {
-    /// Of what.
+    /// Which quota.
     pub quota: Quota,
-    /// How much was asked for.
+    /// The amount that was requested.
     pub wanted: u64,
-    /// How much is in use.
+    /// The amount in use.
     pub used: u64,
-    /// How much there is in all.
+    /// The quota's limit.
     pub limit: u64,
 }
 
-/// One quota with what has been taken from it.
+/// One quota with the amount in use.
 #[derive(Debug)]
 pub(crate) struct Budget {
     quota: Quota,
@@ -86,7 +86,7 @@ impl Budget {
         Self { quota, limit, used: 0 }
     }
 
-    /// Takes `wanted`, or nothing.
+    /// Takes `wanted`, or nothing if that is too much.
     pub(crate) fn take(&mut self, wanted: u64) -> Result<(), OverQuota> {
         let used = self.used.checked_add(wanted).filter(|used| *used <= self.limit);
         let Some(used) = used else {
@@ -96,7 +96,7 @@ impl Budget {
         Ok(())
     }
 
-    /// Gives back what was taken.
+    /// Returns what was taken.
     pub(crate) fn give_back(&mut self, amount: u64) {
         debug_assert!(amount <= self.used, "{amount} {} given back of {}", self.quota, self.used);
         self.used = self.used.saturating_sub(amount);

@@ -5,12 +5,12 @@ use std::fmt;
 use crate::gpu::scanout::Rect;
 
 impl Rect {
-    /// Whether there is no pixel in it.
+    /// Whether it has no pixels.
     pub fn is_empty(self) -> bool {
         self.width == 0 || self.height == 0
     }
 
-    /// Whether all of it lies in an image of `width` × `height` pixels.
+    /// Whether it lies completely in an image of `width` × `height` pixels.
     pub fn fits(self, width: u32, height: u32) -> bool {
         fn ends_within(start: u32, len: u32, limit: u32) -> bool {
             start.checked_add(len).is_some_and(|end| end <= limit)
@@ -18,7 +18,7 @@ impl Rect {
         ends_within(self.x, self.width, width) && ends_within(self.y, self.height, height)
     }
 
-    /// The pixels that both have, if there are any.
+    /// The common pixels, if there are any.
     pub fn intersection(self, other: Self) -> Option<Self> {
         let (x, width) = overlap((self.x, self.width), (other.x, other.width))?;
         let (y, height) = overlap((self.y, self.height), (other.y, other.height))?;
@@ -26,7 +26,7 @@ impl Rect {
     }
 }
 
-/// What two stretches (start, length) have in common.
+/// The common part of two stretches (start, length).
 fn overlap(one: (u32, u32), two: (u32, u32)) -> Option<(u32, u32)> {
     let end = |(start, len): (u32, u32)| u64::from(start).saturating_add(u64::from(len));
     let first = one.0.max(two.0);

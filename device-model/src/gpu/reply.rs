@@ -1,5 +1,5 @@
-//! What the guest is told: a native reply, and the bytes that it becomes. Knows which response goes with which reply;
-//! knows nothing of queues.
+//! Replies to the guest: the native form, and the bytes on the wire. Knows which response goes with which reply; knows
+//! nothing of queues.
 
 use std::fmt;
 
@@ -11,19 +11,19 @@ use crate::gpu::scanout::{DisplayModes, Edid};
 use crate::wire::gpu::response;
 use crate::wire::payload;
 
-/// What a command that went well is answered with.
+/// The reply to a command that succeeded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Reply {
     NoData,
     DisplayInfo(Box<DisplayModes>),
     Edid(Edid),
-    /// The capability set that there is: id, version and size.
+    /// The only capability set: id, version and size.
     CapsetInfo(u32, u32, u32),
     Capset(Vec<u8>),
 }
 
-/// A response for the guest, every byte of it defined. The guest may have left less room than it takes: then its
-/// first bytes are written.
+/// A response for the guest, every byte of it defined. If the guest's buffer is too short, only the first bytes are
+/// written.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Response {
     kind: u32,
@@ -57,18 +57,18 @@ impl Response {
         Self { kind, fence: fence.map(|fence| fence.id), bytes }
     }
 
-    /// The answer to a request that cannot be read at all, so that neither its command nor its fence is known.
+    /// The answer to a request that cannot be read, so that neither its command nor its fence is known.
     pub fn unreadable() -> Self {
         let kind = response::ERR_UNSPEC;
         Self { kind, fence: None, bytes: payload::response_header(kind, None).as_bytes().to_vec() }
     }
 
-    /// The bytes, header and all.
+    /// The bytes, including the header.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// The bytes, header and all, to be kept.
+    /// The bytes, including the header.
     pub fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }
@@ -83,7 +83,7 @@ impl Response {
         self.fence
     }
 
-    /// Whether it tells of an error.
+    /// Whether it reports an error.
     pub fn is_error(&self) -> bool {
         self.kind >= response::ERR_UNSPEC
     }

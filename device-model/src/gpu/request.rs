@@ -1,32 +1,32 @@
-//! The commands of the 2D device as native values. Knows what each carries; knows nothing of its bytes, which stand
-//! in `crate::wire`, or of what it does.
+//! The commands of the device as native values. Knows what each carries; knows nothing of its bytes, which are in
+//! `crate::wire`, or of what it does.
 
 use crate::addr::Iova;
 use crate::gpu::scanout::{CursorPosition, Rect};
 
-/// What stands before every command and is given back with its response.
+/// The header of every command; its response returns it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
     /// The number of the command.
     pub(crate) kind: u32,
-    /// The context that the command is for, where a command is for one.
+    /// The context, for commands that have one.
     pub(crate) ctx: u32,
-    /// The ring of the context, where the guest said that it named one.
+    /// The ring of the context, if the guest named one.
     pub(crate) ring: Option<u8>,
     /// The fence that the response completes.
     pub(crate) fence: Option<Fence>,
 }
 
-/// A fence of the guest: its response is to carry all of this back.
+/// A guest fence: the response returns all of this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Fence {
     pub(crate) id: u64,
     pub(crate) ctx_id: u32,
-    /// The ring, where the guest said that it named one.
+    /// The ring, if the guest named one.
     pub(crate) ring_idx: Option<u8>,
 }
 
-/// A command without anything behind its header.
+/// A command without a payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Nothing;
 
@@ -66,11 +66,11 @@ pub(crate) struct Flush {
 pub(crate) struct TransferToHost {
     pub(crate) resource: u32,
     pub(crate) rect: Rect,
-    /// Where in the backing the first row of the rect begins.
+    /// Where the first row of the rect begins in the backing.
     pub(crate) offset: u64,
 }
 
-/// RESOURCE_ATTACH_BACKING. `E` yields as many entries as the command really holds.
+/// RESOURCE_ATTACH_BACKING. `E` yields as many entries as the command really contains.
 #[derive(Clone, Debug)]
 pub(crate) struct AttachBacking<E> {
     pub(crate) resource: u32,
@@ -88,7 +88,7 @@ pub(crate) struct RawEntry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CreateContext {
     pub(crate) ctx: u32,
-    /// The capability set that it speaks; 0: it does not say.
+    /// The capability set; 0: none is named.
     pub(crate) init: u32,
 }
 
@@ -105,14 +105,14 @@ pub(crate) struct ContextResource {
     pub(crate) resource: u32,
 }
 
-/// RESOURCE_CREATE_3D, as far as a buffer has a use for it.
+/// RESOURCE_CREATE_3D, as far as buffers need it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CreateBuffer {
     pub(crate) id: u32,
     pub(crate) target: u32,
     /// In bytes.
     pub(crate) width: u32,
-    /// Height, depth and array size: what makes it more than a buffer if it is not 1.
+    /// Height, depth and array size: not a buffer unless they are all 1.
     pub(crate) others: [u32; 3],
 }
 
@@ -120,16 +120,16 @@ pub(crate) struct CreateBuffer {
 #[derive(Clone, Debug)]
 pub(crate) struct CreateBlob<E> {
     pub(crate) id: u32,
-    /// Whose memory it is.
+    /// The kind of memory.
     pub(crate) memory: u32,
-    /// What of the host it stands for; 0: nothing.
+    /// The host's blob id; 0: none.
     pub(crate) blob: u64,
     /// In bytes.
     pub(crate) size: u64,
     pub(crate) entries: E,
 }
 
-/// TRANSFER_TO_HOST_3D, TRANSFER_FROM_HOST_3D, as far as a buffer has a use for it.
+/// TRANSFER_TO_HOST_3D, TRANSFER_FROM_HOST_3D, as far as buffers need them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TransferBuffer {
     pub(crate) ctx: u32,
@@ -138,7 +138,7 @@ pub(crate) struct TransferBuffer {
     pub(crate) width: u32,
 }
 
-/// SUBMIT_3D, with as many bytes as it says.
+/// SUBMIT_3D, with as many bytes as it announces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Submit<'a> {
     pub(crate) ctx: u32,
@@ -164,7 +164,7 @@ pub(crate) struct GetEdid {
     pub(crate) scanout: u32,
 }
 
-/// UPDATE_CURSOR; MOVE_CURSOR, which looks at the position only.
+/// UPDATE_CURSOR; MOVE_CURSOR, which uses the position only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct UpdateCursor {
     pub(crate) position: CursorPosition,

@@ -1,5 +1,5 @@
-//! Resources: an image on the host and a backing in the guest, or, for a buffer, a backing alone; and what they cost. Knows formats, ids and quotas;
-//! knows nothing of scanouts or jobs.
+//! Resources: an image on the host and a backing in the guest, or, for a buffer, a backing alone; and what they cost.
+//! Knows formats, ids and quotas; knows nothing of scanouts or jobs.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use crate::jobs::backing::Backing;
 use crate::telemetry::names::BackingChange;
 use crate::wire::gpu::{BLOB_MEM_GUEST, format};
 
-/// Gallium's number of a linear buffer (PIPE_BUFFER), the one target that RESOURCE_CREATE_3D makes here.
+/// Gallium's number of a linear buffer (PIPE_BUFFER), the only target that RESOURCE_CREATE_3D accepts.
 const BUFFER: u32 = 0;
 
-/// Changes of backings that are kept for whoever wants to know; of more, the newest.
+/// The most changes of backings that are kept for observers; the oldest are dropped.
 const CHANGES: usize = 1024;
 
 /// Bytes of a pixel, in every format.
@@ -25,7 +25,7 @@ pub(crate) const BYTES_PER_PIXEL: u64 = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Format {
     pub(crate) order: ChannelOrder,
-    /// Index of the byte that holds the opacity, in the formats that have one.
+    /// Index of the alpha byte, in formats that have one.
     pub(crate) alpha: Option<u8>,
 }
 
@@ -49,7 +49,7 @@ impl Format {
 #[derive(Debug)]
 pub(crate) struct Resource {
     id: u32,
-    /// What a 2D resource has on the host; a buffer is its backing and nothing else.
+    /// The host's copy of a 2D resource; a buffer has none.
     image: Option<Picture>,
     pub(crate) backing: Option<Backing>,
     /// Bytes of the image or of the buffer.
@@ -69,12 +69,12 @@ impl Resource {
         self.image.as_ref().ok_or(CommandError::NotAnImage { id: self.id })
     }
 
-    /// Bytes that a job can name, as far as there is backing for them.
+    /// Bytes that a job can name, as far as they are backed.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Bytes of the host's memory, as accounted for.
+    /// Bytes of host memory that count against the quota.
     fn host_bytes(&self) -> u64 {
         if self.image.is_some() { self.bytes } else { 0 }
     }
@@ -94,15 +94,15 @@ impl Picture {
 
 /// All resources of the guest, by id, and what they cost.
 ///
-/// INVARIANT: the budgets hold what the resources in the table cost and what those removed from it, and backings
-/// detached, cost until they are [`retire`](Self::retire)d: memory that a queued job keeps alive stays accounted for.
+/// INVARIANT: the budgets include what the resources in the table cost, and the cost of removed resources and detached
+/// backings until they are [`retire`](Self::retire)d: memory that a queued job keeps alive stays accounted for.
 #[derive(Debug)]
 pub(crate) struct Resources {
     by_id: BTreeMap<u32, Resource>,
     count: Budget,
     bytes: Budget,
     entries: Budget,
-    /// What became of backings, until somebody asks.
+    /// Changes of backings that were not taken yet.
     changes: VecDeque<BackingChange>,
 }
 
@@ -124,12 +124,12 @@ impl Resources {
         self.changes.push_back(change);
     }
 
-    /// What became of backings since the last call.
+    /// The changes of backings since the last call.
     pub(crate) fn take_changes(&mut self) -> VecDeque<BackingChange> {
         std::mem::take(&mut self.changes)
     }
 
-    /// Makes a resource with a black image. Everything is checked before anything is allocated.
+    /// Creates a resource with a black image. Everything is checked before anything is allocated.
     pub(crate) fn create(&mut self, request: CreateResource) -> Result<(), CommandError> {
         let CreateResource { id, format, width, height } = request;
         self.check_new(id)?;
@@ -150,7 +150,7 @@ impl Resources {
         Ok(())
     }
 
-    /// Makes a buffer, which is nothing but the backing that it will get.
+    /// Creates a buffer, which has only the backing that it will get.
     pub(crate) fn create_buffer(&mut self, request: CreateBuffer) -> Result<(), CommandError> {
         let CreateBuffer { id, target, width, others } = request;
         self.check_new(id)?;
@@ -165,7 +165,7 @@ impl Resources {
         Ok(())
     }
 
-    /// Makes a blob of guest memory: a buffer that comes with its backing.
+    /// Creates a blob of guest memory: a buffer that comes with its backing.
     pub(crate) fn create_blob(
         &mut self,
         request: CreateBlob<impl Iterator<Item = RawEntry>>,
@@ -202,7 +202,7 @@ impl Resources {
         }
     }
 
-    /// A backing that is accounted for.
+    /// A backing that counts against the quota.
     fn backing(
         &mut self,
         count: usize,
@@ -231,7 +231,7 @@ impl Resources {
         self.by_id.get_mut(&id).ok_or(CommandError::NoSuchResource { id })
     }
 
-    /// Takes a resource out of the table: its id is free at once, its cost when it is retired.
+    /// Removes a resource from the table: its id is free at once, its cost when it is retired.
     pub(crate) fn remove(&mut self, id: u32) -> Result<Resource, CommandError> {
         let removed = self.by_id.remove(&id).ok_or(CommandError::NoSuchResource { id })?;
         if removed.backing.is_some() {
@@ -260,14 +260,14 @@ impl Resources {
         Ok(())
     }
 
-    /// Takes the backing away: another may be attached at once, its cost is free when it is retired.
+    /// Detaches the backing: another may be attached at once, its cost is free when it is retired.
     pub(crate) fn detach(&mut self, id: u32) -> Result<Backing, CommandError> {
         let backing = self.get_mut(id)?.backing.take().ok_or(CommandError::NoBacking { id })?;
         self.changed(BackingChange::Detached { resource: id });
         Ok(backing)
     }
 
-    /// No job uses what was removed or detached any more: its cost is free.
+    /// No job uses what was removed or detached any more: frees its cost.
     pub(crate) fn retire(&mut self, retired: Retired) {
         let backing = match retired {
             Retired::Backing(backing) => Some(backing),
@@ -282,13 +282,13 @@ impl Resources {
         }
     }
 
-    /// What is in use: resources, bytes of images, backing entries.
+    /// Usage: resources, bytes of images, backing entries.
     pub(crate) fn usage(&self) -> (u64, u64, u64) {
         (self.count.used(), self.bytes.used(), self.entries.used())
     }
 }
 
-/// What the guest has let go of, and queued jobs may still use.
+/// What the guest has removed or detached, and queued jobs may still use.
 #[derive(Debug)]
 pub(crate) enum Retired {
     Resource(Resource),
@@ -296,7 +296,7 @@ pub(crate) enum Retired {
 }
 
 impl Retired {
-    /// Whether a job still uses the memory that is to be given back.
+    /// Whether a job still uses the memory.
     pub(crate) fn is_in_use(&self) -> bool {
         match self {
             Self::Resource(resource) => resource.backing.as_ref().is_some_and(Backing::is_shared),

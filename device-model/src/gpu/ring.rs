@@ -1,5 +1,5 @@
-//! The in-order ring of the 2D device: commands that use the backing of a resource, or must not overtake one that
-//! does. One transfer runs at a time. Knows the order; knows nothing of what the commands do or of who sent them.
+//! The in-order ring of the 2D device: commands that use the backing of a resource, or must not overtake one that does.
+//! One transfer runs at a time. Knows the order; knows nothing of what the commands do or of who sent them.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -16,13 +16,13 @@ use crate::jobs::transfer::Transfer;
 pub(crate) enum RingCommand {
     /// TRANSFER_TO_HOST_2D.
     Transfer(Transfer),
-    /// RESOURCE_FLUSH: what was written to this part of the image is to be seen.
+    /// RESOURCE_FLUSH: shows what was written to this part of the image.
     Flush { image: Arc<Image>, rect: Rect },
     /// SET_SCANOUT: the scanout shows this from now on.
     Show { scanout: u32, source: Option<ScanoutSource> },
-    /// RESOURCE_UNREF, DETACH_BACKING: nobody uses this any more.
+    /// RESOURCE_UNREF, DETACH_BACKING: no job uses this any more.
     Retire(Retired),
-    /// UPDATE_CURSOR or MOVE_CURSOR, behind what draws the cursor.
+    /// UPDATE_CURSOR or MOVE_CURSOR, after the transfers that draw the cursor.
     Cursor(CursorWork),
 }
 
@@ -38,21 +38,21 @@ impl RingCommand {
     }
 }
 
-/// A command for a cursor, with what it needs of its resource.
+/// A cursor command, with what it needs of its resource.
 #[derive(Debug)]
 pub(crate) struct CursorWork {
     pub(crate) request: UpdateCursor,
     pub(crate) change: CursorChange,
 }
 
-/// What happens to a cursor besides going to its new position.
+/// The effect on a cursor besides its new position.
 #[derive(Debug)]
 pub(crate) enum CursorChange {
-    /// It gets another picture.
+    /// A new picture.
     Define { image: Arc<Image>, format: Format },
-    /// It goes away.
+    /// It is hidden.
     Hide,
-    /// Nothing.
+    /// None.
     Move,
 }
 
@@ -72,7 +72,7 @@ struct Running<C> {
 }
 
 impl<C> Ring<C> {
-    /// A ring that holds up to `limit` items, the running job included.
+    /// A ring that holds up to `limit` items, including the running job.
     pub(crate) fn new(limit: u64) -> Self {
         Self { waiting: VecDeque::new(), running: None, limit }
     }
@@ -86,7 +86,7 @@ impl<C> Ring<C> {
         Err(OverQuota { quota: Quota::QueuedJobs, wanted: 1, used, limit: self.limit })
     }
 
-    /// Puts an item behind all others. The caller has made sure that there is room.
+    /// Appends an item. The caller has made sure that there is room.
     pub(crate) fn push(&mut self, call: C, work: RingCommand) {
         self.waiting.push_back((call, work));
     }
@@ -99,7 +99,7 @@ impl<C> Ring<C> {
         self.waiting.pop_front()
     }
 
-    /// A job for `call` writes `image` now: everything waits for it.
+    /// A job for `call` writes `image` now: all other items wait for it.
     pub(crate) fn start(&mut self, id: JobId, image: Arc<Image>, call: C) {
         debug_assert!(self.running.is_none(), "one job at a time");
         self.running = Some(Running { id, image, call });
@@ -117,13 +117,13 @@ impl<C> Ring<C> {
             || self.waiting.iter().any(|(_, work)| work.image().is_some_and(same))
     }
 
-    /// Whether a command for the cursor of this scanout waits.
+    /// Whether a cursor command of this scanout waits.
     pub(crate) fn has_cursor(&self, scanout: u32) -> bool {
         let is = |work: &RingCommand| matches!(work, RingCommand::Cursor(work) if work.request.position.scanout == scanout);
         self.waiting.iter().any(|(_, work)| is(work))
     }
 
-    /// Empties the ring; the calls are handed back.
+    /// Empties the ring and returns the calls.
     pub(crate) fn clear(&mut self) -> impl Iterator<Item = C> + '_ {
         let running = self.running.take().map(|running| running.call);
         running.into_iter().chain(self.waiting.drain(..).map(|(call, _)| call))

@@ -1,12 +1,12 @@
-//! What the device tells a display, and what a display answers: values only. The backend's display thread turns
-//! them into the vhost-user-gpu protocol; without a display socket they are dropped.
+//! Commands to a display, and its answers: values only. The backend's display thread translates them to the
+//! vhost-user-gpu protocol; without a display socket they are dropped.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use crate::locking::lock;
 
-/// Most scanouts of a device (virtio 1.3, 5.7.4: VIRTIO_GPU_MAX_SCANOUTS).
+/// The most scanouts of a device (virtio 1.3, 5.7.4: VIRTIO_GPU_MAX_SCANOUTS).
 pub const MAX_SCANOUTS: usize = 16;
 /// Width and height of a cursor image in pixels (vhost-user-gpu CURSOR_UPDATE).
 pub const CURSOR_SIZE: u32 = 64;
@@ -18,16 +18,16 @@ pub struct Rect {
     pub x: u32,
     /// Upper edge.
     pub y: u32,
-    /// Pixels to the right.
+    /// Width.
     pub width: u32,
-    /// Pixels down.
+    /// Height.
     pub height: u32,
 }
 
 /// The host's copy of a 2D resource: rows of 32-bit pixels without padding, in the resource's own format.
 ///
-/// LOCKING: the lock is a leaf, taken for one step's copy at the most (64 KiB), and never waited for inside a
-/// section, so that no drain waits for it.
+/// LOCKING: the lock is a leaf, held for one step's copy at most (64 KiB), and never waited for inside a section, so
+/// that no drain waits for it.
 pub struct Image {
     width: u32,
     height: u32,
@@ -58,11 +58,11 @@ impl Image {
 
     /// The pixels, for one bounded copy.
     pub fn lock(&self) -> MutexGuard<'_, Box<[u8]>> {
-        // A copy cannot leave the pixels in a state that matters: a poisoned lock is as good as a healthy one.
+        // A copy cannot leave the pixels in an invalid state, so a poisoned lock can be ignored.
         lock(&self.pixels)
     }
 
-    /// The pixels, unless somebody else has them: for who must not wait, which is everybody in a section.
+    /// The pixels, unless another thread has them: for callers that must not wait, such as every section.
     pub fn try_lock(&self) -> Option<MutexGuard<'_, Box<[u8]>>> {
         match self.pixels.try_lock() {
             Ok(pixels) => Some(pixels),
@@ -115,18 +115,18 @@ pub struct CursorPosition {
 /// Pixels of a cursor: 64 × 64, a8r8g8b8, little-endian.
 pub type CursorPixels = [u8; 4 * (CURSOR_SIZE * CURSOR_SIZE) as usize];
 
-/// An order to the display. None of them is waited for.
+/// A command to the display. The device does not wait for any of them.
 #[derive(Debug)]
 pub enum DisplayCommand {
     /// Show `source` on the scanout, or nothing.
     SetScanout {
         /// Scanout, below [`MAX_SCANOUTS`].
         scanout: u32,
-        /// What is shown from now on.
+        /// The new source.
         source: Option<ScanoutSource>,
     },
     /// The part `rect` (in pixels of the image that the scanout shows) has new contents. Flushes that the
-    /// display has not yet served coalesce.
+    /// display has not yet executed coalesce.
     Flush {
         /// Scanout, below [`MAX_SCANOUTS`].
         scanout: u32,
@@ -135,42 +135,42 @@ pub enum DisplayCommand {
     },
     /// Show this cursor.
     UpdateCursor {
-        /// Where.
+        /// The position.
         position: CursorPosition,
-        /// Hot spot: the pixel that points, from the left.
+        /// Hot spot, from the left.
         hot_x: u32,
         /// Hot spot, from the top.
         hot_y: u32,
-        /// What it looks like.
+        /// The picture.
         pixels: Box<CursorPixels>,
     },
     /// Move the cursor that is shown.
     MoveCursor(CursorPosition),
-    /// Take the cursor away.
+    /// Hide the cursor.
     HideCursor(CursorPosition),
 }
 
-/// One scanout as the display wants it (virtio 1.3, 5.7.6.8, struct virtio_gpu_display_one).
+/// One scanout's mode as the display wants it (virtio 1.3, 5.7.6.8, struct virtio_gpu_display_one).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DisplayMode {
     /// Preferred position and size.
     pub rect: Rect,
-    /// Whether something is plugged in.
+    /// Whether a display is connected.
     pub enabled: bool,
     /// Flags as the front-end gave them.
     pub flags: u32,
 }
 
-/// What the display says of all scanouts.
+/// The modes of all scanouts.
 pub type DisplayModes = [DisplayMode; MAX_SCANOUTS];
 
 /// An EDID block as the display or the device itself made it: up to 1,024 bytes.
 pub type Edid = Vec<u8>;
 
-/// A question to the display. The answer comes later, or never: the device then answers from what it knows.
+/// A question to the display. If no answer comes, the device answers from what it knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DisplayQuestion {
-    /// Which scanouts there are, and of which size.
+    /// The modes of all scanouts.
     Modes,
     /// The EDID of a scanout.
     Edid {

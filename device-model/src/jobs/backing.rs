@@ -1,5 +1,5 @@
-//! The backing of a resource: stretches of guest memory, one after the other. Knows which address stands at which
-//! offset, and which offsets lie in a range of addresses; knows nothing of images, and never touches the memory.
+//! The backing of a resource: ranges of guest memory, one after the other. Knows which address belongs to which offset,
+//! and which offsets lie in a range of addresses; knows nothing of images, and never touches the memory.
 
 use std::sync::Arc;
 
@@ -8,41 +8,41 @@ use crate::gpu::error::CommandError;
 use crate::gpu::request::RawEntry;
 use crate::jobs::offsets::Offsets;
 
-/// One stretch, with its place in the backing.
+/// One entry, with its place in the backing.
 #[derive(Clone, Copy, Debug)]
 struct BackingRange {
-    /// Bytes of the backing before this one.
+    /// Bytes of the backing before this entry.
     offset: u64,
     range: ByteRange<Iova>,
 }
 
-/// The stretches of a backing, in both orders: 56 bytes of memory for each, bounded by the quota on backing entries.
+/// The entries of a backing, in both orders: 56 bytes of memory for each, bounded by the quota on backing entries.
 #[derive(Debug)]
 pub(crate) struct Entries {
-    /// INVARIANT: in the order of their offsets, without gaps.
+    /// INVARIANT: ordered by offset, without gaps.
     by_offset: Box<[BackingRange]>,
     by_address: Box<[Ordered]>,
 }
 
-/// A stretch in the order of the addresses.
+/// An entry in the order of addresses.
 #[derive(Clone, Copy, Debug)]
 struct Ordered {
     entry: BackingRange,
-    /// The last byte of this stretch and of all before it: they may overlap.
+    /// The last byte of this entry and all before it, since entries may overlap.
     reach: Iova,
 }
 
-/// A part of an entry: bytes that are neighbours in the backing and in memory.
+/// A part of an entry: bytes that are contiguous in the backing and in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stretch {
-    /// Which bytes of the backing these are.
+    /// Their offsets in the backing.
     pub(crate) offsets: Offsets,
-    /// Where the first of them is.
+    /// The address of the first.
     pub(crate) at: Iova,
 }
 
 impl Stretch {
-    /// Where those of its bytes are that lie at `offsets`; `None`: none of them does.
+    /// Where its bytes at `offsets` are; `None`: it has none of them.
     pub(crate) fn part(&self, offsets: Offsets) -> Option<ByteRange<Iova>> {
         let part = self.offsets.intersection(offsets)?;
         let place = |offset: u64| self.at.checked_add(offset.checked_sub(self.offsets.first)?);
@@ -73,21 +73,21 @@ impl Entries {
         Some((at, more.checked_add(1)?))
     }
 
-    /// The stretches of guest memory that lie behind these bytes, in order; it ends where the backing does.
+    /// The stretches of guest memory behind these bytes, in order; it ends where the backing does.
     pub(crate) fn behind(&self, offsets: Offsets) -> impl Iterator<Item = Stretch> + '_ {
         let mut next = Some(offsets.first);
         std::iter::from_fn(move || {
             let first = next.filter(|first| *first <= offsets.last)?;
             let (at, in_entry) = self.locate(first)?;
-            // OVERFLOW: the first byte is one of them.
+            // OVERFLOW: `in_entry` counts the first byte.
             let last = first.saturating_add(in_entry.saturating_sub(1)).min(offsets.last);
             next = last.checked_add(1);
             Some(Stretch { offsets: Offsets::inclusive(first, last)?, at })
         })
     }
 
-    /// What of the entries lies in a range of addresses, in the order of these. For entries that do not overlap one
-    /// another this costs a search and what is found.
+    /// What of the entries lies in a range of addresses, in address order. If entries do not overlap, this costs a
+    /// search plus the length of the result.
     pub(crate) fn within(&self, range: ByteRange<Iova>) -> impl Iterator<Item = Stretch> + '_ {
         let from = self.by_address.partition_point(|ordered| ordered.reach < range.first());
         let some = self.by_address.iter().skip(from);
@@ -106,12 +106,12 @@ impl Entries {
 #[derive(Clone, Debug)]
 pub(crate) struct Backing {
     entries: Arc<Entries>,
-    /// Each clone is a use. Bookkeeping about jobs shares the entries alone, which is none.
+    /// Each clone counts as a use. Bookkeeping about jobs shares only the entries, which does not count.
     users: Arc<()>,
 }
 
 impl Backing {
-    /// A backing of these entries. The caller has bounded their number, and there is at least one.
+    /// A backing of these entries. The caller has bounded their number; there is at least one.
     pub(crate) fn new(entries: impl Iterator<Item = RawEntry>) -> Result<Self, CommandError> {
         let mut offset = 0_u64;
         let place = |(index, entry): (usize, RawEntry)| {
@@ -126,7 +126,7 @@ impl Backing {
         Ok(Self { entries: Arc::new(Entries::new(entries)), users: Arc::default() })
     }
 
-    /// Bytes of all entries together.
+    /// The length of all entries together.
     pub(crate) fn bytes(&self) -> u64 {
         self.entries.by_offset.last().map_or(0, |last| {
             // OVERFLOW: as in `new`.
@@ -140,17 +140,17 @@ impl Backing {
         self.entries.by_offset.len()
     }
 
-    /// The entries, for bookkeeping about jobs. Having them does not count as a use of the backing.
+    /// The entries, for bookkeeping about jobs. Holding them does not count as a use of the backing.
     pub(crate) fn share_entries(&self) -> Arc<Entries> {
         Arc::clone(&self.entries)
     }
 
-    /// The stretches of memory, in order.
+    /// The entries as ranges of memory, in order.
     pub(crate) fn ranges(&self) -> impl Iterator<Item = ByteRange<Iova>> + '_ {
         self.entries.by_offset.iter().map(|entry| entry.range)
     }
 
-    /// Whether a job uses the backing, too.
+    /// Whether a job uses the backing too.
     pub(crate) fn is_shared(&self) -> bool {
         Arc::strong_count(&self.users) > 1
     }
@@ -200,7 +200,7 @@ mod tests {
     }
 
     proptest! {
-        /// Entries may overlap one another, and come in any order.
+        /// Entries may overlap, and come in any order.
         #[test]
         fn a_byte_is_within_a_range_of_addresses_if_its_place_is(
             entries in prop::collection::vec((0_u64..64, 1_u32..20), 1..12),

@@ -1,15 +1,14 @@
-//! How an engine runs a job, by its mode. In *fence* mode it runs over a pin of all that it still has to touch: an
-//! invalidation waits until it leaves the engine. In *preempt* mode too, and an invalidation takes it off at its next
-//! step. With a *registration cache* invalidations pay no heed to its pin. In *strict* and *fault* mode it runs over
-//! sections, one a step.
+//! How an engine runs a job, by its mode. In *fence* mode it runs over a pin of all that it still has to touch, and an
+//! invalidation waits until it leaves the engine. In *preempt* mode too, but an invalidation preempts it at its next
+//! step. With a *registration cache*, invalidations do not wait for its pin. In *strict* and *fault* mode it runs over
+//! sections, one for each step.
 //!
-//! A job that invalidations keep from being pinned runs over sections too, so that a guest that flushes its whole
-//! address space a hundred times a second (Linux in lazy mode) cannot starve it. Whenever a job leaves its engine, for
-//! its end, for others, for a WAIT or for a miss, its pin is gone.
+//! If invalidations keep a job from being pinned, it runs over sections too, so that a guest that flushes its whole
+//! address space a hundred times a second (Linux in lazy mode) cannot starve it. Whenever a job leaves its engine (it
+//! has ended, it is preempted, its WAIT does not hold, or it has a miss), its pin is released.
 //!
-//! A job on an engine is a value, and a call does one step: whoever drives it decides what happens between two
-//! steps, and, as the one who carries the step out ([`EngineHost`]), within one. Knows nothing of threads, rings or
-//! sockets.
+//! A job on an engine is a value, and a call does one step: the caller decides what happens between two steps, and,
+//! since it carries the step out ([`EngineHost`]), within one. Knows nothing of threads, rings or sockets.
 
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -21,25 +20,25 @@ use crate::jobs::job::{Job, JobOutcome, Step};
 use crate::jobs::schedule::ScheduledJob;
 use crate::mmu::{AtomicOperation, JobMemory, MemoryError, Missing, Pin, PinError, PinMode, Reader, Width};
 
-/// Bytes that a step moves at the most: about 8 µs of copying, the longest that an idle drain waits.
+/// The most bytes that a step moves: about 8 µs of copying, the longest that an idle drain waits.
 pub const STEP_BYTES: usize = 64 << 10;
 
-/// After how many pins that an invalidation spoiled a job goes on over sections.
+/// After this many pins that an invalidation prevented, a job runs over sections.
 pub const PIN_ATTEMPTS: u32 = 4;
 
-/// Steps that a job has before others get their turn: the least time slice.
+/// Steps that a job runs before other jobs get a turn: the shortest time slice.
 pub const SLICE_STEPS: u32 = 32;
 
-/// How soon a SPIN wants to be looked at again.
+/// How soon a SPIN is polled again.
 pub const SPIN_STEP: Duration = Duration::from_micros(50);
 
-/// For how many steps of [`SPIN_STEP`] an engine that has to stop bears a SPIN that does not leave: 100 ms.
+/// How many steps of [`SPIN_STEP`] a SPIN may stay on an engine that has to stop: 100 ms.
 const STUBBORN_STEPS: u32 = 2_000;
 
-/// What stands around an engine.
+/// The surroundings of an engine.
 pub trait EngineHost {
-    /// Has the job do one step: [`Job::step`], and what is to be counted of it. A section may be open. A job that spins
-    /// has no memory: each access of it fails.
+    /// Runs one step of the job: [`Job::step`], and what has to be counted. A section may be open. A job that spins has
+    /// no memory: each access of it fails.
     fn step(&mut self, job: &mut Job, memory: &impl JobMemory) -> Step;
 
     /// Whether the engine has to give this job back now: the device stops, or was reset since the job was taken.
@@ -54,29 +53,29 @@ pub trait EngineHost {
 /// Why a job leaves its engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Leaves {
-    /// It is at its end.
+    /// It has ended.
     Finished(JobOutcome),
-    /// The engine is to stop: it goes on later, where it stopped.
+    /// The engine has to stop: the job goes on later from where it stopped.
     Preempted,
-    /// It has had its time slice, and another job wants the engine.
+    /// Its time slice is over, and another job wants the engine.
     SliceOver,
-    /// A value in memory is not yet what it waits for; it looks again later, and gives up at some time.
+    /// A value in memory is not yet what it waits for: it polls again later, and times out.
     Waiting {
-        /// When it gives up: how long the device will have been running then.
+        /// When it times out, as a running time of the device.
         until: Duration,
     },
-    /// A drain has waited too long for its pin: it goes on later, where it stopped.
+    /// A drain has waited too long for its pin: the job goes on later from where it stopped.
     Evicted,
     /// These translations are missing: it goes on when all of them have been answered.
     Missing(Vec<Missing>),
-    /// A step has come to a translation that is missing.
+    /// A step has reached a missing translation.
     Faulted {
-        /// It goes on when this is answered.
+        /// The job goes on when this is answered.
         missing: Missing,
-        /// It will come to these next: they are asked for with it, and not waited for.
+        /// The job needs these next: they are requested with it (prefetch), and not waited for.
         ahead: Vec<Missing>,
     },
-    /// An invalidation of what it wants to pin is under way.
+    /// An invalidation of what it has to pin is under way.
     Invalidating,
 }
 
@@ -90,16 +89,16 @@ pub struct Left {
     pub leaves: Leaves,
 }
 
-/// What a running job holds between its steps.
+/// What a job on an engine holds between its steps.
 #[derive(Debug)]
 enum Hold {
-    /// All that it still has to touch.
+    /// All that it still has to touch: no step can miss, and an invalidation of it waits for this pin or evicts it.
     Pin(Pin),
-    /// Nothing: each step has a section of its own.
+    /// Nothing: each step opens a section of its own. Invalidations wait for one step only.
     Sections,
-    /// Nothing: its pin was wanted back while it spins, and it is not pinned again on this engine.
+    /// Nothing: its pin was needed back while it spins, and it is not pinned again on this engine.
     Spin,
-    /// Nothing: it looks in a section whether what it WAITs for is there, and is pinned when it is.
+    /// Nothing: a section per step polls what it WAITs for. It is pinned when its WAIT is over.
     Look,
 }
 
@@ -115,7 +114,7 @@ pub struct Running {
 }
 
 impl Running {
-    /// Puts a job on the engine with this reader, or says why that cannot be.
+    /// Puts a job on the engine with this reader, or says why that is not possible.
     pub fn start(reader: &Reader, mut work: ScheduledJob) -> ControlFlow<Left, Self> {
         if work.checked {
             return leave(work, Leaves::Finished(JobOutcome::Done));
@@ -134,14 +133,14 @@ impl Running {
         if work.pin_attempts >= PIN_ATTEMPTS {
             return Self::on(work, Hold::Sections);
         }
-        // A look needs a word. What is behind the WAIT may be large, and is looked up when the WAIT is over.
+        // Polling needs one word. What comes after the WAIT may be large, and is looked up when the WAIT is over.
         if work.job.is_waiting() {
             return Self::on(work, Hold::Look);
         }
         match reader.pin_as(mode, &work.job.working_set()) {
             Ok(pin) => Self::on(work, Hold::Pin(pin)),
             Err(PinError::Missing(missing)) => {
-                // Large working sets are asked for in pieces: only what was found before and is missing again counts.
+                // Large working sets are requested in pieces: only a page that is missing again counts.
                 let first = missing.first().map(|missing| missing.range.first());
                 if first.is_some() && first <= work.missed {
                     work.pin_attempts = work.pin_attempts.saturating_add(1);
@@ -151,7 +150,7 @@ impl Running {
             }
             Err(PinError::Invalidating) => leave(work, Leaves::Invalidating),
             Err(PinError::TooLarge { .. }) => {
-                // The mirror's tables cannot hold all of it at once; a page at a time they can.
+                // The mirror's tables cannot hold the whole set at once; one page at a time fits.
                 work.pin_attempts = PIN_ATTEMPTS;
                 Self::on(work, Hold::Sections)
             }
@@ -162,14 +161,15 @@ impl Running {
         ControlFlow::Continue(Self { work, hold, steps: 0, overstayed: 0 })
     }
 
-    /// One step. `reader` is the one that the job was started with.
+    /// Runs one step. `reader` is the one that the job was started with.
     ///
-    /// Whether the job has to leave is asked under its pin or section: what stops or resets the device drains both, so
-    /// a job that stays does so for this whole step. Between two steps nothing holds up a stop, a reset and the next
+    /// Whether the job has to leave is checked under its pin or section: a stop or a reset of the device drains both,
+    /// so a job that stays may stay for this whole step. Between two steps nothing delays a stop, a reset and the next
     /// start.
     ///
-    /// INVARIANT: a step has memory only if the job was asked. A job that spins is not, for it decides itself whether it
-    /// leaves: it may outlast a stop and a reset, and its step has no memory to touch, however its SPIN ends.
+    /// INVARIANT: a step has memory only if this check was made. It is not made for a job that spins, which decides
+    /// itself when it leaves: it may outlast a stop and a reset, and its step has no memory to touch, however its SPIN
+    /// ends.
     pub fn step(mut self, reader: &Reader, host: &mut impl EngineHost) -> ControlFlow<Left, Self> {
         let spins = self.work.job.is_spinning();
         if matches!(self.hold, Hold::Look) && !self.work.job.is_waiting() {
@@ -178,7 +178,7 @@ impl Running {
         let step = match &self.hold {
             _ if spins => Some(host.step(&mut self.work.job, &NoMemory)),
             Hold::Pin(pin) => step_or_leave(host, &mut self.work, pin),
-            // No invalidation waits longer than for this one step.
+            // An invalidation waits for this one step at most.
             Hold::Sections | Hold::Look => step_or_leave(host, &mut self.work, &reader.enter()),
             // What comes after the SPIN needs the pin that it gave back.
             Hold::Spin => None,
@@ -189,7 +189,7 @@ impl Running {
         match step {
             Step::Done => self.leave(Leaves::Finished(JobOutcome::Done)),
             Step::Error(error) => self.leave(Leaves::Finished(JobOutcome::Failed(error))),
-            // Cannot come of a pin that holds the whole working set; if it does, the miss is real.
+            // Impossible under a pin of the whole working set; if it happens, the miss is real.
             Step::Missing(missing) => {
                 let ahead = reader.missing_ahead(&self.work.job.comes_next(), missing);
                 self.leave(Leaves::Faulted { missing, ahead })
@@ -203,7 +203,7 @@ impl Running {
         }
     }
 
-    /// What takes the job off at the end of a step.
+    /// What preempts the job at the end of a step.
     fn interrupted(&self, host: &impl EngineHost) -> Option<Leaves> {
         if self.is_evicted() {
             return Some(Leaves::Evicted);
@@ -214,7 +214,7 @@ impl Running {
         (self.steps >= SLICE_STEPS && host.is_wanted()).then_some(Leaves::SliceOver)
     }
 
-    /// The job holds its engine, whoever asks; but what it has pinned it gives back, for it touches no memory.
+    /// The job keeps its engine although it has to leave. It gives its pin back, for it touches no memory.
     fn overstay(mut self, host: &impl EngineHost) -> ControlFlow<Left, Self> {
         if self.is_evicted() || host.must_leave(&self.work) {
             self.hold = Hold::Spin;
@@ -230,7 +230,7 @@ impl Running {
         matches!(&self.hold, Hold::Pin(pin) if pin.evicted())
     }
 
-    /// The pin goes before anybody hears of it.
+    /// Releases the pin before anything learns that the job has left.
     fn leave(self, leaves: Leaves) -> ControlFlow<Left, Self> {
         drop(self.hold);
         leave(self.work, leaves)
@@ -247,7 +247,7 @@ impl Running {
     }
 }
 
-/// A step of the job, over memory that is held. `None`: it has to leave.
+/// A step of the job, over memory that is held. `None`: the job has to leave.
 fn step_or_leave(
     host: &mut impl EngineHost,
     work: &mut ScheduledJob,
@@ -261,7 +261,7 @@ fn leave(mut work: ScheduledJob, leaves: Leaves) -> ControlFlow<Left, Running> {
     ControlFlow::Break(Left { work, leaves })
 }
 
-/// The memory of a step that has none: every access is a bug of ours, and fails.
+/// The memory of a step that has none: every access is a bug of MirrorGPU, and fails.
 struct NoMemory;
 
 impl NoMemory {

@@ -13,7 +13,7 @@ use crate::jobs::working_set::WorkingSet;
 use crate::mmu::{JobMemory, MemoryError, Missing, PinRange, SeededBug};
 use crate::telemetry::names::JobName;
 
-/// Which job: never the same twice in the life of a device, resets included.
+/// A job's number: unique in the life of a device, across resets too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct JobId(pub(crate) u64);
@@ -30,49 +30,49 @@ impl JobId {
     }
 }
 
-/// What a step is done with.
+/// The inputs of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StepContext {
     /// The device's time: the same for all engines, and it never goes back.
     pub now: Duration,
-    /// How long the device has been running: what a WAIT or a SPIN takes is measured in it. It stands still while the
-    /// device is stopped.
+    /// How long the device has been running. WAITs and SPINs are measured in it; it stands still while the device is
+    /// stopped.
     pub running: Duration,
-    /// Bytes that the step may move, about.
+    /// About how many bytes the step may move.
     pub budget: usize,
 }
 
-/// A step of work that takes no notice of the time.
+/// A step that does not use the time.
 impl From<usize> for StepContext {
     fn from(budget: usize) -> Self {
         Self { now: Duration::ZERO, running: Duration::ZERO, budget }
     }
 }
 
-/// What came of a step.
+/// The result of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// The job is at its end.
+    /// The job has ended.
     Done,
-    /// The budget is used up, or somebody else has the image: more is to do.
+    /// The budget is used up, or another thread has the image: there is more to do.
     Yield,
-    /// It holds the engine, without touching memory, until its time is over: look again soon.
+    /// It keeps the engine without touching memory until its time is over: poll again soon.
     Spinning {
-        /// It does not leave for others, only when the engine itself has to stop.
+        /// It leaves only when the engine itself has to stop, not for other jobs.
         stubborn: bool,
     },
-    /// A value in memory is not yet what it waits for: somebody else may have the engine.
+    /// A value in memory is not yet what it waits for: another job may have the engine.
     Waiting {
-        /// When it gives up: how long the device will have been running then.
+        /// When it times out, as a running time of the device.
         until: Duration,
     },
-    /// There is no mapping for what comes next. The job goes on from there once there is one.
+    /// The next bytes are not mapped. The job goes on from there once they are.
     Missing(Missing),
     /// The job cannot go on.
     Error(JobError),
 }
 
-/// Why a job did not come to its end.
+/// Why a job failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JobError {
     /// The front-end refused a mapping that the job needs.
@@ -81,7 +81,7 @@ pub enum JobError {
     /// A mapping did not come in time.
     #[error("Range {0} was not answered in time")]
     TimedOut(Missing),
-    /// There is no back-end channel to ask for a mapping on.
+    /// There is no back-end channel to request a mapping on.
     #[error(
         "Range {0} cannot be asked for: the front-end has closed the back-end channel, or never sent one"
     )]
@@ -89,13 +89,13 @@ pub enum JobError {
     /// What it used was mapped to other memory before its end.
     #[error("Range {0} was mapped to other memory while the job used it")]
     Moved(Missing),
-    /// The job was taken off its engine, for what it used is gone.
+    /// The job was killed because its resource or context is gone.
     #[error("The job was killed")]
     Killed,
-    /// Its context is lost, or was destroyed, before its turn came.
+    /// Its context was lost or destroyed before its turn.
     #[error("The context of the job is lost")]
     ContextLost,
-    /// A WAIT was over its time.
+    /// A WAIT timed out.
     #[error("Packet {packet} (WAIT) has waited in vain")]
     WaitTimedOut {
         /// The packet, counted from 0.
@@ -107,10 +107,10 @@ pub enum JobError {
         /// The packet, counted from 0.
         packet: usize,
     },
-    /// The job touched memory that it did not ask for: a bug of ours.
+    /// The job touched memory that it did not declare: a bug of MirrorGPU.
     #[error("The job touched memory that it did not ask for")]
     Memory(#[source] MemoryError),
-    /// The job wanted to write past its image: a bug of ours.
+    /// The job tried to write past its image: a bug of MirrorGPU.
     #[error("The job left its image")]
     OutsideImage,
 }
@@ -118,20 +118,20 @@ pub enum JobError {
 /// How a job ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JobOutcome {
-    /// Its last step said [`Step::Done`].
+    /// Its last step returned [`Step::Done`].
     Done,
-    /// It cannot, or may not, go on.
+    /// It could not go on, or was not allowed to.
     Failed(JobError),
 }
 
 /// How a job is treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Treatment {
-    /// Whose job it is; a transfer is nobody's.
+    /// Its context; a transfer has none.
     pub(crate) context: Option<u32>,
-    /// What an invalidation means to it.
+    /// How invalidations treat it.
     pub(crate) mode: Mode,
-    /// Whose turn it is before it.
+    /// Its scheduling priority.
     pub(crate) priority: Priority,
 }
 
@@ -144,7 +144,7 @@ enum JobKind {
     Program(Box<Execution>),
 }
 
-/// A job. Whoever has it gives it back with [`Device::job_finished`](crate::gpu::device::Device::job_finished).
+/// A job. Its owner gives it back with [`Device::job_finished`](crate::gpu::device::Device::job_finished).
 #[derive(Debug)]
 #[must_use = "somebody waits for the end of this job"]
 pub struct Job {
@@ -165,27 +165,27 @@ impl Job {
         Self { id, treatment, work: JobKind::Program(Box::new(program)) }
     }
 
-    /// Which job this is.
+    /// Its number.
     pub fn id(&self) -> JobId {
         self.id
     }
 
-    /// Whose job it is; a transfer is nobody's.
+    /// Its context; a transfer has none.
     pub fn context(&self) -> Option<u32> {
         self.treatment.context
     }
 
-    /// What an invalidation means to it.
+    /// How invalidations treat it.
     pub fn mode(&self) -> Mode {
         self.treatment.mode
     }
 
-    /// Whose turn it is before it.
+    /// Its scheduling priority.
     pub fn priority(&self) -> Priority {
         self.treatment.priority
     }
 
-    /// The packet that it has come to, counted from 0; a transfer has none.
+    /// The packet that it has reached, counted from 0; a transfer has none.
     pub fn packet(&self) -> Option<usize> {
         match &self.work {
             JobKind::Transfer(_) => None,
@@ -203,8 +203,8 @@ impl Job {
         JobName { id: self.id, context, mode, priority, operands }
     }
 
-    /// What it still has to touch: ranges in order, merged where no page lies between them. A pin of these covers
-    /// every step to come.
+    /// What it still has to touch: ranges in order, merged where no page lies between them. A pin of these covers all
+    /// later steps.
     pub fn working_set(&self) -> Vec<PinRange> {
         match &self.work {
             JobKind::Transfer(transfer) => transfer.working_set(),
@@ -212,7 +212,7 @@ impl Job {
         }
     }
 
-    /// What it touches from its first step to its end, in a few numbers. Asked for before the first step.
+    /// What it touches from its first step to its end, in compact form. Called before the first step.
     pub(crate) fn touches(&self) -> Arc<WorkingSet> {
         match &self.work {
             JobKind::Transfer(transfer) => Arc::new(transfer.touches()),
@@ -220,7 +220,7 @@ impl Job {
         }
     }
 
-    /// What the packet that it has come to touches; of a transfer, all that is left.
+    /// What its current packet touches; for a transfer, all that is left.
     pub fn comes_next(&self) -> Vec<PinRange> {
         match &self.work {
             JobKind::Transfer(transfer) => transfer.working_set(),
@@ -228,27 +228,27 @@ impl Job {
         }
     }
 
-    /// Whether others can learn from memory how far it has come, before its end: by a SIGNAL, an ATOMIC, or a user fence.
+    /// Whether others can observe its progress in memory before its end: by a SIGNAL, an ATOMIC, or a user fence.
     pub(crate) fn tells_by_memory(&self) -> bool {
         matches!(&self.work, JobKind::Program(program) if program.tells_by_memory())
     }
 
-    /// Whether what comes next holds the engine without touching memory.
+    /// Whether its next packet keeps the engine without touching memory.
     pub fn is_spinning(&self) -> bool {
         matches!(&self.work, JobKind::Program(program) if program.is_spinning())
     }
 
-    /// Whether it has come to a WAIT, and so needs no more than a word of memory until that holds.
+    /// Whether it has reached a WAIT, and so needs only one word of memory until that holds.
     pub fn is_waiting(&self) -> bool {
         matches!(&self.work, JobKind::Program(program) if program.is_waiting())
     }
 
-    /// Whether it is to end at its next step.
+    /// Whether it has to fail at its next step.
     pub fn is_cancelled(&self) -> bool {
         matches!(&self.work, JobKind::Program(program) if program.is_cancelled())
     }
 
-    /// Goes on for about `budget` bytes: a step is bounded, never blocks and takes no lock that anybody waits under.
+    /// Goes on for about `budget` bytes. A step is bounded, never blocks, and takes no lock under which a thread waits.
     pub fn step(&mut self, memory: &impl JobMemory, context: impl Into<StepContext>) -> Step {
         let context = context.into();
         match &mut self.work {
@@ -257,14 +257,14 @@ impl Job {
         }
     }
 
-    /// Takes the seeded bug "signal before write" into effect: the values that tell of its progress are there before it.
+    /// Applies the seeded bug "signal before write": writes the values that signal its progress before that is made.
     pub fn signal_early(&self, memory: &impl JobMemory, why: SeededBug) {
         if let JobKind::Program(program) = &self.work {
             program.signal_early(memory, why);
         }
     }
 
-    /// It cannot go on. `Ok`: it is to be stepped on, to tell of its end in memory. `Err`: this is its end.
+    /// It cannot go on. `Ok`: it still has to be stepped, to write its user fence. `Err`: it has ended.
     pub(crate) fn fail(&mut self, error: JobError) -> Result<(), JobError> {
         match &mut self.work {
             JobKind::Transfer(_) => Err(error),
@@ -272,14 +272,14 @@ impl Job {
         }
     }
 
-    /// It is off its engine.
+    /// It has left its engine.
     pub(crate) fn left_engine(&mut self) {
         if let JobKind::Program(program) = &mut self.work {
             program.left_engine();
         }
     }
 
-    /// The program that it executes, for an oracle that compares it with what was submitted.
+    /// The program that it executes, for an oracle that compares it with the submitted one.
     #[cfg(any(test, feature = "test-utils"))]
     pub(crate) fn program_of(&self) -> Option<&job_stream::Program> {
         match &self.work {
@@ -288,7 +288,7 @@ impl Job {
         }
     }
 
-    /// Takes the seeded bug "skip a kill" into effect: it forgets that it is to end.
+    /// Applies the seeded bug "skip a kill": the job forgets that it was cancelled.
     #[cfg(any(test, feature = "test-utils"))]
     pub(crate) fn skip_kill(&self, _why: SeededBug) {
         if let JobKind::Program(program) = &self.work {

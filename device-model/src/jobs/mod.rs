@@ -1,10 +1,10 @@
-//! Work over guest memory, from submission to its end: a [`job`] is a resumable value, an [`engine`] steps it, the
-//! [`schedule`] says which one is next and where the others wait, the [`scheduler`] shares that between threads.
-//! [`program`] interprets a job stream, [`operands`] is the memory that a stream names, [`transfer`] is the 2D copy.
-//! [`working_set`] says in a few numbers what a job may touch, as [`offsets`] of a [`backing`]. Knows nothing of commands,
-//! of rings, or of the front-end.
+//! Work on guest memory, from submission to completion. A [`job`] is a resumable value, an [`engine`] steps it, the
+//! [`schedule`] decides which one is next and where the others wait, the [`scheduler`] shares the schedule between
+//! threads. [`program`] interprets a job stream, [`operands`] is the memory that a stream names, [`transfer`] is the 2D
+//! copy. A [`working_set`] describes compactly what a job may touch, as [`offsets`] of a [`backing`]. Knows nothing of
+//! commands, of rings, or of the front-end.
 
-// A guest's numbers neither make this code panic nor count past the end of a type. Exceptions name their reason.
+// Guest-controlled numbers must not make this code panic or overflow. Exceptions state their reason.
 #![cfg_attr(
     not(test),
     deny(

@@ -12,7 +12,7 @@
 
 use crate::addr::PAGE_SIZE;
 
-/// Neighbouring bytes of a backing: both ends belong to it.
+/// Contiguous bytes of a backing, with both ends included.
 ///
 /// INVARIANT: `first` is not above `last`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,7 +22,7 @@ pub(crate) struct Offsets {
 }
 
 impl Offsets {
-    /// The bytes from `first` to `last`; `None` if `last` lies below `first`.
+    /// The bytes from `first` to `last`; `None` if `last` is below `first`.
     pub(crate) fn inclusive(first: u64, last: u64) -> Option<Self> {
         (first <= last).then_some(Self { first, last })
     }
@@ -33,9 +33,9 @@ impl Offsets {
     }
 }
 
-/// Sorts, and joins what touches.
+/// Sorts, and joins what touches or overlaps.
 pub(crate) fn joined(mut all: Vec<Offsets>) -> Vec<Offsets> {
-    // Stable: what is a few sorted lists one after the other takes this sort hardly longer than one list.
+    // The stable sort takes little longer for a few sorted lists in a row than for one list.
     all.sort();
     let mut joined: Vec<Offsets> = Vec::new();
     for next in all {
@@ -47,23 +47,23 @@ pub(crate) fn joined(mut all: Vec<Offsets>) -> Vec<Offsets> {
     joined
 }
 
-/// A set of bytes of a backing, as pieces in order of which no two touch.
+/// A set of bytes of a backing: pieces in order, no two of which touch.
 #[derive(Clone, Debug)]
 pub(crate) enum OffsetSet {
-    /// These.
+    /// Explicit pieces.
     Pieces(Box<[Offsets]>),
     /// The rows of a rectangle.
     Rows(Rows),
 }
 
-/// Pieces of one length at one distance from each other.
+/// Pieces of equal length at equal distances.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rows {
-    /// The first.
+    /// The first row.
     pub(crate) row: Offsets,
-    /// From the beginning of one to that of the next. It is more than the length of a row.
+    /// From the start of one row to that of the next. It is more than the length of a row.
     pub(crate) stride: u64,
-    /// How many there are.
+    /// The number of rows.
     pub(crate) count: u64,
 }
 
@@ -78,19 +78,19 @@ impl Rows {
         offset.saturating_sub(self.row.last).div_ceil(self.stride.max(1))
     }
 
-    /// The last row that begins at this byte or before; `None`: none does.
+    /// The last row that begins at or before this byte; `None`: none does.
     fn last_from(&self, offset: u64) -> Option<u64> {
         let rows = offset.checked_sub(self.row.first)?.checked_div(self.stride)?;
         Some(rows.min(self.count.checked_sub(1)?))
     }
 
-    /// Whether no page has room between two rows.
+    /// Whether the gap between two rows is less than a page.
     fn is_dense(&self) -> bool {
         let len = self.row.last.saturating_sub(self.row.first).saturating_add(1);
         self.stride.saturating_sub(len) < PAGE_SIZE
     }
 
-    /// From the first byte of rows in `within` to the last one.
+    /// From the first byte of a row in `within` to the last one.
     fn outline(&self, within: Offsets) -> Option<Offsets> {
         let first = self.get(self.first_up_to(within.first))?.intersection(within)?;
         let last = self.get(self.last_from(within.last)?)?.intersection(within)?;
@@ -105,12 +105,12 @@ impl Default for OffsetSet {
 }
 
 impl OffsetSet {
-    /// The set of all these bytes.
+    /// The set of these bytes.
     pub(crate) fn new(all: Vec<Offsets>) -> Self {
         Self::Pieces(joined(all).into())
     }
 
-    /// How many pieces [`Self::outline`] has.
+    /// The number of pieces of [`Self::outline`].
     pub(crate) fn len(&self) -> usize {
         match self {
             Self::Pieces(pieces) => pieces.len(),
@@ -119,14 +119,14 @@ impl OffsetSet {
         }
     }
 
-    /// Pieces, in order, that hold all of the set; where they hold more, that is less than a page in one place.
+    /// Pieces, in order, that contain the set; where they contain more, that is less than a page in one place.
     pub(crate) fn outline(&self) -> impl Iterator<Item = Offsets> + '_ {
         self.within(Offsets { first: 0, last: u64::MAX })
     }
 
-    /// What of the set lies in `within`, piece by piece; where the pieces hold more than the set, that is between two
-    /// bytes of it, and less than a page in one place. So if these bytes are neighbours in memory, the pieces lie on the
-    /// pages on which the set lies. Costs a search and what is found.
+    /// The part of the set in `within`, piece by piece. Where the pieces contain more than the set, the excess lies
+    /// between two bytes of the set and is less than a page in one place. So if these bytes are contiguous in memory,
+    /// the pieces lie on the same pages as the set. Costs a search plus the length of the result.
     pub(crate) fn within(&self, within: Offsets) -> impl Iterator<Item = Offsets> + '_ {
         let (pieces, rows, dense): (&[Offsets], _, _) = match self {
             Self::Pieces(pieces) => {

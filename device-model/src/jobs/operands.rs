@@ -1,5 +1,5 @@
-//! The operands of a program, resolved: which backing each space stands for, and which guest memory that makes. Judges
-//! at submission whether each operand lies in its resource; afterwards a program only names what it may touch.
+//! The operands of a program, resolved: the backing of each space, and the guest memory that operands name in it.
+//! Checks at submission that each operand lies in its resource; afterwards a program names only what it may touch.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::jobs::transfer::merged;
 use crate::jobs::working_set::{BackingPart, WorkingSet};
 use crate::mmu::PinRange;
 
-/// A resource as a space: its bytes, and what backs them.
+/// A resource as a space: its length, and its backing.
 #[derive(Clone, Debug)]
 pub(crate) struct Space {
     pub(crate) bytes: u64,
@@ -26,15 +26,15 @@ pub(crate) struct Space {
 pub(crate) struct Operands {
     program: Program,
     spaces: BTreeMap<u32, Space>,
-    /// What all packets touch, once for all who want to know it.
+    /// What all packets touch, computed once and shared.
     touches: Arc<WorkingSet>,
 }
 
-/// Bytes of spaces, by what is done to them.
+/// Bytes of spaces, by space and access.
 type Wanted = BTreeMap<(u32, Access), Vec<Offsets>>;
 
 impl Operands {
-    /// Resolves all operands; `find` gives the resource of a space. Nothing of a program that is refused is kept.
+    /// Resolves all operands; `find` gives the resource of a space. A refused program leaves nothing behind.
     pub(crate) fn new(
         program: Program,
         find: impl Fn(u32) -> Result<Space, CommandError>,
@@ -57,7 +57,7 @@ impl Operands {
         &self.program
     }
 
-    /// The packet that names the user fence, if there is one.
+    /// The packet that names the user fence, if any.
     pub(crate) fn fence(&self) -> Option<&Context> {
         match self.program.packets().first() {
             Some(Packet::Context(context)) if context.fence.is_some() => Some(context),
@@ -72,7 +72,7 @@ impl Operands {
 
     /// What the packets from `first` on touch, and the user fence.
     ///
-    /// Ranges of a space are joined before they are looked up, so that the work is bounded by operands and entries,
+    /// Ranges of a space are joined before they are looked up, so that the work is bounded by operands plus entries,
     /// not by their product.
     pub(crate) fn working_set(&self, first: usize) -> Vec<PinRange> {
         let operands = self.program.operands();
@@ -129,7 +129,7 @@ impl Operands {
     }
 }
 
-/// Sorts the bytes that operands name by their spaces and by what is done to them.
+/// Groups the bytes that operands name by space and access.
 fn wanted(operands: impl Iterator<Item = Operand>) -> Wanted {
     let mut wanted = Wanted::new();
     for operand in operands {
@@ -146,7 +146,7 @@ fn wanted(operands: impl Iterator<Item = Operand>) -> Wanted {
     wanted
 }
 
-/// Whether the operand lies in its resource, and, if it is one value, in one aligned piece.
+/// Whether the operand lies in its resource, and, if it is a single value, in one aligned piece.
 fn check(space: &Space, packet: usize, operand: &Operand) -> Result<(), CommandError> {
     let Operand { field, range, is_value, .. } = *operand;
     let outside = CommandError::OperandOutside { packet, field, range, bytes: space.bytes };

@@ -1,8 +1,8 @@
-//! The executor of a job stream: a verified program, resumable after every piece of a packet. Knows what each packet
-//! does, where its operands lie in the guest and how far it has come; knows nothing of contexts, queues or pins.
+//! The executor of a job stream: a verified program that can be resumed after every piece of a packet. Knows what each
+//! packet does, where its operands lie in the guest and how far it has come; knows nothing of contexts, queues or pins.
 //!
 //! What must happen exactly once (SIGNAL, TIMESTAMP, both halves of ATOMIC, the user fence) is one access, and the
-//! place in the program moves on in the same step. All else may be done again after a miss.
+//! program counter advances in the same step. Everything else may be repeated after a miss.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
@@ -17,13 +17,13 @@ use crate::jobs::working_set::WorkingSet;
 use crate::mmu::{AtomicOperation, JobMemory, MemoryError, PinRange, SeededBug, Width};
 use crate::telemetry::names::{OPERANDS, OperandName};
 
-/// What a packet costs of a step's budget at the least.
+/// The least that a packet costs of a step's budget.
 const PACKET_COST: usize = 256;
 
-/// Bytes that go through the engine's hands in one piece.
+/// The most bytes that are handled in one piece.
 const PIECE: usize = 16 << 10;
 
-/// On-engine time after which a SPIN that is wedged is taken off by force.
+/// Time on the engine after which a wedged SPIN is removed by force.
 pub(crate) const WEDGE: Duration = Duration::from_millis(100);
 
 /// A program that is being executed.
@@ -31,7 +31,7 @@ pub(crate) const WEDGE: Duration = Duration::from_millis(100);
 pub(crate) struct Execution {
     operands: Operands,
     state: StreamPosition,
-    /// The longest WAIT.
+    /// The timeout of a WAIT.
     patience: Duration,
     cancelled: Arc<AtomicBool>,
 }
@@ -39,33 +39,33 @@ pub(crate) struct Execution {
 /// How far it has come.
 #[derive(Debug, Default)]
 struct StreamPosition {
-    /// The packet.
+    /// The current packet.
     packet: usize,
     /// Bytes of it that are done.
     done: u64,
-    /// Of CHECKSUM: so far.
+    /// CHECKSUM: the value so far.
     crc: Crc32c,
-    /// Of ATOMIC: the value that its first half found.
+    /// ATOMIC: the value that its first half read.
     old: Option<u64>,
-    /// Of WAIT: when it looked first, in running time, as are the next two.
+    /// WAIT: when it first polled. In running time, like the next two.
     since: Option<Duration>,
-    /// Of SPIN: time spent on the engine, and when that was counted last.
+    /// SPIN: time spent on the engine, and when it was last counted.
     spent: Duration,
     counted: Option<Duration>,
-    /// It has failed, and only its user fence is to be written yet.
+    /// The job has failed, and only has to write its user fence.
     failed: Option<JobError>,
     bytes: u64,
 }
 
-/// What came of a piece of a packet.
+/// The result of one piece of a packet.
 enum Piece {
     /// The packet is done.
     Packet,
-    /// So many bytes of it are.
+    /// This many bytes of it are done.
     Bytes(usize),
-    /// It holds the engine.
+    /// It keeps the engine.
     Spins { stubborn: bool },
-    /// It leaves the engine until it looks again.
+    /// It leaves the engine until its next poll.
     Waits { until: Duration },
 }
 
@@ -84,12 +84,12 @@ impl From<MemoryError> for Stop {
 }
 
 impl Execution {
-    /// The execution of a program over these operands; a WAIT takes no longer than `patience`.
+    /// The execution of a program over these operands; a WAIT times out after `patience`.
     pub(crate) fn new(operands: Operands, patience: Duration) -> Self {
         Self { operands, state: StreamPosition::default(), patience, cancelled: Arc::default() }
     }
 
-    /// Turned true, it makes the job fail at its next step.
+    /// Setting it makes the job fail at its next step.
     pub(crate) fn cancellation(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.cancelled)
     }
@@ -100,13 +100,13 @@ impl Execution {
         self.operands.program()
     }
 
-    /// Whether it is to fail at its next step.
+    /// Whether it has to fail at its next step.
     pub(crate) fn is_cancelled(&self) -> bool {
-        // ORDERING: a request, looked at again at every step.
+        // ORDERING: a request; each step reads it again.
         self.cancelled.load(Ordering::Relaxed)
     }
 
-    /// The packet that it has come to.
+    /// The packet that it has reached.
     pub(crate) fn packet(&self) -> usize {
         self.state.packet
     }
@@ -124,7 +124,7 @@ impl Execution {
         }
     }
 
-    /// As [`Self::working_set`] before the first step, in a few numbers.
+    /// As [`Self::working_set`] before the first step, in compact form.
     pub(crate) fn touches(&self) -> Arc<WorkingSet> {
         match self.state.failed {
             None => self.operands.touches(),
@@ -132,7 +132,7 @@ impl Execution {
         }
     }
 
-    /// What the packet that it has come to touches.
+    /// What its current packet touches.
     pub(crate) fn comes_next(&self) -> Vec<PinRange> {
         match self.state.failed {
             None => self.operands.of_packet(self.state.packet),
@@ -140,13 +140,13 @@ impl Execution {
         }
     }
 
-    /// Whether others can learn from memory how far it has come.
+    /// Whether others can observe its progress in memory.
     pub(crate) fn tells_by_memory(&self) -> bool {
         let tells = |packet: &Packet| matches!(packet, Packet::Signal(_) | Packet::Atomic(_));
         self.operands.fence().is_some() || self.operands.program().packets().iter().any(tells)
     }
 
-    /// What its packets name: the first few.
+    /// The first few operands that its packets name.
     pub(crate) fn operand_names(&self) -> Vec<OperandName> {
         let program = self.operands.program();
         let name = |(packet, operand): (usize, Operand)| {
@@ -158,13 +158,13 @@ impl Execution {
         program.operands().filter_map(name).take(OPERANDS).collect()
     }
 
-    /// The packet that it has come to needs no memory.
+    /// Its current packet needs no memory.
     pub(crate) fn is_spinning(&self) -> bool {
         self.state.failed.is_none()
             && matches!(self.operands.program().packets().get(self.state.packet), Some(Packet::Spin(_)))
     }
 
-    /// It has come to a WAIT: until that holds it needs one word. What touches no memory before that is passed over.
+    /// It has reached a WAIT, not counting packets that touch no memory, and needs only one word until that holds.
     pub(crate) fn is_waiting(&self) -> bool {
         let passed =
             |packet: &&Packet| matches!(packet, Packet::Nop(_) | Packet::Context(_) | Packet::Barrier(_));
@@ -172,13 +172,13 @@ impl Execution {
         self.state.failed.is_none() && matches!(packets.next(), Some(Packet::Wait(_)))
     }
 
-    /// It is off its engine: time does not count for SPIN any more.
+    /// It has left its engine: time no longer counts for SPIN.
     pub(crate) fn left_engine(&mut self) {
         self.state.counted = None;
     }
 
-    /// Ends it with an error: from now on it only writes its user fence. `Err`: it has none, or cannot do even that,
-    /// and is at its end with this.
+    /// Fails it with an error: from now on it only writes its user fence. `Err`: it has no fence or cannot write it, so
+    /// it ends with this error.
     pub(crate) fn fail(&mut self, error: JobError) -> Result<(), JobError> {
         match self.state.failed {
             Some(first) => Err(first),
@@ -190,7 +190,7 @@ impl Execution {
         }
     }
 
-    /// The seeded bug: what SIGNALs and the user fence say is true only later.
+    /// The seeded bug: SIGNALs and the user fence are written before what they announce.
     pub(crate) fn signal_early(&self, memory: &impl JobMemory, _why: SeededBug) {
         let later = self.operands.program().packets().iter().skip(self.state.packet);
         let signals = later.filter_map(|packet| match packet {
@@ -199,14 +199,14 @@ impl Execution {
         });
         let fence = self.operands.fence().and_then(|context| Some((context.fence?, true, context.done)));
         for (at, wide, value) in signals.chain(fence) {
-            // What is missing is told in time.
+            // What is missing now is reported when the packet is executed.
             let _ = store(&self.operands, memory, at, (wide, value));
         }
     }
 
     /// Goes on for about `context.budget` bytes.
     pub(crate) fn step(&mut self, memory: &impl JobMemory, context: StepContext) -> Step {
-        // A step of its own, also for a job that spins: its fence is for a step that has memory.
+        // A step of its own, also for a job that spins: the fence needs a step that has memory.
         if self.is_cancelled() && self.state.failed.is_none() {
             return self.broken(JobError::Killed);
         }
@@ -219,8 +219,8 @@ impl Execution {
                 Ok(Piece::Packet) => {
                     self.state.next_packet();
                     left = left.saturating_sub(PACKET_COST);
-                    // A step that begins with a SPIN has no memory, and one that looks at a WAIT none that is behind it:
-                    // what follows is for the next step.
+                    // A step that begins with a SPIN has no memory, and one that polls a WAIT none beyond it: what
+                    // follows is for the next step.
                     if matches!(packet, Packet::Spin(_) | Packet::Wait(_)) {
                         return Step::Yield;
                     }
@@ -241,7 +241,7 @@ impl Execution {
         packets.filter(|_| self.state.failed.is_none()).cloned()
     }
 
-    /// The job fails by itself: its fence is written in the steps to come.
+    /// The job fails by itself: the next steps write its fence.
     fn broken(&mut self, error: JobError) -> Step {
         match self.fail(error) {
             Ok(()) => Step::Yield,
@@ -271,7 +271,7 @@ impl StreamPosition {
         *self = Self { packet: packet.saturating_add(1), failed, bytes, ..Self::default() };
     }
 
-    /// Does a piece of `packet`: at most `context.budget` bytes. A WAIT takes no longer than `patience`.
+    /// Executes a piece of `packet`: at most `context.budget` bytes. A WAIT times out after `patience`.
     fn execute(
         &mut self,
         packet: &Packet,
@@ -283,7 +283,7 @@ impl StreamPosition {
         match packet {
             Packet::Nop(_) | Packet::Context(_) => Ok(Piece::Packet),
             Packet::Barrier(_) => {
-                // ORDERING: the packet's promise: everything before it is visible before anything behind it.
+                // ORDERING: the packet's promise: everything before it is visible before anything after it.
                 fence(Ordering::SeqCst);
                 Ok(Piece::Packet)
             }
@@ -400,10 +400,10 @@ impl StreamPosition {
         Ok(Piece::Waits { until })
     }
 
-    /// Counts the time since it was looked at last, if the job has been on its engine since.
+    /// Counts the time since the last reading, if the job has been on its engine since.
     fn spin(&mut self, spin: &Spin, now: Duration) -> Executed {
         let before = self.counted.unwrap_or(now);
-        // A stop in the middle of its reading may have it too early.
+        // A stop while the clock was read may make this reading too early.
         let now = now.max(before);
         self.counted = Some(now);
         self.spent = self.spent.saturating_add(now.saturating_sub(before));
@@ -419,7 +419,7 @@ impl StreamPosition {
     fn run(&self, operands: &Operands, range: Range, left: usize) -> Option<(Iova, usize)> {
         let rest = range.length.checked_sub(self.done).filter(|rest| *rest > 0)?;
         let (at, in_entry) = operands.locate(range.at().plus(self.done))?;
-        // A page at a time, so that what a miss makes us do again is little.
+        // One page at a time, so that little has to be repeated after a miss.
         let to_page_end = PAGE_SIZE.saturating_sub(at.page_offset());
         let in_piece = if in_entry > to_page_end { to_page_end } else { in_entry };
         let len = rest.min(in_piece).min(PIECE as u64);

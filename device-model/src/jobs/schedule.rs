@@ -1,8 +1,8 @@
-//! Which job an engine takes next, and where jobs wait. A parked job holds no section and no pin (I4): it is a
-//! value in a map, until every page that it waits for is answered or the invalidation in its way has ended.
+//! Which job an engine takes next, and where jobs wait. A parked job holds no section and no pin (I4): it is a value in
+//! a map until every page that it waits for is answered, or the invalidation in its way has ended.
 //!
-//! A state machine of values: whoever shares it between threads puts a lock around it and wakes the engines. Knows
-//! nothing of threads, of the mirror, or of how a miss is asked for.
+//! A state machine of values. A caller that shares it between threads puts a lock around it and wakes the engines.
+//! Knows nothing of threads, of the mirror, or of how a miss is requested.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -34,23 +34,23 @@ pub use wait::{JobWait, pages_of};
 #[derive(Debug)]
 #[must_use = "somebody waits for the end of this job"]
 pub struct ScheduledJob {
-    /// What is to be done.
+    /// The work.
     pub job: Job,
     /// How often an invalidation came between the answers to its misses and its pin.
     pub pin_attempts: u32,
-    /// The first page that its last pin lacked.
+    /// The first page that was missing at its last pin.
     pub missed: Option<Iova>,
-    /// The answer to a miss of it was no: an engine ends the job with this.
+    /// A miss of it was refused: an engine ends the job with this error.
     pub failed: Option<JobError>,
-    /// How many invalidations had ended when an engine took it: before any pin of it was tried.
+    /// How many invalidations had ended when an engine took it, before any attempt to pin.
     seen: u64,
-    /// How often everything had been discarded when it was submitted.
+    /// The schedule's generation when it was submitted.
     generation: u64,
-    /// How often its WAIT has looked in vain since it was last told to look.
+    /// How often its WAITs have polled in vain: the interval between polls grows with it.
     looks: u32,
-    /// It has done something.
+    /// It has executed something.
     pub(crate) stepped: bool,
-    /// It is done, and was parked once more to see whether its memory was still its own.
+    /// It is done, and was parked once more to check whether its memory was unmapped under it.
     pub(crate) checked: bool,
 }
 
@@ -70,13 +70,13 @@ impl ScheduledJob {
         }
     }
 
-    /// How often everything had been discarded when it was submitted (see [`Schedule::generation`]).
+    /// The schedule's generation when it was submitted (see [`Schedule::generation`]).
     pub fn generation(&self) -> u64 {
         self.generation
     }
 }
 
-/// A job that an engine is done with.
+/// A job that has ended.
 #[derive(Debug)]
 #[must_use = "somebody waits for the end of this job"]
 pub struct FinishedJob {
@@ -86,44 +86,44 @@ pub struct FinishedJob {
     pub outcome: JobOutcome,
 }
 
-/// What an engine is to do next.
+/// What an engine does next.
 #[derive(Debug)]
 pub enum Turn {
-    /// This.
+    /// Run this job.
     Run(ScheduledJob),
-    /// Wait until something changes: nothing is ready, or the device is paused.
+    /// Sleep until something changes: nothing is ready, or the device is paused.
     Wait,
-    /// End: the device closes.
+    /// End the thread: the device closes.
     Close,
 }
 
-/// What is to be done about a job that has left an engine.
+/// What follows for a job that has left an engine.
 #[derive(Debug)]
 pub enum Disposed {
-    /// It is at its end: the device is to be told.
+    /// It has ended: tell the device.
     Finished(FinishedJob),
-    /// It waits for translations: they are to be asked for. It is parked already, so that the answers find it.
+    /// It waits for translations: request them. It is parked already, so that the answers find it.
     Missing {
-        /// Who waits, and for which time.
+        /// The job, and which of its waits this is.
         wait: JobWait,
-        /// For what.
+        /// What it waits for.
         missing: Vec<Missing>,
-        /// To be asked for after that; it does not wait for these.
+        /// To be requested after that (prefetch); it does not wait for these.
         ahead: Vec<Missing>,
     },
-    /// It waits for its turn, or for the end of an invalidation.
+    /// It waits for its turn, for a value in memory, or for the end of an invalidation. Nothing has to be done.
     Waits,
-    /// It is from before everything was discarded: nobody waits for it any more.
+    /// It was discarded by a reset: drop it.
     Stale,
 }
 
 #[derive(Debug)]
 enum Parked {
-    /// Waits for the answers to these pages.
+    /// Waits for the answers to these pages. Holds no section and no pin, as in the other states.
     Misses { work: ScheduledJob, unanswered: Unanswered },
     /// Waits for the end of an invalidation.
     Invalidation(ScheduledJob),
-    /// Looks again at this running time whether a value in memory is what it waits for.
+    /// Waits for a value in memory, and polls it again at this running time; [`Looks`] has the poll.
     Wait { work: ScheduledJob, look: Duration },
 }
 
@@ -144,26 +144,26 @@ impl Parked {
     }
 }
 
-/// How soon a WAIT looks again at first; twice as long after each time, up to [`LONGEST_LOOK`].
+/// How soon a WAIT polls again at first; the interval doubles after each poll, up to [`LONGEST_LOOK`].
 const FIRST_LOOK: Duration = Duration::from_micros(50);
-/// How long a WAIT leaves memory unlooked at.
+/// The longest interval between two polls of a WAIT.
 const LONGEST_LOOK: Duration = Duration::from_millis(1);
 
-/// The queue of work before the engines.
+/// The queue of jobs for the engines.
 #[derive(Debug, Default)]
 pub struct Schedule {
     ready: Ready,
-    /// The device's time, and how long the device has been running in it.
+    /// The device's time, and how much of it the device has been running.
     now: Duration,
     clock: RunningClock,
     parked: BTreeMap<JobId, Parked>,
-    /// INVARIANT: those of the jobs that are parked for a WAIT.
+    /// INVARIANT: the polls of the jobs that are parked for a WAIT, and of no others.
     looks: Looks,
-    /// Each job from when an engine first took it to its end, wherever it waits in between.
+    /// Every job from its first turn to its end, wherever it waits in between.
     footprints: Footprints,
     invalidations_ended: u64,
-    /// How often jobs have waited for translations, and how often they had at the last stop or reset: nobody wants any
-    /// more what was asked for in one of those waits.
+    /// How many waits for translations there have been, and how many at the last stop or reset: requests of those
+    /// earlier waits are void.
     waits: u64,
     stale_waits: u64,
     /// How often everything was discarded.
@@ -178,30 +178,29 @@ impl Schedule {
         Self { paused: true, clock: RunningClock::paused(), ..Self::default() }
     }
 
-    /// Takes a new job.
+    /// Adds a new job.
     pub fn submit(&mut self, job: Job) {
         self.ready.push_back(ScheduledJob { generation: self.generation, ..ScheduledJob::new(job) });
     }
 
-    /// Sets the time. WAITs whose time it is to look again are ready.
+    /// Sets the time. WAITs whose next poll is due become ready.
     pub fn set_time(&mut self, now: Duration) {
         self.now = self.now.max(now);
         let due = self.looks.take_due(self.running());
         self.look(due);
     }
 
-    /// When the time is to be set next, if there is nothing else to do.
+    /// When the time has to be set next if nothing else happens.
     pub fn next_look(&self) -> Option<Duration> {
         self.clock.when(self.looks.next()?)
     }
 
-    /// How long the device has been running: what WAITs and SPINs are measured in, so that a stop costs none of them its
-    /// time.
+    /// How long the device has been running. WAITs and SPINs are measured in it, so that a stop costs them no time.
     pub fn running(&self) -> Duration {
         self.clock.running(self.now)
     }
 
-    /// The clock that [`Self::running`] is read from, for engines that read it without a lock.
+    /// The clock behind [`Self::running`], for engines that read it without the lock.
     pub(crate) fn clock(&self) -> RunningClock {
         self.clock
     }
@@ -221,26 +220,26 @@ impl Schedule {
         }
     }
 
-    /// Whether a job that has begun and not ended touches any of the range. Unlike a pin, which a job loses and takes
-    /// anew, and a section, which has no range, this says what the guest took away under a job.
+    /// Whether any job that has begun and not ended touches the range. Unlike a pin, which a job may lose and take
+    /// again, and a section, which has no range, this says what the guest unmapped under a job.
     pub fn touches(&mut self, space: SpaceId, range: ByteRange<Iova>) -> bool {
         self.footprints.touches(space, range)
     }
 
-    /// What those jobs touch of the range for which it will be found out what an invalidation of it meant. No two have a
-    /// page in common, so that what was mapped there is named once, and whole.
+    /// What those jobs touch of the range, as far as an invalidation of it will be judged. No two ranges share a page,
+    /// so each mapping there is named once, and whole.
     pub fn judged(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>> {
         self.footprints.judged(space, range)
     }
 
-    /// An invalidation takes away what was mapped like this.
+    /// An invalidation removes these mappings.
     pub fn suspect(&mut self, by: InvalidationInfo, mapped: &[MappedRange]) {
         self.footprints.suspect(by, mapped);
     }
 
-    /// The front-end has answered a MISS that these jobs wait for, or come to soon: what that says of what was taken
-    /// away under jobs. A job in *fence* mode that has worked on memory, needs more of it, and finds it moved, ends with
-    /// that: what it has done so far is of another memory.
+    /// The front-end has answered a MISS that these jobs wait for or will need soon: judges earlier invalidations by
+    /// it. A job in *fence* mode that has worked on memory, needs more of it, and finds it moved, fails: what it has
+    /// done so far was on other memory.
     pub fn reveal(&mut self, revealed: &Revealed, asked: &[JobId]) -> Vec<Judgement> {
         let Self { footprints, parked, .. } = self;
         let asked: BTreeSet<JobId> = asked.iter().copied().collect();
@@ -267,23 +266,23 @@ impl Schedule {
         judgements
     }
 
-    /// What was mapped where means nothing any more: the memory table changes, or the device stops.
+    /// Earlier mappings become meaningless: the memory table changes, or the device stops.
     pub fn forget_suspects(&mut self) {
         self.footprints.forget();
     }
 
-    /// How much was not judged because it is too much, since this was last asked: jobs, and ranges that an invalidation
-    /// took away. None of these becomes a violation.
+    /// How much was too much to be judged since the last call: jobs, and ranges that an invalidation removed. None of
+    /// these becomes a violation.
     pub fn take_unjudged(&mut self) -> u64 {
         self.footprints.take_unjudged()
     }
 
-    /// Whether engines have to give back what they have: the device is stopped, or closes.
+    /// Whether engines have to give their jobs back: the device is stopped, or closes.
     pub fn is_stopped(&self) -> bool {
         self.paused || self.closing
     }
 
-    /// How often everything was discarded: a job of another life than this has to leave its engine.
+    /// How often everything was discarded. A job of an earlier generation has to leave its engine.
     pub fn generation(&self) -> u64 {
         self.generation
     }
@@ -293,17 +292,17 @@ impl Schedule {
         self.ready() > 0
     }
 
-    /// Jobs that wait for an answer or for the end of an invalidation.
+    /// Jobs that wait for an answer, for a value in memory, or for the end of an invalidation.
     pub fn parked(&self) -> usize {
         self.parked.len()
     }
 
-    /// Jobs that no engine has.
+    /// Jobs that are not on an engine.
     pub fn waiting(&self) -> usize {
         self.ready.len().saturating_add(self.parked.len())
     }
 
-    /// Takes a job back that has left its engine.
+    /// Takes back a job that has left its engine.
     pub fn dispose(&mut self, left: Left) -> Disposed {
         let Left { work, leaves } = left;
         if work.generation != self.generation {
@@ -317,12 +316,12 @@ impl Schedule {
                     return self.park_for_misses(work, missing, Vec::new());
                 }
                 self.look_at_what_it_writes(work.job.id());
-                // Before its answer can reach the guest, who may take the memory away then.
+                // Before the response can reach the guest, which may then unmap the memory.
                 self.footprints.end(work.job.id());
                 return Disposed::Finished(FinishedJob { job: work.job, outcome });
             }
             Leaves::SliceOver => {
-                // It may have signalled meanwhile.
+                // The job may have signalled meanwhile.
                 self.look_at_what_it_writes(work.job.id());
                 self.ready.push_back(work);
             }
@@ -335,9 +334,9 @@ impl Schedule {
         Disposed::Waits
     }
 
-    /// What has to be asked for of a job that is done, because an invalidation overlapped it and no answer has said yet
-    /// what that meant: its fence waits for that, so that a driver that unmaps after the fence is never taken for one
-    /// that unmaps before it.
+    /// What has to be requested for a job that is done: pages that an invalidation took and no answer has judged yet.
+    /// The job's fence waits for that, so that a driver that unmaps after the fence is never mistaken for one that
+    /// unmaps before it.
     fn to_check(&self, work: &ScheduledJob) -> Vec<Missing> {
         if work.checked || self.paused {
             return Vec::new();
@@ -345,7 +344,7 @@ impl Schedule {
         self.footprints.to_check(work.job.id())
     }
 
-    /// Puts a job back that was taken off its engine: it is the next to go on.
+    /// Puts back a job that was preempted: it is the next to run.
     fn put_back(&mut self, work: ScheduledJob) {
         self.ready.push_front(work);
     }
@@ -359,7 +358,7 @@ impl Schedule {
     ) -> Disposed {
         let wait = JobWait { job: work.job.id(), number: self.waits };
         let unanswered = Unanswered::new(wait, &missing);
-        // A pause answers nothing any more: whatever was asked for is forgotten, and asked again.
+        // A pause drops all requests, so the job becomes ready and requests its pages again.
         if unanswered.pages() == 0 || self.paused {
             self.put_back(work);
             return Disposed::Waits;
@@ -369,7 +368,7 @@ impl Schedule {
         Disposed::Missing { wait, missing, ahead }
     }
 
-    /// Parks a job until an invalidation ends, if none has since an engine took the job.
+    /// Parks a job until an invalidation ends, unless one has ended since an engine took the job.
     fn park_for_invalidation(&mut self, work: ScheduledJob) {
         if self.invalidations_ended == work.seen {
             self.parked.insert(work.job.id(), Parked::Invalidation(work));
@@ -378,7 +377,7 @@ impl Schedule {
         }
     }
 
-    /// Parks a job until it looks again, or gives up.
+    /// Parks a job until its WAIT polls again, or times out.
     fn park_for_wait(&mut self, mut work: ScheduledJob, until: Duration) {
         let pause = FIRST_LOOK.saturating_mul(1 << work.looks.min(8)).min(LONGEST_LOOK);
         work.looks = work.looks.saturating_add(1);
@@ -387,8 +386,8 @@ impl Schedule {
         self.parked.insert(work.job.id(), Parked::Wait { work, look });
     }
 
-    /// What WAITs look at may have changed: those that use a backing that this job writes to. Others, which know its
-    /// memory by another name, look when their time has come.
+    /// What WAITs poll may have changed: those that share a backing to which this job writes poll now. Others, which
+    /// reach its memory through another resource, poll when their time comes.
     fn look_at_what_it_writes(&mut self, job: JobId) {
         for other in self.footprints.readers_of(job) {
             if let Some(Parked::Wait { look, .. }) = self.parked.get(&other) {
@@ -399,7 +398,7 @@ impl Schedule {
         }
     }
 
-    /// Makes jobs ready that WAIT.
+    /// Makes these waiting jobs ready to poll.
     fn look(&mut self, jobs: BTreeSet<(Duration, JobId)>) {
         for (_, id) in jobs {
             if let Some(parked) = self.parked.remove(&id) {
@@ -408,8 +407,7 @@ impl Schedule {
         }
     }
 
-    /// One page that a parked job waits for is answered. An answer to what it asked for in an earlier wait, or one that
-    /// it had already, is none.
+    /// One page that a parked job waits for is answered. Answers to an earlier wait, and repeated ones, are ignored.
     pub fn miss_answered(&mut self, wait: JobWait, page: MissRequest, answer: Result<(), JobError>) {
         let Some(Parked::Misses { work, unanswered }) = self.parked.get_mut(&wait.job) else { return };
         if !unanswered.answered(wait, page) {
@@ -425,13 +423,13 @@ impl Schedule {
         }
     }
 
-    /// Whether what was asked for in this wait may still be wanted: the device was not stopped or reset since. Whoever
-    /// asks the front-end for it otherwise asks for what perhaps nobody uses.
+    /// Whether requests of this wait are still valid: the device was not stopped or reset since. Requests of other
+    /// waits must not be sent to the front-end, since perhaps no job uses their pages.
     pub fn is_current(&self, wait: JobWait) -> bool {
         wait.number >= self.stale_waits
     }
 
-    /// An invalidation has ended: whoever waited for that tries again.
+    /// An invalidation has ended: jobs that waited for that try again.
     pub fn invalidation_ended(&mut self) {
         self.invalidations_ended = self.invalidations_ended.wrapping_add(1);
         self.unpark(|parked| matches!(parked, Parked::Invalidation(_)));
@@ -454,7 +452,7 @@ impl Schedule {
         self.paused = false;
     }
 
-    /// Discards every job. What an engine has comes back as [`Disposed::Stale`], and never runs again.
+    /// Discards every job. One that is on an engine comes back as [`Disposed::Stale`], and never runs again.
     pub fn discard(&mut self) {
         self.ready.clear();
         self.parked.clear();
@@ -464,12 +462,12 @@ impl Schedule {
         self.generation = self.generation.wrapping_add(1);
     }
 
-    /// Whether the engines are to end.
+    /// Whether the engines have to end.
     pub fn is_closing(&self) -> bool {
         self.closing
     }
 
-    /// Jobs that an engine would find.
+    /// Jobs that are ready.
     pub fn ready(&self) -> usize {
         if self.paused { 0 } else { self.ready.len() }
     }
@@ -479,7 +477,7 @@ impl Schedule {
         self.closing = true;
     }
 
-    /// Makes the parked jobs that `which` chooses ready, oldest first.
+    /// Makes those parked jobs ready that `which` selects, oldest first.
     fn unpark(&mut self, which: impl Fn(&Parked) -> bool) {
         if !self.parked.values().any(&which) {
             return;

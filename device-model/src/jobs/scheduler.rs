@@ -1,12 +1,11 @@
 //! The schedule of the jobs ([`schedule`](super::schedule)), shared between the session, the queue thread and the
 //! engines.
 //!
-//! Who wakes engines: [`Scheduler::publish`] alone, after each change of the schedule, as many as there is work for. A
-//! change is made through [`Scheduler::change`], or by an engine that takes its next job; nothing else has the schedule
-//! to change it.
+//! [`Scheduler::publish`] alone wakes engines, after each change of the schedule, and only as many as there is work
+//! for. The schedule changes only through [`Scheduler::change`], or when an engine takes its next job.
 //!
-//! LOCKING: one mutex, held for a few instructions and never while memory is touched. The session takes it to
-//! deliver answers, so nobody may hold it while waiting for the session.
+//! LOCKING: one mutex, held for a few instructions and never while memory is touched. The session takes it to deliver
+//! answers, so a thread must not hold it while it waits for the session.
 
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -26,11 +25,11 @@ use crate::telemetry::violation::InvalidationInfo;
 /// The device's time. It never goes back.
 pub type Clock = std::sync::Arc<dyn Fn() -> Duration + Send + Sync>;
 
-/// The queue of work before the engines.
+/// The queue of jobs for the engines.
 pub struct Scheduler {
     shared: Mutex<Shared>,
     ready: Condvar,
-    /// Mirrors [`Schedule::is_stopped`], to be read at every step without the lock.
+    /// Mirrors [`Schedule::is_stopped`], so that each step can read it without the lock.
     stopped: AtomicBool,
     /// Mirrors [`Schedule::generation`].
     generation: AtomicU64,
@@ -42,30 +41,30 @@ pub struct Scheduler {
     clock: Clock,
 }
 
-/// The schedule, and the engines that sleep before it.
+/// The schedule, and the engines that sleep for lack of work.
 #[derive(Debug)]
 struct Shared {
     schedule: Schedule,
     /// Engines that sleep, or were just woken.
     sleeping: usize,
-    /// When the first of them wakes by itself, to have a WAIT look again.
+    /// When the first of them wakes by itself for a WAIT's poll.
     alarm: Option<Duration>,
 }
 
 impl Shared {
-    /// When an engine that goes to sleep has to wake by itself; `None`: another one does so in time, or there is no need.
+    /// When an engine that goes to sleep has to wake by itself; `None`: no need, or another engine wakes in time.
     fn alarm_needed(&self) -> Option<Duration> {
         self.schedule.next_look().filter(|look| self.alarm.is_none_or(|alarm| *look < alarm))
     }
 
-    /// How many of the engines that sleep have something to do: one for each job that is ready, one to watch for the time
-    /// of the next WAIT if none does, and all of them if the device closes.
+    /// How many sleeping engines have something to do: one for each ready job, one to wake for the next poll of a WAIT
+    /// if no other does, and all of them if the device closes.
     fn wanted(&self) -> usize {
         let ready = self.schedule.ready();
         if self.schedule.is_closing() || ready >= self.sleeping {
             return self.sleeping;
         }
-        // Only now, for it looks at all jobs that are parked.
+        // Last, because it looks at all parked jobs.
         ready.saturating_add(usize::from(self.alarm_needed().is_some()))
     }
 }
@@ -81,7 +80,7 @@ impl Scheduler {
         Self { shared, ready: Condvar::new(), stopped, generation, wanted, running, clock }
     }
 
-    /// Takes a new job.
+    /// Adds a new job.
     pub fn submit(&self, job: Job) {
         self.change(|schedule| schedule.submit(job));
     }
@@ -91,24 +90,24 @@ impl Scheduler {
         (self.clock)()
     }
 
-    /// How long the device has been running at this time: it stands still while the device is stopped.
+    /// How long the device had been running at this time: that stands still while the device is stopped.
     pub fn running(&self, now: Duration) -> Duration {
-        // ORDERING: Relaxed: a step that has memory is over before a stop that it overlaps is followed by a start, and one
-        // that spins counts what passes between two readings.
+        // ORDERING: Relaxed: a step that has memory ends before a stop that overlaps it is followed by a start, and a
+        // step that spins counts the time between two readings.
         RunningClock::running_by(self.running.load(Ordering::Relaxed), now)
     }
 
     /// The next job for an engine; waits for it. `None`: the device closes.
     ///
-    /// A job that WAITs is work again when it is time to look, so one of the engines without other work sleeps only until
-    /// then: 50 µs at first, up to 1 ms. The others sleep until they are woken.
+    /// A waiting job is ready again when its poll is due, so one of the idle engines sleeps only until then: 50 µs at
+    /// first, up to 1 ms. The others sleep until they are woken.
     pub fn next(&self) -> Option<ScheduledJob> {
         let mut shared = lock(&self.shared);
         loop {
             shared.schedule.set_time(self.now());
             match shared.schedule.turn() {
                 Turn::Run(work) => {
-                    // Time may have made more jobs ready than this one, or this engine may have been the one to watch it.
+                    // Time may have made more jobs ready, or this engine was the one to wake for the next poll.
                     self.publish(shared);
                     return Some(work);
                 }
@@ -118,7 +117,7 @@ impl Scheduler {
         }
     }
 
-    /// Nothing is ready.
+    /// Sleeps, since nothing is ready.
     fn sleep<'a>(&self, mut shared: MutexGuard<'a, Shared>) -> MutexGuard<'a, Shared> {
         shared.sleeping = shared.sleeping.saturating_add(1);
         let mut shared = match shared.alarm_needed() {
@@ -138,68 +137,68 @@ impl Scheduler {
 
     /// Whether another job is ready for an engine.
     pub fn is_wanted(&self) -> bool {
-        // ORDERING: Relaxed: a step later is soon enough.
+        // ORDERING: Relaxed: seeing it one step later is soon enough.
         self.wanted.load(Ordering::Relaxed)
     }
 
     /// Whether an engine has to give this job back.
     pub fn must_leave(&self, work: &ScheduledJob) -> bool {
-        // ORDERING: Acquire pairs with the Release in `publish`: who sees a start sees the reset before it. A stop that is
-        // not seen yet drains the section or the pin under which this is asked.
+        // ORDERING: Acquire pairs with the Release in `publish`: an engine that sees a start sees the reset before it.
+        // A stop that is not seen yet drains the section or the pin under which this is asked.
         self.stopped.load(Ordering::Acquire) || self.generation.load(Ordering::Relaxed) != work.generation()
     }
 
-    /// Takes a job back that has left its engine. (See [`MissPort::give_back`](crate::session::miss_port::MissPort).)
+    /// Takes back a job that has left its engine. (See [`MissPort::give_back`](crate::session::miss_port::MissPort).)
     pub fn dispose(&self, left: Left) -> Disposed {
         self.change(|schedule| schedule.dispose(left))
     }
 
-    /// Whether a job that has begun touches any of the range.
+    /// Whether any job that has begun touches the range.
     pub fn touches(&self, space: SpaceId, range: ByteRange<Iova>) -> bool {
         self.read(|schedule| schedule.touches(space, range))
     }
 
-    /// What jobs that have begun touch of the range, if it is to be found out what an invalidation of it means.
+    /// What jobs that have begun touch of the range, as far as an invalidation of it will be judged.
     pub fn judged(&self, space: SpaceId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>> {
         self.read(|schedule| schedule.judged(space, range))
     }
 
-    /// An invalidation takes away what was mapped like this.
+    /// An invalidation removes these mappings.
     pub fn suspect(&self, by: InvalidationInfo, mapped: &[MappedRange]) {
         self.change(|schedule| schedule.suspect(by, mapped));
     }
 
-    /// The front-end has answered a MISS that these jobs wait for, or come to soon.
+    /// The front-end has answered a MISS that these jobs wait for or will need soon.
     pub fn reveal(&self, revealed: &Revealed, asked: &[JobId]) -> Vec<Judgement> {
         self.change(|schedule| schedule.reveal(revealed, asked))
     }
 
-    /// How much was not judged because it is too much, since this was last asked.
+    /// How much was too much to be judged since the last call.
     pub fn take_unjudged(&self) -> u64 {
         self.read(Schedule::take_unjudged)
     }
 
-    /// What was mapped where means nothing any more.
+    /// Earlier mappings become meaningless.
     pub fn forget_suspects(&self) {
         self.change(Schedule::forget_suspects);
     }
 
-    /// The first job that has begun and touches any of the range.
+    /// The first job that has begun and touches the range.
     pub fn first_in(&self, space: SpaceId, range: ByteRange<Iova>) -> Option<JobId> {
         self.read(|schedule| schedule.first_in(space, range))
     }
 
-    /// What there is to know of a job that waits for the answer to this page.
+    /// Details of a job that waits for the answer to this page.
     pub fn waiting_job(&self, wait: JobWait, page: MissRequest) -> Option<AtRest> {
         self.read(|schedule| schedule.waiting_job(wait, page))
     }
 
-    /// All jobs, in the order of their numbers.
+    /// All jobs, ordered by number.
     pub fn jobs(&self) -> Vec<JobStatus> {
         self.read(|schedule| schedule.jobs())
     }
 
-    /// Whether what was asked for in this wait of a job may still be wanted.
+    /// Whether requests of this wait are still valid.
     pub fn is_current(&self, wait: JobWait) -> bool {
         self.read(|schedule| schedule.is_current(wait))
     }
@@ -209,7 +208,7 @@ impl Scheduler {
         self.change(|schedule| schedule.miss_answered(wait, page, answer));
     }
 
-    /// An invalidation has ended: whoever waited for that tries again.
+    /// An invalidation has ended: jobs that waited for that try again.
     pub fn invalidation_ended(&self) {
         self.change(Schedule::invalidation_ended);
     }
@@ -226,7 +225,7 @@ impl Scheduler {
         self.change(|schedule| schedule.resume(now));
     }
 
-    /// Discards every job, also what an engine has.
+    /// Discards every job, those on engines included.
     pub fn discard(&self) {
         self.change(Schedule::discard);
     }
@@ -236,7 +235,7 @@ impl Scheduler {
         self.change(Schedule::close);
     }
 
-    /// Changes the schedule, and tells the engines. The only way to do so, but for an engine that takes a job.
+    /// Changes the schedule and notifies the engines. Only an engine that takes a job changes it in another way.
     fn change<T>(&self, change: impl FnOnce(&mut Schedule) -> T) -> T {
         let mut shared = lock(&self.shared);
         shared.schedule.set_time(self.now());
@@ -249,7 +248,7 @@ impl Scheduler {
         read(&mut lock(&self.shared).schedule)
     }
 
-    /// Tells engines that run what has changed, and wakes as many of those that sleep as have something to do.
+    /// Shows running engines what has changed, and wakes as many sleeping ones as have something to do.
     fn publish(&self, shared: MutexGuard<'_, Shared>) {
         let schedule = &shared.schedule;
         // ORDERING: Relaxed but for `stopped`: see `must_leave`, `is_wanted` and `running`.

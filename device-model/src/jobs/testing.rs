@@ -1,4 +1,4 @@
-//! Jobs for tests of those who schedule and step them: streams over one resource of a page.
+//! Jobs for tests of the schedule and the engines: streams over one resource of one page.
 
 use std::time::Duration;
 

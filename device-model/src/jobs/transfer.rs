@@ -2,8 +2,8 @@
 //! where and how far it has come; knows nothing of commands, sections or pins.
 //!
 //! Row `n` of the rect comes from `offset + n * stride` of the backing, where `stride` is that of the *image*, as in
-//! QEMU's virtio-gpu. Rows, or ends of rows, that lie behind the end of the backing are left as they are in the image:
-//! the image holds the guest's bytes or zeros, never anything of the host.
+//! QEMU's virtio-gpu. Rows, or ends of rows, beyond the end of the backing are left unchanged in the image: the image
+//! holds the guest's bytes or zeros, never host data.
 
 use std::sync::Arc;
 
@@ -17,11 +17,11 @@ use crate::jobs::offsets::{OffsetSet, Offsets, Rows};
 use crate::jobs::working_set::{BackingPart, WorkingSet};
 use crate::mmu::{JobMemory, MemoryError, PinRange};
 
-/// What a run of neighbouring bytes costs of a step's budget at the least: looking it up takes as long as copying so
-/// many bytes, and a rect one pixel wide has a run for every row.
+/// The least that a run of contiguous bytes costs of a step's budget: looking it up takes as long as copying this many
+/// bytes, and a rect one pixel wide has one run per row.
 const RUN_COST: usize = 256;
 
-/// A transfer, resumable after every run.
+/// A transfer that can be resumed after every run.
 #[derive(Debug)]
 pub(crate) struct Transfer {
     image: Arc<Image>,
@@ -40,7 +40,7 @@ impl Transfer {
         Ok(Self { image, plan })
     }
 
-    /// The image that is written.
+    /// The image that it writes.
     pub(crate) fn image(&self) -> &Arc<Image> {
         &self.image
     }
@@ -50,19 +50,19 @@ impl Transfer {
         self.plan.done
     }
 
-    /// What is still to be read, merged where the pages are the same or neighbours.
+    /// What it still has to read, merged where pages are equal or adjacent.
     pub(crate) fn working_set(&self) -> Vec<PinRange> {
         let pin = |range| PinRange { space: SpaceId::DEVICE, range, access: Access::Read };
         merged(self.plan.pieces().collect()).into_iter().map(pin).collect()
     }
 
-    /// All that is read, in a few numbers.
+    /// All that it reads, in compact form.
     pub(crate) fn touches(&self) -> WorkingSet {
         let (entries, reads) = (self.plan.backing.share_entries(), self.plan.touches());
         WorkingSet::new(std::iter::once(BackingPart { entries, reads, writes: OffsetSet::default() }))
     }
 
-    /// Copies up to `budget` bytes. It waits for nothing: if somebody has the image, it yields at once.
+    /// Copies up to `budget` bytes. It does not wait: if another thread has the image, it yields at once.
     pub(crate) fn step(&mut self, memory: &impl JobMemory, budget: usize) -> Step {
         let Some(mut pixels) = self.image.try_lock() else { return Step::Yield };
         let mut left = budget.max(1);
@@ -84,7 +84,7 @@ impl Transfer {
     }
 }
 
-/// Neighbouring bytes, in the guest and in the image, within one page of the guest.
+/// Bytes that are contiguous in the guest and in the image, within one page of the guest.
 #[derive(Debug)]
 struct Run {
     source: Iova,
@@ -92,10 +92,10 @@ struct Run {
     len: usize,
 }
 
-/// Which bytes go where. All figures are bytes.
+/// Which bytes go where. All numbers are bytes.
 ///
 /// OVERFLOW: `new` has computed the ends of source and target without overflow; all that the other functions compute
-/// lies below those. They saturate where the compiler cannot know.
+/// lies below those. They saturate where the compiler cannot prove it.
 #[derive(Debug)]
 struct Plan {
     backing: Backing,
@@ -103,7 +103,7 @@ struct Plan {
     source: u64,
     /// Offset of the first row in the image.
     target: u64,
-    /// From one row to the next, in both.
+    /// From one row to the next, in source and target.
     stride: u64,
     /// Length of a row.
     row: u64,
@@ -127,14 +127,14 @@ impl Plan {
         Some(Self { backing, source: offset, target, stride, row, total, done: 0 })
     }
 
-    /// How far the byte `done` of the copy lies behind the first one, and how many bytes follow in its row.
+    /// How far the byte `done` of the copy is from the first one, and how many bytes follow in its row.
     fn place(&self, done: u64) -> (u64, u64) {
         let row = done.checked_div(self.row).unwrap_or(0);
         let column = done.checked_rem(self.row).unwrap_or(0);
         (row.saturating_mul(self.stride).saturating_add(column), self.row.saturating_sub(column))
     }
 
-    /// What is to be copied next, at most `limit` bytes, which is not 0; `None`: nothing any more.
+    /// The next bytes to copy, at most `limit`, which is not 0; `None`: all are done.
     fn next_run(&self, limit: usize) -> Option<Run> {
         if self.done >= self.total {
             return None;
@@ -148,7 +148,7 @@ impl Plan {
         Some(Run { source, target, len })
     }
 
-    /// All bytes that are copied. Those behind the end of the backing are named, too, and lie nowhere.
+    /// All bytes that are copied. Offsets beyond the end of the backing are included; no memory lies behind them.
     fn touches(&self) -> OffsetSet {
         let last = self.row.saturating_sub(1).saturating_add(self.source);
         let Some(row) = Offsets::inclusive(self.source, last) else { return OffsetSet::default() };
@@ -162,7 +162,7 @@ impl Plan {
         self.done = self.done.saturating_add(len as u64);
     }
 
-    /// What is still to be read, entry by entry. Rows of the same entry are one piece if no whole page lies between
+    /// What it still has to read, entry by entry. Rows in the same entry form one piece if no whole page lies between
     /// them, so there are not many more pieces than pages and entries.
     fn pieces(&self) -> impl Iterator<Item = ByteRange<Iova>> + '_ {
         let mut done = self.done;
@@ -173,7 +173,7 @@ impl Plan {
         })
     }
 
-    /// The piece that begins with the byte `done` of the copy, and the first byte of the copy behind it.
+    /// The piece that begins with the byte `done` of the copy, and the first byte of the copy after it.
     fn piece(&self, done: u64) -> Option<(ByteRange<Iova>, u64)> {
         if done >= self.total {
             return None;
@@ -201,10 +201,10 @@ impl Plan {
     }
 }
 
-/// The ranges in order, those that touch the same or neighbouring pages made one.
+/// The ranges in order, those that touch the same or adjacent pages merged.
 pub(crate) fn merged(mut ranges: Vec<ByteRange<Iova>>) -> Vec<ByteRange<Iova>> {
     ranges.sort_unstable();
-    // In place: these lists may be long, and memory that is new costs more than the rest.
+    // In place: these lists may be long, and allocating memory costs more than the rest.
     ranges.dedup_by(|range, last| {
         let joins = touch(*last, *range);
         if joins {

@@ -1,6 +1,6 @@
-//! The memory that a job may touch, said in a few numbers: which bytes of which backings. Jobs that name one backing
-//! share its list of pages, however many of them there are. What a job adds is bounded by its packets, which have a quota.
-//! Knows nothing of what is done about it.
+//! The memory that a job may touch, in compact form: which bytes of which backings. Jobs that name one backing share
+//! its list of pages, however many of them there are. What a job adds is bounded by its packets, which have a quota.
+//! Knows nothing of what it is used for.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ pub(crate) struct WorkingSet {
     parts: Box<[BackingPart]>,
 }
 
-/// What a job may touch of a backing.
+/// What a job may touch of one backing.
 #[derive(Clone, Debug)]
 pub(crate) struct BackingPart {
     pub(crate) entries: Arc<Entries>,
@@ -27,19 +27,19 @@ impl WorkingSet {
         Self { parts: parts.collect() }
     }
 
-    /// The parts, each of a backing of its own.
+    /// The parts, one for each backing.
     pub(crate) fn parts(&self) -> &[BackingPart] {
         &self.parts
     }
 
-    /// Pieces of all parts: how much it costs to go through the set once.
+    /// Pieces of all parts: the cost of one pass through the set.
     pub(crate) fn len(&self) -> usize {
         self.parts.iter().map(BackingPart::len).sum()
     }
 }
 
 impl BackingPart {
-    /// What it uses for this access.
+    /// What it uses with this access.
     pub(crate) fn of(&self, access: Access) -> &OffsetSet {
         match access {
             Access::Read => &self.reads,
@@ -52,13 +52,13 @@ impl BackingPart {
         self.reads.len().saturating_add(self.writes.len())
     }
 
-    /// The guest memory that it uses for this access, stretch by stretch, in the order of the offsets.
+    /// The guest memory that it uses with this access, stretch by stretch, ordered by offset.
     pub(crate) fn memory(&self, access: Access) -> impl Iterator<Item = ByteRange<Iova>> + '_ {
         let stretches = self.of(access).outline().flat_map(|piece| self.entries.behind(piece));
         stretches.flat_map(move |stretch| self.parts_of(access, stretch))
     }
 
-    /// What it uses of a stretch for this access: the ranges lie on the pages that it touches, and on no others.
+    /// What it uses of a stretch with this access: the ranges lie exactly on the pages that it touches.
     pub(crate) fn parts_of(
         &self,
         access: Access,

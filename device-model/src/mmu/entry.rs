@@ -1,5 +1,5 @@
-//! One word of a page table: a host page with its permissions, the next table, or nothing. Knows bits; knows
-//! nothing of tables, threads or where a word is stored.
+//! One word of a page table: a host page with its permissions, the next table, or nothing. Knows bits; knows nothing of
+//! tables, threads or where a word is stored.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::addr::Access;
 
-/// What a translation allows. Only what a MISS has proved is ever set (I7).
+/// The permissions of a translation. Only what a MISS has proved is ever set (I7).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub struct Permissions {
     /// The device may read.
@@ -61,14 +61,14 @@ impl fmt::Display for Permissions {
 const READ: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
 const TABLE: u64 = 1 << 2;
-/// The alignment of a host page, hence what is free for flags in a leaf.
+/// Flag bits of a leaf: the low bits of a page-aligned host address.
 const LEAF_FLAGS: u64 = (1 << 12) - 1;
-/// The alignment of a table, hence what is free for flags in a pointer to one.
+/// The alignment of a table: a pointer to one has the bits below for flags.
 pub(super) const TABLE_ALIGN: usize = 64;
 const TABLE_FLAGS: u64 = TABLE_ALIGN as u64 - 1;
 
-/// The word itself. INVARIANT: 0, or a leaf (page-aligned host address, at least one permission), or the address of
-/// a table with the tag; which of them is told by the flags alone, so that a reader needs one load an entry.
+/// The word itself. INVARIANT: 0, or a leaf (page-aligned host address, at least one permission), or the address of a
+/// table with the tag. The flags alone tell which, so that a reader needs one load per entry.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct TableEntry(u64);
 
@@ -124,14 +124,14 @@ impl TableEntry {
         }
     }
 
-    /// This leaf after a MISS proved `permissions` for `host`: added to a leaf of the same frame, instead of
-    /// another's (I7).
+    /// This leaf after a MISS proved `permissions` for `host`: adds them if the leaf has the same frame, otherwise
+    /// replaces it (I7).
     pub(super) fn proved(self, host: u64, permissions: Permissions) -> Self {
         let new = Self::leaf(host, permissions);
         if !self.is_empty() && self.host() == host { Self(self.0 | new.0) } else { new }
     }
 
-    /// The leaf for what lies `bytes` further in the same block.
+    /// The leaf for the memory `bytes` further on in the same block.
     pub(super) fn advanced(self, bytes: u64) -> Self {
         Self::leaf(self.host() + bytes, self.permissions())
     }

@@ -1,6 +1,6 @@
-//! The life of an invalidation, in three values: [`Invalidation`] (begun and zapped), [`Drained`] (nothing of ours is
-//! in its range), [`Ended`] (pins of it are possible again; what an ack takes). Only draining yields the second.
-//! Knows sections and pins; knows nothing of messages, timeouts or who acks.
+//! The life of an invalidation, in three values: [`Invalidation`] (begun and zapped), [`Drained`] (nothing of the
+//! device is in its range), [`Ended`] (its range can be pinned again; what an ack takes). Only draining yields the
+//! second. Knows sections and pins; knows nothing of messages, timeouts or who acks.
 
 use std::fmt;
 
@@ -11,8 +11,8 @@ use super::section::OpenSections;
 use crate::addr::{ByteRange, Iova, SpaceId};
 use crate::sync::{Arc, lock};
 
-/// An invalidation that has begun: its range is zapped, nobody can pin it, and what still uses it is known. It
-/// stays registered until [`super::MirrorWriter::end`]; one that is lost keeps its range from ever being pinned again.
+/// An invalidation that has begun: its range is zapped, it cannot be pinned, and what still uses it is known. It stays
+/// registered until [`super::MirrorWriter::end`]; one that is dropped before blocks pins of its range for ever.
 #[must_use = "an invalidation that is not ended blocks its range for good"]
 pub struct Invalidation {
     shared: Arc<Shared>,
@@ -23,12 +23,12 @@ pub struct Invalidation {
     waits_for: WaitsFor,
 }
 
-/// Which pins an invalidation waits for.
+/// The pins that an invalidation waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WaitsFor {
     /// All but those of registration caches.
     Coherent,
-    /// All: the memory itself goes away.
+    /// All: the memory itself is unmapped.
     All,
 }
 
@@ -48,7 +48,7 @@ pub struct InFlight {
 }
 
 impl InFlight {
-    /// Whether there is nothing.
+    /// Whether it waits for nothing.
     pub fn is_none(self) -> bool {
         self.sections == 0 && self.pins == 0
     }
@@ -64,7 +64,7 @@ impl Invalidation {
         Self { shared, id, space, range, sections, waits_for }
     }
 
-    /// The space that it is of.
+    /// Its address space.
     pub fn space(&self) -> SpaceId {
         self.space
     }
@@ -74,21 +74,21 @@ impl Invalidation {
         self.range
     }
 
-    /// What it waits for now; right after the beginning: the work that it found in flight.
+    /// What it waits for now. Directly after the start: the work that it found in flight.
     pub fn in_flight(&self) -> InFlight {
         let waits_for = |pin: &&PinEntry| self.waits_for.takes(pin);
         let pins = lock(&self.shared.registry).overlapping(self.space, self.range).filter(waits_for).count();
         InFlight { sections: self.sections.count(&self.shared.slots), pins }
     }
 
-    /// Pins that it does not wait for: jobs that go on with what the guest has taken away.
+    /// Pins that it does not wait for: their jobs keep using what the guest has unmapped.
     pub fn incoherent(&self) -> usize {
         let not_awaited = |pin: &&PinEntry| !self.waits_for.takes(pin);
         lock(&self.shared.registry).overlapping(self.space, self.range).filter(not_awaited).count()
     }
 
-    /// Whether it is drained; never waits. If it is not, it comes back to be parked, and the
-    /// [`super::DrainWaker`] is called when the last section or a pin that it waits for is gone.
+    /// Whether it is drained; never waits. If it is not, it is returned to be parked, and the [`super::DrainWaker`] is
+    /// called when the last section or pin that it waits for is gone.
     pub fn poll(mut self) -> Result<Drained, Self> {
         // Sections first: once they have left, none of them can register a pin of what it translated.
         let sections = self.sections.have_left_or_will_wake(&self.shared.slots);
@@ -96,7 +96,7 @@ impl Invalidation {
         if sections && !pins { Ok(self.drained()) } else { Err(self) }
     }
 
-    /// The ladder's rung: every pin that overlaps is to be dropped at its holder's next step
+    /// A rung of the ladder: tells the holder of every overlapping pin to drop it at its next step
     /// ([`super::Pin::evicted`]). Returns how many were told.
     pub fn evict(&self) -> usize {
         let waits_for = |pin: &&PinEntry| self.waits_for.takes(pin);
@@ -104,7 +104,7 @@ impl Invalidation {
         registry.overlapping(self.space, self.range).filter(waits_for).map(PinEntry::evict).count()
     }
 
-    /// The last resort: what still runs cannot reach the guest's memory any more.
+    /// The last resort: what still runs can no longer reach the guest's memory.
     pub fn revoke(self, _proof: MemoryRevoked) -> Drained {
         self.drained()
     }
@@ -120,7 +120,7 @@ impl fmt::Debug for Invalidation {
     }
 }
 
-/// The proof that nothing of ours uses a translation that was there before the invalidation.
+/// The proof that nothing of the device uses a translation from before the invalidation.
 #[derive(Debug)]
 #[must_use = "a drained invalidation has to be ended"]
 pub struct Drained {
@@ -129,7 +129,7 @@ pub struct Drained {
     range: ByteRange<Iova>,
 }
 
-/// The proof that an invalidation went its whole way. An ack consumes it.
+/// The proof that an invalidation was drained and ended. An ack consumes it.
 #[derive(Debug)]
 #[must_use = "an invalidation that has ended is to be acked"]
 pub struct Ended {
@@ -142,7 +142,7 @@ impl Ended {
         Self { space: drained.space, range: drained.range }
     }
 
-    /// The space that it was of.
+    /// The address space of the invalidation.
     pub fn space(&self) -> SpaceId {
         self.space
     }
@@ -153,7 +153,7 @@ impl Ended {
     }
 }
 
-/// The admission that something is done wrongly on purpose, to prove that a test catches it.
+/// The declaration that an error is deliberate, to prove that a test catches it.
 #[derive(Clone, Copy, Debug)]
 pub struct SeededBug(());
 
@@ -164,12 +164,12 @@ impl SeededBug {
     }
 }
 
-/// The claim that all guest memory of the session was replaced, so that no translation leads to the guest any more.
+/// The claim that all guest memory of the session was replaced, so that no translation reaches the guest any more.
 #[derive(Debug)]
 pub struct MemoryRevoked(());
 
 impl MemoryRevoked {
-    /// For the one who has just replaced every region of the memory table by zero pages, and failed the session.
+    /// For a caller that has just replaced every region of the memory table by zero pages, and failed the session.
     pub fn all_regions_replaced() -> Self {
         Self(())
     }

@@ -1,5 +1,5 @@
-//! Tables that were unlinked but may still be seen by a section: they wait here until every section that was open
-//! at their unlinking has left. There is one writer, so an epoch a slot is all that this needs.
+//! Unlinked tables that a section may still see: they wait here until every section that was open at their unlinking
+//! has left. There is one writer, so one epoch per slot is enough.
 
 use std::collections::VecDeque;
 
@@ -21,7 +21,7 @@ pub(super) struct Limbo {
 }
 
 impl Limbo {
-    /// Takes tables that nothing links to any more. `open` was taken after the unlinking.
+    /// Takes tables that are not linked any more. `open` was taken after the unlinking.
     pub(super) fn retire(&mut self, tables: Vec<TableEntry>, open: OpenSections) {
         if !tables.is_empty() {
             self.tables += tables.len();
@@ -32,7 +32,7 @@ impl Limbo {
     /// Frees what no section can see any more.
     pub(super) fn collect(&mut self, slots: &Slots, owner: &mut Owner) {
         while let Some(batch) = self.batches.front_mut() {
-            // A younger batch waits for the same sections and more: it cannot be ready before this one.
+            // A later batch waits for the same sections and possibly more: it cannot be ready before this one.
             if !batch.seen_by.have_left(slots) {
                 return;
             }
@@ -42,12 +42,12 @@ impl Limbo {
         }
     }
 
-    /// How many tables wait here.
+    /// How many tables wait.
     pub(super) fn tables(&self) -> usize {
         self.tables
     }
 
-    /// Gives up all tables, ready or not, to one who frees them when no reader is left.
+    /// Gives up all tables, to an owner who frees them when no reader is left.
     pub(super) fn into_tables(self) -> Vec<TableEntry> {
         self.batches.into_iter().flat_map(|batch| batch.tables).collect()
     }

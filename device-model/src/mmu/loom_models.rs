@@ -1,7 +1,7 @@
 //! The protocol under loom: small models, one for each race, two threads each. Run them with
 //! `RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=3 cargo test -p device-model --lib --release loom`.
 //!
-//! A frame of guest memory is a loom cell: a device access reads it, its owner writes it once the invalidation is
+//! A frame of guest memory is a loom cell: a device access reads it, and its owner writes it once the invalidation is
 //! drained. If the drain does not order the two, loom reports the race.
 
 use std::sync::Arc as StdArc;
@@ -15,7 +15,7 @@ use crate::addr::{Access, ByteRange, Iova, PAGE_SIZE};
 use crate::sync::Arc;
 
 const SPACE: SpaceId = SpaceId::DEVICE;
-/// The frame's address; nothing is there, for nobody follows it.
+/// The frame's address; it is never dereferenced.
 const FRAME: u64 = 0x7000;
 
 /// A waker that never misses and never waits; the model checks that it is called.
@@ -43,7 +43,7 @@ fn model() -> (MirrorWriter, Reader, StdArc<Bell>) {
     (writer, readers.pop().unwrap(), bell)
 }
 
-/// Waits as the session does: parked until the bell rings, then polled again. Loom reports a lost bell as a deadlock.
+/// Waits as the session does: parked until the bell rings, then polled again. Loom reports a lost ring as a deadlock.
 fn drain(mut invalidation: Invalidation, bell: &Bell) -> Drained {
     loop {
         match invalidation.poll() {
@@ -54,7 +54,7 @@ fn drain(mut invalidation: Invalidation, bell: &Bell) -> Drained {
     }
 }
 
-/// The owner's side: takes page 1 away, and uses the frame for something else.
+/// The owner's side: invalidates page 1, and uses the frame for something else.
 fn take_away(writer: &mut MirrorWriter, bell: &Bell, frame: &UnsafeCell<u8>) {
     let drained = drain(writer.begin(SPACE, page(1)), bell);
     // SAFETY: loom's own cell; it reports an access at the same time.
@@ -62,13 +62,13 @@ fn take_away(writer: &mut MirrorWriter, bell: &Bell, frame: &UnsafeCell<u8>) {
     let _ = writer.end(drained);
 }
 
-/// What the device finds in the frame.
+/// What the device reads from the frame.
 fn look(frame: &UnsafeCell<u8>) -> u8 {
     // SAFETY: loom's own cell; it reports an access at the same time.
     frame.with(|frame| unsafe { *frame })
 }
 
-/// Race on entry, and what the drain orders: a section that finds the page has the frame to itself.
+/// Race on entry, and what the drain orders: a section that finds the page is alone in using the frame.
 #[test]
 fn loom_a_section_that_finds_a_page_is_waited_for() {
     loom::model(|| {
@@ -86,7 +86,7 @@ fn loom_a_section_that_finds_a_page_is_waited_for() {
     });
 }
 
-/// The same for the second of two sections: the drain is not content with the first.
+/// The same for the second of two sections: the drain does not stop at the first.
 #[test]
 fn loom_a_reader_that_comes_back_finds_nothing_old() {
     loom::model(|| {
@@ -106,9 +106,9 @@ fn loom_a_reader_that_comes_back_finds_nothing_old() {
     });
 }
 
-/// Race on exit: whenever a drain is parked on a section, its leaving rings the bell. The section touches nothing,
-/// so that nothing else hides a lost one. Two invalidations in a row find out whether a bell of the first is taken
-/// for one of the second.
+/// Race on exit: whenever a drain is parked on a section, the section rings the bell when it leaves. The section
+/// touches nothing, so that nothing else hides a lost ring. Two invalidations in a row show whether the second mistakes
+/// a ring for the first as its own.
 #[test]
 fn loom_a_parked_drain_is_woken_by_the_section_that_leaves() {
     loom::model(|| {
@@ -143,7 +143,7 @@ fn loom_a_pin_is_validated_or_waited_for() {
     });
 }
 
-/// A pin that stands when the invalidation begins: its release rings the bell.
+/// A pin that exists when the invalidation begins: its release rings the bell.
 #[test]
 fn loom_a_parked_drain_is_woken_by_the_pin_that_is_released() {
     loom::model(|| {
@@ -160,7 +160,7 @@ fn loom_a_parked_drain_is_woken_by_the_pin_that_is_released() {
     });
 }
 
-/// A walk never meets a table that was freed, which each walk checks under loom.
+/// A walk never meets a freed table, which each walk checks under loom.
 #[test]
 fn loom_a_table_is_freed_only_when_no_section_can_see_it() {
     loom::model(|| {
@@ -171,15 +171,15 @@ fn loom_a_table_is_freed_only_when_no_section_can_see_it() {
                 assert_eq!(span.address(), FRAME);
             }
         });
-        // The tables of page 1 become empty and are unlinked; mapping elsewhere frees what is free.
+        // The tables of page 1 become empty and are unlinked; mapping elsewhere frees them when possible.
         drop(writer.begin(SPACE, page(1)));
         writer.map(SPACE, page(6), HostRange::invented(FRAME, PAGE_SIZE), Permissions::READ).unwrap();
         device.join().unwrap();
     });
 }
 
-/// A walk that meets a new table sees what was put in it: no page that was mapped goes missing when its leaf is
-/// split, and none is found half made.
+/// A walk that meets a new table sees its contents: no mapped page goes missing when its leaf is split, and none is
+/// found half built.
 #[test]
 fn loom_a_new_table_is_seen_with_what_is_in_it() {
     loom::model(|| {

@@ -1,6 +1,6 @@
-//! Guest memory as bytes: the only place where a translation becomes a pointer. Copies race with the guest, which
-//! may write at any time: they are volatile, and what was read is data, never a reference. Knows sections and pins
-//! by what they translate; knows nothing of rings and jobs.
+//! Guest memory as bytes: the only place where a translation becomes a pointer. Copies race with the guest, which may
+//! write at any time: they are volatile, and what was read is data, never a reference. Knows sections and pins by what
+//! they translate; knows nothing of rings and jobs.
 
 use std::marker::PhantomData;
 
@@ -13,7 +13,7 @@ use super::pin::Pin;
 use super::section::Section;
 use crate::addr::{Access, ByteRange, Iova, RangeError, SpaceId};
 
-/// Memory of this process that stands behind guest memory: what mappings are made from.
+/// Memory of this process that holds guest memory: mappings are made from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostRange {
     address: u64,
@@ -25,12 +25,12 @@ impl HostRange {
     ///
     /// # Safety
     /// `[ptr, ptr + len)` is one mapping (or several without a gap), readable and writable, and stays mapped until
-    /// every mapping made from this range has been invalidated and drained. Nobody holds Rust references into it.
+    /// every mapping made from this range has been invalidated and drained. No Rust references into it exist.
     pub unsafe fn new(ptr: *mut u8, len: usize) -> Self {
         Self { address: ptr.expose_provenance() as u64, len: len as u64 }
     }
 
-    /// A range that nothing stands behind, for tests that never touch what they map.
+    /// A range without memory, for tests that never touch what they map.
     #[cfg(any(test, feature = "test-utils"))]
     pub(crate) fn invented(address: u64, len: u64) -> Self {
         Self { address, len }
@@ -52,7 +52,7 @@ impl HostRange {
     }
 }
 
-/// Host memory that is contiguous, for as long as the section or pin that it came from.
+/// Contiguous host memory, valid for as long as the section or pin that it came from.
 #[derive(Clone, Copy, Debug)]
 pub struct HostSpan<'a> {
     address: u64,
@@ -71,12 +71,12 @@ impl<'a> HostSpan<'a> {
         self.address
     }
 
-    /// Bytes until the mapping, or what is known of it in one piece, ends.
+    /// Bytes until the mapping ends, or the part of it that is known to be contiguous.
     pub fn len(self) -> u64 {
         self.len
     }
 
-    /// Never: a translation has at least its own byte.
+    /// Never: a translation has at least one byte.
     pub fn is_empty(self) -> bool {
         self.len == 0
     }
@@ -94,13 +94,13 @@ impl<'a> HostSpan<'a> {
 /// Why an access failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MemoryError {
-    /// The mirror does not know these pages with this permission: ask for them, then try again.
+    /// The mirror does not map these pages with this permission: request them, then try again.
     #[error("Range {0} is not in the mirror")]
     Missing(Missing),
-    /// The access is outside what the job pinned, which is a bug of ours.
+    /// The access is outside of what the job pinned, which is a bug of MirrorGPU.
     #[error("Range {} is not part of the pin", .0)]
     NotPinned(Missing),
-    /// A value is not at a multiple of its size, which is a bug of ours: whoever names values has checked that.
+    /// A value is not aligned to its size, which is a bug of MirrorGPU: the caller has to check that.
     #[error("Value at {0} is not aligned")]
     Unaligned(Iova),
     /// The access runs past the end of the address space.
@@ -108,9 +108,9 @@ pub enum MemoryError {
     Wraps(#[source] RangeError),
 }
 
-/// What a step of a job sees of guest memory. Nothing in it waits.
+/// A job step's view of guest memory. No method waits.
 ///
-/// An access that fails may have moved the bytes before the first missing page; whoever repeats it moves them again.
+/// An access that fails may have moved the bytes before the first missing page; repeating it moves them again.
 pub trait JobMemory {
     /// Copies `into.len()` bytes at `at` out of the guest.
     fn read(&self, space: SpaceId, at: Iova, into: &mut [u8]) -> Result<(), MemoryError>;
@@ -118,11 +118,11 @@ pub trait JobMemory {
     /// Copies `from` into the guest at `at`.
     fn write(&self, space: SpaceId, at: Iova, from: &[u8]) -> Result<(), MemoryError>;
 
-    /// Copies `len` bytes within the guest. Where the two ranges share memory, what comes out is not defined.
+    /// Copies `len` bytes within the guest. If the two ranges share memory, the result is undefined.
     fn copy(&self, space: SpaceId, from: Iova, to: Iova, len: usize) -> Result<(), MemoryError>;
 
-    /// Does `operation` on the aligned value at `at`, in one piece for everybody, the guest's processors included.
-    /// Returns what was there before; for a store, which looks at nothing, that is 0.
+    /// Does `operation` on the aligned value at `at`, atomically for all threads and the guest's processors. Returns
+    /// the previous value; for a store, which reads nothing, 0.
     fn atomic(
         &self,
         space: SpaceId,
@@ -131,14 +131,14 @@ pub trait JobMemory {
         operation: AtomicOperation,
     ) -> Result<u64, MemoryError>;
 
-    /// The host address that an access at `at` would reach, for an oracle that has to know before it is made.
+    /// The host address that an access at `at` would reach, for an oracle that has to know it before the access.
     #[cfg(any(test, feature = "test-utils"))]
     fn locate(&self, _space: SpaceId, _at: Iova, _access: Access) -> Option<u64> {
         None
     }
 }
 
-/// How large a value is. Wider than it is, numbers are cut off.
+/// The size of a value. Larger numbers are truncated to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Width {
     /// 32 bits.
@@ -156,7 +156,7 @@ impl Width {
         }
     }
 
-    /// The low bits of `value` that there is room for.
+    /// The low bits of `value` that fit.
     pub fn cut(self, value: u64) -> u64 {
         match self {
             Self::Word => value & u64::from(u32::MAX),
@@ -165,7 +165,7 @@ impl Width {
     }
 }
 
-/// What is done to a value in one piece.
+/// An atomic operation on a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AtomicOperation {
     /// Reads it (acquire).
@@ -174,17 +174,17 @@ pub enum AtomicOperation {
     Store(u64),
     /// Adds to it and wraps (acquire and release).
     Add(u64),
-    /// Replaces it if it is what is expected (acquire and release).
+    /// Replaces it if it has the expected value (acquire and release).
     CompareExchange {
-        /// What has to be there.
+        /// The value to compare with.
         expected: u64,
-        /// What takes its place.
+        /// The new value.
         new: u64,
     },
 }
 
 impl AtomicOperation {
-    /// The permissions that it takes.
+    /// The permissions that it needs.
     pub fn accesses(self) -> &'static [Access] {
         match self {
             Self::Load => &[Access::Read],
@@ -193,7 +193,7 @@ impl AtomicOperation {
         }
     }
 
-    /// What becomes of `old`.
+    /// The value that replaces `old`.
     pub fn result(self, old: u64) -> u64 {
         match self {
             Self::Load => old,
@@ -245,7 +245,7 @@ impl JobMemory for Section<'_> {
 }
 
 impl Section<'_> {
-    /// `missing`, which is one page, with the pages behind it up to the end of `all` that are missing too.
+    /// `missing`, which is one page, together with the missing pages that follow it, up to the end of `all`.
     pub(super) fn run(&self, missing: Missing, all: ByteRange<Iova>) -> MemoryError {
         let mut range = missing.range;
         for _ in 1..MISSING_PAGES {
@@ -290,7 +290,7 @@ impl JobMemory for Pin {
     }
 }
 
-/// Operates on one value. `find` gives its place for an access; the last one that the operation takes is used.
+/// Operates on one value. `find` translates its address for an access; the operation's last access is used.
 pub(super) fn atomic_with<'a>(
     find: impl Fn(Access) -> Result<HostSpan<'a>, MemoryError>,
     at: Iova,
@@ -311,8 +311,8 @@ pub(super) fn atomic_with<'a>(
     }
 }
 
-// ORDERING: as each operation promises to the guest: what an acquire sees, it sees with all that the release before it
-// had written.
+// ORDERING: as each operation promises to the guest: what an acquire sees, it sees together with all that was written
+// before the release.
 macro_rules! change {
     ($name:ident, $Atomic:ty, $int:ty) => {
         fn $name(value: &$Atomic, operation: AtomicOperation) -> $int {
@@ -335,7 +335,7 @@ macro_rules! change {
 change!(change_word, AtomicU32, u32);
 change!(change_wide, AtomicU64, u64);
 
-/// Copies out, span by span. `find` is given an address and the whole range of the access.
+/// Copies out, span by span. `find` gets an address and the whole range of the access.
 pub(super) fn read_with<'a>(
     find: impl Fn(Iova, ByteRange<Iova>) -> Result<HostSpan<'a>, MemoryError>,
     at: Iova,
@@ -373,7 +373,7 @@ pub(super) fn write_with<'a>(
     }
 }
 
-/// Copies from one place to another, as far as both are in one piece at a time: no byte goes through a buffer of ours.
+/// Copies from one place to another, in pieces that are contiguous in both, without a buffer in between.
 pub(super) fn copy_with<'a>(
     find: impl Fn(Iova, ByteRange<Iova>, Access) -> Result<HostSpan<'a>, MemoryError>,
     mut from: Iova,

@@ -1,9 +1,9 @@
-//! Misses: which pages have been asked for, by whom, and what the answers mean. A state machine of values; time is
-//! a parameter. Knows nothing of sockets: its user sends what it says is next, and tells it what came.
+//! Misses: which pages have been requested, for whom, and what the answers mean. A state machine of values; time is a
+//! parameter. Knows nothing of sockets: its user sends the misses that it returns, and passes on the answers.
 //!
 //! An UPDATE names no request, and the reply to its MISS comes on another socket. So misses are answered in the order
-//! in which they were sent; an UPDATE belongs to the oldest that is not answered and is only *staged* until the reply
-//! says success. What is then mapped has the permission that this MISS asked for, whatever the UPDATE claimed (I7).
+//! in which they were sent. An UPDATE belongs to the oldest unanswered miss and is only *staged* until the reply says
+//! success. What is then mapped has the permission that this MISS asked for, whatever the UPDATE claimed (I7).
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -12,31 +12,31 @@ use super::{HostRange, Missing, Permissions};
 use crate::addr::{Access, ByteRange, Iova, PAGE_SIZE, SpaceId};
 use crate::running_clock::RunningClock;
 
-/// For how long a front-end may stand still, beyond the first timeout, before what it was asked for is given up.
+/// How long a front-end may stall, beyond the first timeout, before its misses time out.
 const LONGEST_STILL: Duration = Duration::from_secs(60);
-/// Most misses that are sent and not answered: fewer than fill the channel's socket (278).
+/// The most misses that are sent and not answered: fewer than fill the channel's socket (278).
 pub const MISS_WINDOW: usize = 128;
-/// Distinct misses that have a place in the table; requests beyond that wait in it as ranges.
+/// The most distinct misses in the table; requests beyond that wait as ranges.
 pub const MISS_LIMIT: usize = 4096;
 
-/// What is asked: one page, one permission.
+/// A request for one page and one permission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MissRequest {
-    /// The space of the page.
+    /// The address space.
     pub space: SpaceId,
-    /// What for: one of the two, never both (QEMU checks a request for both as a write only).
+    /// The permission: one of the two, never both (QEMU checks a request for both as a write only).
     pub access: Access,
     /// The first address of the page.
     pub iova: Iova,
 }
 
 impl MissRequest {
-    /// The page.
+    /// The page as a range.
     pub fn range(self) -> ByteRange<Iova> {
         self.iova.page_range()
     }
 
-    /// The page, as what an access lacks.
+    /// The page in the form in which an access reports it.
     pub fn missing(self) -> Missing {
         Missing { space: self.space, range: self.range(), access: self.access }
     }
@@ -45,20 +45,20 @@ impl MissRequest {
 /// What a request did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Requested {
-    /// The page was not asked for yet: it is queued.
+    /// The page had not been requested: it is queued.
     Queued,
-    /// It was asked for already: the waiter waits for the same answer.
+    /// It had been requested: the waiter waits for the same answer.
     Joined,
 }
 
-/// To whom an UPDATE belongs. It is acked as good in each case.
+/// What an UPDATE belongs to. It is acked as good in each case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UpdateVerdict {
-    /// To the oldest miss: kept until its reply.
+    /// The oldest miss: kept until its reply.
     Staged,
-    /// To a miss from before [`MissTable::clear`]: not to be cached.
+    /// A miss from before [`MissTable::clear`]: not to be cached.
     Stale,
-    /// To none: not to be cached.
+    /// No miss: not to be cached.
     Unsolicited,
 }
 
@@ -67,49 +67,49 @@ pub enum UpdateVerdict {
 pub enum Answer<W> {
     /// The oldest miss is settled.
     Resolved(Resolution<W>),
-    /// It has to be asked again, and is queued: its UPDATE was invalidated or did not cover the page.
+    /// Its miss has to be sent again, and is queued: its UPDATE was invalidated or did not cover the page.
     AskedAgain,
     /// It was the reply to a miss from before [`MissTable::clear`].
     Stale,
-    /// Nothing was asked: the front-end errs.
+    /// No miss was sent: an error of the front-end.
     Unexpected,
 }
 
 /// A settled miss.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolution<W> {
-    /// What was asked.
+    /// What was requested.
     pub request: MissRequest,
-    /// Who waited, in order, and each for which page: this one, or another that a large UPDATE has settled with it.
-    /// Perhaps nobody any more.
+    /// Who waited, in order, and for which page: this one, or another that a large UPDATE has settled with it. May be
+    /// empty.
     pub waiters: Vec<(MissRequest, W)>,
-    /// How it ended.
+    /// The outcome.
     pub outcome: Outcome,
 }
 
-/// How a miss ended.
+/// The outcome of a miss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// To be mapped, then the waiters go on.
+    /// The range has to be mapped, then the waiters go on.
     Mapped {
         /// What the UPDATE covered.
         range: ByteRange<Iova>,
-        /// Where that is.
+        /// The host memory.
         host: HostRange,
         /// What the MISS proved.
         permissions: Permissions,
     },
     /// The guest's IOMMU has no such mapping: a page fault of the device.
     Refused,
-    /// It was granted twice, and no UPDATE covered the page: for whoever waits the same as refused.
+    /// It was granted twice, and no UPDATE covered the page. The waiters treat it like a refusal.
     NotCovered,
     /// The front-end did not answer in time.
     TimedOut,
-    /// There is no channel to ask on.
+    /// There is no channel to send it on.
     NoChannel,
 }
 
-/// A translation that waits for the reply to its miss.
+/// A staged translation: it waits for the reply to its miss.
 #[derive(Clone, Copy, Debug)]
 struct Staged {
     range: ByteRange<Iova>,
@@ -122,7 +122,7 @@ struct Staged {
 struct Miss<W> {
     waiters: Vec<W>,
     sent: bool,
-    /// An answer that did not cover the page has come once.
+    /// One answer that did not cover the page has come.
     fell_short: bool,
     /// In running time (see [`MissTable::pause`]).
     deadline: Duration,
@@ -131,34 +131,34 @@ struct Miss<W> {
 /// A miss that was sent, in the order of sending.
 #[derive(Debug)]
 struct Sent {
-    /// None: from before a clear, its answer is swallowed.
+    /// `None`: it is from before a clear, and its answer is dropped.
     request: Option<MissRequest>,
     staged: Option<Staged>,
     /// Its UPDATE came, and was invalidated.
     invalidated: bool,
 }
 
-/// All misses of a session. `W` names a waiter.
+/// All misses of a session. `W` identifies a waiter.
 #[derive(Debug)]
 pub struct MissTable<W> {
     misses: BTreeMap<MissRequest, Miss<W>>,
-    /// Requests for which there is no room in `misses` yet, oldest first.
+    /// Requests that do not fit into `misses` yet, oldest first.
     waiting: VecDeque<(Missing, W)>,
     queue: VecDeque<MissRequest>,
     sent: VecDeque<Sent>,
-    /// The deadline of each miss that somebody waits for.
+    /// The deadline of each miss that has a waiter.
     deadlines: BTreeSet<(Duration, MissRequest)>,
-    /// Stands still while we owe the front-end a reply, for it cannot answer us then.
+    /// Stands still while a reply to the front-end is pending, for it cannot answer misses then.
     clock: RunningClock,
-    /// When the front-end last answered, in running time; or was last found to stand still.
+    /// When the front-end last answered or was last found stalled, in running time.
     answered: Duration,
-    /// Since when it has been found to stand still each time, in running time.
+    /// The start of the current stall, in running time. `None`: it was not found stalled.
     still_since: Option<Duration>,
     timeout: Duration,
 }
 
 impl<W: Copy + PartialEq> MissTable<W> {
-    /// An empty table; an unanswered miss is given up after `timeout`.
+    /// An empty table; an unanswered miss times out after `timeout`.
     pub fn new(timeout: Duration) -> Self {
         Self {
             misses: BTreeMap::new(),
@@ -173,13 +173,13 @@ impl<W: Copy + PartialEq> MissTable<W> {
         }
     }
 
-    /// `waiter` needs every page of `missing`. They are asked for in the order of the requests, as room allows.
+    /// `waiter` needs every page of `missing`. They are requested in order, as room allows.
     pub fn ask(&mut self, now: Duration, missing: Missing, waiter: W) {
         self.waiting.push_back((missing, waiter));
         self.admit(now);
     }
 
-    /// Gives the pages that wait a place in the table, as far as there is room.
+    /// Moves waiting pages into the table, as far as there is room.
     fn admit(&mut self, now: Duration) {
         while self.misses.len() < MISS_LIMIT
             && let Some((missing, waiter)) = self.waiting.pop_front()
@@ -194,7 +194,7 @@ impl<W: Copy + PartialEq> MissTable<W> {
         }
     }
 
-    /// `waiter` needs the page of `iova` for `access`. Each page and permission is asked for once at a time.
+    /// `waiter` needs the page of `iova` for `access`. A page and permission is requested only once at a time.
     pub fn request(
         &mut self,
         now: Duration,
@@ -235,7 +235,7 @@ impl<W: Copy + PartialEq> MissTable<W> {
         Some(request)
     }
 
-    /// An UPDATE came that is sound in itself. It belongs to the oldest miss, or to nobody.
+    /// A valid UPDATE came. It belongs to the oldest miss, or to none.
     pub fn on_update(
         &mut self,
         range: ByteRange<Iova>,
@@ -278,7 +278,7 @@ impl<W: Copy + PartialEq> MissTable<W> {
         }
     }
 
-    /// An invalidation began: what is staged of its range is discarded. Its miss is asked again when the reply comes.
+    /// An invalidation began: discards what is staged of its range. Its miss is sent again when the reply comes.
     pub fn invalidate(&mut self, space: SpaceId, range: ByteRange<Iova>) {
         for sent in &mut self.sent {
             let of_space = sent.request.is_some_and(|request| request.space == space);
@@ -289,19 +289,19 @@ impl<W: Copy + PartialEq> MissTable<W> {
         }
     }
 
-    /// When [`Self::expire`] is to be called next; never while paused.
+    /// When [`Self::expire`] has to be called next; never while paused.
     pub fn next_deadline(&self) -> Option<Duration> {
         let (deadline, _) = self.deadlines.first()?;
         self.clock.when(self.not_while_answering(*deadline))
     }
 
-    /// Whether [`Self::expire`] would give something up now.
+    /// Whether [`Self::expire`] would time anything out now.
     pub fn is_due(&self, now: Duration) -> bool {
         self.next_deadline().is_some_and(|deadline| deadline <= now)
     }
 
-    /// The front-end has not even read what it was sent: it stands still, and is not late. The timeout begins anew; but
-    /// not for ever, for it may as well never read. Says whether it did.
+    /// The front-end has not even read what it was sent: it is stalled, not late. Restarts the timeout, but not for
+    /// ever, since the front-end may never read again. Returns whether it did.
     pub fn put_off(&mut self, now: Duration) -> bool {
         let running = self.clock.running(now);
         let since = *self.still_since.get_or_insert(running);
@@ -312,8 +312,8 @@ impl<W: Copy + PartialEq> MissTable<W> {
         bears
     }
 
-    /// The front-end has read all that it was sent. If it was last found to stand still, it has the whole timeout from now
-    /// on. Says whether it has.
+    /// The front-end has read all that it was sent. If it was last found stalled, it gets the whole timeout from now
+    /// on. Returns whether it does.
     pub fn reads_again(&mut self, now: Duration) -> bool {
         let stood_still = self.still_since.take().is_some();
         if stood_still {
@@ -322,7 +322,7 @@ impl<W: Copy + PartialEq> MissTable<W> {
         stood_still
     }
 
-    /// Gives up what was not answered in time. A late answer is still good for the mirror.
+    /// Times out what was not answered in time. A late answer can still be put into the mirror.
     pub fn expire(&mut self, now: Duration) -> Vec<Resolution<W>> {
         let running = self.clock.running(now);
         let mut given_up = Vec::new();
@@ -342,17 +342,17 @@ impl<W: Copy + PartialEq> MissTable<W> {
         given_up
     }
 
-    /// We owe the front-end a reply on the main socket from now on: it cannot answer, the timeout stands still.
+    /// A reply to the front-end on the main socket is pending: it cannot answer misses, so the timeout stands still.
     pub fn pause(&mut self, now: Duration) {
         self.clock.pause(now);
     }
 
-    /// Nothing is owed any more.
+    /// No reply is pending any more.
     pub fn resume(&mut self, now: Duration) {
         self.clock.resume(now);
     }
 
-    /// Stop: everything is forgotten, with its waiters. The replies that are due are swallowed when they come.
+    /// The device stops: forgets everything, with its waiters. Replies that are still due are dropped when they come.
     pub fn clear(&mut self) {
         self.misses.clear();
         self.waiting.clear();
@@ -363,7 +363,7 @@ impl<W: Copy + PartialEq> MissTable<W> {
         }
     }
 
-    /// There is no channel any more: everything that is asked for ends. Replies that are due will not come.
+    /// The channel is gone: ends all requests. Replies that were due will not come.
     pub fn channel_lost(&mut self) -> Vec<Resolution<W>> {
         self.sent.clear();
         self.queue.clear();
@@ -384,7 +384,7 @@ impl<W: Copy + PartialEq> MissTable<W> {
         lost.into_iter().map(end).collect()
     }
 
-    /// The channel was replaced: replies that are due will not come. What is still wanted is queued again.
+    /// The channel was replaced: replies that were due will not come. What is still wanted is queued again.
     pub fn channel_replaced(&mut self) {
         for sent in std::mem::take(&mut self.sent).into_iter().rev() {
             if let Some(request) = sent.request {
@@ -393,12 +393,12 @@ impl<W: Copy + PartialEq> MissTable<W> {
         }
     }
 
-    /// Misses that are sent and not answered, those from before a clear too.
+    /// Misses that are sent and not answered, including those from before a clear.
     pub fn outstanding(&self) -> usize {
         self.sent.len()
     }
 
-    /// What is asked for or about to be, and who waits for it.
+    /// What is requested or about to be, and who waits for it.
     pub fn pending(&self) -> impl Iterator<Item = (MissRequest, &[W])> {
         self.misses.iter().map(|(request, miss)| (*request, miss.waiters.as_slice()))
     }
@@ -408,7 +408,7 @@ impl<W: Copy + PartialEq> MissTable<W> {
         self.queue.is_empty() && self.sent.is_empty() && self.waiting.is_empty()
     }
 
-    /// Ends a miss. A large UPDATE also ends those that are not sent yet and lie in it.
+    /// Ends a miss. A large UPDATE also ends the unsent ones that it covers.
     fn settle(&mut self, request: MissRequest, outcome: Outcome) -> Answer<W> {
         self.stop_clock(request);
         let waiters = self.misses.remove(&request).map(|miss| miss.waiters).unwrap_or_default();
@@ -427,7 +427,7 @@ impl<W: Copy + PartialEq> MissTable<W> {
         miss.is_some_and(|miss| !std::mem::replace(&mut miss.fell_short, true))
     }
 
-    /// Queues a miss that was sent once more, before all others; or forgets it, if nobody waits any more.
+    /// Queues a sent miss again, before all others, or forgets it if it has no waiter any more.
     fn ask_again(&mut self, request: MissRequest) {
         let Some(miss) = self.misses.get_mut(&request) else { return };
         if miss.waiters.is_empty() {
@@ -438,7 +438,7 @@ impl<W: Copy + PartialEq> MissTable<W> {
         }
     }
 
-    /// Takes misses out that are queued; returns their waiters.
+    /// Removes queued misses; returns their waiters.
     fn remove_queued(&mut self, mut which: impl FnMut(&MissRequest) -> bool) -> Vec<(MissRequest, W)> {
         let mut removed = Vec::new();
         let (misses, deadlines) = (&mut self.misses, &mut self.deadlines);
@@ -453,13 +453,13 @@ impl<W: Copy + PartialEq> MissTable<W> {
         removed
     }
 
-    /// A miss may wait longer than the timeout behind a thousand others that are answered one by one: nobody is late
-    /// before the front-end has been silent for as long. (It answers in order, so no single miss can be left out.)
+    /// A miss may wait longer than the timeout behind a thousand others that are answered one by one. So none is late
+    /// until the front-end has been silent for the timeout. (It answers in order, so it cannot skip a single miss.)
     fn not_while_answering(&self, deadline: Duration) -> Duration {
         deadline.max(self.answered.saturating_add(self.timeout))
     }
 
-    /// The timeout of `request` begins now, anew.
+    /// Restarts the timeout of `request`.
     fn start_clock(&mut self, now: Duration, request: MissRequest) {
         self.stop_clock(request);
         let deadline = self.clock.running(now).saturating_add(self.timeout);

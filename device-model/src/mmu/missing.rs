@@ -1,21 +1,21 @@
-//! What an access or a pin lacked: values for the one who sends MISSes. Knows nothing of how they are sent.
+//! What an access or a pin was missing: values to send MISSes for. Knows nothing of how they are sent.
 
 use std::fmt;
 
 use crate::addr::{Access, ByteRange, Iova, SpaceId};
 
-/// Most missing pages that one answer names: what is asked for at once is bounded, and the channel to the
-/// front-end is too (278 messages fill its socket).
+/// The most missing pages that one answer names. It bounds what is requested at once, since the channel to the
+/// front-end is bounded too (278 messages fill its socket).
 pub const MISSING_PAGES: u64 = 256;
 
-/// Pages that the mirror does not know with the permission for an access.
+/// Pages that the mirror does not map with the permission for an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Missing {
-    /// Where.
+    /// The address space.
     pub space: SpaceId,
     /// Whole pages.
     pub range: ByteRange<Iova>,
-    /// What they are needed for.
+    /// The access.
     pub access: Access,
 }
 
@@ -25,7 +25,7 @@ impl Missing {
         self.range.pages()
     }
 
-    /// Both as one, if `next` goes on where `self` ends.
+    /// Both as one, if `next` starts where `self` ends.
     fn merged(self, next: Self) -> Option<Self> {
         let follows = self.space == next.space
             && self.access == next.access
@@ -41,7 +41,7 @@ impl fmt::Display for Missing {
     }
 }
 
-/// Collects missing pages in order of addresses, merged and capped.
+/// Collects missing pages in address order, merged and capped.
 #[derive(Default)]
 pub(super) struct MissingList {
     list: Vec<Missing>,

@@ -1,13 +1,14 @@
-//! The mirrored MMU: our own page tables that mirror the guest's IOMMU, and the protocol by which a mapping that
-//! the guest takes away is proved to be unused before we say so.
+//! The mirrored MMU: page tables that mirror the guest's IOMMU, and the protocol that proves that a mapping is unused
+//! before its INVALIDATE is acked.
 //!
 //! Made of: `entry`, `page_table`, `table_writer`, `limbo` (the tables: one writer, readers without locks, memory
-//! handed back by epochs), `section` (using a translation for a moment), `pin` and `registry` (holding one for
-//! longer), `invalidation` (its life as values), `memory` and `ring_memory` (bytes), `missing` and `miss` (what to
-//! ask the front-end for). Knows nothing of sockets, threads, messages, jobs or clocks.
+//! reclaimed by epochs), `section` (using a translation for a moment), `pin` and `registry` (holding one for longer),
+//! `invalidation` (its life as values), `memory` and `ring_memory` (bytes), `missing` and `miss` (what to request from
+//! the front-end). Knows nothing of sockets, threads, messages, jobs or clocks.
 //!
 //! LOCKING: the reader of a [`RingMemory`], its list of misses, the registry and the orphans are leaves of the locking
-//! order (ARCHITECTURE.md, "Locking order"). The [`DrainWaker`] is called with none of them held. Walks and copies take no lock.
+//! order (ARCHITECTURE.md, "Locking order"). The [`DrainWaker`] is called with none of them held. Walks and copies take
+//! no lock.
 
 mod entry;
 mod invalidation;
@@ -41,17 +42,17 @@ use section::Slots;
 /// Address spaces of a device. There is one so far.
 const SPACES: usize = 1;
 
-/// How large a mirror is.
+/// The size of a mirror.
 #[derive(Clone, Copy, Debug)]
 pub struct MirrorConfig {
     /// Threads that touch guest memory, each with a [`Reader`].
     pub readers: usize,
-    /// Most bytes of page tables.
+    /// The most bytes of page tables.
     pub table_limit: usize,
 }
 
-/// Told that a parked invalidation may be drained: polls it again. Called from whatever thread was the last one
-/// out, with no lock held; it must not wait, and it may come more often than needed.
+/// Wakes the session when a parked invalidation may be drained. The last thread to leave calls it, with no lock held;
+/// it must not wait, and it may be called more often than needed.
 pub trait DrainWaker: Send + Sync {
     /// Makes the session poll its parked invalidations.
     fn wake(&self);
@@ -64,7 +65,7 @@ struct Shared {
     registry: Mutex<Registry>,
     waker: std::sync::Arc<dyn DrainWaker>,
     table_limit: usize,
-    /// What the writer left in limbo when it went. Freed with the rest.
+    /// What was still in limbo when the writer was dropped. Freed with the rest.
     orphans: std::sync::Mutex<Vec<entry::TableEntry>>,
 }
 
@@ -76,7 +77,7 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        // Nobody is left who could be in a section: the tables can go.
+        // No thread can be in a section any more: the tables can go.
         let mut owner = Owner::new();
         self.spaces.iter().for_each(|roots| owner.free_all(roots));
         let orphans = self.orphans.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -1,9 +1,9 @@
 //! The radix page tables: nodes of atomic words, and the walk through them. Readers walk without locks, inside a
-//! section; the one writer ([`super::table_writer`]) changes words and hands back nodes that no section can see any
-//! more. Knows nothing of sections' protocol, invalidations or guests.
+//! section; the one writer ([`super::table_writer`]) changes words and frees nodes that no section can see any more.
+//! Knows nothing of the protocol of sections, of invalidations or guests.
 //!
-//! A space has two roots: one of three levels for the lowest 512 GiB, where guests put nearly everything, and one
-//! of six levels for the rest of the 64 bits. A lookup of a low address is thus three loads, always.
+//! A space has two roots: one of three levels for the lowest 512 GiB, where guests put nearly everything, and one of
+//! six levels for the rest of the 64 bits. A lookup of a low address is thus always three loads.
 
 use std::sync::atomic::AtomicU32;
 
@@ -32,7 +32,7 @@ pub(super) const fn pages_under(level: u32) -> u64 {
 #[repr(align(64))]
 pub(super) struct Node {
     entries: [AtomicU64; FANOUT as usize],
-    /// How many entries are not empty. Only the writer reads or writes it: plain std, also under loom.
+    /// How many entries are not empty. Only the writer accesses it: plain std, also under loom.
     used: AtomicU32,
     life: Life,
 }
@@ -55,7 +55,7 @@ impl Node {
         ((number >> (level * LEVEL_BITS)) & (FANOUT - 1)) as usize
     }
 
-    /// The entry for page `number`, as the writer knows it.
+    /// The entry for page `number`, as the writer sees it.
     pub(super) fn get(&self, number: u64, level: u32) -> TableEntry {
         // ORDERING: only the one writer calls this, and only it stores.
         TableEntry::from_word(self.entries[Self::index(number, level)].load(Ordering::Relaxed))
@@ -72,18 +72,18 @@ impl Node {
             (false, true) => self.used.store(used - 1, Ordering::Relaxed),
             _ => {}
         }
-        // ORDERING: Release pairs with the Acquire of `Roots::walk`: who sees a table sees what was put in it.
+        // ORDERING: Release pairs with the Acquire of `Roots::walk`: a reader that sees a table sees its contents.
         slot.store(entry.word(), Ordering::Release);
     }
 
-    /// Whether nothing is left in it.
+    /// Whether it has no entries.
     pub(super) fn is_empty(&self) -> bool {
-        // ORDERING: only the writer's.
+        // ORDERING: only the writer accesses it.
         self.used.load(Ordering::Relaxed) == 0
     }
 }
 
-/// A translation that a walk found: a leaf, and how large a block it maps.
+/// The result of a walk: a leaf, and the size of the block that it maps.
 #[derive(Clone, Copy)]
 pub(super) struct Leaf {
     entry: TableEntry,
@@ -103,7 +103,7 @@ impl Leaf {
     }
 }
 
-/// The two roots of one space. They always exist and are never handed back.
+/// The two roots of one space. They always exist and are never freed.
 pub(super) struct Roots {
     low: Node,
     high: Node,
@@ -119,7 +119,7 @@ impl Roots {
         if number < LOW_END { (&self.low, LOW_LEVELS - 1) } else { (&self.high, HIGH_LEVELS - 1) }
     }
 
-    /// The walk. `inside` is the proof that a section is open while the tables are read.
+    /// The walk. `inside` proves that a section is open while the tables are read.
     #[inline]
     pub(super) fn walk(&self, number: u64, inside: Inside<'_>) -> Option<Leaf> {
         // Two calls, so that each is unrolled for its number of levels.
@@ -149,12 +149,12 @@ fn descend(root: &Node, levels: u32, number: u64, _inside: Inside<'_>) -> Option
     None
 }
 
-/// The right to follow tables outside a section and to free them: the writer has the only one. Freeing takes it
-/// mutably, so that no reference of the writer's own outlives a node.
+/// The right to follow tables outside a section and to free them: only the writer has it. Freeing takes it by `&mut`,
+/// so that no reference of the writer outlives a node.
 pub(super) struct Owner(());
 
 impl Owner {
-    /// The one owner of a mirror's tables; called once, by the one who makes the mirror.
+    /// The one owner of a mirror's tables; called once, when the mirror is made.
     pub(super) fn new() -> Self {
         Self(())
     }
@@ -172,7 +172,7 @@ impl Owner {
         entry.is_table().then(|| unsafe { node_at(entry) })
     }
 
-    /// Frees a table that was unlinked, once no section can see it. Takes each table once.
+    /// Frees a table that was unlinked, once no section can see it. Called once for each table.
     pub(super) fn free(&mut self, entry: TableEntry) {
         let address = std::ptr::with_exposed_provenance_mut::<Node>(entry.table_address() as usize);
         // SAFETY: `limbo` passes each unlinked table once, after every section open at its unlinking has left; it
@@ -181,7 +181,7 @@ impl Owner {
         Life::end(node);
     }
 
-    /// Frees everything under `roots`, when the last one who could see them is gone.
+    /// Frees everything under `roots`, when nothing can see it any more.
     pub(super) fn free_all(&mut self, roots: &Roots) {
         for (root, level) in [(&roots.low, LOW_LEVELS - 1), (&roots.high, HIGH_LEVELS - 1)] {
             let mut tables = Vec::new();
@@ -190,7 +190,7 @@ impl Owner {
         }
     }
 
-    /// Appends all tables below `node`, which stands at `level`, lowest first.
+    /// Appends all tables below `node`, which is at `level`, lowest first.
     pub(super) fn tables_under(&self, node: &Node, level: u32, into: &mut Vec<TableEntry>) {
         if level == 0 {
             return;
@@ -213,7 +213,7 @@ unsafe fn node_at<'a>(entry: TableEntry) -> &'a Node {
     unsafe { &*address }
 }
 
-/// Loom's eye on a node: that it is not walked after, or at the same time as, it is freed. Otherwise nothing.
+/// Loom's check that a node is not walked while or after it is freed. Otherwise empty.
 #[cfg(not(loom))]
 struct Life;
 
@@ -231,7 +231,7 @@ impl Life {
     }
 }
 
-/// Under loom a freed node is kept, marked, so that a walk that should not reach it is caught and not undefined.
+/// Under loom a freed node is kept and marked, so that a walk that reaches it is reported instead of undefined.
 #[cfg(loom)]
 struct Life(loom::cell::UnsafeCell<bool>);
 

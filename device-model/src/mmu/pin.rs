@@ -1,6 +1,6 @@
-//! Pins: all translations that a job needs, copied out and held over many steps. They are built in the manner of an
-//! interval notifier: look up, then register under a short lock unless an invalidation began meanwhile. Knows
-//! nothing of jobs; what ends a pin is its holder's business.
+//! Pins: all translations that a job needs, copied out and held over many steps. They are built like an interval
+//! notifier: look up, then register under a short lock unless an invalidation began meanwhile. Knows nothing of jobs,
+//! nor of when a holder drops its pin.
 
 use std::cell::Cell;
 use std::fmt;
@@ -16,46 +16,46 @@ use super::section::Reader;
 use crate::addr::{Access, ByteRange, Iova, PAGE_SIZE, SpaceId};
 use crate::sync::lock;
 
-/// Translations that are looked up in one section, so that a large pin keeps no drain waiting.
+/// Translations that one section looks up, so that a large pin does not delay a drain.
 const LOOKUPS_A_SECTION: usize = 1024;
 
-/// Pages behind a missing one that are looked at, to ask for them too if they are missing.
+/// Pages after a missing one that are checked, to request them too if they are missing.
 const PAGES_AHEAD: u64 = 63;
 
 /// A range that a job wants to hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PinRange {
-    /// Where.
+    /// The address space.
     pub space: SpaceId,
     /// Which bytes; their whole pages are pinned.
     pub range: ByteRange<Iova>,
-    /// What for. A range that is read and written is wanted twice.
+    /// The access. A range that is read and written is listed twice.
     pub access: Access,
 }
 
-/// What an invalidation does about a pin of its range.
+/// How an invalidation treats a pin of its range.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PinMode {
-    /// It waits for the holder to drop it, and tells it to after the drain timeout.
+    /// It waits until the holder drops the pin, and tells it to after the drain timeout.
     #[default]
     Fence,
-    /// It tells the holder at once to drop it at its next step, and waits for that.
+    /// It tells the holder at once to drop the pin at its next step, and waits for that.
     Preempt,
-    /// It does not wait: the holder goes on with what it has. Only memory that goes away altogether is waited with
+    /// It does not wait: the holder keeps using what it has. Only memory that is unmapped altogether is waited for
     /// ([`super::MirrorWriter::begin_for_good`]).
     RegistrationCache,
 }
 
-/// Why there is no pin.
+/// Why a pin failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PinError {
-    /// These pages are missing: all of them, merged, or the first 256. Hold nothing, ask for them, start over.
+    /// These pages are missing: all of them, merged, or the first 256. Hold nothing, request them, start again.
     #[error("{} ranges of the pin are not in the mirror", .0.len())]
     Missing(Vec<Missing>),
-    /// An invalidation of a part of it is under way: try again when it has ended.
+    /// A part of it is being invalidated: try again when that has ended.
     #[error("A part of the pin is being invalidated")]
     Invalidating,
-    /// It needs more tables than the mirror may have: it could never be complete.
+    /// It needs more tables than the mirror may have, so it could never be complete.
     #[error("The pin may need {needed} bytes of page tables, and the limit is {limit}")]
     TooLarge {
         /// Bytes of tables that it may need.
@@ -65,18 +65,18 @@ pub enum PinError {
     },
 }
 
-/// Pages that are contiguous on both sides.
+/// Pages that are contiguous in both address spaces.
 #[derive(Clone, Copy, Debug)]
 struct Segment {
     place: Place,
     host: u64,
 }
 
-/// The segments of a pin for one access, in order of space and address.
+/// The segments of a pin for one access, ordered by space and address.
 #[derive(Debug)]
 struct Segments {
     all: Vec<Segment>,
-    /// Where the last one was found: whoever goes through memory finds the next one there, or right behind it.
+    /// Where the last one was found: with sequential accesses, the next one is there or directly after it.
     last: Cell<usize>,
 }
 
@@ -85,7 +85,7 @@ impl Segments {
         Self { all, last: Cell::new(0) }
     }
 
-    /// The segment that a byte lies in.
+    /// The segment that contains a byte.
     fn find(&self, space: SpaceId, at: Iova) -> Option<&Segment> {
         let last = self.last.get();
         let mut near = self.all.iter().enumerate().skip(last).take(2);
@@ -106,7 +106,7 @@ impl Segment {
     }
 }
 
-/// Held translations. Every invalidation that overlaps waits until it is dropped.
+/// Held translations. Every overlapping invalidation waits until the pin is dropped, unless [`PinMode`] says otherwise.
 #[must_use = "a pin that is not held pins nothing"]
 pub struct Pin {
     shared: crate::sync::Arc<Shared>,
@@ -117,16 +117,16 @@ pub struct Pin {
 }
 
 impl Pin {
-    /// Whether an invalidation asks for this pin to be dropped at the holder's next step.
+    /// Whether an invalidation wants this pin to be dropped at the holder's next step.
     pub fn evicted(&self) -> bool {
         // ORDERING: a request, see `PinEntry::evict`.
         self.evicted.load(Ordering::Relaxed)
     }
 
-    /// Ends it. (Dropping it does the same.)
+    /// Ends it, as dropping it does.
     pub fn release(self) {}
 
-    /// Where a byte is. Only within the borrow of the pin, and so only while it holds.
+    /// Where a byte is. The result borrows the pin, so it is valid only while that is held.
     pub(super) fn find(&self, space: SpaceId, at: Iova, access: Access) -> Result<HostSpan<'_>, MemoryError> {
         let segments = match access {
             Access::Read => &self.reads,
@@ -157,12 +157,12 @@ impl fmt::Debug for Pin {
 }
 
 impl Reader {
-    /// Pins all of `wanted`, or says what is in the way; holds nothing then.
+    /// Pins all of `wanted`, or says what prevents it, and then holds nothing.
     pub fn pin(&self, wanted: &[PinRange]) -> Result<Pin, PinError> {
         self.pin_as(PinMode::Fence, wanted)
     }
 
-    /// As [`Self::pin`], and invalidations treat the pin by its mode.
+    /// As [`Self::pin`], with a mode.
     pub fn pin_as(&self, mode: PinMode, wanted: &[PinRange]) -> Result<Pin, PinError> {
         let of = |access| {
             let places = wanted.iter().filter(move |range| range.access == access);
@@ -193,14 +193,14 @@ impl Reader {
                         writes: Segments::new(writes),
                     });
                 }
-                // An invalidation of it began, and perhaps ended: the next turn finds out.
+                // An invalidation of it began, and may have ended: the next iteration finds out.
                 Err(places) => all = places,
             }
         }
     }
 
-    /// What else is missing of the next pages of `wanted` behind a miss, for the same access: to be asked for with it, so
-    /// that a job that holds nothing over its steps does not wait for each page in turn.
+    /// The other missing pages among the next pages of `wanted` after a miss, for the same access. They are requested
+    /// with it, so that a job that holds nothing between its steps does not wait for each page in turn.
     pub fn missing_ahead(&self, wanted: &[PinRange], missing: Missing) -> Vec<Missing> {
         let mut ahead = MissingList::default();
         let mut pages = PAGES_AHEAD;
@@ -222,7 +222,7 @@ impl Reader {
         ahead.into_vec()
     }
 
-    /// Refuses what could never be in the tables all at once: 512 pages a table, and a path for each end.
+    /// Refuses what could never be in the tables at once: 512 pages per table, and a path for each end.
     fn check_size(&self, all: &Places) -> Result<(), PinError> {
         let limit = self.shared.table_limit;
         let tables = |place: Place| place.range.len() / u128::from(PAGE_SIZE * FANOUT) + 2;
@@ -244,7 +244,7 @@ impl Reader {
         segments
     }
 
-    /// Looks up a bounded part of `place` from `at` on, in one section; returns where to go on.
+    /// Looks up a bounded part of `place` from `at` on, in one section; returns where to continue.
     fn look_up_some(
         &self,
         place: Place,
@@ -273,7 +273,7 @@ impl Reader {
     }
 }
 
-/// Appends `segment`, as part of the last one if it goes on where that ends, on both sides.
+/// Appends `segment`, or merges it into the last one if it continues that in both address spaces.
 fn push(segments: &mut Vec<Segment>, segment: Segment) {
     if let Some(last) = segments.last_mut() {
         let (old, new) = (last.place.range, segment.place.range);

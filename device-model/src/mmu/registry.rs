@@ -1,5 +1,5 @@
-//! Where pins and invalidations meet: who holds a pin of what, which invalidations are under way, and which began
-//! of late. It lies behind one short lock. Knows ranges; knows no translations and no threads.
+//! Where pins and invalidations meet: the pins that are held, the invalidations that are under way, and the last ones
+//! that began. Protected by one short lock. Knows ranges; knows no translations and no threads.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::pin::PinMode;
 use crate::addr::{ByteRange, Iova, SpaceId};
 
-/// Invalidations that a pin under construction can check itself against. If more began meanwhile, it is built anew.
+/// Invalidations against which a pin under construction can be checked. If more began meanwhile, it is rebuilt.
 const REMEMBERED: u64 = 64;
 
 /// A range of a space, in whole pages.
@@ -18,12 +18,12 @@ pub(super) struct Place {
     pub(super) range: ByteRange<Iova>,
 }
 
-/// Places in order that do not overlap.
+/// Places in order, without overlap.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Places(Vec<Place>);
 
 impl Places {
-    /// Sorts and joins.
+    /// Sorts and merges.
     pub(super) fn new(places: impl Iterator<Item = Place>) -> Self {
         let mut sorted: Vec<Place> = places.collect();
         sorted.sort_unstable_by_key(|place| (place.space, place.range.first()));
@@ -54,7 +54,7 @@ impl Places {
     }
 }
 
-/// Whether `next`, which starts no lower, overlaps `range` or follows it without a gap.
+/// Whether `next`, which starts no lower, overlaps `range` or directly follows it.
 fn touches(range: ByteRange<Iova>, next: ByteRange<Iova>) -> bool {
     range.last().checked_add(1).is_none_or(|end| next.first() <= end)
 }
@@ -69,7 +69,7 @@ pub(super) struct PinEntry {
 
 impl PinEntry {
     pub(super) fn evict(&self) {
-        // ORDERING: a request, looked at again and again; the release of the pin is what orders.
+        // ORDERING: a request that is polled; the release of the pin is what orders.
         self.evicted.store(true, Ordering::Relaxed);
     }
 }
@@ -77,9 +77,9 @@ impl PinEntry {
 /// Pins and invalidations.
 #[derive(Default)]
 pub(super) struct Registry {
-    /// How many invalidations have begun so far: the number of the next.
+    /// How many invalidations have begun: the number of the next.
     sequence: u64,
-    /// The last ones that began, youngest last.
+    /// The last ones that began, newest last.
     recent: VecDeque<Place>,
     under_way: Vec<(u64, Place)>,
     pins: Vec<PinEntry>,
@@ -113,13 +113,13 @@ impl Registry {
             .any(|(_, other)| other.space == place.space && other.range.overlaps(place.range))
     }
 
-    /// The sequence to look translations up under; none while an invalidation of them is under way.
+    /// The sequence number for looking up translations; `None` while an invalidation of them is under way.
     pub(super) fn read_begin(&self, places: &Places) -> Option<u64> {
         (!self.under_way.iter().any(|&(_, place)| places.overlap(place))).then_some(self.sequence)
     }
 
-    /// Registers a pin of what was looked up under `sequence`. Hands it back if an invalidation of it began
-    /// meanwhile, or so many of anything that they are not remembered.
+    /// Registers a pin of what was looked up under `sequence`. Returns it if an invalidation of it began meanwhile, or
+    /// more invalidations than are remembered.
     pub(super) fn register(
         &mut self,
         sequence: u64,
@@ -137,14 +137,14 @@ impl Registry {
         Ok(id)
     }
 
-    /// Forgets a pin. Returns whether an invalidation waited for it.
+    /// Removes a pin. Returns whether an invalidation waited for it.
     pub(super) fn release(&mut self, id: u64) -> bool {
         let Some(index) = self.pins.iter().position(|pin| pin.id == id) else { return false };
         let pin = self.pins.swap_remove(index);
         self.under_way.iter().any(|&(_, place)| pin.places.overlap(place))
     }
 
-    /// The pins of which `range` has a page.
+    /// The pins that overlap `range`.
     pub(super) fn overlapping(
         &self,
         space: SpaceId,

@@ -1,5 +1,5 @@
-//! The mirror as vm-memory's `GuestMemory`, for virtqueues: every translation happens in a section that lasts as
-//! long as the guard, and every miss is remembered, because virtio-queue hides them. Knows nothing of rings.
+//! The mirror as vm-memory's `GuestMemory`, for virtqueues: every translation happens in a section that lasts as long
+//! as the guard, and every miss is remembered, because virtio-queue hides them. Knows nothing of rings.
 
 use std::fmt;
 use std::iter::FusedIterator;
@@ -17,7 +17,7 @@ use super::section::Reader;
 use crate::addr::{Access, ByteRange, Iova, SpaceId};
 use crate::locking::lock;
 
-/// Most misses that are remembered until somebody takes them.
+/// The most misses that are remembered until they are taken.
 pub const STICKY_MISSES: usize = 64;
 
 /// Guest memory as the virtqueues see it. Clones are the same memory through the same reader.
@@ -40,13 +40,13 @@ impl RingMemory {
         Self(Arc::new(SharedRingMemory { reader: Mutex::new(reader), shared, missing: Mutex::default() }))
     }
 
-    /// Opens a section of the rings' reader. As with [`Reader::enter`]: nothing is waited for in it.
+    /// Opens a section of the rings' reader. As with [`Reader::enter`], it must not contain a wait.
     pub fn enter(&self) -> RingSection {
         self.0.open();
         RingSection { memory: RingView(Arc::clone(&self.0)) }
     }
 
-    /// The misses since the last call, each once. If there are any, the ring call before cannot be trusted.
+    /// The misses since the last call, each once. If there are any, the previous ring call cannot be trusted.
     pub fn take_missing(&self) -> Vec<Missing> {
         std::mem::take(&mut *self.0.missing())
     }
@@ -73,7 +73,7 @@ impl SharedRingMemory {
     }
 
     fn close(&self) {
-        // The guard goes before the waker is called: it is never called with a lock held.
+        // The guard is dropped first: the waker is never called with a lock held.
         let wake = lock(&self.reader).close();
         if wake {
             self.shared.waker.wake();
@@ -92,7 +92,7 @@ impl SharedRingMemory {
     }
 }
 
-/// An open section of the rings' reader. A clone is another one, in the same epoch.
+/// An open section of the rings' reader. A clone is another section, in the same epoch.
 pub struct RingSection {
     memory: RingView,
 }
@@ -157,7 +157,7 @@ impl RingView {
         self.translate(space, at, access).inspect_err(|&missing| self.0.note(missing))
     }
 
-    /// The piece at `at` that is contiguous and allows all of `access`.
+    /// The contiguous piece at `at` that permits all of `access`.
     fn piece(&self, at: Iova, len: usize, access: Permissions) -> Result<VolatileSlice<'_>> {
         let read = self.find_if(access != Permissions::Write, at, Access::Read);
         let write = self.find_if(access.has_write(), at, Access::Write);
@@ -199,7 +199,7 @@ impl GuestMemory for RingView {
     }
 }
 
-/// The pieces of a range, translated one by one. After the first error there are none.
+/// The pieces of a range, translated one by one. It ends at the first error.
 struct Slices<'a> {
     view: &'a RingView,
     at: Option<Iova>,

@@ -1,14 +1,14 @@
-//! Sections: the time in which a thread may use translations. A section is an epoch of its thread's slot (odd while
-//! one is open), and a drain waits for the epochs that it found odd. Knows no ranges, pins or guests.
+//! Sections: the time in which a thread may use translations. A section is an epoch of its thread's slot (odd while it
+//! is open), and a drain waits for the epochs that it found odd. Knows no ranges, pins or guests.
 //!
-//! The store-load race is there twice, and each side of each has its fence:
+//! There are two store-load races, and each side of each has its fence:
 //! * entry: *epoch odd → fence → walk* against *zap → fence → read the epochs*: a section that the drain did not see
 //!   does not see what was zapped;
 //! * exit: *epoch even → fence → read `awaited`* against *`awaited` := epoch → fence → read the epoch again*: a
 //!   drain that still saw the section open is woken when it leaves.
 //!
-//! `awaited` stands in the slot and names one epoch, so that while a drain is parked (on a pin, say, for 100 ms)
-//! only the sections that it waits for wake it, each once.
+//! `awaited` is in the slot and names one epoch, so while a drain is parked (on a pin, say, for 100 ms) only the
+//! sections that it waits for wake it, each once.
 
 use std::cell::Cell;
 use std::fmt;
@@ -21,7 +21,7 @@ use super::ring_memory::RingView;
 use crate::addr::{Access, Iova, PAGE_SHIFT, SpaceId};
 use crate::sync::{Arc, AtomicU64, Ordering, fence};
 
-/// One thread's epoch. Alone on its cache lines: it is written twice a section.
+/// One thread's epoch. Alone on its cache lines: it is written twice per section.
 #[repr(align(128))]
 pub(super) struct ReaderSlot {
     /// Odd while a section is open. Only the slot's reader stores it.
@@ -59,7 +59,7 @@ impl Slots {
 pub(super) struct OpenSections(Vec<(usize, u64)>);
 
 impl OpenSections {
-    /// Drops those that have left since; whether none remains.
+    /// Drops those that have left since; returns whether none remains.
     pub(super) fn have_left(&mut self, slots: &Slots) -> bool {
         // ORDERING: Acquire pairs with the Release of the epoch's stores: what the section did comes before.
         self.0.retain(|&(slot, epoch)| {
@@ -68,7 +68,7 @@ impl OpenSections {
         self.0.is_empty()
     }
 
-    /// As [`Self::have_left`]; and each that remains will call the waker when it leaves.
+    /// As [`Self::have_left`]; each that remains calls the waker when it leaves.
     pub(super) fn have_left_or_will_wake(&mut self, slots: &Slots) -> bool {
         if self.have_left(slots) {
             return true;
@@ -96,17 +96,17 @@ impl OpenSections {
     }
 }
 
-/// The proof that a section of this mirror is open for `'a`: what a walk takes.
+/// The proof that a section of this mirror is open for `'a`: walks require it.
 #[derive(Clone, Copy)]
 pub(super) struct Inside<'a>(PhantomData<&'a ()>);
 
-/// The right of one thread to touch guest memory. Each thread has its own; it can be handed on, not shared.
+/// A thread's right to touch guest memory. Each thread has its own; it can be passed on, not shared.
 pub struct Reader {
     pub(super) shared: Arc<Shared>,
     slot: Arc<ReaderSlot>,
-    /// The slot's epoch, which nobody else changes.
+    /// The slot's epoch, which only this reader changes.
     epoch: Cell<u64>,
-    /// Open sections, one in the other.
+    /// Nested open sections.
     depth: Cell<u32>,
 }
 
@@ -115,8 +115,8 @@ impl Reader {
         Self { shared, slot, epoch: Cell::new(0), depth: Cell::new(0) }
     }
 
-    /// Opens a section. Within it translations are good; it has to end within a step (64 KiB, microseconds), for
-    /// every invalidation waits for it, and nothing may be waited for in it. A section in a section is free.
+    /// Opens a section. Translations are valid within it. It has to end within a step (64 KiB, microseconds), for every
+    /// invalidation waits for it, and it must not contain a wait. A nested section costs nothing.
     #[inline]
     pub fn enter(&self) -> Section<'_> {
         self.open();
@@ -131,14 +131,14 @@ impl Reader {
         if depth == 0 {
             let epoch = self.epoch.get() + 1;
             self.epoch.set(epoch);
-            // ORDERING: Relaxed is enough: a drain that finds this epoch instead of the one that it waits for has that
-            // section before it by the fence at its exit. The fence here is the one on entry.
+            // ORDERING: Relaxed is enough: if a drain finds this epoch instead of the one that it waits for, the fence
+            // at that section's exit orders that section before it. The fence here is the one on entry.
             self.slot.epoch.store(epoch, Ordering::Relaxed);
             fence(Ordering::SeqCst);
         }
     }
 
-    /// Closes a section. Returns whether a drain is to be woken.
+    /// Closes a section. Returns whether a drain has to be woken.
     #[inline]
     pub(super) fn close(&self) -> bool {
         let depth = self.depth.get() - 1;
@@ -161,14 +161,14 @@ impl fmt::Debug for Reader {
     }
 }
 
-/// An open section. What it translates is good until it is dropped, and an invalidation waits until then.
+/// An open section. What it translates is valid until it is dropped, and an invalidation waits until then.
 pub struct Section<'a> {
     reader: &'a Reader,
 }
 
 impl Section<'_> {
-    /// Where the byte `at` of `space` is now, if the mirror knows it with the permission for `access`, and how far
-    /// it goes on from there.
+    /// Where the byte `at` of `space` is now, and how many bytes follow, if the mirror maps it with the permission for
+    /// `access`.
     #[inline]
     pub fn translate(&self, space: SpaceId, at: Iova, access: Access) -> Result<HostSpan<'_>, Missing> {
         self.reader.shared.translate(space, at, access, Inside(PhantomData))

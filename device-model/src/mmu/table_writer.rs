@@ -1,5 +1,5 @@
-//! The writing half of the page tables: maps, zaps, evicts, splits and joins leaves, and keeps within its bytes.
-//! Owned by one thread. Knows of sections only that unlinked tables go to [`super::limbo`].
+//! The writing half of the page tables: maps, zaps, evicts, splits and joins leaves, and keeps within its memory limit.
+//! Owned by one thread. Of sections it knows only that unlinked tables go to [`super::limbo`].
 
 use std::mem;
 
@@ -11,7 +11,7 @@ use super::page_table::{
 use super::section::Slots;
 use crate::addr::PAGE_SHIFT;
 
-/// Whole pages by number, both ends included.
+/// Whole pages by number, with both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Pages {
     pub(super) first: u64,
@@ -37,7 +37,7 @@ impl Pages {
             .filter_map(move |(root, levels)| Some((self.intersection(root)?, 2 * (levels as usize - 1))))
     }
 
-    /// Each entry of a node at `level` that has some of these pages: its block, and which of them.
+    /// Each entry of a node at `level` that covers some of these pages: its block, and which of them.
     fn blocks(self, level: u32) -> impl Iterator<Item = (Self, Self)> {
         let size = pages_under(level);
         let blocks = self.first / size..=self.last / size;
@@ -48,7 +48,7 @@ impl Pages {
     }
 }
 
-/// What is mapped to what.
+/// A range of pages and the host memory that it maps to.
 #[derive(Clone, Copy)]
 pub(super) struct Mapping {
     pub(super) pages: Pages,
@@ -75,14 +75,14 @@ pub(super) enum NoTable {
     Limbo,
 }
 
-/// The tables' bookkeeping, apart from the right to follow and free them ([`Owner`]).
+/// The bookkeeping of the tables, without the right to follow and free them ([`Owner`]).
 #[derive(Default)]
 struct Books {
     /// Tables that are linked.
     linked: usize,
-    /// Tables that were unlinked in the operation that is under way.
+    /// Tables that the current operation has unlinked.
     unlinked: Vec<TableEntry>,
-    /// Pages whose frame was replaced in the operation that is under way.
+    /// Pages whose frame the current operation has replaced.
     replaced: u64,
 }
 
@@ -98,9 +98,9 @@ pub(super) struct TableWriter {
     owner: Owner,
     books: Books,
     limbo: Limbo,
-    /// Most tables that may be linked.
+    /// The most tables that may be linked.
     limit: usize,
-    /// The page from which the next eviction looks for a table.
+    /// The page at which the next eviction starts its search for a table.
     cursor: u64,
 }
 
@@ -115,7 +115,7 @@ impl TableWriter {
         }
     }
 
-    /// Bytes of tables, those in limbo too; the roots not.
+    /// Bytes of tables, including those in limbo, without the roots.
     pub(super) fn bytes(&self) -> usize {
         (self.books.linked + self.limbo.tables()) * NODE_BYTES
     }
@@ -133,7 +133,7 @@ impl TableWriter {
         Ok(mem::take(&mut self.books.replaced))
     }
 
-    /// Forgets all translations of `pages`, and of the large leaves that have some of them.
+    /// Removes all translations of `pages`, and of the large leaves that contain some of them.
     pub(super) fn zap(&mut self, roots: &Roots, pages: Pages) {
         for (pages, _) in pages.by_root() {
             let (root, level) = roots.root_of(pages.first);
@@ -141,8 +141,8 @@ impl TableWriter {
         }
     }
 
-    /// Hands over what was unlinked since the last call, and frees what no section sees any more. Zaps and
-    /// unlinkings come before the sections are looked at.
+    /// Moves what was unlinked since the last call to limbo, and frees what no section can see any more. Zaps and
+    /// unlinkings come before the sections are read.
     pub(super) fn retire(&mut self, slots: &Slots) {
         if !self.books.unlinked.is_empty() {
             self.limbo.retire(mem::take(&mut self.books.unlinked), slots.open());
@@ -150,8 +150,8 @@ impl TableWriter {
         self.limbo.collect(slots, &mut self.owner);
     }
 
-    /// Calls `found` for every leaf that has some of `pages`, in order of addresses: which of them, host address and
-    /// permissions. Looks at `budget` entries at the most; returns the page from which to go on, if there is more.
+    /// Calls `found` for every leaf that contains some of `pages`, in address order: which of them, host address and
+    /// permissions. Visits at most `budget` entries; returns the page from which to go on, if there are more.
     pub(super) fn leaves(
         &self,
         roots: &Roots,
@@ -168,7 +168,7 @@ impl TableWriter {
         None
     }
 
-    /// Gives up what sections may still see, to the one who outlives them.
+    /// Hands over what sections may still see to an owner that outlives them.
     pub(super) fn take_limbo(&mut self) -> Vec<TableEntry> {
         mem::take(&mut self.limbo).into_tables()
     }
@@ -187,8 +187,8 @@ impl TableWriter {
         Ok(())
     }
 
-    /// Forgets one lowest table, going round the space. No drain: sections and pins are scanned at an invalidation
-    /// whether or not the tables still know the range.
+    /// Evicts one lowest table, round-robin through the space. This needs no drain: an invalidation checks sections and
+    /// pins whether or not the tables still have the range.
     fn evict(&mut self, roots: &Roots) {
         let starts =
             if self.cursor < LOW_END { [self.cursor, LOW_END, 0] } else { [self.cursor, 0, LOW_END] };
@@ -226,14 +226,14 @@ fn map_under(owner: &Owner, books: &mut Books, at: (&Node, u32), pages: Pages, m
                 if let Some(child) = owner.child(table) {
                     map_under(owner, books, (child, level - 1), part, mapping);
                 }
-                // Linked last: a reader finds all that is in it, or what was there before.
+                // Linked last: a reader finds either the complete table or what was there before.
                 node.set(block.first, level, table);
             }
         }
     }
 }
 
-/// A new table that says what `entry`, empty or a leaf at `level`, said.
+/// A new table with the same translations as `entry`, which is empty or a leaf at `level`.
 fn split(owner: &Owner, entry: TableEntry, level: u32, block: Pages) -> TableEntry {
     let table = owner.allocate();
     if let Some(child) = owner.child(table).filter(|_| !entry.is_empty()) {
@@ -245,7 +245,7 @@ fn split(owner: &Owner, entry: TableEntry, level: u32, block: Pages) -> TableEnt
     table
 }
 
-/// Puts one leaf in the place of a table that says the same.
+/// Replaces a table by one leaf with the same translations.
 fn join(owner: &Owner, books: &mut Books, node: &Node, level: u32, block: Pages) {
     let table = node.get(block.first, level);
     let Some(child) = owner.child(table) else { return };
@@ -281,7 +281,7 @@ fn zap_under(owner: &Owner, books: &mut Books, node: &Node, level: u32, pages: P
     }
 }
 
-/// Takes the table for `block` out of `node`, with all below it.
+/// Unlinks the table for `block` from `node`, with all tables below it.
 fn unlink_subtree(owner: &Owner, books: &mut Books, node: &Node, level: u32, block: Pages) {
     let entry = node.get(block.first, level);
     let Some(child) = owner.child(entry) else { return };
@@ -303,7 +303,7 @@ fn evict_under(owner: &Owner, books: &mut Books, node: &Node, level: u32, from: 
         let entry = node.get(block.first, level);
         let Some(child) = owner.child(entry) else { continue };
         let below = evict_under(owner, books, child, level - 1, part.first);
-        // A table that has tables only before `from` waits for the next round.
+        // A table that has tables only before `from` is left to the next round.
         let childless = !has_tables(child, level - 1, block);
         if below.is_none() && !childless {
             continue;
@@ -321,7 +321,7 @@ fn has_tables(node: &Node, level: u32, block: Pages) -> bool {
     level > 0 && block.blocks(level).any(|(part, _)| node.get(part.first, level).is_table())
 }
 
-/// The leaves of `pages` under a node. `Err`: the budget ends before this page.
+/// The leaves of `pages` under a node. `Err`: the budget was used up before this page.
 fn leaves_under(
     owner: &Owner,
     (node, level): (&Node, u32),

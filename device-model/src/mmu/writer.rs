@@ -1,5 +1,5 @@
-//! The writer's half of the mirror: maps what a MISS proved, begins and ends invalidations. Owned by the session.
-//! Knows tables and the registry; knows nothing of messages and of what a MISS is.
+//! The writer's half of the mirror: maps what a MISS proved, begins and ends invalidations. Owned by the session. Knows
+//! tables and the registry; knows nothing of messages and of what a MISS is.
 
 use std::fmt;
 
@@ -14,7 +14,7 @@ use crate::sync::{Arc, lock};
 /// Why a translation is not cached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MapError {
-    /// The two sides are not equally long.
+    /// The two sides differ in length.
     #[error("Range {range} cannot be mapped to {host} bytes of host memory")]
     Lengths {
         /// The IOVA side.
@@ -22,13 +22,13 @@ pub enum MapError {
         /// Bytes on the host side.
         host: u64,
     },
-    /// The two sides do not lie alike in their pages.
+    /// The two sides have different offsets in their pages.
     #[error("Range {range} lies otherwise in its page than the host memory does")]
     Misaligned {
         /// The IOVA side.
         range: ByteRange<Iova>,
     },
-    /// There is no whole page in the range.
+    /// The range contains no whole page.
     #[error("Range {range} has no whole page")]
     NoWholePage {
         /// The IOVA side.
@@ -43,7 +43,7 @@ pub enum MapError {
     /// There is no such address space.
     #[error("There is no address space {}", .0.raw())]
     NoSpace(SpaceId),
-    /// An invalidation of a part of it has not ended: what is known of it may be from before.
+    /// A part of it is being invalidated: what is known of it may be out of date.
     #[error("Range {range} is being invalidated")]
     Invalidating {
         /// The IOVA side.
@@ -66,24 +66,24 @@ pub enum MapError {
 }
 
 impl MapError {
-    /// Whether the same may succeed a moment later: nothing is wrong with the range, and it has to be asked for again.
+    /// Whether the same call may succeed a moment later: the range is fine, and has to be requested again.
     pub fn is_momentary(&self) -> bool {
         matches!(self, Self::Busy { .. } | Self::Invalidating { .. })
     }
 }
 
-/// What a mapping did.
+/// The effect of a mapping.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Mapped {
-    /// Pages that had another frame before. No INVALIDATE announced that, so nobody waits for those who use the old
-    /// one: later lookups find the new frame, and open sections and pins go on with what they have.
+    /// Pages that had another frame before. No INVALIDATE announced that, so nothing waits for users of the old one:
+    /// later lookups find the new frame, and open sections and pins keep using the old one.
     pub replaced: u64,
 }
 
-/// A part of the mirror, for people and for audits.
+/// A part of the mirror's contents, for people and for audits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MappedRange {
-    /// Where.
+    /// The address space.
     pub space: SpaceId,
     /// Pages with equal permissions and contiguous host memory.
     pub range: ByteRange<Iova>,
@@ -94,7 +94,7 @@ pub struct MappedRange {
 }
 
 impl MappedRange {
-    /// Takes `next` in if it goes on where this one ends, in every respect.
+    /// Absorbs `next` if it continues this range in every respect.
     pub fn append(&mut self, next: &Self) -> bool {
         let whole = ByteRange::inclusive(self.range.first(), next.range.last());
         let whole = whole.filter(|_| goes_on(self, next));
@@ -103,7 +103,7 @@ impl MappedRange {
     }
 }
 
-/// The one who changes the mirror: there is one, and it is not shared.
+/// The writer of the mirror: there is one, and it is not shared.
 pub struct MirrorWriter {
     shared: Arc<Shared>,
     tables: TableWriter,
@@ -115,9 +115,9 @@ impl MirrorWriter {
         Self { shared, tables }
     }
 
-    /// Caches the translation of `range` to `host` with the permissions that its MISS has proved (I7): where the
-    /// mirror has the same frame, they are added; where it has another one, they replace it. Only whole pages are
-    /// cached. Other translations may be forgotten to make room.
+    /// Caches the translation of `range` to `host` with the permissions that its MISS has proved (I7). If the mirror
+    /// has the same frame, they are added; if it has another one, it is replaced. Only whole pages are cached. Other
+    /// translations may be evicted to make room.
     pub fn map(
         &mut self,
         space: SpaceId,
@@ -138,13 +138,13 @@ impl MirrorWriter {
         }
     }
 
-    /// Begins to invalidate `range`, grown to whole pages: nobody can pin it from now on, no later section finds it,
-    /// and what uses it is known. Costs what is populated of it, not its size.
+    /// Begins to invalidate `range`, grown to whole pages: from now on it cannot be pinned, no later section finds it,
+    /// and what uses it is known. The cost depends on how much of it is mapped, not on its size.
     pub fn begin(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Invalidation {
         self.begin_and_wait_for(WaitsFor::Coherent, space, range)
     }
 
-    /// As [`Self::begin`] for memory that goes away altogether: no mode keeps what it has pinned of that.
+    /// As [`Self::begin`] for memory that is unmapped altogether: pins of all modes are waited for.
     pub fn begin_for_good(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Invalidation {
         self.begin_and_wait_for(WaitsFor::All, space, range)
     }
@@ -161,33 +161,33 @@ impl MirrorWriter {
         if let Some(roots) = self.shared.roots(space) {
             self.tables.zap(roots, pages_of(range));
         }
-        // Looked at only after the zap, with a fence between (see `section`).
+        // Read only after the zap, with a fence between (see `section`).
         let open = self.shared.slots.open();
         self.tables.retire(&self.shared.slots);
         Invalidation::new(Arc::clone(&self.shared), (id, space, waits_for), range, open)
     }
 
-    /// Ends an invalidation that is drained: its range can be mapped and pinned again. The caller wakes those whose
-    /// pins were refused because of it, and acks.
+    /// Ends a drained invalidation: its range can be mapped and pinned again. The caller wakes the jobs whose pins were
+    /// refused because of it, and acks.
     pub fn end(&mut self, drained: Drained) -> Ended {
         lock(&self.shared.registry).end(drained.id);
         Ended::new(&drained)
     }
 
-    /// Bytes of page tables now, with those that wait for sections to leave.
+    /// Bytes of page tables now, including those that wait for sections to leave.
     pub fn table_bytes(&self) -> usize {
         self.tables.bytes()
     }
 
-    /// Calls `found` for what the mirror knows of `range`, grown to whole pages, in order of addresses, merged. Costs
-    /// what is populated of it, not its size.
+    /// Calls `found` for the mirror's mappings of `range`, grown to whole pages, in address order, merged. The cost
+    /// depends on how much of it is mapped, not on its size.
     pub fn mapped_ranges(&self, space: SpaceId, range: ByteRange<Iova>, found: impl FnMut(MappedRange)) {
-        // Without a bound there is nothing to go on with.
+        // Without a bound nothing is left over.
         let _ = self.mapped_in(space, range, usize::MAX, found);
     }
 
-    /// As [`Self::mapped_ranges`] for all from an address on, and of bounded work: `budget` entries of tables are looked
-    /// at. Returns where to go on, if there is more; a budget that does not even reach the lowest level never gets there.
+    /// As [`Self::mapped_ranges`] from an address on, with bounded work: it visits `budget` table entries. Returns
+    /// where to go on, if there is more; a budget too small to reach the lowest level makes no progress.
     pub fn mapped_some(
         &self,
         space: SpaceId,

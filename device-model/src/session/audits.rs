@@ -1,4 +1,4 @@
-//! An audit as the session drives it: a few pages a turn, asked for beside everything else.
+//! An audit as the session runs it: each turn asks for a few pages again, beside all other work.
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use crate::addr::{ByteRange, Iova, SpaceId};
 use crate::mmu::miss::Outcome;
 use crate::telemetry::audit::{Audit, AuditReport};
 
-/// Table entries that are looked at in one turn: about 10 µs.
+/// Table entries that one turn examines: about 10 µs.
 pub(super) const ENTRIES_A_TURN: usize = 4096;
 
 impl<T, J: Jobs> Session<T, J> {
-    /// Begins an audit, unless one is under way.
+    /// Starts an audit, unless one is under way.
     pub fn begin_audit(&mut self, now: Duration) {
         if self.audit.is_none() {
             self.audit = Some(Audit::begin(now));
@@ -21,7 +21,7 @@ impl<T, J: Jobs> Session<T, J> {
         }
     }
 
-    /// Asks for a few pages again, and sees whether the audit is at its end.
+    /// Asks for a few more pages, and ends the audit if all have been answered.
     pub fn continue_audit(&mut self, now: Duration) {
         let possible = self.running && self.has_iommu() && self.has_channel;
         if !possible {
@@ -49,21 +49,21 @@ impl<T, J: Jobs> Session<T, J> {
         }
     }
 
-    /// The answer to a question of the audit.
+    /// Takes the answer to one of the audit's questions.
     pub(super) fn audit_answered(&mut self, now: Duration, number: u32, outcome: &Outcome) {
         if let Some(audit) = &mut self.audit {
             audit.answered(now, number, outcome);
         }
     }
 
-    /// The guest takes a range away: what was found there is no finding.
+    /// The guest invalidates a range: a difference found there does not count as a finding.
     pub(super) fn audit_invalidated(&mut self, range: ByteRange<Iova>) {
         if let Some(audit) = &mut self.audit {
             audit.invalidated(range);
         }
     }
 
-    /// The device stops, or the session ends: an audit cannot go on.
+    /// The device stops, or the session ends: ends the audit early.
     pub(super) fn interrupt_audit(&mut self, now: Duration) {
         if let Some(audit) = self.audit.take() {
             self.effect(Effect::AuditEnded(audit.interrupt(now)));

@@ -1,61 +1,61 @@
-//! A drain that takes time, and its ladder (I2): it waits for what is in flight; at the drain timeout the jobs are
-//! preempted at their next step; [`STEP_END`] later an engine has not come back, which is a bug of MirrorGPU, and
-//! memory has to be revoked. Time is a parameter. Knows nothing of what follows the drain (`T`), nor of who wakes it.
+//! A drain that takes time, and its ladder (I2). First it waits for what is in flight. At the drain timeout the jobs
+//! are preempted at their next step. If an engine has not left [`STEP_END`] later, that is a bug of MirrorGPU, and
+//! memory has to be revoked. Time is a parameter. Knows nothing of what follows the drain (`T`), nor of what wakes it.
 
 use std::time::Duration;
 
 use crate::mmu::{Drained, Invalidation};
 
-/// How long an engine may take to reach the end of a step, once it has been told to leave.
+/// How long an engine may take to reach the end of its step after it was told to leave.
 pub const STEP_END: Duration = Duration::from_millis(50);
 
-/// In how many polls the grace period passes. Time in which the session does not run counts as one of them: a process
-/// that was stopped as a whole, or throttled, finds engines that had no chance to leave either.
+/// The grace period is divided into this many polls. Time in which the session does not run counts as one poll: when
+/// the whole process was stopped or throttled, the engines had no chance to leave either.
 const POLLS: u32 = 5;
 
-/// A drain that is not over.
+/// A drain that is under way.
 #[derive(Debug)]
 #[must_use = "somebody waits for the end of this drain"]
 pub struct Draining<T> {
-    /// What has to be drained.
+    /// What is drained.
     pub invalidation: Invalidation,
-    /// What follows.
+    /// What follows the drain.
     pub then: T,
-    /// When the message came that the drain is for, on the session's clock.
+    /// When the message arrived that needs the drain, on the session's clock.
     since: Duration,
-    /// When jobs are preempted; `None`: they have been.
+    /// When jobs will be preempted; `None`: they have been.
     evict_at: Option<Duration>,
     /// Jobs were given time before they were preempted.
     was_patient: bool,
-    /// How long an engine may take to leave once it was told to.
+    /// How long an engine may take to leave after it was told to.
     grace: Duration,
-    /// Polls that are left of the grace period, and when the next one counts.
+    /// Polls left of the grace period, and when the next one counts.
     polls: u32,
     poll_at: Duration,
 }
 
-/// What is to be done about a drain.
+/// How far a drain has come.
 #[derive(Debug)]
 pub enum Progress<T> {
-    /// Everything has left: the proof, what follows, and how it went.
+    /// Everything has left. Carries the proof, what follows, and a summary.
     Drained(Drained, T, Summary),
-    /// It goes on.
+    /// Something is still in flight; poll again.
     Draining(Draining<T>),
-    /// An engine does not reach the end of its step.
+    /// An engine did not leave within the grace period; it may still access memory.
     Stuck(Draining<T>),
 }
 
 /// How a drain went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Summary {
-    /// When the message came that the drain is for.
+    /// When the message arrived that needed the drain.
     pub since: Duration,
-    /// Jobs held the drain up until its timeout, and were preempted then.
+    /// Jobs held the drain up until its timeout, and were preempted.
     pub was_late: bool,
 }
 
 impl<T> Draining<T> {
-    /// A drain for a message that came at `now`; jobs are preempted after `patience`.
+    /// A drain for a message that arrived at `now`; jobs are preempted after `patience`.
     pub fn new(invalidation: Invalidation, then: T, now: Duration, patience: Duration) -> Self {
         let evict_at = now.saturating_add(patience);
         let mut draining = Self {
@@ -72,7 +72,7 @@ impl<T> Draining<T> {
         draining
     }
 
-    /// Takes the ladder's next rung if it is time.
+    /// Moves to the ladder's next rung when its time has come.
     fn climb(&mut self, now: Duration) {
         if self.evict_at.is_some_and(|at| at <= now) {
             self.invalidation.evict();
@@ -88,7 +88,7 @@ impl<T> Draining<T> {
         self.grace / POLLS
     }
 
-    /// Looks how far it is.
+    /// Checks whether the drain is over.
     pub fn poll(mut self, now: Duration) -> Progress<T> {
         let summary = self.summary();
         match self.invalidation.poll() {
@@ -117,12 +117,12 @@ impl<T> Draining<T> {
         self.restart_grace_period(now)
     }
 
-    /// When to poll again, if nothing wakes the session before.
+    /// When to poll again if nothing wakes the session earlier.
     pub fn deadline(&self) -> Duration {
         self.evict_at.unwrap_or(self.poll_at)
     }
 
-    /// How it goes so far.
+    /// A summary of the drain so far.
     pub fn summary(&self) -> Summary {
         Summary { since: self.since, was_late: self.was_patient && self.evict_at.is_none() }
     }

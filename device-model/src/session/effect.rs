@@ -1,5 +1,5 @@
-//! What the session wants done, as values, in the order in which it has to be done. `T` names the message that a reply
-//! belongs to.
+//! What the session's user has to do, as values, in the order in which it has to be done. `T` identifies the message
+//! that a reply belongs to.
 
 use std::time::Duration;
 
@@ -15,17 +15,17 @@ use crate::telemetry::violation::{Fault, Violation};
 /// Something for the session's user to do. All but the first five stay within the device.
 #[derive(Debug)]
 pub enum Effect<T> {
-    /// Send the ack of an INVALIDATE; when it is sent, call [`super::Session::replied`]. Only a drained invalidation
-    /// yields the value that this carries.
+    /// Send the ack of an INVALIDATE, then call [`super::Session::replied`]. Only a drained invalidation yields the
+    /// value that this carries.
     Ack {
         /// Where the ack goes; `None`: the front-end does not wait for one.
         to: Option<T>,
-        /// That the invalidation went its whole way.
+        /// Proof that the invalidation was drained and ended.
         ended: Ended,
     },
-    /// Send a reply that waits for nothing.
+    /// Send a reply that did not wait for a drain.
     Reply {
-        /// Where it goes.
+        /// The message to reply to.
         to: T,
         /// Whether the request was carried out.
         ok: bool,
@@ -34,17 +34,17 @@ pub enum Effect<T> {
     HandOver,
     /// End the session.
     End(End),
-    /// [`super::Session::close`] has come to its end: nothing of the device uses guest memory any more.
+    /// [`super::Session::close`] has finished: nothing of the device uses guest memory any more.
     Closed,
     /// Replace all guest memory by zero pages, then call [`super::Session::revoked`]. If that fails, end the process.
     Revoke,
-    /// An engine is stuck in memory that is about to go away, and revoking it did not help: end the process.
+    /// An engine is stuck in memory that is about to be unmapped, and revoking it did not help: end the process.
     Abort,
-    /// The reply to a message waits for its drain: count it.
+    /// A message's reply waits for its drain: count it.
     Parked,
-    /// Engines were told to leave: note their processor time, to tell one that is stuck from one that is not scheduled.
+    /// Engines were told to leave: note their processor time, to tell a stuck engine from one that is not scheduled.
     EnginesToldToLeave,
-    /// Bring a ring into this state. The queue thread serves one that is both.
+    /// Bring a ring into this state. The queue thread serves a ring that is both started and enabled.
     SetRing {
         /// Which ring.
         queue: usize,
@@ -58,43 +58,43 @@ pub enum Effect<T> {
         /// Which ring.
         queue: usize,
     },
-    /// Have the queue thread look at a ring.
+    /// Have the queue thread check a ring for work.
     ServeRing {
         /// Which ring.
         queue: usize,
     },
     /// Tell the device which features the driver has chosen.
     SetFeatures(u64),
-    /// Have the queue thread forget everything that the driver built.
+    /// Have the queue thread forget everything that the driver set up.
     ResetDevice {
         /// The features that the device has afterwards.
         features: u64,
     },
     /// The device runs from now on.
     Started,
-    /// The device stands still from now on. Requests for translations that are held anywhere are void.
+    /// The device is stopped from now on. Requests for translations that any thread still holds are void.
     Stopped,
-    /// The mirror has a new translation; the waiters are told after this.
+    /// The mirror has a new translation; the waiters are notified after this.
     Mapped {
-        /// What was asked for.
+        /// What was requested.
         request: MissRequest,
         /// The range that was mapped.
         range: ByteRange<Iova>,
-        /// Where it leads.
+        /// Where it points.
         host: HostRange,
-        /// What the MISS has proved.
+        /// The permissions that the MISS has proved.
         permissions: Permissions,
     },
     /// Tell a waiter how a page was answered.
     MissAnswered {
         /// Who waits.
         waiter: Waiter,
-        /// For what.
+        /// The page it waits for.
         request: MissRequest,
         /// How it was answered.
         answer: MissAnswer,
     },
-    /// Everything that the mirror held is being invalidated for a reason of the device's own.
+    /// The device invalidates everything in the mirror for a reason of its own.
     MirrorEmptied,
     /// Record what happened.
     Record {
@@ -103,23 +103,23 @@ pub enum Effect<T> {
         /// What.
         event: Event,
     },
-    /// Record a fault of a job.
+    /// Record a job fault.
     Fault(Fault),
-    /// Record and report what the guest did wrong.
+    /// Record and report a guest violation.
     Violation(Violation),
-    /// The device has hung, or nearly: keep a trace of it.
+    /// The device hung, or nearly did: keep a trace.
     Incident(&'static str),
-    /// An audit has come this far.
+    /// Progress of an audit.
     AuditProgress(AuditReport),
     /// An audit has ended.
     AuditEnded(AuditReport),
 }
 
-/// Why the session ends by its own decision.
+/// Why the session ends itself.
 #[derive(Debug)]
 pub enum End {
-    /// A request was refused, and the front-end did not ask to be told.
+    /// A request was refused, and the front-end asked for no reply.
     Refused(Refusal),
-    /// An engine did not reach the end of its step: memory was revoked.
+    /// An engine did not reach the end of its step, so memory was revoked.
     Revoked,
 }

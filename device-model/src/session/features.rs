@@ -1,4 +1,4 @@
-//! Feature negotiation: what is offered, what was chosen, and what that means. Knows bits; knows nothing of rings.
+//! Feature negotiation: what is offered, what was chosen, and what follows from it. Knows bits; knows nothing of rings.
 
 use super::refusal::Refusal;
 
@@ -16,7 +16,7 @@ pub const BACKEND_REQ: u64 = 1 << 5;
 pub struct Offer {
     /// Virtio feature bits.
     pub virtio: u64,
-    /// Bits that a front-end may pass on from the driver without asking whether they are offered.
+    /// Bits that a front-end may pass on from the driver whether or not they are offered.
     pub passed_on: u64,
     /// Protocol feature bits.
     pub protocol: u64,
@@ -74,12 +74,12 @@ impl Features {
         self.virtio & ACCESS_PLATFORM != 0
     }
 
-    /// Whether a refusal can be told.
+    /// Whether the front-end can be told of a refusal.
     pub(super) fn has_reply_ack(&self) -> bool {
         self.protocol & REPLY_ACK != 0
     }
 
-    /// Whether a ring has to be enabled by a message of its own; otherwise one that is started is enabled.
+    /// Whether rings are enabled by a message of their own; otherwise a started ring is enabled.
     pub(super) fn enables_rings(&self) -> bool {
         self.virtio & VHOST_USER_PROTOCOL_FEATURES != 0
     }

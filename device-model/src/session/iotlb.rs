@@ -1,5 +1,5 @@
-//! The IOTLB's side of a session: UPDATEs in, MISSes out, answers to the threads that wait. What an UPDATE says is
-//! cached only when its own MISS was granted, with the permission that this MISS asked for (I7).
+//! The IOTLB side of a session: UPDATEs in, MISSes out, answers to the waiting threads. An UPDATE is cached only once
+//! the front-end has granted the MISS that it answers, with the permission that this MISS asked for (I7).
 
 use std::time::Duration;
 
@@ -13,21 +13,21 @@ use crate::mmu::miss::{Answer, MissRequest, Outcome, Resolution, UpdateVerdict};
 use crate::mmu::{HostRange, Invalidation, Permissions};
 use crate::telemetry::record::{Event, MissEnd, UpdateUse};
 
-/// A MISS that is settled; the mirror does not have the answer yet. Give it to [`Session::apply`].
+/// A MISS that has been answered, but not yet applied to the mirror. Give it to [`Session::apply`].
 #[derive(Debug)]
 #[must_use = "the waiters have to be told"]
 pub struct Settled(Resolution<Waiter>);
 
 impl Settled {
-    /// What was asked, by whom, and how it ended.
+    /// What was requested, by whom, and the outcome.
     pub fn resolution(&self) -> &Resolution<Waiter> {
         &self.0
     }
 }
 
 impl<T, J: Jobs> Session<T, J> {
-    /// An UPDATE is held until the MISS that it answers is granted. One that answers no MISS (QEMU sends the used
-    /// rings' pages at the start) is checked, acked and not cached.
+    /// Holds an UPDATE until the MISS that it answers is granted. One that answers no MISS (QEMU sends the pages of the
+    /// used rings at the start) is checked, acked and not cached.
     pub(super) fn update(&mut self, now: Duration, update: Update) -> Result<(), Refusal> {
         let Update { range, target, host, claimed } = update;
         if !self.has_iommu() {
@@ -47,12 +47,12 @@ impl<T, J: Jobs> Session<T, J> {
         Ok(())
     }
 
-    /// Begins to invalidate what the guest has taken away.
+    /// Begins to invalidate what the guest has unmapped.
     pub(super) fn begin_invalidation(&mut self, now: Duration, range: ByteRange<Iova>) -> Invalidation {
         self.stats.invalidations.add(1);
         self.audit_invalidated(range);
         self.misses.invalidate(SpaceId::DEVICE, range);
-        // Before the zap: what is mapped now is what is taken away.
+        // Before the zap: what is mapped now is what the invalidation removes.
         self.suspect(now, range);
         let invalidation = self.mirror.begin(SpaceId::DEVICE, range);
         if self.jobs.touches(SpaceId::DEVICE, invalidation.range()) {
@@ -62,8 +62,8 @@ impl<T, J: Jobs> Session<T, J> {
         invalidation
     }
 
-    /// The oldest MISS was answered on the back-end channel. `Ok(None)`: there is nothing more to do about it. `Err`:
-    /// no MISS was sent, so the front-end errs, and the channel is of no more use.
+    /// The oldest MISS was answered on the back-end channel. `Ok(None)`: nothing more has to be done about it. `Err`:
+    /// no MISS was sent, so the front-end is at fault, and the channel cannot be used any more.
     pub fn channel_answered(&mut self, now: Duration, granted: bool) -> Result<Option<Settled>, Unasked> {
         match self.misses.on_reply(now, granted) {
             Answer::Resolved(resolution) => return Ok(Some(Settled(resolution))),
@@ -74,14 +74,14 @@ impl<T, J: Jobs> Session<T, J> {
         Ok(None)
     }
 
-    /// The back-end channel is gone: nothing that is missing can be asked for any more.
+    /// The back-end channel is gone: no translation can be requested any more.
     pub fn channel_lost(&mut self) -> Vec<Settled> {
         self.has_channel = false;
         self.misses.channel_lost().into_iter().map(Settled).collect()
     }
 
-    /// The next request that another thread has put into the port. Without an IOMMU none is given while a drain is under
-    /// way: the mirror takes nothing before its end.
+    /// The next request that another thread has put into the port. Without an IOMMU there is none during a drain: the
+    /// mirror accepts no mapping before its end.
     pub fn next_request(&mut self) -> Option<PortRequest> {
         if !self.has_iommu() && !self.may_read() {
             return None;
@@ -89,11 +89,11 @@ impl<T, J: Jobs> Session<T, J> {
         self.port.take()
     }
 
-    /// A thread needs translations: every page is asked for, or answered at once if there is nothing to ask.
+    /// A thread needs translations: requests every page, or answers at once if there is nothing to request.
     pub fn ask(&mut self, now: Duration, request: PortRequest) {
         let PortRequest { missing, waiter } = request;
-        // The front-end refuses MISSes while the device is stopped, and no job uses what it asked for before a stop: the
-        // waiter asks again after the next start.
+        // The front-end refuses MISSes while the device is stopped, and no job uses what it requested before a stop:
+        // the waiter asks again after the next start.
         if !self.running || waiter.wait().is_some_and(|wait| !self.jobs.is_current(wait)) {
             return;
         }
@@ -115,7 +115,7 @@ impl<T, J: Jobs> Session<T, J> {
         }
     }
 
-    /// Without an IOMMU, the memory table says what is there.
+    /// Without an IOMMU, the memory table is the answer.
     fn physical_answer(&mut self, page: MissRequest) -> MissAnswer {
         let wanted = page.range();
         let holds = |range: ByteRange<Iova>| range.contains(wanted.first()) && range.contains(wanted.last());
@@ -135,8 +135,8 @@ impl<T, J: Jobs> Session<T, J> {
         Some(miss)
     }
 
-    /// Ends the misses that were not answered in time. `has_unread` says whether the front-end has yet to read something
-    /// that it was sent: then it stands still, and has more time. It is asked only when a miss is overdue.
+    /// Times out the misses that were not answered in time. `has_unread` says whether the front-end has unread
+    /// messages: then it is stalled, and gets more time. It is called only when a miss is overdue.
     pub fn expire(&mut self, now: Duration, has_unread: impl FnOnce() -> bool) -> Vec<Settled> {
         if self.misses.is_due(now) {
             let waits = if has_unread() { self.misses.put_off(now) } else { self.misses.reads_again(now) };
@@ -147,7 +147,7 @@ impl<T, J: Jobs> Session<T, J> {
         self.misses.expire(now).into_iter().map(Settled).collect()
     }
 
-    /// Maps what a MISS has proved, and tells those who wait for it.
+    /// Maps what a MISS has proved, and notifies the waiters.
     pub fn apply(&mut self, now: Duration, Settled(resolution): Settled) {
         let request = resolution.request;
         self.judge(now, &resolution);
@@ -177,7 +177,7 @@ impl<T, J: Jobs> Session<T, J> {
         }
     }
 
-    /// Caches a translation.
+    /// Puts a translation into the mirror.
     fn keep(
         &mut self,
         request: MissRequest,
@@ -190,7 +190,7 @@ impl<T, J: Jobs> Session<T, J> {
             }
             Err(e) if e.is_momentary() => {
                 log::debug!("A translation of {range} cannot be kept now: {e}");
-                // The waiter looks, finds nothing and asks again.
+                // The waiter looks it up, finds nothing and asks again.
                 MissAnswer::Mapped
             }
             Err(e) => {
@@ -209,13 +209,13 @@ impl<T, J: Jobs> Session<T, J> {
             Waiter::Job(_) | Waiter::RingInput(_) | Waiter::RingOutput(_) => {
                 self.effect(Effect::MissAnswered { waiter, request, answer });
             }
-            // The job does not wait for the page; the audit was told before it was mapped.
+            // A job does not wait for a prefetched page; the audit was told before the page was mapped.
             Waiter::Ahead(_) | Waiter::Audit(_) => {}
         }
     }
 }
 
-/// An answer came on the back-end channel, and no MISS was sent.
+/// An answer came on the back-end channel although no MISS was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unasked;
 

@@ -1,5 +1,5 @@
-//! What the session asks of the jobs' schedule, and tells it. The back-end implements it for the schedule that its
-//! threads share, the simulation for the one that it owns; tests put themselves between.
+//! The session's interface to the schedule of the jobs. The back-end implements it for the schedule that its threads
+//! share, the simulation for its own; tests insert themselves in between.
 
 use std::time::Duration;
 
@@ -10,33 +10,33 @@ use crate::mmu::MappedRange;
 use crate::mmu::miss::MissRequest;
 use crate::telemetry::violation::InvalidationInfo;
 
-/// The jobs, as the session knows them. No method waits.
+/// The jobs, as the session sees them. No method blocks.
 pub trait Jobs {
-    /// Engines stop at their next step; all jobs stay. Parked jobs forget which translations they wait for.
+    /// Stops the engines at their next step; all jobs stay. Parked jobs forget which translations they wait for.
     fn pause(&mut self, now: Duration);
-    /// Engines go on.
+    /// Lets the engines go on.
     fn resume(&mut self, now: Duration);
     /// Discards every job, those on engines included.
     fn discard(&mut self);
     /// An invalidation has ended: jobs that it kept from pinning try again.
     fn invalidation_ended(&mut self);
-    /// Whether a job that has begun and not ended touches any of the range.
+    /// Whether any job that has begun and not ended touches the range.
     fn touches(&mut self, space: SpaceId, range: ByteRange<Iova>) -> bool;
-    /// The first job that has begun and touches any of the range.
+    /// The first job that has begun and touches the range.
     fn first_in(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Option<JobId>;
-    /// What begun jobs touch of the range, if what its invalidation meant is to be found out. Disjoint.
+    /// What begun jobs touch of the range, as far as the meaning of its invalidation will be judged. Disjoint.
     fn judged(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>>;
-    /// An invalidation takes away what was mapped like this.
+    /// An invalidation removes these mappings.
     fn suspect(&mut self, by: InvalidationInfo, mapped: &[MappedRange]);
-    /// How much is not judged because it is too much, since this was last asked.
+    /// How much was too much to be judged since the last call.
     fn take_unjudged(&mut self) -> u64;
-    /// What an answer to a MISS, asked for by these jobs, says of what was taken away.
+    /// Judges earlier invalidations by the answer to a MISS that these jobs requested.
     fn reveal(&mut self, revealed: &Revealed, asked: &[JobId]) -> Vec<Judgement>;
-    /// Host addresses mean something else from now on: nothing can be said of what was taken away before.
+    /// Host addresses change their meaning: earlier invalidations can no longer be judged.
     fn forget_suspects(&mut self);
-    /// What is known of a job that is parked and waits for this page, in this wait.
+    /// The state of a job that is parked and waits for this page, in this wait.
     fn waiting_job(&mut self, wait: JobWait, page: MissRequest) -> Option<AtRest>;
-    /// Whether the job may still use what it asked for in this wait.
+    /// Whether the job can still use what it requested in this wait.
     fn is_current(&mut self, wait: JobWait) -> bool;
 }
 

@@ -1,6 +1,6 @@
-//! The engines' scheduler and the miss port under loom: small models, one for each race, with at most two engines beside
-//! the session. Run them as those of [`mmu`](crate::mmu). Time stands still, and loom never lets a wait time out, so a
-//! wake-up that is lost is a deadlock, which loom reports.
+//! The engines' scheduler and the miss port under loom: small models, one for each race, with at most two engines
+//! beside the session. Run them like those of [`mmu`](crate::mmu). Time stands still, and loom never lets a wait time
+//! out, so a lost wake-up is a deadlock, which loom reports.
 
 use std::ops::ControlFlow;
 use std::sync::Arc as StdArc;
@@ -21,8 +21,8 @@ use crate::mmu::miss::MissRequest;
 use crate::mmu::{DrainWaker, Drained, Invalidation, JobMemory, MirrorConfig, Missing, mirror};
 use crate::sync::{Arc, AtomicU64, Condvar, Mutex, Ordering, lock};
 
-/// Wakes the session; loom reports a ring that is lost. (No `Notify`: where two threads notify it, loom wakes one of them
-/// from its condition variable without taking it off the list of those that wait.)
+/// Wakes the session; loom reports a lost ring. (Not `Notify`: when two threads notify it, loom wakes one of them from
+/// its condition variable without removing it from the list of waiters.)
 #[derive(Default)]
 struct Bell {
     rung: Mutex<bool>,
@@ -56,7 +56,7 @@ impl DrainWaker for Bell {
     }
 }
 
-/// A scheduler that runs, and so many jobs that engines have taken.
+/// A running scheduler, and this many jobs that engines have taken.
 fn scheduler(jobs: u64) -> (Arc<Scheduler>, Vec<ScheduledJob>) {
     let scheduler = Scheduler::new(StdArc::new(|| Duration::ZERO));
     scheduler.resume();
@@ -81,7 +81,7 @@ fn done() -> Leaves {
     Leaves::Finished(JobOutcome::Done)
 }
 
-/// Answers what is asked for, of waits that are current; returns the pages.
+/// Answers the requests of current waits; returns the pages.
 fn serve(scheduler: &Scheduler, port: &MissPort) -> Vec<u64> {
     let mut pages = Vec::new();
     while let Some(request) = port.take() {
@@ -117,7 +117,7 @@ fn loom_as_many_engines_wake_as_one_call_makes_jobs_ready() {
     });
 }
 
-/// What waits when the device stops is ready at the next start, and is taken. The end wakes all engines.
+/// Jobs that wait when the device stops are ready at the next start, and are taken. Closing wakes all engines.
 #[test]
 fn loom_a_start_has_all_jobs_taken_and_the_end_wakes_all_engines() {
     loom::model(|| {
@@ -148,7 +148,7 @@ fn loom_a_start_has_all_jobs_taken_and_the_end_wakes_all_engines() {
     });
 }
 
-/// A job is parked before its pages are asked for: the answer finds it, and its engine, which sleeps or not yet.
+/// A job is parked before its pages are requested: the answer finds it, and its engine, which may or may not sleep yet.
 #[test]
 fn loom_an_answer_finds_the_job_that_waits_for_it() {
     loom::model(|| {
@@ -176,8 +176,8 @@ fn loom_an_answer_finds_the_job_that_waits_for_it() {
     });
 }
 
-/// An engine may be held up between parking a job and asking for its page, over a stop and a start, while another engine
-/// has the job wait for another page. The job comes back when that page is there, and not before.
+/// An engine may be delayed between parking a job and requesting its page, over a stop and a start, while another
+/// engine parks the job for another page. The job comes back when that page is there, and not before.
 #[test]
 fn loom_an_answer_to_an_earlier_wait_does_not_end_a_later_one() {
     loom::model(|| {
@@ -220,7 +220,7 @@ fn loom_an_answer_to_an_earlier_wait_does_not_end_a_later_one() {
     });
 }
 
-/// What carries out steps that touch a frame, whatever the mirror says: as where there is no IOMMU.
+/// Runs steps that touch a frame, whatever the mirror says: the case without an IOMMU.
 struct Touch<'a> {
     scheduler: &'a Scheduler,
     frame: &'a UnsafeCell<u8>,
@@ -248,7 +248,7 @@ fn drained(mut invalidation: Invalidation, bell: &Bell) -> Drained {
     }
 }
 
-/// A stop, a reset and the next start beside a job that is stepped: what it touches is its own, to the end of its step.
+/// A stop, a reset and the next start beside a job that is stepped: what it touches belongs to it until its step ends.
 #[test]
 fn loom_no_step_of_a_job_touches_what_is_the_next_drivers() {
     loom::model(|| {

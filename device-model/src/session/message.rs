@@ -1,4 +1,4 @@
-//! What the front-end tells the session, as values. `T` names the message that a reply belongs to.
+//! Messages of the front-end to the session, as values. `T` identifies the message that a reply belongs to.
 
 use crate::addr::{ByteRange, FrontendVa, Iova};
 use crate::mmu::{HostRange, Permissions};
@@ -8,9 +8,9 @@ use crate::mmu::{HostRange, Permissions};
 pub struct Update {
     /// The IOVAs, in bytes.
     pub range: ByteRange<Iova>,
-    /// Where they lead, as the front-end names it.
+    /// Where they point, in the front-end's address space.
     pub target: ByteRange<FrontendVa>,
-    /// Where that is in this process; `None`: not in one region of the memory table.
+    /// The same memory in this process; `None`: it is not in one region of the memory table.
     pub host: Option<HostRange>,
     /// The permissions that the UPDATE claims. QEMU claims both, whatever the guest has granted.
     pub claimed: Permissions,
@@ -26,42 +26,42 @@ pub enum Message<T> {
         /// Where the reply goes.
         reply: Option<T>,
     },
-    /// IOTLB INVALIDATE: the guest takes a range away.
+    /// IOTLB INVALIDATE: the guest unmaps a range.
     Invalidate {
         /// The range, in bytes.
         range: ByteRange<Iova>,
         /// Where the ack goes.
         reply: Option<T>,
     },
-    /// An IOTLB message that makes no sense.
+    /// A malformed IOTLB message.
     BadIotlb {
         /// What is wrong with it.
         error: Box<dyn std::error::Error + Send + Sync>,
         /// Where the reply goes.
         reply: Option<T>,
     },
-    /// SET_BACKEND_REQ_FD: MISSes go out on this channel from now on.
+    /// SET_BACKEND_REQ_FD: from now on MISSes go out on this channel.
     Channel {
         /// Where the reply goes.
         reply: Option<T>,
     },
-    /// GPU_SET_SOCKET: the display's socket was taken.
+    /// GPU_SET_SOCKET: the display's socket was received.
     Display {
         /// Where the reply goes.
         reply: Option<T>,
     },
-    /// Every other message. It stays unread until [`super::Effect::HandOver`].
+    /// Any other message. It stays unread until [`super::Effect::HandOver`].
     Unread(Unread),
 }
 
-/// A message that someone else handles, by what has to be drained before that.
+/// A message that the session does not handle itself, by what has to be drained first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unread {
-    /// GET_VRING_BASE of a ring, if the message names one: the ring stops, jobs come off the engines.
+    /// GET_VRING_BASE of a ring, if the message names one: the ring stops, jobs leave the engines.
     StopRing(Option<usize>),
-    /// RESET_DEVICE, RESET_OWNER: all rings stop, jobs come off the engines.
+    /// RESET_DEVICE, RESET_OWNER: all rings stop, jobs leave the engines.
     Reset,
-    /// SET_FEATURES, SET_MEM_TABLE, REM_MEM_REG: what the mirror holds loses its meaning; jobs may end first.
+    /// SET_FEATURES, SET_MEM_TABLE, REM_MEM_REG: the contents of the mirror become invalid; jobs may end first.
     Remap,
     /// Nothing has to be drained.
     Other,

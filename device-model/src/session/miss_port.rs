@@ -1,5 +1,5 @@
-//! How the threads that touch guest memory ask the session for translations. They hand over what is missing and
-//! who waits for it, and go on; the session sends the MISSes and tells the waiter how each page was answered.
+//! How the threads that touch guest memory ask the session for translations. They hand over what is missing and who
+//! waits for it, and do not block; the session sends the MISSes and tells the waiter how each page was answered.
 
 use crate::jobs::engine::Left;
 use crate::jobs::job::{JobError, JobId};
@@ -10,13 +10,13 @@ use crate::mmu::{self, Missing};
 use crate::sync::{Arc, Mutex, lock};
 use std::collections::VecDeque;
 
-/// Wakes the session thread; called by other threads, and cheap.
+/// Wakes the session thread; other threads call it, and it is cheap.
 pub trait SessionWaker: Send + Sync {
-    /// Makes the session look at its inputs.
+    /// Makes the session check its inputs.
     fn wake(&self);
 }
 
-/// Who waits for a page.
+/// What waits for a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Waiter {
     /// The queue thread, for what a ring reads: its available side, descriptors and requests.
@@ -25,19 +25,19 @@ pub enum Waiter {
     RingOutput(RingWait),
     /// A parked job.
     Job(JobWait),
-    /// Nobody; but this job comes to the page soon.
+    /// A job that does not wait for the page yet, but will need it soon (prefetch).
     Ahead(JobWait),
     /// An audit, with the number of its question.
     Audit(u32),
 }
 
 impl Waiter {
-    /// The job that has come to the page, or will soon.
+    /// The job that needs the page, now or soon.
     pub fn job(self) -> Option<JobId> {
         self.wait().map(|wait| wait.job)
     }
 
-    /// The wait of a job in which this was asked for.
+    /// The wait of a job in which this was requested.
     pub fn wait(self) -> Option<JobWait> {
         match self {
             Self::Job(wait) | Self::Ahead(wait) => Some(wait),
@@ -46,7 +46,7 @@ impl Waiter {
     }
 }
 
-/// What a ring waits in: answers to what it asked before its last start are none of its business.
+/// The wait of a ring. Answers to requests from before its last start are ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RingWait {
     /// The ring.
@@ -58,13 +58,13 @@ pub struct RingWait {
 /// How one page of what was missing was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MissAnswer {
-    /// It is mapped now (and may be gone again by the time that one looks).
+    /// It was mapped (and may be gone again when the waiter looks).
     Mapped,
-    /// The front-end refuses: the guest has not mapped it for this access.
+    /// The front-end refused: the guest has not mapped it for this access.
     Refused,
     /// The front-end did not answer in time.
     TimedOut,
-    /// There is no back-end channel to ask on.
+    /// There is no back-end channel to send a MISS on.
     NoChannel,
 }
 
@@ -85,7 +85,7 @@ impl MissAnswer {
 pub struct MissRequest {
     /// What is missing.
     pub missing: Missing,
-    /// Who is told.
+    /// Who receives the answers.
     pub waiter: Waiter,
 }
 
@@ -102,8 +102,8 @@ impl MissPort {
         Self { requests: Arc::new(Mutex::new(VecDeque::new())), session }
     }
 
-    /// Gives a job back that has left its engine, and asks for the translations that it waits for. It is parked before
-    /// that, so that an answer finds it. `Some`: it is at its end, and the device is to be told.
+    /// Gives back a job that has left its engine, and requests the translations that it waits for. The job is parked
+    /// first, so that an answer finds it. `Some`: it has ended, and the device has to be told.
     pub fn give_back(&self, scheduler: &Scheduler, left: Left) -> Option<FinishedJob> {
         match scheduler.dispose(left) {
             Disposed::Finished(finished) => return Some(finished),
@@ -116,7 +116,7 @@ impl MissPort {
         None
     }
 
-    /// Asks for all of `missing`. Whoever waits has to be findable before this is called.
+    /// Requests all of `missing`. The waiter has to be registered before this call, so that the answers find it.
     pub fn request(&self, waiter: Waiter, missing: Vec<Missing>) {
         if missing.is_empty() {
             return;

@@ -57,10 +57,10 @@ use crate::telemetry::audit::Audit;
 use crate::telemetry::record::Event;
 use crate::telemetry::stats::Stats;
 
-/// What a session is told from outside.
+/// The session's settings.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// When the jobs that a drain waits for are preempted.
+    /// How long a drain waits for jobs before they are preempted.
     pub drain_timeout: Duration,
     /// How long an answer to a MISS may take.
     pub miss_timeout: Duration,
@@ -73,11 +73,11 @@ pub struct Config {
 pub struct PhysicalRegion {
     /// Guest-physical addresses, which the driver uses as they are.
     pub range: ByteRange<Iova>,
-    /// Where they lie in this process. They stay there until the next memory table, or the end of the session.
+    /// The same memory in this process. It stays there until the next memory table, or the end of the session.
     pub host: HostRange,
 }
 
-/// The session of one connection. `T` names a message that waits for a reply, `J` are the jobs.
+/// The session of one connection. `T` identifies a message that waits for a reply, `J` are the jobs.
 pub struct Session<T, J> {
     config: Config,
     features: Features,
@@ -100,8 +100,8 @@ pub struct Session<T, J> {
 }
 
 impl<T, J: Jobs> Session<T, J> {
-    /// A session whose front-end has said nothing yet. Jobs are paused until the control queue runs; other threads ask
-    /// for translations on `port`.
+    /// A session whose front-end has sent nothing yet. Jobs are paused until the control queue runs; other threads
+    /// request translations on `port`.
     pub fn new(config: Config, mirror: MirrorWriter, jobs: J, port: MissPort, stats: Arc<Stats>) -> Self {
         Self {
             config,
@@ -123,39 +123,39 @@ impl<T, J: Jobs> Session<T, J> {
         }
     }
 
-    /// The next thing to do.
+    /// Takes the next effect.
     pub fn next_effect(&mut self) -> Option<Effect<T>> {
         self.effects.pop_front()
     }
 
-    /// The next thing to do, if `which` takes it.
+    /// Takes the next effect if `which` accepts it.
     pub fn next_effect_if(&mut self, which: impl FnOnce(&Effect<T>) -> bool) -> Option<Effect<T>> {
         self.effects.front().is_some_and(which).then(|| self.effects.pop_front())?
     }
 
-    /// What is to be done, without taking it.
+    /// The effects that have not been taken.
     pub fn effects(&self) -> impl Iterator<Item = &Effect<T>> {
         self.effects.iter()
     }
 
-    /// Whether the next message may be handed over: no reply is due. Replies go out in the order of the messages.
+    /// Whether the next message may be handed over: no reply is pending. Replies go out in the order of the messages.
     pub fn may_read(&self) -> bool {
         matches!(self.pending, Pending::Nothing)
     }
 
-    /// When to call [`Self::poll`] and [`Self::expire`], if nothing else happens before.
+    /// When to call [`Self::poll`] and [`Self::expire`] if nothing else happens earlier.
     pub fn next_deadline(&self) -> Option<Duration> {
         let drain = self.draining().map(Draining::deadline);
         let audit = self.audit.as_ref().and_then(Audit::deadline);
         [drain, self.misses.next_deadline(), audit].into_iter().flatten().min()
     }
 
-    /// What the drain that is under way waits for; `None`: there is no drain.
+    /// What the current drain waits for; `None`: there is no drain.
     pub fn in_flight(&self) -> Option<InFlight> {
         self.draining().map(|draining| draining.invalidation.in_flight())
     }
 
-    /// Since when the message waits whose drain is under way.
+    /// When the message arrived whose drain is under way.
     pub fn waits_since(&self) -> Option<Duration> {
         self.draining().map(|draining| draining.summary().since)
     }
@@ -171,7 +171,7 @@ impl<T, J: Jobs> Session<T, J> {
         self.features.has_iommu()
     }
 
-    /// Whether a refusal can be told to a front-end that asks to be told.
+    /// Whether the front-end can be told of a refusal.
     pub fn has_reply_ack(&self) -> bool {
         self.features.has_reply_ack()
     }
@@ -191,7 +191,7 @@ impl<T, J: Jobs> Session<T, J> {
         &self.mirror
     }
 
-    /// The mirror, for tests that put something into it that does not belong there.
+    /// The mirror, for tests that put a wrong translation into it.
     pub fn mirror_mut(&mut self) -> &mut MirrorWriter {
         &mut self.mirror
     }
@@ -211,12 +211,12 @@ impl<T, J: Jobs> Session<T, J> {
         &mut self.jobs
     }
 
-    /// Whether nothing is asked for and no reply is due.
+    /// Whether no miss is open and no reply is pending.
     pub fn is_idle(&self) -> bool {
         self.may_read() && self.misses.is_idle() && self.port.is_empty() && self.effects.is_empty()
     }
 
-    /// Records what happened.
+    /// Records an event.
     fn record(&mut self, at: Duration, event: Event) {
         self.effects.push_back(Effect::Record { at, event });
     }
@@ -225,7 +225,7 @@ impl<T, J: Jobs> Session<T, J> {
         self.effects.push_back(effect);
     }
 
-    /// The connection is over: everything stops and is drained, as for a reset, without a message that waits for it.
+    /// The connection is over: stops and drains everything, as for a reset, without a message that waits for it.
     /// [`Effect::Closed`] says that nothing of the device uses guest memory any more.
     pub fn close(&mut self, now: Duration) {
         self.stop_all(now);
@@ -236,7 +236,7 @@ impl<T, J: Jobs> Session<T, J> {
     }
 }
 
-/// The whole address space of the device.
+/// The device's whole address space.
 fn everything() -> (SpaceId, ByteRange<Iova>) {
     (SpaceId::DEVICE, ByteRange::everything())
 }

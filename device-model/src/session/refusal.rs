@@ -11,29 +11,29 @@ pub enum Refusal {
     /// An UPDATE points outside the memory table, or across two regions.
     #[error("IOTLB UPDATE of {range} points at {target}, which is not in one region of the memory table")]
     NotInOneRegion {
-        /// What it maps.
+        /// The IOVAs that it maps.
         range: ByteRange<Iova>,
         /// Where it points.
         target: ByteRange<FrontendVa>,
     },
-    /// The number of a ring that the device does not have.
+    /// The device has no ring of this number.
     #[error("There is no ring {index}: the device has {rings}")]
     NoRing {
-        /// What was asked for.
+        /// The number that was named.
         index: u32,
         /// How many there are.
         rings: usize,
     },
-    /// A ring that is started cannot be set up.
+    /// A started ring cannot be set up.
     #[error("Ring {index} is started: stop it (GET_VRING_BASE) before it is set up again")]
     RingStarted {
         /// Which ring.
         index: u32,
     },
-    /// A ring size that virtio does not allow, or that the device does not take.
+    /// A ring size that virtio does not allow, or that the device does not support.
     #[error("Ring size {size} is not a power of two of at most {most}")]
     RingSize {
-        /// What was asked for.
+        /// The requested size.
         size: u32,
         /// The largest.
         most: u16,
@@ -41,7 +41,7 @@ pub enum Refusal {
     /// A split ring's index has 16 bits.
     #[error("Ring index {index:#x} does not fit 16 bits")]
     RingIndex {
-        /// What was asked for.
+        /// The requested index.
         index: u32,
     },
     /// A ring address outside guest memory, where addresses are the front-end's.
@@ -62,7 +62,7 @@ pub enum Refusal {
     /// Protocol features that the back-end does not have.
     #[error("Protocol features {0:#x} were not offered")]
     ProtocolFeatures(u64),
-    /// The IOTLB needs acks, and a channel for MISSes.
+    /// The IOTLB needs acks and a channel for MISSes.
     #[error(
         "VIRTIO_F_ACCESS_PLATFORM needs the protocol features REPLY_ACK and BACKEND_REQ: {missing:#x} is missing"
     )]
@@ -73,13 +73,13 @@ pub enum Refusal {
     /// Features are fixed while a ring is started.
     #[error("Features cannot be changed while a ring is started")]
     FeaturesInUse,
-    /// What a part around the session refuses: a memory table, a descriptor, a message that cannot be read.
+    /// A refusal from outside the session: a memory table, a descriptor, a message that cannot be parsed.
     #[error(transparent)]
     Other(Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl Refusal {
-    /// A refusal for a reason that the session does not know.
+    /// A refusal for a reason from outside the session.
     pub fn other(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Other(error.into())
     }

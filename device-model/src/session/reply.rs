@@ -1,5 +1,5 @@
 //! The order of replies. A message whose reply waits for a drain keeps every later message unread until the reply is
-//! out. The session never blocks on it: the drain is polled when something wakes the session, and at its deadlines.
+//! sent. The session never blocks on it: it polls the drain when something wakes it, and at its deadlines.
 
 use std::time::Duration;
 
@@ -12,19 +12,19 @@ use crate::addr::{ByteRange, Iova};
 use crate::mmu::{Drained, Invalidation, MemoryRevoked};
 use crate::telemetry::record::Event;
 
-/// Why a trace is kept when the ladder was needed.
+/// The reason given for a trace when jobs had to be preempted.
 const LATE: &str = "A job held the front-end up until the drain timeout";
-/// How long the end of a session waits for what is in flight, after memory was revoked.
+/// How long the end of a session waits for what is in flight after memory was revoked.
 const LAST_DRAIN: Duration = Duration::from_secs(1);
 
 /// What follows a drain.
 #[derive(Debug)]
 pub(super) enum After<T> {
-    /// The ack of an INVALIDATE, which was taken off the socket.
+    /// Send the ack of an INVALIDATE; the message has been read.
     Ack(Option<T>),
-    /// A message that is still unread is handled.
+    /// Handle a message that is still unread.
     HandOver,
-    /// The session has ended.
+    /// End the session.
     Close {
         /// Memory was revoked already, and an engine still did not leave.
         revoked: bool,
@@ -34,22 +34,22 @@ pub(super) enum After<T> {
 /// What keeps later messages unread.
 #[derive(Debug)]
 pub(super) enum Pending<T> {
-    /// Nothing: the next message may be read.
+    /// Nothing: the next message may be read, and no reply is pending.
     Nothing,
-    /// A drain; its end is followed by an ack, or by a message that is handed over.
+    /// A drain; an ack or a message to be handled follows. Until then no reply is sent and no message read.
     Drain(Draining<After<T>>),
-    /// Guest memory is being revoked, because an engine does not leave.
+    /// Guest memory is being revoked because an engine does not leave. Nothing is acked until that is done.
     Revoking(Draining<After<T>>),
-    /// The ack of an INVALIDATE that was drained is being sent.
+    /// The ack of a drained INVALIDATE is being sent. Only registration caches may still use its range.
     Ack(Summary),
-    /// A message is being handled. If it had to wait for a drain: the proof that this is over.
+    /// A message is being handled. If it needed a drain: the proof that the drain is over.
     HandOver(Option<(Drained, Summary)>),
     /// The session has ended, and nothing uses guest memory any more.
     Closed,
 }
 
 impl<T, J: Jobs> Session<T, J> {
-    /// Takes a message of the main socket, which was read at `now`. Only while [`Self::may_read`].
+    /// Takes a message of the main socket that was read at `now`. Only while [`Self::may_read`].
     pub fn message(&mut self, now: Duration, message: Message<T>) {
         debug_assert!(self.may_read(), "A message was read before the reply to the one before it");
         match message {
@@ -78,7 +78,7 @@ impl<T, J: Jobs> Session<T, J> {
         }
     }
 
-    /// Answers a request that waits for nothing. One that is refused, and does not ask for a reply, ends the session.
+    /// Answers a request without a drain. One that is refused and asked for no reply ends the session.
     fn answer(&mut self, reply: Option<T>, result: Result<(), Refusal>) {
         if let Err(refusal) = &result {
             self.stats.updates_rejected.add(1);
@@ -91,7 +91,7 @@ impl<T, J: Jobs> Session<T, J> {
         }
     }
 
-    /// The unread message was handled, after [`Effect::HandOver`]; `refusal`: its handler has refused it. `told`: the
+    /// The unread message was handled, after [`Effect::HandOver`]. `refusal`: its handler refused it. `told`: the
     /// handler has sent a reply that says so.
     pub fn handed_over(&mut self, now: Duration, refusal: Option<Refusal>, told: bool) {
         let Pending::HandOver(drained) = std::mem::replace(&mut self.pending, Pending::Nothing) else {
@@ -99,10 +99,10 @@ impl<T, J: Jobs> Session<T, J> {
         };
         if let Some((drained, Summary { since, .. })) = drained {
             self.record(now, Event::Acked { number: 0, took: now.saturating_sub(since).into() });
-            // The reply has gone out with the message itself.
+            // The message's handler has sent the reply.
             drop(self.end_invalidation(drained));
             if self.running {
-                // What was dropped with the old memory table is there again at once without an IOMMU.
+                // Without an IOMMU, what was dropped with the old memory table is mapped again at once.
                 self.map_physical();
             }
             self.misses.resume(now);
@@ -114,7 +114,7 @@ impl<T, J: Jobs> Session<T, J> {
         }
     }
 
-    /// The ack of [`Effect::Ack`] is sent.
+    /// The ack of [`Effect::Ack`] has been sent.
     pub fn replied(&mut self, now: Duration) {
         let Pending::Ack(summary) = &self.pending else { return };
         let Summary { since, was_late } = *summary;
@@ -132,8 +132,8 @@ impl<T, J: Jobs> Session<T, J> {
         }
     }
 
-    /// Looks how far the drain is that is under way. `engines_starve` says whether the engines were not scheduled since
-    /// they were told to leave; it is asked only when one of them seems to be stuck.
+    /// Polls the current drain. `engines_starve` says whether the engines were not scheduled since they were told to
+    /// leave; it is called only when one of them seems to be stuck.
     pub fn poll(&mut self, now: Duration, engines_starve: impl FnOnce() -> bool) {
         match std::mem::replace(&mut self.pending, Pending::Nothing) {
             Pending::Drain(draining) => {
@@ -156,7 +156,7 @@ impl<T, J: Jobs> Session<T, J> {
         }
     }
 
-    /// Whether a message is being handled that had no drain to wait for.
+    /// Whether a message is being handled that needed no drain.
     pub(super) fn is_handing_over_undrained(&self) -> bool {
         matches!(self.pending, Pending::HandOver(None))
     }
@@ -168,7 +168,7 @@ impl<T, J: Jobs> Session<T, J> {
         }
     }
 
-    /// The number of the INVALIDATE that is drained; 0: it is for another message.
+    /// The number of the INVALIDATE that is drained; 0: the drain is for another message.
     fn number_of(&self, then: &After<T>) -> u64 {
         match then {
             After::Ack(_) => self.invalidations.number(),
@@ -193,12 +193,12 @@ impl<T, J: Jobs> Session<T, J> {
                 self.effect(Effect::Ack { to, ended });
             }
             After::HandOver => {
-                // If the handler does not say where memory is now, there is none, rather than what is gone.
+                // If the handler does not set the regions, the device must have none rather than stale ones.
                 self.regions.clear();
                 self.hand_over(Some((drained, summary)));
             }
             After::Close { .. } => {
-                // No reply waits for this one.
+                // No reply waits for this drain.
                 drop(self.end_invalidation(drained));
                 self.pending = Pending::Closed;
                 self.effect(Effect::Closed);
@@ -220,7 +220,7 @@ impl<T, J: Jobs> Session<T, J> {
         self.pending = Pending::Drain(draining);
     }
 
-    /// An INVALIDATE: begins, and is acked at once if nothing uses its range.
+    /// An INVALIDATE: begins it, and acks it at once if nothing uses its range.
     fn invalidate(&mut self, now: Duration, range: ByteRange<Iova>, reply: Option<T>) {
         log::debug!("INVALIDATE {range}");
         // The front-end serves no MISS until it is acked.
@@ -238,17 +238,17 @@ impl<T, J: Jobs> Session<T, J> {
         self.progress(now, draining.poll(now));
     }
 
-    /// As for a message, but nothing is answered in the end.
+    /// As for a message, but no reply follows.
     pub(super) fn drain_to_close(&mut self, now: Duration) {
         let revoked = self.is_revoked;
         let invalidation = self.begin_everything(now);
         let draining = Draining::new(invalidation, After::Close { revoked }, now, Duration::ZERO);
-        // An engine that was stuck before is given its last chance now.
+        // An engine that was stuck before gets a last chance.
         let draining = if revoked { draining.give_grace(now, LAST_DRAIN) } else { draining };
         self.progress(now, draining.poll(now));
     }
 
-    /// Begins to invalidate everything, for a reason of the device's own. No mode goes on with memory that goes away.
+    /// Begins to invalidate everything, for a reason of the device's own. No mode keeps memory that goes away.
     fn begin_everything(&mut self, now: Duration) -> Invalidation {
         let (space, range) = everything();
         self.jobs.forget_suspects();
@@ -259,8 +259,8 @@ impl<T, J: Jobs> Session<T, J> {
         self.mirror.begin_for_good(space, range)
     }
 
-    /// An engine does not come back. Its access must no longer reach the guest when the ack goes out; then the session
-    /// is over.
+    /// An engine does not leave. Its access must not reach the guest any more when the ack is sent; then the session
+    /// ends.
     fn stuck(&mut self, now: Duration, draining: Draining<After<T>>) {
         if matches!(draining.then, After::Close { revoked: true }) {
             return self.effect(Effect::Abort);
@@ -272,14 +272,14 @@ impl<T, J: Jobs> Session<T, J> {
         self.pending = Pending::Revoking(draining);
     }
 
-    /// All guest memory was replaced, after [`Effect::Revoke`]: nothing of the device can reach the guest any more.
+    /// All guest memory was replaced, after [`Effect::Revoke`]: the device can no longer reach the guest's memory.
     pub fn revoked(&mut self, now: Duration, proof: MemoryRevoked) {
         let Pending::Revoking(mut draining) = std::mem::replace(&mut self.pending, Pending::Nothing) else {
             return;
         };
         self.is_revoked = true;
         if let After::Close { revoked } = &mut draining.then {
-            // The memory itself goes away next: the engine has to leave, or the process ends.
+            // The replaced memory is unmapped next: the engine has to leave, or the process ends.
             *revoked = true;
             self.pending = Pending::Drain(draining.give_grace(now, LAST_DRAIN));
             return;

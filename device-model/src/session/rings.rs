@@ -12,21 +12,21 @@ use crate::telemetry::record::Event;
 
 /// Queues of a virtio-gpu device (virtio 1.3, 5.7.2).
 pub const QUEUES: usize = 2;
-/// The queue of commands.
+/// The control queue.
 pub const CONTROL_QUEUE: usize = 0;
 
-/// What the front-end has said of a ring.
+/// What the front-end has said about a ring.
 #[derive(Clone, Copy, Debug, Default)]
 struct Ring {
-    /// It has a kick eventfd, and was not stopped since.
+    /// It has a kick eventfd, and has not been stopped since.
     started: bool,
     enabled: bool,
-    /// The index that the last GET_VRING_BASE gave, while no reset has come since.
+    /// The index that the last GET_VRING_BASE returned, if no reset has come since.
     base: Option<u16>,
 }
 
 impl Ring {
-    /// Whether the queue thread takes commands off it.
+    /// Whether the queue thread takes commands from it.
     fn is_served(self) -> bool {
         self.started && self.enabled
     }
@@ -47,13 +47,13 @@ impl Rings {
 }
 
 impl<T, J: Jobs> Session<T, J> {
-    /// The ring of that number.
+    /// The ring of this number.
     pub fn ring(&self, index: u32) -> Result<usize, Refusal> {
         let queue = usize::try_from(index).ok().filter(|queue| *queue < QUEUES);
         queue.ok_or(Refusal::NoRing { index, rings: QUEUES })
     }
 
-    /// The ring of that number, which must not be started.
+    /// The ring of this number, which must not be started.
     pub fn stopped_ring(&self, index: u32) -> Result<usize, Refusal> {
         let queue = self.ring(index)?;
         match self.rings.0.get(queue) {
@@ -67,7 +67,7 @@ impl<T, J: Jobs> Session<T, J> {
         let enables = !self.features.enables_rings();
         if let Some(ring) = self.rings.0.get_mut(queue) {
             ring.started = true;
-            // Without the message that enables rings, a started one is enabled.
+            // If rings are not enabled by a message of their own, a started one is enabled.
             ring.enabled |= enables;
         }
         self.ring_changed(now, queue);
@@ -81,7 +81,7 @@ impl<T, J: Jobs> Session<T, J> {
         self.ring_changed(now, queue);
     }
 
-    /// GET_VRING_BASE is answered with this index. The ring was stopped, and drained, before.
+    /// GET_VRING_BASE was answered with this index. The ring had been stopped and drained.
     pub fn base_given(&mut self, queue: usize, base: u16) {
         if let Some(ring) = self.rings.0.get_mut(queue) {
             ring.base = Some(base);
@@ -89,8 +89,8 @@ impl<T, J: Jobs> Session<T, J> {
         self.effect(Effect::ForgetKick { queue });
     }
 
-    /// SET_VRING_BASE: where a stopped ring goes on. With another index than the one that was given at the stop, the
-    /// driver has reset the device and the front-end has not said so: what the old driver built is discarded.
+    /// SET_VRING_BASE: where a stopped ring goes on. If the index is not the one returned at the stop, the driver has
+    /// reset the device without a message from the front-end: what the old driver set up is discarded.
     pub fn set_base(&mut self, now: Duration, index: u32, base: u32) -> Result<u16, Refusal> {
         let queue = self.stopped_ring(index)?;
         let base = u16::try_from(base).map_err(|_| Refusal::RingIndex { index: base })?;
@@ -112,7 +112,7 @@ impl<T, J: Jobs> Session<T, J> {
         self.features.choose_protocol(features)
     }
 
-    /// RESET_DEVICE or RESET_OWNER, after its drain: forgets everything that the driver built.
+    /// RESET_DEVICE or RESET_OWNER, after its drain: forgets everything that the driver set up.
     pub fn reset_device(&mut self, now: Duration) {
         self.stop_all(now);
         for queue in 0..QUEUES {
@@ -125,17 +125,17 @@ impl<T, J: Jobs> Session<T, J> {
         self.discard_device(now);
     }
 
-    /// Says where guest memory is, while a message is handled ([`Effect::HandOver`]). A drain of everything forgets it, so
-    /// that what has gone away cannot be mapped again.
+    /// Sets where guest memory is, while a message is handled ([`Effect::HandOver`]). A drain of everything forgets it,
+    /// so that memory that is gone cannot be mapped again.
     pub fn memory_is_here(&mut self, regions: Vec<PhysicalRegion>) {
         self.regions = regions;
-        // After a drain, the mirror takes mappings again only when it has ended.
+        // After a drain, the mirror accepts mappings only once the invalidation has ended.
         if self.running && self.is_handing_over_undrained() {
             self.map_physical();
         }
     }
 
-    /// Takes a ring out of service, so that nothing of it is read or written any more once a drain is over.
+    /// Takes a ring out of service. Once a drain is over, nothing of it is read or written any more.
     pub(super) fn stop_ring(&mut self, now: Duration, queue: usize) {
         if let Some(ring) = self.rings.0.get_mut(queue) {
             ring.started = false;
@@ -149,7 +149,7 @@ impl<T, J: Jobs> Session<T, J> {
         (0..QUEUES).for_each(|queue| self.stop_ring(now, queue));
     }
 
-    /// Has the ring's shared state follow.
+    /// Updates the ring's shared state.
     fn show_ring(&mut self, queue: usize) {
         if let Some(&Ring { started, enabled, .. }) = self.rings.0.get(queue) {
             self.effect(Effect::SetRing { queue, started, enabled });
@@ -164,7 +164,7 @@ impl<T, J: Jobs> Session<T, J> {
         }
     }
 
-    /// Lets the engines run exactly while the control queue does.
+    /// Lets the engines run if and only if the control queue does.
     fn update_running(&mut self, now: Duration) {
         let running = self.rings.is_served(CONTROL_QUEUE);
         if running == self.running {
@@ -179,11 +179,11 @@ impl<T, J: Jobs> Session<T, J> {
         self.effect(Effect::Started);
         self.map_physical();
         self.jobs.resume(now);
-        // What another ring asked for before this moment was not passed on.
+        // Requests that another ring made before this moment were not passed on.
         (0..QUEUES).for_each(|queue| self.effect(Effect::ServeRing { queue }));
     }
 
-    /// Nothing is asked for and nothing is waited for: the front-end refuses MISSes from here on.
+    /// The device stops: drops all misses and waits, since the front-end refuses MISSes from here on.
     fn stop(&mut self, now: Duration) {
         self.record(now, Event::Stop {});
         self.jobs.pause(now);
@@ -193,8 +193,8 @@ impl<T, J: Jobs> Session<T, J> {
         self.interrupt_audit(now);
     }
 
-    /// Forgets what the driver built, and leaves the rings as they are: of a reset that was not announced, one ring may
-    /// tell when another is started already.
+    /// Forgets what the driver set up, and leaves the rings as they are: SET_VRING_BASE of one ring may reveal a reset
+    /// that was not announced when another ring is started already.
     fn discard_device(&mut self, now: Duration) {
         self.record(now, Event::Reset {});
         self.jobs.discard();

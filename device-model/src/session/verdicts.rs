@@ -1,5 +1,5 @@
-//! What an INVALIDATE meant: before it, what it takes from jobs is noted; each answer to a MISS says what is there now;
-//! what a driver did wrong becomes a record. Which job is suspected of what, [`crate::jobs::schedule`] knows.
+//! What an INVALIDATE meant. Before it, what it takes from jobs is noted; each answer to a MISS says what is mapped
+//! there now; a driver's mistake becomes a record. Which job is suspected of what, [`crate::jobs::schedule`] knows.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -23,9 +23,9 @@ const ACKS: usize = 64;
 /// The INVALIDATE messages of a connection.
 #[derive(Debug, Default)]
 pub(super) struct Invalidations {
-    /// How many there were.
+    /// How many have come.
     count: u64,
-    /// When the newest were acked.
+    /// When the last ones were acked.
     acks: VecDeque<(u64, Duration)>,
 }
 
@@ -49,8 +49,8 @@ impl Invalidations {
 }
 
 impl<T, J: Jobs> Session<T, J> {
-    /// An INVALIDATE of this range has come: what it takes away from jobs is noted, to be compared with what is found
-    /// there when it is next asked for.
+    /// An INVALIDATE of this range has come: notes what it takes from jobs, to compare it with what the next MISS for
+    /// it finds.
     pub(super) fn suspect(&mut self, now: Duration, range: ByteRange<Iova>) {
         self.invalidations.count = self.invalidations.count.saturating_add(1);
         let number = self.invalidations.count;
@@ -63,7 +63,7 @@ impl<T, J: Jobs> Session<T, J> {
         self.stats.unjudged.add(self.jobs.take_unjudged());
     }
 
-    /// What an answer says of what was taken away under jobs.
+    /// Judges earlier invalidations by the answer to a MISS.
     pub(super) fn judge(&mut self, now: Duration, resolution: &Resolution<Waiter>) {
         let Some(revealed) = Revealed::by(resolution) else { return };
         let asked: Vec<JobId> = resolution.waiters.iter().filter_map(|(_, waiter)| waiter.job()).collect();
@@ -83,7 +83,7 @@ impl<T, J: Jobs> Session<T, J> {
         Violation { id: 0, at, verdict, confidence, mode, job, context, packet, range, access, invalidation }
     }
 
-    /// A job needs what the front-end refuses. It is still parked.
+    /// The front-end refuses what a job needs. The job is still parked.
     pub(super) fn job_fault(&mut self, at: Duration, wait: JobWait, page: MissRequest) {
         let at_rest = self.jobs.waiting_job(wait, page);
         let (Some(AtRest { context, mode, packet, .. }), job) = (at_rest, wait.job) else { return };
@@ -91,7 +91,7 @@ impl<T, J: Jobs> Session<T, J> {
         self.effect(Effect::Fault(Fault { at, job, context, packet, range, access, mode }));
     }
 
-    /// An ack has to wait: for what, as far as that can be told.
+    /// An ack has to wait: records for which job, if that is known.
     pub(super) fn record_parked(&mut self, now: Duration, number: u64, invalidation: &Invalidation) {
         let in_flight = invalidation.in_flight();
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
@@ -101,8 +101,8 @@ impl<T, J: Jobs> Session<T, J> {
     }
 }
 
-/// In fault mode the guest may take away what it likes, and where nothing can be told nobody is accused. A job and an
-/// INVALIDATE make one violation, however many pages they share.
+/// In fault mode the guest may unmap what it likes, and where the verdict is unknown no violation is reported. A job
+/// and an INVALIDATE make one violation, however many pages they share.
 fn is_violation(judgement: &Judgement) -> bool {
     judgement.is_first
         && judgement.verdict != Verdict::Benign

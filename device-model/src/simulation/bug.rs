@@ -1,67 +1,67 @@
-//! Seeded bugs: known ways to get it wrong, one at a time, to prove that the simulation would notice. They are played
-//! by the simulation's driver, where the real one calls the model; the model itself has no hook for them.
+//! Seeded bugs: known errors, one at a time, to prove that the simulation would find them. The simulation's driver
+//! plays them where the real one calls the model; the model itself has no hooks for them.
 
-/// What the device does wrong.
+/// The seeded error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Bug {
     /// An INVALIDATE is acked before its drain.
     AckBeforeDrain,
-    /// A drain waits for sections, and forgets the pins.
+    /// A drain waits for sections, but not for pins.
     ForgetPins,
-    /// A drain waits for pins, and forgets the sections.
+    /// A drain waits for pins, but not for sections.
     ForgetSections,
-    /// An invalidation leaves what the mirror has of its range.
+    /// An invalidation leaves its range in the mirror.
     DropZap,
     /// A translation is cached with the permission that the UPDATE claims.
     CacheClaimedPermission,
     /// A staged UPDATE survives an INVALIDATE of its range.
     KeepStagedUpdate,
-    /// A drain waits for the ends of jobs, however long that takes.
+    /// A drain waits for jobs to end, without a timeout.
     ForgetLadder,
-    /// A job that waits for a translation holds on to the ones that it has.
+    /// A job that waits for a translation keeps its pins.
     HoldAndWait,
     /// The wake-up of a parked ack is lost.
     LoseDrainWakeUp,
-    /// The jobs that wait for the end of an invalidation are not told.
+    /// Jobs that wait for the end of an invalidation are not woken.
     LoseInvalidationEnd,
-    /// The answer to a miss does not reach the job that waits.
+    /// The answer to a miss does not reach the waiting job.
     LoseMissAnswer,
-    /// A miss that was granted fails the job that waits for it.
+    /// A granted miss fails the waiting job.
     FailWhatWasGranted,
-    /// A job that is taken off by a stop is lost.
+    /// A job that a stop preempts is lost.
     LoseJobOverStop,
-    /// What a job has copied out of its pin is used after the pin was evicted.
+    /// The translations of a pin are used after it was evicted.
     StalePinAfterEviction,
     /// The memory table is changed before its drain.
     SwapMemoryBeforeDrain,
-    /// An engine goes on with a job from before a reset.
+    /// An engine continues a job from before a reset.
     RunOnAfterReset,
-    /// A job that the old device starts between a reset and its hearing of it is kept.
+    /// A job that the old device starts between a reset and its notification is kept.
     KeepJobsOverReset,
-    /// A reset leaves the responses to the old driver's commands, and they go out.
+    /// A reset keeps the responses to the old driver's commands, and they are sent.
     AnswerAfterReset,
-    /// A job is said to be done one step before it is.
+    /// A job is reported as done one step too early.
     SignalBeforeWrite,
     /// A response is written twice.
     CompleteTwice,
-    /// A response is not written.
+    /// A response is lost.
     LoseCompletion,
-    /// Two responses with fences overtake each other.
+    /// Two responses with fences are sent in the wrong order.
     ReorderFences,
-    /// What was mapped where is compared with what is found there after the memory table has changed.
+    /// Mappings from before a change of the memory table are compared with those after it.
     RememberWhatWasThere,
-    /// A job that is cancelled in a SPIN writes its user fence in the same step, before which nobody has asked whether it
-    /// has to leave.
+    /// A job that is cancelled in a SPIN writes its user fence in the same step, without a check of whether the job has
+    /// to leave.
     FenceWithSpin,
-    /// The time of a WAIT goes on while the device is stopped.
+    /// The timeout of a WAIT runs on while the device is stopped.
     WaitOverStop,
-    /// A job that is to be killed is not, and goes on.
+    /// A job that has to be killed goes on.
     SkipKill,
-    /// A context whose job has failed takes further jobs.
+    /// A context whose job has failed accepts further jobs.
     KeepLostContext,
-    /// A SIGNAL overtakes what was written before it.
+    /// A SIGNAL becomes visible before what was written before it.
     SignalBeforeItsData,
-    /// A job goes on with the translation that a section before has found, though it is not there any more.
+    /// A job uses a translation from an earlier section after it was invalidated.
     StaleTranslation,
     /// A change of the memory table, or a stop, does not wait for registration caches.
     CacheKeepsPins,
@@ -69,20 +69,20 @@ pub enum Bug {
     LoseStore,
     /// An ATOMIC adds twice.
     RepeatAtomic,
-    /// A WAIT does not look again at its time.
+    /// A WAIT misses its next poll.
     ForgetToLookAgain,
-    /// A context or a buffer is given back before the jobs that use it have ended.
+    /// A context or a buffer is released before the jobs that use it have ended.
     GiveBackEarly,
-    /// What an INVALIDATE takes away is noted only when it is gone.
+    /// What an INVALIDATE takes is noted only after the zap.
     SuspectAfterZap,
-    /// Memory that was moved is said to be what it was.
+    /// Memory that was moved is judged as benign.
     CallMovedBenign,
-    /// A fence is told before anybody knows what the INVALIDATEs under its job meant.
+    /// A fence is signalled before the INVALIDATEs under its job are judged.
     TellFenceUnchecked,
 }
 
 impl Bug {
-    /// All of them.
+    /// All seeded bugs.
     pub const ALL: [Self; 37] = [
         Self::AckBeforeDrain,
         Self::ForgetPins,

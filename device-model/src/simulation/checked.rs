@@ -1,5 +1,5 @@
-//! Memory as a job sees it while everything else happens: each access is shown to the oracle before it is made, and
-//! what was done is shown to the one that follows the job's stream.
+//! Memory as a job sees it while everything else happens: the oracle sees each access before it is made, and the
+//! follower of the job's stream sees what was done.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -15,18 +15,18 @@ use crate::addr::{Access, ByteRange, Iova, PAGE_SIZE, SpaceId};
 use crate::jobs::job::JobId;
 use crate::mmu::{AtomicOperation, JobMemory, MemoryError, Width};
 
-/// Who touches memory.
+/// What touches memory.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Toucher {
-    /// Not the queue thread.
+    /// The job; `None`: the queue thread.
     pub(super) job: Option<JobId>,
     /// Its context is lost.
     pub(super) is_dead: bool,
-    /// It goes on with what it has pinned, whatever the guest takes away.
+    /// It keeps using its pins, whatever the guest unmaps (registration cache).
     pub(super) keeps: bool,
 }
 
-/// What a seeded bug copies out of the pins of a job.
+/// What a seeded bug copies from the pins of a job.
 #[derive(Debug, Default)]
 pub(super) struct Copies {
     places: BTreeMap<(usize, bool), u64>,
@@ -34,7 +34,7 @@ pub(super) struct Copies {
 }
 
 impl World {
-    /// Shows the oracle an access before it is made. (Where there is no translation, none will be made.)
+    /// Shows an access to the oracle before it is made. (Without a translation, none will be made.)
     pub(super) fn check_access(
         &mut self,
         memory: &impl JobMemory,
@@ -49,7 +49,7 @@ impl World {
         }
     }
 
-    /// An answer that nobody asked for may have granted what nobody has.
+    /// An answer without a MISS may have granted what the guest had not mapped.
     fn is_excused(&self) -> bool {
         self.flavor.faulty && self.oracle.excused > 0
     }
@@ -83,7 +83,7 @@ impl World {
         }
     }
 
-    /// A registration cache goes on with a frame that is not its own any more, and perhaps another page's.
+    /// A registration cache uses a frame that it no longer owns, and that may belong to another page now.
     fn touch_incoherently(&mut self, frame: usize, access: Access, by: Toucher) {
         self.counts.incoherent_accesses += 1;
         if access == Access::Write {
@@ -101,9 +101,9 @@ impl World {
 pub(super) struct Checked<'a, 'h, 'w, 'o, M> {
     memory: &'a M,
     by: Toucher,
-    /// The time of the step, and for how much of that the device was running.
+    /// The time of the step, and how long the device had been running then.
     times: (Duration, Duration),
-    /// A seeded bug may have it go on with translations of sections before.
+    /// A seeded bug may have it use translations of earlier sections.
     goes_stale: bool,
     host: RefCell<&'h mut Host<'w, 'o>>,
 }
@@ -118,8 +118,8 @@ impl<'a, 'h, 'w, 'o, M: JobMemory> Checked<'a, 'h, 'w, 'o, M> {
         Self { memory, by, times, goes_stale, host: RefCell::new(host) }
     }
 
-    /// Lets happen what happens during this access: after its translation, before its copy. Both are shown to the
-    /// oracle. Some: where a seeded bug goes instead.
+    /// Lets the operations of this access happen: after its translation, before its copy. The oracle sees both. `Some`:
+    /// the address that a seeded bug uses instead.
     fn before(&self, at: Iova, len: usize, access: Access) -> Option<u64> {
         let mut host = self.host.borrow_mut();
         if let Some(around) = host.around.filter(|around| around.access == host.accesses) {
@@ -143,7 +143,7 @@ impl<'a, 'h, 'w, 'o, M: JobMemory> Checked<'a, 'h, 'w, 'o, M> {
         None
     }
 
-    /// The seeded bugs: keep what the pin had, or the section before, and go by it when it is not there any more.
+    /// The seeded bugs: keep translations of the pin or the previous section, and use them once they are invalidated.
     fn stale(&self, host: &mut Host<'_, '_>, at: Iova, access: Access) -> Option<u64> {
         let sections = host.world.is(Bug::StaleTranslation) && self.goes_stale;
         if !sections && !host.world.is(Bug::StalePinAfterEviction) {
@@ -159,7 +159,7 @@ impl<'a, 'h, 'w, 'o, M: JobMemory> Checked<'a, 'h, 'w, 'o, M> {
         None
     }
 
-    /// The job has done this.
+    /// The job has made this access.
     fn did(&self, deed: Deed<'_>) {
         let mut host = self.host.borrow_mut();
         let Some(job) = self.by.job else { return };

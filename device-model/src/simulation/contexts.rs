@@ -1,4 +1,4 @@
-//! The guest's driver, as far as contexts, buffers and job streams go.
+//! The part of the guest's driver for contexts, buffers and job streams.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +16,7 @@ use super::world::World;
 use crate::addr::{Iova, PAGE_SIZE};
 use crate::testing::requests;
 
-/// The number that the guest gives a context.
+/// The guest's number of a context.
 fn number(context: u8) -> u32 {
     u32::from(context) + 1
 }
@@ -138,7 +138,7 @@ impl World {
         }
         let (named, queue) = (named.collect(), (known.key, ring.saturating_sub(1)));
         let submitted = Submitted::new(queue, known.mode, program, (places, named));
-        // A careful driver gives no job memory that it is taking away: the unmap returns after the ack.
+        // A careful driver gives a job no memory that it is unmapping: the unmap returns after the ack.
         if self.flavor.careful && self.guest.pages_being_taken().any(|page| submitted.touches(page)) {
             self.counts.deeds_left_out += 1;
             return None;
@@ -154,12 +154,12 @@ impl World {
     }
 }
 
-/// The timeline of a fence of a command.
+/// The timeline of a command's fence.
 pub(super) fn timeline(device: usize, on_ring: Option<(u32, u8)>) -> Timeline {
     (device, on_ring)
 }
 
-/// Whether two of the buffers have a page in common.
+/// Whether two of the buffers share a page.
 fn is_aliased(places: &Places) -> bool {
     let mut pages = BTreeSet::new();
     let mut entries = places.values().flatten();

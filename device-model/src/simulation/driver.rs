@@ -1,5 +1,5 @@
-//! The guest's driver: turns operations into the bytes of commands, and knows what they have to bring. It gives only
-//! commands that make sense for what it has built; what does not is left out.
+//! The guest's driver: turns operations into the bytes of commands, and knows what they must produce. It sends only
+//! commands that make sense for what it has built, and leaves out the others.
 
 use super::contexts::timeline;
 use super::guest::{Resource, iova};
@@ -12,10 +12,10 @@ use crate::addr::PAGE_SIZE;
 use crate::gpu::scanout::Rect;
 use crate::testing::requests;
 
-/// A command before it has its number.
+/// A command without its number.
 pub(super) struct Command {
     pub(super) device: usize,
-    /// The picture that it is of.
+    /// Its picture.
     pub(super) resource: u32,
     pub(super) bytes: Vec<u8>,
     pub(super) kind: Kind,
@@ -25,14 +25,14 @@ pub(super) struct Command {
 }
 
 impl Command {
-    /// A command of which nothing is known but its bytes.
+    /// A command that the oracle does not interpret.
     pub(super) fn plain(device: u8, bytes: Vec<u8>) -> Self {
         Self { device: device.into(), resource: 0, bytes, kind: Kind::Other, fenced: false, on_ring: None }
     }
 }
 
 impl World {
-    /// Puts commands on the ring.
+    /// Puts the commands of an operation on the ring.
     pub(super) fn drive(&mut self, op: Op) {
         if self.front_end.holds_the_guest() {
             return;
@@ -106,7 +106,7 @@ impl World {
         if known.size.is_some() {
             return None;
         }
-        // Rows that divide a page, and rows that do not.
+        // Rows whose length divides a page, and others.
         let width = if pages.is_multiple_of(2) { 32 } else { 40 };
         let height = (u32::from(pages) + 1) * PAGE_SIZE as u32 / (width * 4);
         known.size = Some((width, height));
@@ -131,7 +131,7 @@ impl World {
         let (first, stride) = (usize::from(order) / 16, 1 + usize::from(order) % 16 / 3);
         let entry = |number: usize| {
             let page = iova((first + number * stride) % PAGES).raw();
-            // Now and then a part of a page.
+            // Sometimes a part of a page.
             if number % 3 == 1 && order.is_multiple_of(7) {
                 (page + 512, 3072)
             } else {
@@ -155,7 +155,7 @@ impl World {
     }
 }
 
-/// The number that the guest gives a resource.
+/// The guest's number of a resource.
 pub(super) fn id(resource: u8) -> u32 {
     u32::from(resource) + 1
 }
@@ -164,7 +164,7 @@ fn whole((width, height): (u32, u32)) -> Rect {
     Rect { x: 0, y: 0, width, height }
 }
 
-/// A command that is none, or about resources that nobody has.
+/// An invalid command, or one for a resource that does not exist.
 fn garbage(seed: u16) -> Vec<u8> {
     let mut random = Random::new(seed.into());
     let mut payload: Vec<u8> = (0..random.below(40)).map(|_| random.next() as u8).collect();

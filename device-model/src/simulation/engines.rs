@@ -1,6 +1,6 @@
-//! The model's engines: each has a reader and at most one job, and does one step when it is told to. What happens
-//! within a step happens at one of its accesses, with the section open or the pin held. Every access is shown to the
-//! oracle before it is made.
+//! The model's engines: each has a reader and at most one job, and does one step per call. Operations within a step
+//! happen at one of its accesses, with the section open or the pin held. The oracle sees every access before it is
+//! made.
 
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -20,24 +20,24 @@ use crate::mmu::miss::MissRequest;
 use crate::mmu::{JobMemory, Missing, PinRange, Reader, SeededBug};
 use crate::session::miss_port::Waiter;
 
-/// What an engine has.
+/// The job of an engine.
 #[derive(Debug, Default)]
 enum Slot {
     #[default]
     Nothing,
     Job(Box<Running>),
-    /// A job that is in the middle of a step.
+    /// A job in the middle of a step.
     Stepping,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Engine {
     slot: Slot,
-    /// What its last job lacks, not yet asked for.
+    /// What its last job lacks and has not been requested yet.
     asks: Vec<(Waiter, Missing)>,
     /// It hangs.
     wedged: bool,
-    /// Turns that came to their end.
+    /// Completed turns.
     pub(super) turns: u64,
 }
 
@@ -62,8 +62,7 @@ impl Engine {
         !matches!(self.slot, Slot::Nothing)
     }
 
-    /// Whether it has come to the end of a step since it had made so many turns, and holds no pin that a drain waits
-    /// for longer than that.
+    /// Whether it has completed a step since this number of turns, and no longer holds a pin that a drain waits for.
     pub(super) fn has_left(&self, turns: u64) -> bool {
         match &self.slot {
             Slot::Nothing => true,
@@ -75,7 +74,7 @@ impl Engine {
         }
     }
 
-    /// Whether its job spins: only time brings it further.
+    /// Whether its job spins: only time advances it.
     pub(super) fn spins(&self) -> bool {
         matches!(&self.slot, Slot::Job(running) if running.job().is_spinning())
     }
@@ -89,7 +88,7 @@ impl Engine {
     }
 }
 
-/// What happens within a step: from access number `access` on, so many operations.
+/// Operations within a step: this many, from access number `access` on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Around {
     pub(super) access: u8,
@@ -105,7 +104,7 @@ impl World {
         self.engines.iter().any(Engine::is_wedged)
     }
 
-    /// An engine does what comes next: it asks for what its last job lacked, takes a job, or makes a step.
+    /// An engine does the next thing: it requests what its last job lacked, takes a job, or makes a step.
     pub(super) fn engine_turn(
         &mut self,
         (readers, cursor): (&Readers, &mut Cursor<'_>),
@@ -163,13 +162,13 @@ impl World {
         }
     }
 
-    /// Whether jobs are on engines, and all of them go on with what they have pinned when the guest takes it away.
+    /// Whether there are jobs on engines, and all of them are in registration cache mode.
     pub(super) fn only_caches_have_pins(&self) -> bool {
         let mut modes = self.engines.iter().filter_map(Engine::mode);
         modes.all(|mode| mode == Mode::RegistrationCache)
     }
 
-    /// The seeded bug: pins what there is while the rest is asked for.
+    /// The seeded bug: pins what is mapped while the rest is requested.
     fn hold(&mut self, reader: &Reader, left: &Left) {
         if matches!(left.leaves, Leaves::Missing(_) | Leaves::Faulted { .. }) {
             let wanted = left.work.job.working_set();
@@ -236,7 +235,7 @@ impl World {
         }
     }
 
-    /// A job is at its end.
+    /// A job has ended.
     fn finished(&mut self, job: &Job, outcome: JobOutcome, is_checked: bool) {
         let counts = &mut self.counts;
         match outcome {
@@ -257,7 +256,7 @@ impl World {
         let (is_done, there) = (outcome == JobOutcome::Done, (&self.guest, &self.memory));
         let ended = self.oracle.job_ended(job.id(), outcome, &self.guest, self.ran);
         let ended = ended.and(self.oracle.transfer_ends(job.id(), is_done, there, &mut self.counts));
-        // What a stop has interrupted is not asked for again.
+        // What a stop has interrupted is not requested again.
         let is_open = self.suspicions.is_open(job.id(), is_checked) && self.session.core.is_running();
         if let Err(violation) = ended {
             self.fail(violation);
@@ -270,7 +269,7 @@ impl World {
     }
 }
 
-/// What carries out the steps of an engine.
+/// The host of an engine's steps.
 pub(super) struct Host<'a, 'o> {
     pub(super) world: &'a mut World,
     pub(super) readers: &'a Readers,
@@ -284,7 +283,7 @@ pub(super) struct Host<'a, 'o> {
 }
 
 impl Host<'_, '_> {
-    /// For how long the device has been running, or, with a seeded bug, has been there.
+    /// How long the device has been running, or, with a seeded bug, has existed.
     fn running(&self, now: Duration) -> Duration {
         if self.world.is(Bug::WaitOverStop) {
             now

@@ -1,6 +1,6 @@
-//! The naive interpreter that walks beside a job: it sees every access that the engine has made for it, and says
-//! whether its stream has that as the next one: in order, at the right place, with the right value, once. Knows the
-//! program and where its spaces lie; knows nothing of engines, modes, pins or misses.
+//! The naive interpreter that follows a job: it sees every access that the engine makes for the job, and checks that it
+//! is the next one of the stream: in order, at the right place, with the right value, once. Knows the program and where
+//! its spaces lie; knows nothing of engines, modes, pins or misses.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,10 +10,10 @@ use job_stream::{At, Atomic, Checksum, Context, Copy, Crc32c, Fill, Packet, Prog
 use crate::addr::Iova;
 use crate::mmu::{AtomicOperation, Width};
 
-/// What backs a space: address and bytes of each entry.
+/// The backing of each space: address and length of each entry.
 pub(super) type Places = BTreeMap<u32, Vec<(u64, u32)>>;
 
-/// The address at an offset of a backing, and how much follows there.
+/// The address at an offset of a backing, and how many bytes follow there.
 pub(super) fn locate(backing: &[(u64, u32)], mut offset: u64) -> Option<(Iova, u64)> {
     for &(at, len) in backing {
         match offset.checked_sub(len.into()) {
@@ -24,7 +24,7 @@ pub(super) fn locate(backing: &[(u64, u32)], mut offset: u64) -> Option<(Iova, u
     None
 }
 
-/// What an engine has done for a job.
+/// An access that an engine has made for a job.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Deed<'a> {
     Read {
@@ -44,29 +44,29 @@ pub(super) enum Deed<'a> {
         at: Iova,
         width: Width,
         operation: AtomicOperation,
-        /// What was there before.
+        /// The previous value.
         old: u64,
     },
 }
 
-/// How far a job has come, by what it was seen to do.
+/// How far a job has come, judged by its accesses.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Follower {
     packet: usize,
     done: u64,
     crc: Crc32c,
     old: Option<u64>,
-    /// When the WAIT that it has come to looked first: for how long the device had been running.
+    /// When the WAIT that it has reached first polled, as a running time of the device.
     first_look: Option<Duration>,
-    /// What its user fence was told: that all was done, or not.
+    /// What its user fence reported: success or failure.
     told: Option<bool>,
     /// The times that it has written.
     pub(super) times: Vec<u64>,
-    /// Which kinds of packets it has come through.
+    /// The kinds of packets that it has completed.
     pub(super) seen: Seen,
 }
 
-/// Kinds of packets that were followed to their end.
+/// Kinds of packets that were followed to completion.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Seen {
     pub(super) bulk: u64,
@@ -77,7 +77,7 @@ pub(super) struct Seen {
 type Followed = Result<(), String>;
 
 impl Follower {
-    /// Takes note of a deed at a time, by when the device had been running for another; `Err`: the stream has something else here.
+    /// Follows an access at a time and a running time; `Err`: the stream has something else here.
     pub(super) fn follow(
         &mut self,
         (program, places): (&Program, &Places),
@@ -118,14 +118,14 @@ impl Follower {
         if right { Ok(()) } else { wrong(self.packet, &format!("is {packet}")) }
     }
 
-    /// The job is said to be done: all of its stream was seen, and its user fence told.
+    /// The job is reported as done: its whole stream must have been seen, and its user fence written.
     pub(super) fn is_done(&mut self, program: &Program) -> bool {
         self.skip(program);
         let told = if user_fence(program).is_some() { Some(true) } else { None };
         self.packet == program.packets().len() && self.told == told
     }
 
-    /// Whether its user fence says that it failed, if it has one and could be told.
+    /// Whether its user fence reported success.
     pub(super) fn has_told_success(&self) -> bool {
         self.told == Some(true)
     }
@@ -134,12 +134,12 @@ impl Follower {
         self.told == Some(false)
     }
 
-    /// Since when the WAIT with this number looks, if the job has come to it.
+    /// Since when the WAIT with this number polls, if the job has reached it.
     pub(super) fn waits_since(&self, packet: usize) -> Option<Duration> {
         self.first_look.filter(|_| packet == self.packet)
     }
 
-    /// Packets that touch nothing are not seen.
+    /// Skips packets without accesses.
     fn skip(&mut self, program: &Program) {
         let silent = |packet: &Packet| {
             matches!(packet, Packet::Nop(_) | Packet::Barrier(_) | Packet::Context(_) | Packet::Spin(_))
@@ -166,7 +166,7 @@ impl Follower {
             .is_some_and(|(at, context)| stores(places, deed, (at, true), Some(context.failed)))
     }
 
-    /// Counts bytes of a range that were handled.
+    /// Counts bytes of a range that were processed.
     fn advance(&mut self, len: u64, total: u64) -> bool {
         self.done += len;
         if self.done == total {
@@ -231,7 +231,7 @@ impl Follower {
         right
     }
 
-    /// Whether the byte of the range that comes next is at this address.
+    /// Whether the next byte of the range is at this address.
     fn comes_to(&self, places: &Places, range: Range, at: Iova) -> bool {
         place(places, range.at().plus(self.done)) == Some(at)
     }

@@ -1,6 +1,6 @@
-//! The model's front-end, as QEMU behaves: one thing after the other, waiting for each reply; a MISS is answered with
-//! an UPDATE and, when that is acked, with the reply on the channel. Some schedules have one that does not wait for
-//! the acks of its INVALIDATEs, some one that loses answers or claims too much.
+//! The model's front-end, which behaves like QEMU: it does one thing after the other and waits for each reply; it
+//! answers a MISS with an UPDATE and, when that is acked, with the reply on the channel. In some schedules it does not
+//! wait for the acks of its INVALIDATEs, in others it loses answers or claims too many permissions.
 
 use std::collections::VecDeque;
 
@@ -34,16 +34,16 @@ pub(super) enum Message {
 }
 
 impl Message {
-    /// Whether it is sent, and its reply awaited, while nothing else goes on.
+    /// Whether the front-end sends it only when nothing else is pending, and waits for its reply.
     fn is_alone(self) -> bool {
         !matches!(self, Self::Update { .. } | Self::Invalidate { .. })
     }
 }
 
-/// A reply that is due to the front-end.
+/// A reply that the device has to send.
 #[derive(Clone, Copy, Debug)]
 enum Due {
-    /// Of an UPDATE, and what is then said on the channel.
+    /// To an UPDATE, and the answer that the front-end then sends on the channel.
     Update(Option<bool>),
     Invalidate(u64),
     Alone,
@@ -51,7 +51,7 @@ enum Due {
 
 #[derive(Debug, Default)]
 pub(super) struct FrontEnd {
-    /// What the guest and the monitor want.
+    /// What the guest and the monitor want to send.
     todo: VecDeque<Message>,
     /// Unread messages.
     pub(super) main: VecDeque<Message>,
@@ -59,13 +59,13 @@ pub(super) struct FrontEnd {
     /// The back-end channel, both ways.
     pub(super) misses: VecDeque<MissRequest>,
     pub(super) replies: VecDeque<bool>,
-    /// An UPDATE is out, and its MISS not answered.
+    /// An UPDATE was sent, and its MISS is not answered yet.
     answering: bool,
-    /// The UPDATE is acked: this is to be answered.
+    /// The UPDATE was acked: the answer to send on the channel.
     answer: Option<bool>,
     /// GET_VRING_BASE was sent: MISSes are refused.
     pub(super) stopped: bool,
-    /// MISSes and answers do not fit each other any more.
+    /// MISSes and answers do not match any more.
     pub(super) out_of_step: bool,
     turn: bool,
 }
@@ -75,7 +75,7 @@ impl FrontEnd {
         self.todo.push_back(message);
     }
 
-    /// Whether the guest stands still: the monitor, or a register that its CPU writes, has it wait.
+    /// Whether the guest is blocked: by the monitor, or by a register that its CPU writes.
     pub(super) fn holds_the_guest(&self) -> bool {
         let holds = |message: &Message| matches!(message, Message::Stop | Message::Start | Message::Reset);
         self.stopped || self.todo.iter().any(holds) || self.due.iter().any(|due| matches!(due, Due::Alone))
@@ -86,7 +86,7 @@ impl FrontEnd {
         messages && self.misses.is_empty() && self.replies.is_empty() && !self.answering
     }
 
-    /// Whether a message can be sent, or a MISS be served, though replies may be due.
+    /// Whether a message can be sent, or a MISS be served, although replies may be pending.
     fn may_go_on(&self, pipelined: bool) -> bool {
         self.due.is_empty() || pipelined && !self.due.iter().any(|due| matches!(due, Due::Alone))
     }
@@ -101,7 +101,7 @@ impl FrontEnd {
 }
 
 impl World {
-    /// The front-end does one thing, if it can.
+    /// The front-end does one thing, if possible.
     pub(super) fn front_end_turn(&mut self, serve: Serve) {
         let fe = &mut self.front_end;
         let goes_on = fe.may_go_on(self.flavor.pipelined);
@@ -164,12 +164,12 @@ impl World {
         }
     }
 
-    /// The front-end does wrong: jobs that are on their way may fail of it, until it has another channel.
+    /// The front-end makes an error: jobs in flight may fail because of it until it replaces the channel.
     fn errs(&mut self) {
         self.oracle.excuse(self.stamp);
     }
 
-    /// The UPDATE that answers a MISS; none: it is refused.
+    /// The UPDATE that answers a MISS; `None`: it is refused.
     fn update_for(&self, request: MissRequest, serve: Serve) -> Option<Message> {
         let page = page_at(request.iova)?;
         let mapping = self.guest.mapping(page).filter(|mapping| mapping.permissions.allow(request.access))?;
@@ -192,7 +192,7 @@ impl World {
         }
     }
 
-    /// How many pages from `page` on are mapped alike, to frames that follow each other.
+    /// How many pages from `page` on are mapped with the same permissions to consecutive frames.
     fn alike(&self, page: usize) -> u64 {
         let goes_on = |&count: &usize| {
             let next = page.checked_add(count).filter(|&next| next < PAGES).and_then(|next| {
@@ -217,7 +217,7 @@ impl World {
         Some(Message::Update { range, frame: mapping.frame, claimed: mapping.permissions })
     }
 
-    /// An UPDATE that nobody asked for.
+    /// Sends an UPDATE that answers no MISS.
     pub(super) fn send_unasked(&mut self, page: usize) {
         if self.front_end.may_go_on(self.flavor.pipelined)
             && let Some(update) = self.unasked(page)
@@ -226,7 +226,7 @@ impl World {
         }
     }
 
-    /// An answer that nobody asked for.
+    /// Sends an answer to no MISS.
     pub(super) fn send_unexpected(&mut self) {
         if self.flavor.faulty {
             self.errs();
@@ -256,7 +256,7 @@ impl World {
         }
     }
 
-    /// The old channel is gone, with what was in it.
+    /// The old channel is gone with its contents.
     pub(super) fn channel_replaced(&mut self) {
         self.counts.channels_replaced += 1;
         if self.front_end.out_of_step {

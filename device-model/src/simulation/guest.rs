@@ -1,6 +1,6 @@
 //! The model's guest: its IOMMU page table over scattered frames, and its driver, which knows what it has built. Says
-//! which translations are good at any moment: those of the table, and those that were taken away by an INVALIDATE that
-//! is not acked yet. A frame that nobody may use any more is poisoned at once, and is the next to be used again.
+//! which translations are valid at any moment: those of the table, and those that an INVALIDATE has taken that is not
+//! acked yet. A frame that must not be used any more is poisoned at once, and is the next to be reused.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ use super::world::{CONTEXTS, DEVICES, PAGES, RESOURCES};
 use crate::addr::{Access, Address, ByteRange, Iova, PAGE_SIZE};
 use crate::mmu::Permissions;
 
-/// Pages below the gap: eight on each side of the edge of a large leaf.
+/// Pages below the gap: eight on each side of a large leaf's boundary.
 const LOW_PAGES: usize = PAGES - 4;
 const LOW: u64 = 0x401f_8000;
 /// The last pages of the address space.
@@ -28,35 +28,35 @@ pub(super) fn iova(page: usize) -> Iova {
     })
 }
 
-/// Which page an address lies in.
+/// The page that contains an address.
 pub(super) fn page_at(at: Iova) -> Option<usize> {
     let (first, pages) = if at.raw() < HIGH { (LOW, 0..LOW_PAGES) } else { (HIGH, LOW_PAGES..PAGES) };
     let page = pages.start + usize::try_from(at.raw().checked_sub(first)? / PAGE_SIZE).ok()?;
     pages.contains(&page).then_some(page)
 }
 
-/// What the page table has for a page.
+/// The page table entry of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Mapping {
     pub(super) frame: usize,
     pub(super) permissions: Permissions,
 }
 
-/// A mapping that was taken away.
+/// A mapping that was unmapped.
 #[derive(Clone, Copy, Debug)]
 struct Old {
     page: usize,
     mapping: Mapping,
-    /// The INVALIDATE that says so, once it is sent.
+    /// Its INVALIDATE, once that is sent.
     invalidation: Option<u64>,
 }
 
 /// A resource, as the driver knows it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Resource {
-    /// Of a picture.
+    /// A picture's size.
     pub(super) size: Option<(u32, u32)>,
-    /// Of a buffer: its bytes, and which backing it has.
+    /// A buffer's length, and the generation of its backing.
     pub(super) buffer: Option<(u64, u64)>,
     pub(super) backing: Option<Vec<(u64, u32)>>,
 }
@@ -65,7 +65,7 @@ pub(super) struct Resource {
 #[derive(Clone, Debug)]
 pub(super) struct Context {
     pub(super) key: ContextKey,
-    /// The mode that its first job asks for; later ones may.
+    /// The mode that its first job requests, and later ones may.
     pub(super) mode: Option<Mode>,
     pub(super) has_jobs: bool,
     /// Buffers that its jobs may name.
@@ -77,16 +77,16 @@ pub(super) struct Guest {
     table: [Option<Mapping>; PAGES],
     old: Vec<Old>,
     free: Vec<usize>,
-    /// When what a page holds has changed last.
+    /// When the contents of each page last changed.
     changed: [u64; PAGES],
-    /// When a page was last mapped, or something of it was taken away.
+    /// When each page was last mapped or unmapped.
     mapped: [u64; PAGES],
-    /// When the device last acked that something of a page was taken away.
+    /// When the device last acked an INVALIDATE of each page.
     told: [u64; PAGES],
     next_version: u64,
     next_invalidation: u64,
     next_generation: u64,
-    /// A frame that was written to while nobody might.
+    /// A frame that was written to while it was unused.
     pub(super) touched_late: Option<usize>,
     pub(super) resources: [[Resource; RESOURCES]; DEVICES],
     pub(super) contexts: [[Option<Context>; CONTEXTS]; DEVICES],
@@ -114,33 +114,33 @@ impl Guest {
         self.table[page]
     }
 
-    /// What a page holds, if that has not changed since, in whatever way the device may have seen it.
+    /// The entry of a page, if the contents that the device may see have not changed since.
     pub(super) fn unchanged_since(&self, page: usize, stamp: u64) -> Option<Mapping> {
         let ambiguous = self.old.iter().any(|old| old.page == page);
         self.table[page].filter(|_| !ambiguous && self.changed[page] < stamp)
     }
 
-    /// Whether something of a page was taken away, and the device has not acked that.
+    /// Whether an INVALIDATE of the page is not acked yet.
     pub(super) fn is_being_taken(&self, page: usize) -> bool {
         self.old.iter().any(|old| old.page == page)
     }
 
-    /// The pages of which something was taken away, and the device has not acked that.
+    /// The pages with an INVALIDATE that is not acked yet.
     pub(super) fn pages_being_taken(&self) -> impl Iterator<Item = usize> {
         self.old.iter().map(|old| old.page)
     }
 
-    /// Whether the device was allowed to access a page like this all the time since.
+    /// Whether the device was permitted to access a page like this all the time since.
     pub(super) fn allowed_since(&self, page: usize, access: Access, stamp: u64) -> bool {
         self.mapped[page] < stamp && self.table[page].is_some_and(|mapping| mapping.permissions.allow(access))
     }
 
-    /// Whether what the page table has for a page has changed since, or had before and was not known to the device.
+    /// Whether the entry of a page has changed since, or had changed before without an acked INVALIDATE.
     pub(super) fn remapped_since(&self, page: usize, stamp: u64) -> bool {
         self.mapped[page].max(self.told[page]) >= stamp || self.old.iter().any(|old| old.page == page)
     }
 
-    /// Maps a page that is not mapped; returns whether that was so.
+    /// Maps a page that is not mapped; returns whether it did.
     pub(super) fn map(
         &mut self,
         page: usize,
@@ -169,7 +169,7 @@ impl Guest {
         Some(mapping)
     }
 
-    /// Maps a page to another frame, and perhaps back to the one that it had.
+    /// Maps a page to another frame, and optionally back to the previous one.
     pub(super) fn remap(&mut self, page: usize, back: bool, stamp: u64, memory: &mut Memory) -> bool {
         let Some(first) = self.table[page].filter(|_| !self.free.is_empty()) else { return false };
         self.unmap(page, stamp);
@@ -181,7 +181,7 @@ impl Guest {
         true
     }
 
-    /// The device has written to a frame.
+    /// The device wrote to a frame.
     pub(super) fn written_by_device(&mut self, frame: usize, stamp: u64) {
         let has =
             |(_, mapping): &(usize, &Option<Mapping>)| mapping.is_some_and(|mapping| mapping.frame == frame);
@@ -190,19 +190,19 @@ impl Guest {
         }
     }
 
-    /// A number that no other resource or context of the driver has.
+    /// A number that is unique among the driver's resources and contexts.
     pub(super) fn generation(&mut self) -> u64 {
         self.next_generation += 1;
         self.next_generation
     }
 
-    /// The driver begins anew.
+    /// The driver starts afresh.
     pub(super) fn forget_device(&mut self) {
         self.resources = Default::default();
         self.contexts = Default::default();
     }
 
-    /// New contents.
+    /// Writes new contents to a page.
     pub(super) fn write(&mut self, page: usize, stamp: u64, memory: &mut Memory) {
         if let Some(mapping) = self.table[page] {
             memory.fill(mapping.frame, self.next_version);
@@ -211,7 +211,7 @@ impl Guest {
         }
     }
 
-    /// An INVALIDATE that is to be sent now: it is for all that was taken away from its range so far.
+    /// An INVALIDATE that is sent now: it covers all that was unmapped in its range so far.
     pub(super) fn invalidate(&mut self, page: usize, shape: Shape) -> Option<(u64, ByteRange<Iova>)> {
         let range = range(page, shape)?;
         let id = self.next_invalidation;
@@ -225,7 +225,7 @@ impl Guest {
         Some((id, range))
     }
 
-    /// An INVALIDATE is acked: nobody has what it took away any more.
+    /// An INVALIDATE is acked: the device does not use its mappings any more.
     pub(super) fn acked(&mut self, id: u64, stamp: u64, memory: &mut Memory) {
         let (gone, kept) = self.old.iter().partition::<Vec<_>, _>(|old| old.invalidation == Some(id));
         self.old = kept;
@@ -243,7 +243,7 @@ impl Guest {
         }
     }
 
-    /// Whether the device may get at `frame` through `page` now, if at all with the permission for `access`.
+    /// Whether the device may now access `frame` through `page`, with the permission for `access` if one is given.
     pub(super) fn allows(&self, page: usize, frame: usize, access: Option<Access>) -> bool {
         let good = |mapping: &Mapping| {
             mapping.frame == frame && access.is_none_or(|access| mapping.permissions.allow(access))

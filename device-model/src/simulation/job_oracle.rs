@@ -1,5 +1,5 @@
-//! What has to be true of job streams: which are taken, in which order they begin, what their steps may touch, how they
-//! end and who is to blame for that. The part of the oracle that knows contexts.
+//! The invariants of job streams: which are accepted, in which order they start, what their steps may touch, how they
+//! end, and what may cause a failure. The part of the oracle that knows contexts.
 
 use job_stream::{Mode, Packet, SpinBehaviour};
 
@@ -16,7 +16,7 @@ use crate::mmu::Missing;
 
 use std::time::Duration;
 
-/// What became of a context.
+/// The state of a context.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct ContextState {
     mode: Option<Mode>,
@@ -31,7 +31,7 @@ fn wrong<T>(what: String) -> Checked<T> {
 }
 
 impl Oracle {
-    /// A job that the engines have, or had: its command, if it is a stream.
+    /// The command of a job that was given to the engines, if it is a stream.
     pub(super) fn stream(&self, job: JobId) -> Option<&Submitted> {
         match &self.commands.get(*self.jobs.get(&job)?)?.kind {
             Kind::Job(submitted) => Some(submitted),
@@ -53,7 +53,7 @@ impl Oracle {
         })
     }
 
-    /// The context of a stream that the engines have or had, and whether its end is its answer.
+    /// The context of a stream that was given to the engines, and whether its end is its answer.
     pub(super) fn context_of(&self, job: JobId) -> Option<(ContextKey, bool)> {
         let command = self.commands.get(*self.jobs.get(&job)?)?;
         match &command.kind {
@@ -64,7 +64,7 @@ impl Oracle {
         }
     }
 
-    /// Whether the context has jobs that are not at their end.
+    /// Whether the context has unfinished jobs.
     pub(super) fn has_jobs(&self, context: ContextKey) -> bool {
         self.streams().any(|(_, submitted)| submitted.context == context && submitted.is_under_way())
     }
@@ -73,12 +73,12 @@ impl Oracle {
         self.contexts.get(&context).is_some_and(|context| context.lost)
     }
 
-    /// Whether the job has yet to end. Of a context that is lost, those that wait go without a word.
+    /// Whether the end of the job is still expected. Waiting jobs of a lost context are dropped silently.
     fn is_awaited(&self, submitted: &Submitted) -> bool {
         submitted.stage == Stage::Out || submitted.stage == Stage::Queued && !self.is_lost(submitted.context)
     }
 
-    /// The device was given a stream, and has taken it or not: it has to, unless the context is lost.
+    /// The device was given a stream and accepted or refused it: it must accept it unless the context is lost.
     pub(super) fn submitted(&mut self, number: usize, taken: bool, default: Mode, stamp: u64) -> Checked {
         let Some(Command { kind: Kind::Job(submitted), .. }) = self.commands.get_mut(number) else {
             return Ok(());
@@ -96,7 +96,7 @@ impl Oracle {
         Ok(())
     }
 
-    /// The device has a job for a stream: the oldest of its queue, and none of that runs.
+    /// The device has a job for a stream: it must be the oldest of its queue, and no other job of the queue may run.
     pub(super) fn stream_begins(&mut self, device: usize, job: &Job) -> Checked {
         let number = job.program_of().and_then(number_of);
         let found = number.and_then(|number| Some((number, self.commands.get(number)?)));
@@ -122,7 +122,7 @@ impl Oracle {
         Ok(())
     }
 
-    /// An engine is about to make a step of a job. Returns whether its context is lost.
+    /// An engine is about to step a job. Returns whether the job's context is lost.
     pub(super) fn step_begins(&mut self, job: JobId, guest: &Guest, memory: &Memory) -> Checked<bool> {
         let Some(submitted) = self.stream_mut(job) else {
             self.job_touches(job)?;
@@ -137,7 +137,7 @@ impl Oracle {
         Ok(self.is_lost(context))
     }
 
-    /// A job has done something. `dead`: its context was lost before this step.
+    /// A job has accessed memory. `dead`: its context was lost before this step.
     pub(super) fn follow(
         &mut self,
         job: JobId,
@@ -156,7 +156,7 @@ impl Oracle {
         Ok(())
     }
 
-    /// A step says that a job is done.
+    /// A step reports that a job is done.
     pub(super) fn step_ends(&mut self, job: JobId, memory: &Memory, counts: &mut Counts) -> Checked {
         let Some(submitted) = self.stream_mut(job) else { return Ok(()) };
         match submitted.done(memory) {
@@ -168,17 +168,17 @@ impl Oracle {
         }
     }
 
-    /// A page that jobs use was changed by somebody else than an engine.
+    /// Something other than an engine changed a page that jobs use.
     pub(super) fn disturb_page(&mut self, page: usize) {
         self.disturb(None, |submitted| submitted.disturb_page(page));
     }
 
-    /// A frame is written to, perhaps by a job.
+    /// A frame was written to, possibly by a job.
     pub(super) fn disturb_frame(&mut self, frame: usize, by: Option<JobId>) {
         self.disturb(by, |submitted| submitted.disturb_frame(frame));
     }
 
-    /// A job has seen what its twin has not.
+    /// The job read something that its twin did not.
     pub(super) fn disturb_job(&mut self, job: JobId) {
         if let Some(submitted) = self.stream_mut(job) {
             submitted.disturb();
@@ -196,14 +196,14 @@ impl Oracle {
         }
     }
 
-    /// A fault of a job is recorded, if it is a stream: whose that has to be.
+    /// A fault of a job is recorded. If the job is a stream: the context and mode that the record must have.
     pub(super) fn faults(&mut self, job: JobId) -> Option<(Option<u32>, Mode)> {
         let submitted = self.stream_mut(job)?;
         submitted.has_fault = true;
         Some((Some(submitted.context.number), submitted.mode))
     }
 
-    /// A job has left the engines for good: with success if all of it was seen, else for a reason.
+    /// A job has left the engines for good: with success if its whole stream was seen, otherwise for a reason.
     pub(super) fn job_ended(
         &mut self,
         job: JobId,
@@ -229,7 +229,7 @@ impl Oracle {
         })
     }
 
-    /// A job has failed: who is to blame has to have done so. Some: nobody has.
+    /// A job has failed: its error must have a cause. `Some`: it has none.
     fn blames_nobody(
         &self,
         submitted: &Submitted,
@@ -269,12 +269,12 @@ impl Oracle {
         (!right).then(|| "nobody is to blame for that".into())
     }
 
-    /// A context takes no more jobs: the guest has destroyed it, or a job of it has failed.
+    /// A context accepts no more jobs: the guest has destroyed it, or one of its jobs has failed.
     pub(super) fn lose_context(&mut self, context: ContextKey) {
         self.contexts.entry(context).or_default().lost = true;
     }
 
-    /// The command is answered: that of a job not before its end, and as it ended.
+    /// The command is answered: a job's command not before its end, and with its outcome.
     pub(super) fn check_job_answer(&self, number: usize, is_error: bool, fence: bool) -> Checked {
         let Some(Command { kind: Kind::Job(submitted), .. }) = self.commands.get(number) else {
             return Ok(());
@@ -293,7 +293,7 @@ impl Oracle {
         }
     }
 
-    /// A command is answered that has to wait for the jobs before it which `which` chooses. (If there was a reset since,
+    /// A command is answered that has to wait for the earlier jobs which `which` selects. (If there was a reset since,
     /// the jobs are discarded, and the answer will be.)
     pub(super) fn check_jobs_before(&self, number: usize, which: impl Fn(&Submitted) -> bool) -> Checked {
         if number < self.of_old_drivers {
@@ -308,7 +308,7 @@ impl Oracle {
         }
     }
 
-    /// The jobs that have not come to their end.
+    /// The unfinished jobs.
     pub(super) fn unended(&self) -> Vec<usize> {
         self.streams().filter(|(_, submitted)| self.is_awaited(submitted)).map(|(number, _)| number).collect()
     }

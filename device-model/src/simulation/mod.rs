@@ -1,14 +1,14 @@
-//! The deterministic simulation: the whole model on one thread, driven by a list of operations that follows from a
-//! seed. A model guest with an IOMMU over scattered frames gives commands and job streams, maps, unmaps and remaps; a
-//! model front-end answers misses, or refuses, loses or mangles the answers; engines make steps, with everything else
-//! happening in the middle of them; time is a number. An oracle looks at every access, ack, answer and verdict, and
-//! naive twins follow what a job does, what it leaves, and what an INVALIDATE under it meant.
+//! The deterministic simulation: the whole model on one thread, driven by a list of operations that a seed generates. A
+//! model guest with an IOMMU over scattered frames sends commands and job streams, maps, unmaps and remaps; a model
+//! front-end answers misses, or refuses, loses or mangles the answers; engines make steps, with everything else
+//! happening in the middle of them; time is a number. An oracle checks every access, ack, answer and verdict, and naive
+//! twins compute what a job does, what it leaves, and what an INVALIDATE under it meant.
 //!
-//! What the model does here is what it does in the back-end: [`crate::jobs::schedule`], [`crate::jobs::engine`],
-//! [`crate::session::drain`], [`crate::mmu`], [`crate::gpu::device`]. `session`, `engines` (with `checked`) and `queue` stand for the threads.
-//! What two threads do within one call of the mirror is not seen here: that is model-checked with loom.
+//! The code that runs here is that of the back-end: [`crate::jobs::schedule`], [`crate::jobs::engine`],
+//! [`crate::session::drain`], [`crate::mmu`], [`crate::gpu::device`]. `session`, `engines` (with `checked`) and `queue`
+//! stand for the threads. Interleavings within one call of the mirror are not covered here: loom checks those.
 //!
-//! A seed gives the same events for ever. [`Bug`] seeds known bugs, to prove that each would be found.
+//! A seed always generates the same events. [`Bug`] seeds known bugs, to prove that each would be found.
 
 mod bug;
 mod checked;
@@ -50,14 +50,14 @@ use oracle::violation;
 use random::Random;
 use world::{Flavor, World};
 
-/// Bytes of a table, about: limits are given in tables.
+/// Approximate bytes of a table: limits are given in tables.
 const TABLE: usize = 4224;
 
-/// Tables with which no page pushes another one out. With fewer there are only transfers, which take one page at a time:
-/// the two of a COPY, or those of several jobs, may push each other out for ever.
+/// With this many tables no page evicts another. With fewer there are only transfers, which take one page at a time:
+/// the two pages of a COPY, or those of several jobs, might evict each other for ever.
 const FEWEST_TABLES: usize = 24;
 
-/// A schedule: operations, and in what kind of world they are played.
+/// A schedule: operations, and the kind of world in which they are played.
 #[derive(Clone, Debug)]
 pub struct Schedule {
     seed: u64,
@@ -65,19 +65,19 @@ pub struct Schedule {
     ops: Vec<Op>,
 }
 
-/// What came of a schedule.
+/// The result of a schedule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     /// A hash of all events, in order.
     pub hash: u64,
-    /// What was hit.
+    /// What it exercised.
     pub counts: Counts,
-    /// What was broken, if anything.
+    /// The invariant that was broken, if any.
     pub violation: Option<Violation>,
 }
 
 impl Schedule {
-    /// The schedule of a seed.
+    /// Generates the schedule of a seed.
     pub fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
         let tables = random.weighted(&[(6, 256), (3, FEWEST_TABLES), (2, 10), (1, 5)]);
@@ -94,12 +94,12 @@ impl Schedule {
         Self { seed, flavor, ops: ops::generate(&mut random, len, tables >= FEWEST_TABLES) }
     }
 
-    /// Plays it, perhaps with a seeded bug.
+    /// Plays it, optionally with a seeded bug.
     pub fn play(&self, bug: Option<Bug>) -> Report {
         self.run(&self.ops, bug, false)
     }
 
-    /// Plays it, and prints all that happens.
+    /// Plays it, and prints all events.
     pub fn watch(&self, bug: Option<Bug>) -> Report {
         self.run(&self.ops, bug, true)
     }
@@ -112,7 +112,7 @@ impl Schedule {
         Self { ops, ..self.clone() }
     }
 
-    /// How many operations it has.
+    /// The number of operations.
     pub fn len(&self) -> usize {
         self.ops.len()
     }

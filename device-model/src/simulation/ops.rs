@@ -1,47 +1,47 @@
-//! Operations: what a schedule is a list of. A seed gives a list, and only the list is played: taking operations out
-//! leaves a schedule that can be played, for none says more than *which*, and one that makes no sense in its moment
-//! does nothing.
+//! The operations of a schedule. A seed generates a list, and the list alone is played. After operations are removed,
+//! the rest can still be played: an operation says only *which* object it is for, and one that makes no sense at its
+//! turn does nothing.
 
 use super::random::Random;
 use super::world::{CONTEXTS, DEVICES, ENGINES, PAGES, PICTURES, RESOURCES};
 
-/// Which range an INVALIDATE names.
+/// The range of an INVALIDATE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shape {
     /// The page.
     Exact,
-    /// Two to the power of so many pages, aligned, as VT-d rounds.
+    /// Two to the power of this many pages, aligned, as VT-d rounds.
     Rounded(u32),
-    /// All of the address space.
+    /// The whole address space.
     Domain,
     /// From within the page to the last byte of the address space.
     ToTheEnd,
     /// From the first byte of the address space to within the page.
     FromTheStart,
-    /// None now: with the next flush.
+    /// No INVALIDATE now: the next flush covers it.
     Later,
 }
 
 /// How the front-end serves a MISS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Serve {
-    /// By the guest's page table.
+    /// According to the guest's page table.
     Honest,
-    /// As the guest's page table has it, but for all neighbours that go on alike.
+    /// According to the guest's page table, with all contiguous neighbours.
     Large,
-    /// With no, whatever the page table says.
+    /// A refusal, whatever the page table says.
     Refuse,
-    /// Not at all.
+    /// No answer.
     Lose,
-    /// With half of the page.
+    /// An UPDATE of half of the page.
     Half,
-    /// With another page.
+    /// An UPDATE of another page.
     OtherPage(u8),
-    /// Without the permission that was asked for.
+    /// Without the permission that was requested.
     OtherPermission,
 }
 
-/// Instead of the number of a page: the one that the device has touched last.
+/// Used as the number of a page: the one that the device touched last.
 pub(super) const TOUCHED: u8 = u8::MAX;
 
 /// One operation.
@@ -49,19 +49,19 @@ pub(super) const TOUCHED: u8 = u8::MAX;
 pub(super) enum Op {
     /// The guest maps a page, with permissions 1 (read), 2 (write) or 3.
     Map { page: u8, permissions: u8 },
-    /// The guest takes a page away.
+    /// The guest unmaps a page.
     Unmap { page: u8, shape: Shape },
-    /// The guest maps a page to another frame at once, and perhaps back to the first.
+    /// The guest remaps a page to another frame at once, and perhaps back to the first.
     Remap { page: u8, back: bool, shape: Shape },
-    /// The guest flushes what it has taken away, or nothing.
+    /// The guest flushes what it has unmapped, or nothing.
     Flush { page: u8, shape: Shape },
-    /// The guest writes to a page of its own.
+    /// The guest writes to one of its pages.
     Write { page: u8 },
-    /// RESOURCE_CREATE_2D: so many pages.
+    /// RESOURCE_CREATE_2D with this many pages.
     Create { device: u8, resource: u8, pages: u8 },
     /// RESOURCE_ATTACH_BACKING: pages in an order that follows from `order`.
     Attach { device: u8, resource: u8, order: u16 },
-    /// TRANSFER_TO_HOST_2D of all, or of a part.
+    /// TRANSFER_TO_HOST_2D of the whole image, or of a part.
     Transfer { device: u8, resource: u8, part: u8, fenced: bool },
     /// RESOURCE_FLUSH.
     FlushImage { device: u8, resource: u8, fenced: bool },
@@ -71,11 +71,11 @@ pub(super) enum Op {
     Unref { device: u8, resource: u8, fenced: bool },
     /// RESOURCE_DETACH_BACKING.
     Detach { device: u8, resource: u8, fenced: bool },
-    /// CTX_CREATE, for jobs in this mode: 0 for the device's default. `init`: with our capability set.
+    /// CTX_CREATE, for jobs in this mode: 0 for the device's default. `init`: with the device's capability set.
     Context { device: u8, context: u8, mode: u8, init: bool },
     /// CTX_DESTROY.
     Destroy { device: u8, context: u8, fenced: bool },
-    /// RESOURCE_CREATE_3D of a buffer of so many pages, and its backing; or both in one as a blob.
+    /// RESOURCE_CREATE_3D of a buffer of this many pages, and its backing; or both at once as a blob.
     Buffer { device: u8, resource: u8, pages: u8, order: u16, blob: bool },
     /// CTX_ATTACH_RESOURCE.
     Share { device: u8, context: u8, resource: u8 },
@@ -83,31 +83,31 @@ pub(super) enum Op {
     Unshare { device: u8, context: u8, resource: u8, fenced: bool },
     /// TRANSFER_TO_HOST_3D or TRANSFER_FROM_HOST_3D.
     Move { device: u8, context: u8, resource: u8, to_host: bool, fenced: bool },
-    /// SUBMIT_3D of the job stream that follows from `seed`; `ring`: 0 for none, or one more than its number.
+    /// SUBMIT_3D of the job stream that `seed` generates; `ring`: 0 for none, otherwise its number plus one.
     Submit { device: u8, context: u8, ring: u8, seed: u32, fenced: bool },
-    /// Bytes that are no command, or one with nonsense in it.
+    /// Bytes that are no command, or a nonsensical one.
     Garbage { device: u8, seed: u16 },
-    /// An engine takes a job or makes a step of so many bytes.
+    /// An engine takes a job, or makes a step of this many bytes.
     Step { engine: u8, budget: u16 },
-    /// As `Step`, and the next `take` operations happen within it, at its access number `access`.
+    /// Like `Step`, but the next `take` operations happen within it, at its access number `access`.
     StepAround { engine: u8, budget: u16, access: u8, take: u8 },
-    /// An engine hangs in what it does.
+    /// An engine hangs in its step.
     Wedge { engine: u8 },
-    /// The queue thread has its turn.
+    /// The queue thread runs.
     Queue,
-    /// The session has its turn, if something woke it.
+    /// The session runs, if something woke it.
     Session,
     /// The front-end sends the next message, or serves the next MISS in this way.
     FrontEnd { serve: Serve },
     /// Front-end and session take turns: misses are sent and answered.
     Exchange { turns: u8 },
-    /// The front-end sends an UPDATE that nobody asked for.
+    /// The front-end sends an UPDATE that answers no MISS.
     Unasked { page: u8 },
-    /// The front-end answers a MISS that nobody sent.
+    /// The front-end answers a MISS that was not sent.
     Unexpected,
-    /// The front-end gives the device another channel.
+    /// The front-end replaces the device's channel.
     NewChannel,
-    /// Time passes; the engines go on, or make steps that bring them hardly any further.
+    /// Time passes; the engines go on, or make very small steps.
     Wait { millis: u8, slowly: bool },
     /// QMP stop.
     Stop,
@@ -176,7 +176,7 @@ enum Kind {
     ChangeMemory,
 }
 
-/// How often each kind comes.
+/// The relative frequency of each kind.
 const WEIGHTS: [(u64, Kind); 36] = [
     (40, Kind::Map),
     (6, Kind::Unmap),
@@ -216,7 +216,7 @@ const WEIGHTS: [(u64, Kind); 36] = [
     (3, Kind::ChangeMemory),
 ];
 
-/// The operations of a schedule: a start that gets jobs going, then anything; contexts only if there are to be streams.
+/// The operations of a schedule: first a start that gets jobs going, then anything; contexts only if `streams` is set.
 pub(super) fn generate(random: &mut Random, len: usize, streams: bool) -> Vec<Op> {
     let mut ops = start(random, streams);
     while ops.len() < len {
@@ -249,7 +249,7 @@ fn start(random: &mut Random, streams: bool) -> Vec<Op> {
     ops
 }
 
-/// A context or two, with buffers and a job each.
+/// One or two contexts, each with buffers and a job.
 fn start_jobs(random: &mut Random, device: u8, ops: &mut Vec<Op>) {
     for context in 0..1 + random.index(CONTEXTS) as u8 {
         let resource = buffer(random);
@@ -266,17 +266,17 @@ fn submit(random: &mut Random, device: u8, context: u8) -> Op {
     Op::Submit { device, context, ring, seed, fenced: !random.one_in(3) }
 }
 
-/// One of the resources that are buffers.
+/// A random buffer.
 fn buffer(random: &mut Random) -> u8 {
     (PICTURES + random.index(RESOURCES - PICTURES)) as u8
 }
 
-/// One of the modes, by its number, or 0 for the device's own.
+/// A random mode by its number, or 0 for the device's default.
 fn mode(random: &mut Random) -> u8 {
     random.below(6) as u8
 }
 
-/// Mostly both, so that jobs come through.
+/// Mostly both, so that jobs succeed.
 fn permissions(random: &mut Random) -> u8 {
     random.weighted(&[(20, 3), (6, 1), (1, 2)])
 }
@@ -306,13 +306,13 @@ fn serve(random: &mut Random) -> Serve {
     ])
 }
 
-/// One operation, or a few that belong together: what happens within a step, and what finds a wedged engine.
+/// One operation, or a few that belong together: what happens within a step, and what detects a wedged engine.
 fn more(random: &mut Random, ops: &mut Vec<Op>) {
     let op = one(random);
     ops.push(op);
     match op {
         Op::StepAround { take, .. } => {
-            // An invalidation on its way through all hands: the ends of the step see every part of it.
+            // An invalidation on its way through all threads: the ends of the step see every stage of it.
             if random.one_in(2) {
                 let page = page(random, 2);
                 ops.push(match random.below(3) {
@@ -333,7 +333,7 @@ fn more(random: &mut Random, ops: &mut Vec<Op>) {
     }
 }
 
-/// A page; one in `touched` times the one that was touched last.
+/// A random page; with a chance of one in `touched`, the one that was touched last.
 fn page(random: &mut Random, touched: u64) -> u8 {
     if random.one_in(touched) { TOUCHED } else { random.index(PAGES) as u8 }
 }

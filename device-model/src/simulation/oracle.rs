@@ -1,5 +1,5 @@
-//! What has to be true. Knows every command that the guest has given and what became of it, and is asked at every
-//! access, answer and ack. Knows nothing of how the device does it.
+//! The invariants. Knows every command that the guest has sent and its state, and is called at every access, answer and
+//! ack. Knows nothing of how the device works.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -19,7 +19,7 @@ use crate::jobs::job::JobId;
 use crate::jobs::schedule::Judgement;
 use crate::telemetry::violation::Verdict;
 
-/// What was broken.
+/// The kind of a broken invariant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Invariant {
     /// No stale access.
@@ -28,26 +28,26 @@ pub enum Invariant {
     I2,
     /// A drain waits for sections and pins alone.
     I3,
-    /// A parked job blocks nobody, and every job ends.
+    /// A parked job blocks nothing, and every job ends.
     I4,
     /// Fences tell the truth.
     I5,
     /// No panic.
     I6,
-    /// Only what was proven is cached.
+    /// Only what was proved is cached.
     I7,
-    /// An image holds what the guest's pages held.
+    /// An image has the contents of the guest's pages.
     Data,
-    /// No driver is accused of what it did not do.
+    /// A correct driver gets no violation.
     Verdict,
 }
 
 /// A broken invariant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// Which.
+    /// The invariant.
     pub invariant: Invariant,
-    /// How.
+    /// What happened.
     pub what: String,
 }
 
@@ -61,39 +61,39 @@ pub(super) fn violation(invariant: Invariant, what: String) -> Violation {
     Violation { invariant, what }
 }
 
-/// What a transfer has to bring.
+/// The expected result of a transfer.
 #[derive(Clone, Debug)]
 pub(super) struct Expected {
     pub(super) image: Option<Arc<Image>>,
     pub(super) rect: Rect,
     pub(super) offset: u64,
     pub(super) backing: Vec<(u64, u32)>,
-    /// When the device got the command.
+    /// When the device received the command.
     pub(super) since: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
-    /// On its way.
+    /// It was sent; the device may use its memory.
     Given,
-    /// The device has answered.
+    /// The device has answered. It uses the command's memory no longer, unless this is a job without a fence.
     Answered,
     /// The guest has seen the answer.
     Seen,
-    /// A reset took it back.
+    /// A reset took it back; it is never answered.
     Dropped,
 }
 
-/// What kind of command it is, as far as that matters here.
+/// The kind of a command, as far as the oracle distinguishes it.
 #[derive(Clone, Debug)]
 pub(super) enum Kind {
     Transfer(Expected),
     Job(Box<Submitted>),
-    /// RESOURCE_UNREF, DETACH_BACKING: all transfers before it are at their end, and all jobs that name the buffer.
+    /// RESOURCE_UNREF, DETACH_BACKING: answered after all earlier transfers and all jobs that name the buffer.
     Retire {
         buffer: Option<u64>,
     },
-    /// All jobs of the context before it are at their end. `ends`: it destroys the context.
+    /// Answered after all earlier jobs of the context. `ends`: it destroys the context.
     Behind {
         context: ContextKey,
         ends: bool,
@@ -101,7 +101,7 @@ pub(super) enum Kind {
     Other,
 }
 
-/// The timeline of a fence: that of a ring of a context, or the one of all else of a device.
+/// The timeline of a fence: that of a ring of a context, or the device's global one.
 pub(super) type Timeline = (usize, Option<(u32, u8)>);
 
 #[derive(Clone, Debug)]
@@ -110,23 +110,23 @@ pub(super) struct Command {
     pub(super) kind: Kind,
     pub(super) fence: Option<Timeline>,
     pub(super) state: State,
-    /// Its job is at its end, with success or not. (The answer may wait for that of another.)
+    /// Its job has ended, with success or not. (The answer may wait for that of another.)
     pub(super) ended: Option<bool>,
 }
 
-/// Commands by number: the number is what the device is given as the pending command.
+/// Commands by number: the number is the device's pending command.
 #[derive(Debug, Default)]
 pub(super) struct Oracle {
     pub(super) commands: Vec<Command>,
-    /// The commands with fences that the guest has not seen answered, in order.
+    /// The commands with fences whose answers the guest has not seen, in order.
     fences: BTreeMap<Timeline, VecDeque<usize>>,
     /// The transfers that wait for their jobs, in order.
     accepted: [VecDeque<usize>; DEVICES],
     pub(super) jobs: BTreeMap<JobId, usize>,
     pub(super) contexts: BTreeMap<ContextKey, ContextState>,
-    /// How many commands were given before the last reset.
+    /// How many commands were sent before the last reset.
     pub(super) of_old_drivers: usize,
-    /// When a miss was last refused or not answered for no fault of the guest's.
+    /// When a miss was last refused or left unanswered without a fault of the guest.
     pub(super) excused: u64,
 }
 
@@ -136,12 +136,12 @@ impl Oracle {
         self.commands.len() - 1
     }
 
-    /// The number that the next command will have.
+    /// The number of the next command.
     pub(super) fn next_number(&self) -> usize {
         self.commands.len()
     }
 
-    /// The device is given a transfer: from now on it may read.
+    /// The device gets a transfer: from now on it may read.
     pub(super) fn transfer_begins(&mut self, number: usize, image: Option<Arc<Image>>, stamp: u64) {
         if let Kind::Transfer(expected) = &mut self.commands[number].kind {
             expected.image = image;
@@ -157,7 +157,7 @@ impl Oracle {
         self.commands[number].fence.is_some()
     }
 
-    /// What the device is about to carry out.
+    /// The kind of a command that the device is about to execute.
     pub(super) fn kind(&self, number: usize) -> &Kind {
         &self.commands[number].kind
     }
@@ -180,12 +180,12 @@ impl Oracle {
         Ok(())
     }
 
-    /// A job touches memory: that has to be before its answer, and before a reset forgets it.
+    /// A job touches memory: it must do so before its answer, and before a reset discards it.
     pub(super) fn job_touches(&self, job: JobId) -> Result<(), Violation> {
         let Some(&number) = self.jobs.get(&job) else { return Ok(()) };
         match self.commands[number].state {
             State::Given => Ok(()),
-            // A job without a fence was answered before it began.
+            // The command of a job without a fence was answered before the job began.
             State::Answered | State::Seen if matches!(self.commands[number].kind, Kind::Job(_)) => Ok(()),
             State::Dropped => Err(violation(
                 Invariant::I5,
@@ -198,7 +198,7 @@ impl Oracle {
         }
     }
 
-    /// The job of a transfer is at its end: the data is in place, or there is a reason.
+    /// The job of a transfer has ended: the data is in place, or there is a reason.
     pub(super) fn transfer_ends(
         &mut self,
         job: JobId,
@@ -219,7 +219,7 @@ impl Oracle {
         }
     }
 
-    /// The device has answered: once, after all that it has to wait for.
+    /// The device has answered: it must do so once, after all that the answer has to wait for.
     pub(super) fn answered(&mut self, number: usize, response: &Response) -> Result<(), Violation> {
         let command = &self.commands[number];
         if command.state != State::Given {
@@ -257,12 +257,12 @@ impl Oracle {
         Ok(())
     }
 
-    /// The front-end, or the clock, has given the device a reason to fail what needs a translation now.
+    /// The front-end or the clock gives the device a reason to fail what needs a translation now.
     pub(super) fn excuse(&mut self, stamp: u64) {
         self.excused = stamp;
     }
 
-    /// A transfer has failed: somebody has to be to blame for it, a flush that took nothing away is not.
+    /// A transfer has failed: that needs a cause. A flush that unmapped nothing is none.
     fn check_failure(&self, number: usize, expected: &Expected, guest: &Guest) -> Result<(), Violation> {
         let readable = |&(at, _): &(u64, u32)| {
             page_at(Iova::new(at)).is_some_and(|page| {
@@ -276,8 +276,8 @@ impl Oracle {
         Err(violation(Invariant::I5, format!("Transfer {number} fails though all that it reads is mapped")))
     }
 
-    /// Whether a command may use a page whose end the driver has not seen. (Of a job without a fence it is told in some
-    /// other way.)
+    /// Whether a command may use a page whose end the driver has not seen. (The end of a job without a fence is seen in
+    /// another way.)
     pub(super) fn is_in_use(&self, page: usize) -> bool {
         self.commands.iter().any(|command| match &command.kind {
             Kind::Transfer(expected) if matches!(command.state, State::Given | State::Answered) => {
@@ -292,7 +292,7 @@ impl Oracle {
         })
     }
 
-    /// Memory is said to have been taken from under a job: it has to be in flight, and the guest has to have done so.
+    /// A verdict says that memory was taken from a job: the job must be in flight, and the guest must have done so.
     /// `careful`: no driver has done anything like it.
     pub(super) fn check_verdict(
         &self,
@@ -343,7 +343,7 @@ impl Oracle {
         }
     }
 
-    /// A command with a fence was put on the ring of its device: fences are seen in this order.
+    /// A command with a fence was put on the ring of its device: fences must be seen in this order.
     pub(super) fn fence_begins(&mut self, number: usize) {
         if let Some(timeline) = self.commands[number].fence {
             self.fences.entry(timeline).or_default().push_back(number);
@@ -372,12 +372,12 @@ impl Oracle {
         Ok(())
     }
 
-    /// The front-end has reset the device: what was given so far is the old driver's.
+    /// The front-end has reset the device: all commands so far belong to the old driver.
     pub(super) fn reset_begins(&mut self) {
         self.of_old_drivers = self.commands.len();
     }
 
-    /// A reset takes everything back that is not seen.
+    /// A reset takes back everything that the guest has not seen.
     pub(super) fn reset(&mut self) {
         let old = self.of_old_drivers;
         for command in self.commands.iter_mut().take(old) {
@@ -390,15 +390,15 @@ impl Oracle {
         self.accepted.iter_mut().for_each(|accepted| accepted.retain(|number| *number >= old));
     }
 
-    /// Which commands the guest still waits for.
+    /// The commands whose answers the guest still waits for.
     pub(super) fn unseen(&self) -> impl Iterator<Item = usize> {
         let waits = |command: &Command| matches!(command.state, State::Given | State::Answered);
         self.commands.iter().enumerate().filter(move |(_, command)| waits(command)).map(|(number, _)| number)
     }
 }
 
-/// Compares an image with what the guest's pages hold, where that has not changed since the device got the command:
-/// row by row, in the most stupid way.
+/// Compares an image with the guest's pages, as far as these have not changed since the device received the command:
+/// row by row, in the simplest way.
 fn compare(
     expected: &Expected,
     guest: &Guest,

@@ -1,4 +1,4 @@
-//! The model's queue thread: takes commands off the guest's rings, has the devices carry them out, and writes the
+//! The model's queue thread: takes commands from the guest's rings, has the devices execute them, and writes the
 //! answers where the guest will see them: through the mirror, in a section, which may itself need a MISS.
 //!
 //! There are two devices, so that two jobs can run at a time; their jobs share engines and mirror.
@@ -22,12 +22,12 @@ use crate::jobs::schedule::FinishedJob;
 use crate::mmu::{JobMemory, MemoryError};
 use crate::session::miss_port::{RingWait, Waiter};
 
-/// Commands that are taken in one turn.
+/// Commands that one turn takes.
 const COMMANDS_A_TURN: usize = 3;
 /// Bytes of an answer that are written: the header.
 const ANSWER: usize = 24;
 
-/// News for the queue thread.
+/// Mail for the queue thread.
 #[derive(Debug)]
 pub(super) enum Mail {
     RingReady,
@@ -41,7 +41,7 @@ pub(super) enum Mail {
 pub(super) struct Given {
     pub(super) number: usize,
     pub(super) bytes: Vec<u8>,
-    /// The resource that a transfer is of.
+    /// The resource of a transfer.
     pub(super) resource: u32,
 }
 
@@ -51,7 +51,7 @@ pub(super) struct Queue {
     pub(super) ring: VecDeque<Given>,
     pub(super) mailbox: VecDeque<Mail>,
     outbox: VecDeque<(usize, Response)>,
-    /// Answers to misses that it waits for.
+    /// How many answers to misses it waits for.
     waits_for: usize,
 }
 
@@ -77,7 +77,7 @@ impl Queue {
     }
 }
 
-/// The page in which a device's answers are written.
+/// The page to which a device's answers are written.
 pub(super) fn answers_page(device: usize) -> usize {
     PAGES - 5 - device
 }
@@ -87,7 +87,7 @@ fn answer_at(device: usize, number: usize) -> Iova {
 }
 
 impl World {
-    /// As the back-end's queue thread: mail, commands, answers.
+    /// Like the back-end's queue thread: mail, commands, answers.
     pub(super) fn queue_turn(&mut self, readers: &Readers) {
         while let Some(mail) = self.queue.mailbox.pop_front() {
             self.mail(mail);
@@ -110,7 +110,7 @@ impl World {
             Mail::Reset => {
                 for device in &mut self.queue.devices {
                     drop(device.reset());
-                    // The new driver accepts what the old one did.
+                    // The new driver accepts the same features as the old one.
                     device.set_features(features());
                 }
                 self.suspicions.clear();
@@ -199,7 +199,7 @@ impl World {
         }
     }
 
-    /// The seeded bug: what has to wait for jobs is answered at once.
+    /// The seeded bug: answers at once what has to wait for jobs.
     fn answer_early(&mut self, number: usize, effects: &[Effect<usize>]) {
         let waits =
             matches!(self.oracle.kind(number), Kind::Behind { .. } | Kind::Retire { buffer: Some(_) });
@@ -227,7 +227,7 @@ impl World {
         }
     }
 
-    /// Writes answers, as far as the guest's pages are known.
+    /// Writes answers, as far as the guest's pages are mapped.
     fn publish(&mut self, readers: &Readers) {
         while self.session.core.is_running() && self.queue.waits_for == 0 {
             let Some((number, response)) = self.queue.outbox.front() else { return };
@@ -263,7 +263,7 @@ impl World {
         }
     }
 
-    /// Whether an engine or the queue thread has something to do that nobody has to bring.
+    /// Whether engines and queue thread have nothing to do without new input.
     pub(super) fn is_quiet(&self) -> bool {
         let engines = self.engines.iter().take(ENGINES).all(super::engines::Engine::is_idle);
         engines

@@ -1,5 +1,5 @@
-//! Random numbers that are the same for ever: a seed has to mean the same schedule on every machine and with every
-//! version of every dependency. This is SplitMix64 (Steele, Lea, Flood 2014).
+//! Reproducible random numbers: a seed has to mean the same schedule on every machine and with every version of every
+//! dependency. This is SplitMix64 (Steele, Lea, Flood 2014).
 
 /// A stream of numbers.
 #[derive(Clone, Debug)]
@@ -18,7 +18,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// A number below `end`, which is not 0. (The bias is 2^-32 of nothing.)
+    /// A number below `end`, which is not 0. (The bias is about 2^-32.)
     pub(super) fn below(&mut self, end: u64) -> u64 {
         self.next() % end
     }
@@ -27,17 +27,17 @@ impl Random {
         self.below(len as u64) as usize
     }
 
-    /// Whether the one in `of` chances comes true.
+    /// True with a chance of one in `of`.
     pub(super) fn one_in(&mut self, of: u64) -> bool {
         self.below(of) == 0
     }
 
-    /// One of the items; there is at least one.
+    /// A random item; there is at least one.
     pub(super) fn one_of<'a, T>(&mut self, items: &'a [T]) -> &'a T {
         &items[self.index(items.len())]
     }
 
-    /// One of the items, by weight.
+    /// A random item, by weight.
     pub(super) fn weighted<T: Copy>(&mut self, items: &[(u64, T)]) -> T {
         let total: u64 = items.iter().map(|(weight, _)| weight).sum();
         let mut left = self.below(total);

@@ -1,4 +1,4 @@
-//! Schedules that once failed, or that random ones come to too seldom, as lists of operations.
+//! Schedules that once failed, or that random ones rarely generate, as lists of operations.
 
 use job_stream::{Mode, Packet, SpinBehaviour};
 
@@ -12,7 +12,7 @@ use crate::addr::PAGE_SIZE;
 const DEVICE: u8 = 0;
 const BUFFER: u8 = PICTURES as u8;
 
-/// The seed of the first stream over a buffer of a page, given by the command with this number, of which this is true.
+/// The first seed whose stream fulfils `wanted`, over a buffer of one page, for the command with this number.
 fn seed_of(number: usize, wanted: impl Fn(&[Packet]) -> bool) -> u32 {
     let buffers = [(u32::from(BUFFER) + 1, PAGE_SIZE)];
     let stream_of = |seed: &u32| {
@@ -22,7 +22,7 @@ fn seed_of(number: usize, wanted: impl Fn(&[Packet]) -> bool) -> u32 {
     (0..100_000).find(stream_of).expect("A stream like that is not rare")
 }
 
-/// A context in this mode with a buffer of a page.
+/// A context in this mode with a buffer of one page.
 fn context(mode: u8) -> [Op; 4] {
     [
         Op::Map { page: 0, permissions: 3 },
@@ -48,7 +48,7 @@ fn schedule(ops: Vec<Op>) -> Schedule {
     Schedule { seed: 0, flavor, ops }
 }
 
-/// Schedules that have to hold, and why each is kept.
+/// Schedules that must pass, and why each is kept.
 pub fn regressions() -> Vec<(&'static str, Schedule)> {
     let mut all = vec![
         ("what is behind a stubborn SPIN does not happen after a reset", spin_over_reset()),
@@ -58,13 +58,13 @@ pub fn regressions() -> Vec<(&'static str, Schedule)> {
     all
 }
 
-/// A stream that is one FILL of about a page.
+/// A stream that consists of one FILL of about a page.
 fn fills(packets: &[Packet]) -> bool {
     matches!(packets, [Packet::Context(_), Packet::Nop(_), Packet::Fill(fill)] if fill.to.length > 2000)
 }
 
-/// A SPIN that does not leave outlasts a stop, a reset and the next start. What is behind it in its stream would be
-/// written into the pages of the new driver.
+/// A stubborn SPIN outlasts a stop, a reset and the next start. What follows it in its stream would be written into the
+/// new driver's pages.
 fn spin_over_reset() -> Schedule {
     let stubborn = |packet: &Packet| match packet {
         Packet::Spin(spin) => spin.behaviour == SpinBehaviour::Stubborn && spin.duration == 3_000_000,
@@ -76,8 +76,8 @@ fn spin_over_reset() -> Schedule {
     schedule(ops)
 }
 
-/// The context of a job in SPIN is destroyed, and its engine notices that only after a reset and the next start. The user
-/// fence of the job would be written into a page of the new driver.
+/// The context of a spinning job is destroyed, and its engine notices that only after a reset and the next start. The
+/// job's user fence would be written into a page of the new driver.
 fn cancelled_over_reset() -> Schedule {
     let tells = |packet: &Packet| matches!(packet, Packet::Context(context) if context.fence.is_some());
     let spins =
@@ -92,7 +92,7 @@ fn step(engine: u8) -> Op {
     Op::Step { engine, budget: 0x4000 }
 }
 
-/// An engine has a job with this stream, and a reset follows these operations. The job of the new driver, which is in the
+/// An engine runs a job with this stream, and a reset follows these operations. A job of the new driver, from the
 /// command with this number, brings its page into the mirror, on another engine.
 fn over_reset(seed: u32, before: &[Op], next: usize) -> Vec<Op> {
     let mut ops = Vec::from(context(1));
@@ -106,7 +106,7 @@ fn over_reset(seed: u32, before: &[Op], next: usize) -> Vec<Op> {
     ops
 }
 
-/// An INVALIDATE in the middle of a job: the ack comes when it may, and never with a stale access.
+/// An INVALIDATE in the middle of a job: the ack comes when the mode permits it, and no access after it is stale.
 fn remap_under_job(mode: u8) -> Schedule {
     let mut ops = Vec::from(context(mode));
     ops.extend(submit(seed_of(3, fills)));

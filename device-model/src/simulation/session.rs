@@ -1,7 +1,7 @@
-//! The session in the simulation: the very [`crate::session`] that the back-end drives, with a model's I/O around it. What
-//! is decided is decided there; here messages are handed over, effects carried out, and both are checked and counted. Seeded
-//! bugs are played here, at the seams: an effect that is carried out early, twice or not at all. It sleeps until something
-//! wakes it, so that a wake-up that is lost is seen.
+//! The session in the simulation: the same [`crate::session`] that the back-end drives, with a model's I/O around it.
+//! All decisions are made there; here messages are handed over and effects carried out, and both are checked and
+//! counted. Seeded bugs are played here, at the seams: an effect is carried out early, twice or not at all. The session
+//! sleeps until something wakes it, so that a lost wake-up is detected.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -58,13 +58,13 @@ impl SessionWaker for Wake {
     }
 }
 
-/// An UPDATE whose MISS is not yet answered.
+/// An UPDATE whose MISS is not answered yet.
 #[derive(Clone, Copy, Debug)]
 struct Staged {
     range: ByteRange<Iova>,
     frame: usize,
     claimed: Permissions,
-    /// An INVALIDATE of its range came since.
+    /// An INVALIDATE of its range has come since.
     invalidated: bool,
 }
 
@@ -73,13 +73,13 @@ pub(super) struct Session {
     pub(super) port: MissPort,
     pub(super) wake: Wake,
     stats: Arc<Stats>,
-    /// The UPDATE that waits for its reply, for the count and for seeded bugs.
+    /// The UPDATE that waits for its reply, for counts and seeded bugs.
     staged: Option<Staged>,
-    /// What a seeded bug does not zap.
+    /// What a seeded bug keeps from being zapped.
     survivors: Vec<MappedRange>,
-    /// The turns that the engines had made when the drain began that is under way.
+    /// The engines' turns at the beginning of the current drain.
     turns_before: [u64; ENGINES],
-    /// The message that is not answered yet, and when it came.
+    /// The message that is not answered yet, and when it arrived.
     message: Option<(Message, Duration)>,
     /// A seeded bug has answered it already.
     answered: bool,
@@ -99,7 +99,7 @@ impl Session {
         let stats = Arc::new(Stats::default());
         let features = ACCESS_PLATFORM | VHOST_USER_PROTOCOL_FEATURES;
         let offer = Offer { virtio: features, passed_on: 0, protocol: REPLY_ACK | BACKEND_REQ };
-        // The seeded bug: jobs are given all the time in the world.
+        // The seeded bug: jobs are never preempted.
         let drain_timeout = if bug == Some(Bug::ForgetLadder) { Duration::MAX } else { DRAIN_TIMEOUT };
         let config = Config { drain_timeout, miss_timeout: MISS_TIMEOUT, offer };
         let jobs = SimJobs::new(Schedule::new(), bug);
@@ -188,7 +188,7 @@ impl World {
         self.carry_out_session();
     }
 
-    /// A message as the session takes it.
+    /// The message in the form that the session takes.
     fn given(&mut self, message: Message) -> session::Message<()> {
         let reply = Some(());
         match message {
@@ -223,7 +223,7 @@ impl World {
         self.note_what_is_taken(range);
     }
 
-    /// What the beginning of a message's drain has found in flight.
+    /// Counts what the start of a message's drain finds in flight.
     fn count_drain(&mut self, message: Message) {
         let in_flight = self.session.core.in_flight();
         if let Message::Invalidate { range, .. } = message {
@@ -241,7 +241,7 @@ impl World {
         }
     }
 
-    /// The seeded bugs: a message is answered before its drain is over.
+    /// The seeded bugs: answers a message before its drain is over.
     fn ack_early(&mut self) {
         let (Some(left), Some((message, _))) = (self.session.core.in_flight(), self.session.message) else {
             return;
@@ -262,7 +262,7 @@ impl World {
         }
     }
 
-    /// Does what the session wants done.
+    /// Carries out the session's effects.
     fn carry_out_session(&mut self) {
         while let Some(effect) = self.session.core.next_effect() {
             match effect {
@@ -304,7 +304,7 @@ impl World {
         }
     }
 
-    /// The ack of an INVALIDATE goes out.
+    /// Sends the ack of an INVALIDATE.
     fn ack(&mut self) {
         if let Some((_, since)) = self.session.message {
             self.check_ack_time(since);
@@ -325,7 +325,7 @@ impl World {
         self.session.staged = None;
     }
 
-    /// The seeded bug: what was there before the invalidation is there again.
+    /// The seeded bug: restores what was mapped before the invalidation.
     fn let_survive(&mut self) {
         for old in std::mem::take(&mut self.session.survivors) {
             let len = old.range.len() as u64;
@@ -336,7 +336,7 @@ impl World {
         }
     }
 
-    /// What the `vhost` crate's handler does with a message in the back-end.
+    /// Handles a message like the `vhost` crate's handler in the back-end.
     fn hand_over(&mut self, message: Message) {
         let core = &mut self.session.core;
         match message {
@@ -366,7 +366,7 @@ impl World {
         self.replied();
     }
 
-    /// I2: the drain timeout and one step.
+    /// I2: the drain timeout plus one step.
     fn check_ack_time(&mut self, since: Duration) {
         let took = self.now.saturating_sub(since);
         let most = if self.is_wedged() { DRAIN_TIMEOUT + STEP_END + SLACK } else { DRAIN_TIMEOUT + SLACK };
@@ -375,7 +375,7 @@ impl World {
         }
     }
 
-    /// An engine hangs: memory is revoked, and the session is over.
+    /// An engine hangs: memory is revoked, and the session ends.
     fn revoke(&mut self) {
         if !self.is_wedged() {
             let what = "Engines that reach the ends of their steps are said to hang".into();
@@ -389,7 +389,7 @@ impl World {
         self.session.core.revoked(self.now, MemoryRevoked::all_regions_replaced());
     }
 
-    /// What has to be true between any two operations.
+    /// What must hold between any two operations.
     pub(super) fn check_session(&mut self) {
         if self.over {
             return;
@@ -428,7 +428,7 @@ impl World {
         }
     }
 
-    /// The seeded bug: an UPDATE that was staged when an INVALIDATE of its range came is mapped all the same.
+    /// The seeded bug: maps an UPDATE that was staged when an INVALIDATE of its range came.
     fn keep_staged_update(&mut self) {
         if let Some(Staged { range, frame, claimed, invalidated: true }) = self.session.staged
             && self.is(Bug::KeepStagedUpdate)
@@ -457,7 +457,7 @@ impl World {
         self.carry_out_session();
     }
 
-    /// Whether a translation that was granted could not be kept.
+    /// Counts a granted translation that could not be cached.
     fn count_maps(&mut self, is_mapped: bool) {
         let kept = self.session.core.effects().any(|effect| matches!(effect, Effect::Mapped { .. }));
         let refused =
@@ -471,7 +471,7 @@ impl World {
         }
     }
 
-    /// The seeded bug: a translation is cached with the permission that the UPDATE claims.
+    /// The seeded bug: caches a translation with the permission that the UPDATE claims.
     fn mapped(&mut self, request: MissRequest, range: ByteRange<Iova>, host: HostRange) {
         if let Some(staged) = self.session.staged
             && self.is(Bug::CacheClaimedPermission)

@@ -1,9 +1,9 @@
-//! Shrinking: takes operations out of a schedule that fails, as long as it goes on failing in the same way (delta
-//! debugging: halves first, single operations last).
+//! Shrinking: removes operations from a failing schedule as long as it still fails in the same way (delta debugging:
+//! halves first, single operations last).
 
 use super::ops::Op;
 
-/// The smallest list that was found, for which `fails` still holds.
+/// The smallest list found for which `fails` still holds.
 pub(super) fn shrink(ops: &[Op], mut fails: impl FnMut(&[Op]) -> bool) -> Vec<Op> {
     let mut kept = ops.to_vec();
     let mut chunk = kept.len().div_ceil(2);

@@ -1,5 +1,5 @@
-//! The jobs as the session of the simulation knows them: the schedule, and between the two the seeded bugs that lose
-//! or distort what the session says.
+//! The jobs as the session of the simulation sees them: the schedule, and in between the seeded bugs that lose or
+//! distort the session's calls.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::telemetry::violation::{InvalidationInfo, Verdict};
 pub(super) struct SimJobs {
     pub(super) schedule: Schedule,
     bug: Option<Bug>,
-    /// The verdicts since somebody took them.
+    /// The verdicts that were not taken yet.
     pub(super) judged: Vec<Judgement>,
 }
 
@@ -62,7 +62,7 @@ impl Jobs for SimJobs {
     }
 
     fn suspect(&mut self, by: InvalidationInfo, mapped: &[MappedRange]) {
-        // Noted after the zap, nothing is found to be mapped.
+        // After the zap, no mapping is found any more.
         let mapped = if self.is(Bug::SuspectAfterZap) { &[] } else { mapped };
         self.schedule.suspect(by, mapped);
     }

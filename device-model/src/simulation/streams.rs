@@ -1,8 +1,8 @@
-//! Random job streams: good ones, over the buffers that their context has. Knows what a driver knows of its buffers;
-//! knows nothing of where they lie.
+//! Random valid job streams over the buffers of their context. Knows what a driver knows of its buffers; knows nothing
+//! of where they lie.
 //!
-//! The second half of the packets of a stream often says what another one waits for: SIGNAL and WAIT agree on a few
-//! words of the first buffer.
+//! The second half of the packets of a stream often signals what another stream waits for: SIGNAL and WAIT use a few
+//! common words of the first buffer.
 
 use std::time::Duration;
 
@@ -15,22 +15,22 @@ use super::random::Random;
 use crate::addr::PAGE_SIZE;
 use crate::gpu::device::JobConfig;
 
-/// The words of the first buffer that SIGNAL and WAIT agree on, 64 bytes apart.
+/// The common words of SIGNAL and WAIT in the first buffer, 64 bytes apart.
 const WORDS: u64 = 3;
 
-/// What a stream is made for.
+/// The requirements on a stream.
 #[derive(Debug)]
 pub(super) struct Wanted<'a> {
-    /// The number of its command. It stands in the stream, so that the job can be known by it.
+    /// The number of its command. The stream contains it, so that its job can be recognised.
     pub(super) number: usize,
     pub(super) mode: Option<Mode>,
-    /// The buffers that it may name, with their bytes.
+    /// The buffers that it may name, with their lengths.
     pub(super) buffers: &'a [(u32, u64)],
-    /// Two of them have memory in common.
+    /// Two of them share memory.
     pub(super) aliased: bool,
 }
 
-/// What a device of the simulation takes.
+/// The job settings of the simulation's devices.
 pub(super) fn config(default_mode: Mode) -> JobConfig {
     JobConfig { default_mode, allow_incoherent: true, engines: super::world::ENGINES as u32 }
 }
@@ -39,7 +39,7 @@ pub(super) fn limits() -> Limits {
     config(Mode::Fence).limits()
 }
 
-/// The number of the command that brought this program.
+/// The number of the command that submitted this program.
 pub(super) fn number_of(program: &Program) -> Option<usize> {
     program.packets().iter().take(2).find_map(|packet| match packet {
         Packet::Nop(nop) => Some(usize::from(nop.payload.len())),
@@ -47,7 +47,7 @@ pub(super) fn number_of(program: &Program) -> Option<usize> {
     })
 }
 
-/// A stream, and the program that it is.
+/// A stream, and its program.
 pub(super) fn stream(random: &mut Random, wanted: &Wanted<'_>) -> (Vec<u8>, Program) {
     let mut stream = Stream::new();
     let priority = random.weighted(&[
@@ -148,7 +148,7 @@ fn spin(random: &mut Random) -> Packet {
     job_stream::Spin { behaviour, duration: duration.as_nanos() as u64 }.into()
 }
 
-/// Some bytes of a buffer.
+/// A random range of a buffer.
 fn range(random: &mut Random, buffers: &[(u32, u64)]) -> Option<Range> {
     let (id, size) = one_of(random, buffers)?;
     let most = random.weighted(&[(2, 64), (3, PAGE_SIZE), (2, 3 * PAGE_SIZE)]);
@@ -156,14 +156,14 @@ fn range(random: &mut Random, buffers: &[(u32, u64)]) -> Option<Range> {
     Some(Range::new(Space::resource(id), random.below(size - length - 3), length))
 }
 
-/// The place of a value.
+/// A random place for a value.
 fn value(random: &mut Random, buffers: &[(u32, u64)], wide: bool) -> Option<At> {
     let (id, size) = one_of(random, buffers)?;
     let bytes = if wide { 8 } else { 4 };
     Some(At::new(Space::resource(id), random.below(size / bytes) * bytes))
 }
 
-/// A place that SIGNAL and WAIT agree on, and whether the value is a wide one.
+/// A common place of SIGNAL and WAIT, and whether its value is a wide one.
 fn agreed(random: &mut Random, buffers: &[(u32, u64)]) -> Option<(At, bool)> {
     let (id, _) = *buffers.first()?;
     Some((At::new(Space::resource(id), random.below(WORDS) * 64), random.one_in(4)))

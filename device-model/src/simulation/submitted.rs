@@ -1,5 +1,5 @@
-//! A job stream that the guest has given, as the oracle knows it: what it may touch, how far it has come, and what its
-//! twin says of it. Knows nothing of the device.
+//! A job stream of the guest, as the oracle knows it: what it may touch, how far it has come, and its twin. Knows
+//! nothing of the device.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -13,25 +13,25 @@ use super::memory::Memory;
 use crate::addr::{Access, PAGE_SIZE};
 use crate::jobs::job::JobOutcome;
 
-/// A context, never the same twice.
+/// A context, with a unique identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct ContextKey {
     pub(super) device: usize,
     pub(super) number: u32,
-    /// How many the driver had made before.
+    /// How many contexts the driver had created before.
     pub(super) generation: u64,
 }
 
-/// How far it has come.
+/// The state of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// The device has not looked at it, or has refused it.
+    /// The device has not processed it, or has refused it: it touches no memory.
     Outside,
-    /// It waits in its queue.
+    /// It waits in its queue and touches no memory.
     Queued,
-    /// It was given to the engines.
+    /// It was given to the engines and may touch memory.
     Out,
-    /// An engine has seen its end.
+    /// An engine reported its end; it touches no more memory.
     Ended(JobOutcome),
 }
 
@@ -47,14 +47,14 @@ pub(super) struct Submitted {
     pub(super) buffers: BTreeSet<u64>,
     pub(super) stage: Stage,
     pub(super) mode: Mode,
-    /// When the device got it.
+    /// When the device received it.
     pub(super) since: u64,
     pub(super) follower: Follower,
-    /// A step has said that it is done.
+    /// A step reported that it is done.
     pub(super) is_done: bool,
-    /// An access of it that was refused is recorded.
+    /// A refused access of it was recorded.
     pub(super) has_fault: bool,
-    /// The pages that it names, and what for.
+    /// The pages that it names, with the access.
     footprint: BTreeSet<(usize, Access)>,
     begun: bool,
     snapshot: Option<Snapshot>,
@@ -88,7 +88,7 @@ impl Submitted {
         submitted
     }
 
-    /// It may still touch memory, or has yet to be answered.
+    /// It may still touch memory, or is not answered yet.
     pub(super) fn is_under_way(&self) -> bool {
         matches!(self.stage, Stage::Queued | Stage::Out)
     }
@@ -98,7 +98,7 @@ impl Submitted {
         self.footprint.iter().any(|(other, _)| *other == page)
     }
 
-    /// The pages that it names, and what for.
+    /// Computes the pages that it names, with the access.
     fn find_footprint(&self) -> BTreeSet<(usize, Access)> {
         let mut pages = BTreeSet::new();
         for (_, operand) in self.program.operands() {
@@ -116,8 +116,8 @@ impl Submitted {
         pages
     }
 
-    /// An engine is about to make a step of it. Before the first one its twin gets a memory of its own, if all pages
-    /// are there.
+    /// An engine is about to step it. Before the first step, its twin gets a copy of the memory if all pages are
+    /// mapped.
     pub(super) fn steps(&mut self, guest: &Guest, memory: &Memory) {
         if !std::mem::replace(&mut self.begun, true) {
             self.snapshot = Snapshot::of(&self.footprint, guest, memory);
@@ -128,23 +128,23 @@ impl Submitted {
         self.follower.follow((&self.program, &self.places), deed, times)
     }
 
-    /// Its twin knows nothing any more.
+    /// Drops the twin: what it would compute is unknown.
     pub(super) fn disturb(&mut self) {
         self.snapshot = None;
     }
 
-    /// Somebody else changes a page.
+    /// Something else changes a page.
     pub(super) fn disturb_page(&mut self, page: usize) {
         self.snapshot.take_if(|snapshot| snapshot.pages.contains_key(&page));
     }
 
-    /// Somebody else changes a frame.
+    /// Something else changes a frame.
     pub(super) fn disturb_frame(&mut self, frame: usize) {
         self.snapshot.take_if(|snapshot| snapshot.pages.values().any(|(other, _)| *other == frame));
     }
 
-    /// A step says that the job is done: what it leaves is what its twin leaves, if nobody has disturbed it. Returns
-    /// whether they were compared.
+    /// A step reports that the job is done: its results must be those of its twin, unless something disturbed it.
+    /// Returns whether they were compared.
     pub(super) fn done(&mut self, memory: &Memory) -> Result<bool, String> {
         self.is_done = true;
         if !self.follower.is_done(&self.program) {
@@ -188,7 +188,7 @@ struct Twin<'a, T> {
 }
 
 impl<T> Twin<'_, T> {
-    /// Calls `each` with every stretch of the range that lies in one page.
+    /// Calls `each` with every part of the range that lies in one page.
     fn stretches(
         &mut self,
         at: At,

@@ -1,6 +1,6 @@
-//! What has to come of INVALIDATEs under jobs, page by page and in the most stupid way: the twin of
-//! [`crate::jobs::schedule`]'s verdicts. Knows what the mirror had when a page was taken away, and what the front-end
-//! answers next; knows nothing of how the schedule remembers that.
+//! The naive twin of [`crate::jobs::schedule`]'s verdicts: what INVALIDATEs under jobs must lead to, page by page.
+//! Knows what the mirror had when a page was invalidated, and what the front-end answers next; knows nothing of how the
+//! schedule remembers that.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,16 +23,16 @@ struct Suspected {
     touches: BTreeSet<(usize, Access)>,
     tells: bool,
     mode: Mode,
-    /// What was taken away, and at which host address it was.
+    /// What was invalidated, and its host address at that time.
     taken: BTreeMap<(usize, Access), u64>,
-    /// What was asked for at its end, before its fence.
+    /// What was requested at its end, before its fence.
     asked: BTreeSet<(usize, Access)>,
-    /// The device was stopped since it began: an engine may yet ask for what the job lacked before that, and the job may
-    /// take these answers for those that it waits for.
+    /// The device was stopped since it began: an engine may still request what the job lacked before that, and the job
+    /// may take the answers for those that it waits for.
     was_stopped: bool,
 }
 
-/// All jobs that are suspected of having memory taken away from them.
+/// All jobs from which memory may have been taken.
 #[derive(Debug, Default)]
 pub(super) struct Suspicions {
     jobs: BTreeMap<JobId, Suspected>,
@@ -55,17 +55,17 @@ impl Suspicions {
         self.jobs.remove(&job);
     }
 
-    /// All jobs are discarded.
+    /// Discards all jobs.
     pub(super) fn clear(&mut self) {
         self.jobs.clear();
     }
 
-    /// Whether anything can be taken away from anybody.
+    /// Whether no job is in flight.
     pub(super) fn is_empty(&self) -> bool {
         self.jobs.is_empty()
     }
 
-    /// What was mapped where means nothing any more.
+    /// Earlier mappings become meaningless.
     pub(super) fn forget(&mut self) {
         for job in self.jobs.values_mut() {
             job.taken.clear();
@@ -81,8 +81,8 @@ impl Suspicions {
         }
     }
 
-    /// Whether something is left to be asked for, or to be answered, before the fence of a job. `has_asked`: it was
-    /// parked to ask.
+    /// Whether something still has to be requested or answered before the fence of a job. `has_asked`: it was parked to
+    /// ask.
     pub(super) fn is_open(&self, job: JobId, has_asked: bool) -> bool {
         self.jobs.get(&job).is_some_and(|job| {
             if job.was_stopped {
@@ -92,7 +92,7 @@ impl Suspicions {
         })
     }
 
-    /// An INVALIDATE takes a range away of which the mirror has this.
+    /// An INVALIDATE takes a range; these are its mappings in the mirror.
     pub(super) fn invalidated(&mut self, range: ByteRange<Iova>, mapped: &[MappedRange]) {
         let range = range.page_aligned();
         for job in self.jobs.values_mut().filter(|job| job.mode != Mode::RegistrationCache) {
@@ -108,13 +108,13 @@ impl Suspicions {
         }
     }
 
-    /// Whether a verdict is due of anybody.
+    /// Whether no verdict is pending.
     pub(super) fn are_none(&self) -> bool {
         self.jobs.values().all(|job| job.taken.is_empty())
     }
 
-    /// The verdicts that have to come of an answer to a MISS that these jobs asked for. `checking`: the jobs that are
-    /// done, and wait for answers before their fence.
+    /// The verdicts that must follow an answer to a MISS that these jobs requested. `checking`: the jobs that are done,
+    /// and wait for answers before their fence.
     pub(super) fn answered(
         &mut self,
         (request, outcome): (MissRequest, &Outcome),
@@ -123,7 +123,7 @@ impl Suspicions {
     ) -> Vec<Told> {
         let mut told = Vec::new();
         for (&id, job) in &mut self.jobs {
-            // One that needs the page tells most; of one that is done, only its fence says so.
+            // A job that needs the page is the best evidence; if a job is done, only its fence shows that.
             let confidence = match (checking.contains(&id), asked.contains(&id), job.tells) {
                 (false, true, _) | (true, _, false) => Confidence::Certain,
                 (false, false, false) => Confidence::Likely,
@@ -143,7 +143,7 @@ impl Suspicions {
     }
 }
 
-/// What an answer says of a page. None: nothing. Err: that nobody will ever know.
+/// What an answer says about a page. `None`: nothing. `Err`: it will never be known.
 fn verdict(
     (page, access, host): (usize, Access, u64),
     request: MissRequest,
@@ -165,7 +165,7 @@ fn verdict(
     }
 }
 
-/// Whether the model said just that.
+/// Whether the model gave exactly these verdicts.
 pub(super) fn is_what_was_told(wanted: &[Told], judgements: &[Judgement]) -> bool {
     let pages = |judgement: &Judgement| {
         let Judgement { job, access, verdict, confidence, .. } = *judgement;

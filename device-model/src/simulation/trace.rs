@@ -1,5 +1,5 @@
-//! What happened: a hash of every event, so that two runs can be compared, lines for people when a run is watched,
-//! and counts of what the schedules really hit.
+//! The trace of a run: a hash of every event, to compare two runs, lines for people who watch a run, and counts of what
+//! the schedules exercised.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use job_stream::Mode;
 use crate::jobs::job::JobOutcome;
 use crate::telemetry::violation::{Confidence, Verdict};
 
-/// Everything that happened in one run.
+/// The trace of one run.
 #[derive(Debug)]
 pub(super) struct Trace {
     hash: u64,
@@ -28,7 +28,7 @@ impl Trace {
         self.watched
     }
 
-    /// Takes note of an event: what happened, and two numbers that say to what.
+    /// Records an event: its name, and two numbers that identify its subject.
     pub(super) fn event(&mut self, micros: u128, what: &str, a: u64, b: u64) {
         // FNV-1a, over words.
         let mut add = |word: u64| self.hash = (self.hash ^ word).wrapping_mul(0x0000_0100_0000_01b3);
@@ -43,14 +43,14 @@ impl Trace {
 
 macro_rules! counts {
     ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// What schedules hit.
+        /// Counts of what schedules exercised.
         #[derive(Clone, Debug, Default, PartialEq, Eq)]
         pub struct Counts {
             $($(#[$doc])* pub $name: u64,)*
         }
 
         impl Counts {
-            /// Adds those of another run.
+            /// Adds the counts of another run.
             pub fn add(&mut self, other: &Self) {
                 $(self.$name += other.$name;)*
             }
@@ -68,13 +68,13 @@ counts! {
     schedules,
     /// Operations of them.
     operations,
-    /// Commands that the guest gave.
+    /// Commands that the guest sent.
     commands,
     /// Responses that the guest saw.
     responses,
     /// Responses with a fence.
     fences,
-    /// Jobs that came to their end.
+    /// Jobs that succeeded.
     jobs_done,
     /// Jobs that ended in an error: a refused or unanswered miss.
     jobs_failed,
@@ -86,147 +86,147 @@ counts! {
     parked_for_misses,
     /// Jobs that were parked for the end of an invalidation.
     parked_for_invalidations,
-    /// Jobs that an evicted pin took off.
+    /// Jobs that left their engine because their pin was evicted.
     evictions,
-    /// Job streams that a context took.
+    /// Job streams that a context accepted.
     streams,
     /// Job streams that a lost context refused.
     streams_refused,
     /// Jobs that were compared with their twin.
     streams_compared,
-    /// Jobs in strict mode that were done.
+    /// Jobs in strict mode that succeeded.
     done_strict,
     /// Jobs in strict mode that failed.
     failed_strict,
-    /// Jobs in fence mode that were done.
+    /// Jobs in fence mode that succeeded.
     done_fence,
     /// Jobs in fence mode that failed.
     failed_fence,
-    /// Jobs in preempt mode that were done.
+    /// Jobs in preempt mode that succeeded.
     done_preempt,
     /// Jobs in preempt mode that failed.
     failed_preempt,
-    /// Jobs in fault mode that were done.
+    /// Jobs in fault mode that succeeded.
     done_fault,
     /// Jobs in fault mode that failed.
     failed_fault,
-    /// Jobs in registration cache mode that were done.
+    /// Jobs in registration cache mode that succeeded.
     done_registration_cache,
     /// Jobs in registration cache mode that failed.
     failed_registration_cache,
-    /// FILL, COPY and CHECKSUM packets that were followed to their end.
+    /// FILL, COPY and CHECKSUM packets that were followed to completion.
     bulk_packets,
     /// SIGNAL, ATOMIC and TIMESTAMP packets.
     value_packets,
-    /// WAITs whose value came.
+    /// WAITs that succeeded.
     waits_that_held,
     /// WAITs that left their engine.
     waits_parked,
-    /// WAITs whose value did not come in time.
+    /// WAITs that timed out.
     waits_in_vain,
     /// Steps of a SPIN that does not leave.
     stubborn_spins,
-    /// SPINs that were taken off by force.
+    /// SPINs that were removed by force.
     taken_off_by_force,
-    /// Jobs whose time slice was over.
+    /// Jobs whose time slice ended.
     slices_over,
-    /// Jobs that a stop took off.
+    /// Jobs that a stop preempted.
     taken_off,
-    /// Jobs in preempt mode that an INVALIDATE took off.
+    /// Jobs in preempt mode that an INVALIDATE preempted.
     preempted,
-    /// Jobs that were killed, for their context was lost.
+    /// Jobs that were killed because their context was lost.
     kills,
     /// Steps of jobs whose context was lost.
     steps_of_the_dead,
-    /// Contexts that a failed job took with it.
+    /// Contexts that were lost because a job failed.
     contexts_lost,
     /// Contexts that the guest destroyed.
     contexts_destroyed,
-    /// Those that had jobs.
+    /// Contexts that were destroyed while they had jobs.
     contexts_destroyed_with_jobs,
-    /// User fences that say that all is done.
+    /// User fences that report success.
     user_fences_done,
-    /// User fences that say that it is not.
+    /// User fences that report failure.
     user_fences_failed,
     /// Pins of registration caches that an INVALIDATE did not wait for.
     incoherent_pins,
-    /// Accesses of registration caches to what the guest had taken away.
+    /// Accesses of registration caches to what the guest had unmapped.
     incoherent_accesses,
-    /// Accesses that were checked, a page each.
+    /// Accesses that were checked, counted by page.
     accesses,
-    /// Images that were compared with what the guest's pages held, and pages of them.
+    /// Images that were compared with the guest's pages.
     images_compared,
     /// Pages that were compared.
     pages_compared,
     /// INVALIDATEs.
     invalidations,
-    /// Those that found a pin in flight.
+    /// INVALIDATEs that found a pin in flight.
     invalidations_with_pins,
-    /// Those that found a section in flight.
+    /// INVALIDATEs that found a section in flight.
     invalidations_with_sections,
-    /// Those of the whole domain.
+    /// INVALIDATEs of the whole domain.
     whole_domain,
-    /// Those with ends within a page, up to 2^64.
+    /// INVALIDATEs with ends within a page, up to 2^64.
     odd_ranges,
     /// Acks that were parked.
     parked_acks,
-    /// Drains that had to evict.
+    /// Drains that had to preempt jobs.
     ladders,
-    /// Drains that a wedged engine made revoke memory.
+    /// Drains in which a wedged engine made the session revoke memory.
     revocations,
-    /// UPDATEs that an INVALIDATE overtook before their MISS was answered.
+    /// UPDATEs that were invalidated before their MISS was answered.
     staged_discarded,
     /// MISSes.
     misses,
     /// MISSes that were refused.
     misses_refused,
-    /// Memory taken from under a job in strict mode that was there again.
+    /// Memory taken from a job in strict mode that was mapped again.
     benign_strict,
-    /// Memory taken from under a job in fence mode that was there again.
+    /// Memory taken from a job in fence mode that was mapped again.
     benign_fence,
-    /// Memory taken from under a job in preempt mode that was there again.
+    /// Memory taken from a job in preempt mode that was mapped again.
     benign_preempt,
-    /// Memory taken from under a job in fault mode that was there again.
+    /// Memory taken from a job in fault mode that was mapped again.
     benign_fault,
-    /// Memory taken from under a job in strict mode in whose place there was other memory.
+    /// Memory taken from a job in strict mode and replaced by other memory.
     moved_strict,
-    /// Memory taken from under a job in fence mode in whose place there was other memory.
+    /// Memory taken from a job in fence mode and replaced by other memory.
     moved_fence,
-    /// Memory taken from under a job in preempt mode in whose place there was other memory.
+    /// Memory taken from a job in preempt mode and replaced by other memory.
     moved_preempt,
-    /// Memory taken from under a job in fault mode in whose place there was other memory.
+    /// Memory taken from a job in fault mode and replaced by other memory.
     moved_fault,
-    /// Memory taken from under a job in strict mode in whose place there was none.
+    /// Memory taken from a job in strict mode and not replaced.
     gone_strict,
-    /// Memory taken from under a job in fence mode in whose place there was none.
+    /// Memory taken from a job in fence mode and not replaced.
     gone_fence,
-    /// Memory taken from under a job in preempt mode in whose place there was none.
+    /// Memory taken from a job in preempt mode and not replaced.
     gone_preempt,
-    /// Memory taken from under a job in fault mode in whose place there was none.
+    /// Memory taken from a job in fault mode and not replaced.
     gone_fault,
     /// Verdicts that are certain.
     verdicts_certain,
-    /// Verdicts that another job's MISS showed.
+    /// Verdicts that another job's MISS revealed.
     verdicts_likely,
-    /// Verdicts that accuse nobody, for the job has told others how far it is.
+    /// Verdicts without a violation, because the job had signalled its progress.
     verdicts_untold,
-    /// Fences that waited for answers, to know what INVALIDATEs meant.
+    /// Fences that waited for answers that judge INVALIDATEs.
     fences_that_waited_for_answers,
     /// Refused accesses of jobs in fault mode.
     faults_in_fault_mode,
     /// Refused accesses of other jobs.
     faults_in_other_modes,
-    /// MISSes that were given up.
+    /// MISSes that timed out.
     miss_timeouts,
-    /// MISSes that were asked again.
+    /// MISSes that were sent again.
     miss_retries,
     /// Answers to MISSes from before a stop.
     stale_answers,
-    /// Answers that were lost on purpose.
+    /// Answers that were lost deliberately.
     answers_lost,
-    /// Translations that the mirror did not take.
+    /// Translations that the mirror refused.
     maps_refused,
-    /// Deeds that a careful driver has left out.
+    /// Operations that a careful driver left out.
     deeds_left_out,
     /// Pages that the guest mapped to another frame at once.
     remaps,
@@ -244,18 +244,18 @@ counts! {
     stale_jobs,
     /// Changes of the memory table.
     memory_changes,
-    /// Those that had to wait for a drain.
+    /// Changes of the memory table that had to wait for a drain.
     memory_changes_with_work,
     /// Channels that were replaced.
     channels_replaced,
     /// Responses that had to wait for a MISS.
     responses_missing,
-    /// Operations that took place within a step.
+    /// Operations that happened within a step.
     within_steps,
 }
 
 impl Counts {
-    /// A job stream has come to its end.
+    /// A job stream has ended.
     pub(super) fn stream_ends(&mut self, mode: Mode, outcome: JobOutcome) {
         let [done, failed] = match mode {
             Mode::Strict => [&mut self.done_strict, &mut self.failed_strict],
@@ -269,13 +269,13 @@ impl Counts {
         *(if outcome == JobOutcome::Done { done } else { failed }) += 1;
     }
 
-    /// It was found out what an INVALIDATE under a job meant.
+    /// An INVALIDATE under a job was judged.
     pub(super) fn verdict(&mut self, mode: Mode, verdict: Verdict, confidence: Confidence) {
         let [benign, moved, gone] = match mode {
             Mode::Strict => [&mut self.benign_strict, &mut self.moved_strict, &mut self.gone_strict],
             Mode::Preempt => [&mut self.benign_preempt, &mut self.moved_preempt, &mut self.gone_preempt],
             Mode::Fault => [&mut self.benign_fault, &mut self.moved_fault, &mut self.gone_fault],
-            // A registration cache is never judged.
+            // Registration caches are never judged.
             Mode::Fence | Mode::RegistrationCache => {
                 [&mut self.benign_fence, &mut self.moved_fence, &mut self.gone_fence]
             }
@@ -292,7 +292,7 @@ impl Counts {
         }) += 1;
     }
 
-    /// What no schedule has hit.
+    /// The counts that are still 0.
     pub fn never_hit(&self) -> Vec<&'static str> {
         self.all().into_iter().filter(|(_, count)| *count == 0).map(|(name, _)| name).collect()
     }

@@ -1,4 +1,4 @@
-//! What an INVALIDATE meant: the session's verdicts beside those of their twin, and what the guest has really done.
+//! What an INVALIDATE meant: the session's verdicts beside those of their twin, and what the guest really did.
 
 use job_stream::Mode;
 
@@ -13,7 +13,7 @@ use crate::session::miss_port::Waiter;
 use crate::telemetry::violation::Fault;
 
 impl World {
-    /// For the twin of the verdicts.
+    /// Tells the twin of the verdicts what an INVALIDATE takes.
     pub(super) fn note_what_is_taken(&mut self, range: ByteRange<Iova>) {
         if self.suspicions.is_empty() {
             return;
@@ -23,7 +23,7 @@ impl World {
         self.suspicions.invalidated(range, &mapped);
     }
 
-    /// Each verdict is what its twin says, and no driver is accused that has done nothing.
+    /// Checks that each verdict is that of the twin, and that no correct driver gets a violation.
     pub(super) fn check_verdicts(&mut self, wanted: &[suspicions::Told]) {
         let judgements = std::mem::take(&mut self.session.core.jobs_mut().judged);
         for judgement in &judgements {
@@ -39,7 +39,7 @@ impl World {
         }
     }
 
-    /// What the twin of the verdicts says.
+    /// The twin's verdicts.
     pub(super) fn verdicts_due(&mut self, resolution: &Resolution<Waiter>) -> Vec<suspicions::Told> {
         if self.suspicions.are_none() {
             return Vec::new();
@@ -50,7 +50,7 @@ impl World {
         self.suspicions.answered((resolution.request, &resolution.outcome), &asked, &checking)
     }
 
-    /// The fault of a job is recorded, with its name.
+    /// Checks the record of a job's fault.
     pub(super) fn check_fault(&mut self, fault: &Fault) {
         let Some(wanted) = self.oracle.faults(fault.job) else { return };
         if (fault.context, fault.mode) != wanted {

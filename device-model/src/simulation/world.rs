@@ -1,4 +1,4 @@
-//! The world of one schedule: all parts of the model, one clock, and what happens at each operation.
+//! The world of one schedule: all parts of the model, one clock, and the effect of each operation.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,56 +24,56 @@ use crate::mmu::{MirrorConfig, Permissions, Pin, Reader, mirror};
 pub(super) const PAGES: usize = 20;
 /// Devices.
 pub(super) const DEVICES: usize = 2;
-/// Resources of a device: pictures, then buffers.
+/// Resources of a device: pictures first, then buffers.
 pub(super) const RESOURCES: usize = 6;
-/// Resources that are pictures.
+/// The number of pictures.
 pub(super) const PICTURES: usize = 3;
 /// Contexts of a device.
 pub(super) const CONTEXTS: usize = 2;
 /// Engines.
 pub(super) const ENGINES: usize = 2;
 
-/// When a drain takes jobs off.
+/// When a drain preempts jobs.
 pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
-/// When a miss is given up.
+/// When a miss times out.
 pub(super) const MISS_TIMEOUT: Duration = Duration::from_millis(300);
-/// What an operation takes.
+/// The duration of an operation.
 const MOMENT: Duration = Duration::from_micros(10);
-/// While time passes, each engine makes a step in each of these.
+/// While time passes, each engine makes one step per slice.
 const SLICE: Duration = Duration::from_millis(5);
-/// What a round takes in which an engine spins.
+/// The duration of a round in which an engine spins.
 const SPIN_ROUND: Duration = Duration::from_millis(1);
-/// What the end of a drain may take beyond its timeout: the step of each engine, one within the other.
+/// How long a drain may exceed its timeout: one step of each engine, nested.
 pub(super) const SLACK: Duration = Duration::from_millis(25);
-/// Rounds in which everything has to come to its end, once all that is owed is given.
+/// Rounds in which everything must end once every reply is sent.
 const ROUNDS: usize = 4000;
 
-/// What differs from schedule to schedule besides the operations.
+/// The properties of a schedule besides its operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Flavor {
-    /// Bytes of tables.
+    /// The limit on bytes of tables.
     pub(super) table_limit: usize,
     /// The front-end does not wait for the acks of INVALIDATEs.
     pub(super) pipelined: bool,
     /// UPDATEs claim both permissions.
     pub(super) overclaims: bool,
-    /// The front-end errs.
+    /// The front-end makes errors.
     pub(super) faulty: bool,
-    /// The driver does no wrong: it takes away no page that a command of its own may use that it has not seen answered,
-    /// and maps none anew before the device has acked that it was taken away.
+    /// The driver is correct: it does not unmap a page that an unanswered command of its own may use, and does not map
+    /// one again before the device has acked the INVALIDATE.
     pub(super) careful: bool,
-    /// The mode of contexts that ask for none.
+    /// The mode of contexts that request none.
     pub(super) default_mode: Mode,
 }
 
-/// The readers of the mirror: apart from the world, because a step that is under way holds one.
+/// The readers of the mirror: separate from the world, because a step that is under way borrows one.
 #[derive(Debug)]
 pub(super) struct Readers {
     pub(super) engines: [Reader; ENGINES],
     pub(super) queue: Reader,
 }
 
-/// The operations that are still to come.
+/// The remaining operations.
 #[derive(Debug)]
 pub(super) struct Cursor<'a> {
     pub(super) ops: &'a [Op],
@@ -84,9 +84,9 @@ pub(super) struct World {
     pub(super) flavor: Flavor,
     pub(super) bug: Option<Bug>,
     pub(super) now: Duration,
-    /// How much of that the device was running for.
+    /// How long the device has been running.
     pub(super) ran: Duration,
-    /// Counts operations: what changed when.
+    /// Counts operations: used as a time stamp of changes.
     pub(super) stamp: u64,
     pub(super) guest: Guest,
     pub(super) front_end: FrontEnd,
@@ -96,14 +96,14 @@ pub(super) struct World {
     pub(super) oracle: Oracle,
     pub(super) suspicions: Suspicions,
     pub(super) copies: BTreeMap<JobId, Copies>,
-    /// Pins that a seeded bug holds for jobs that wait.
+    /// Pins that a seeded bug holds for waiting jobs.
     pub(super) held: BTreeMap<JobId, Vec<Pin>>,
     pub(super) counts: Counts,
     pub(super) trace: Trace,
     pub(super) violation: Option<Violation>,
     /// Memory was revoked.
     pub(super) over: bool,
-    /// The page that the device has touched last.
+    /// The page that the device touched last.
     pub(super) touched: usize,
     /// Dropped last: the mirror has its addresses.
     pub(super) memory: Memory,
@@ -149,13 +149,13 @@ impl World {
         self.trace.event(self.now.as_micros(), what, a, b);
     }
 
-    /// The first thing that goes wrong is what counts.
+    /// Records a violation; only the first counts.
     pub(super) fn fail(&mut self, violation: Violation) {
         self.event("violation", 0, 0);
         self.violation.get_or_insert(violation);
     }
 
-    /// So much time passes.
+    /// Advances the clock.
     fn passes(&mut self, time: Duration) {
         self.now += time;
         if self.session.core.is_running() {
@@ -167,7 +167,7 @@ impl World {
         self.over || self.violation.is_some()
     }
 
-    /// Plays all operations, then lets everything come to its end.
+    /// Plays all operations, then lets everything end.
     pub(super) fn play(&mut self, readers: &Readers, ops: &[Op]) {
         let mut cursor = Cursor { ops };
         while !cursor.ops.is_empty() && !self.is_done() {
@@ -178,7 +178,7 @@ impl World {
         }
     }
 
-    /// Plays the next operation. `within`: in the middle of the step of an engine.
+    /// Plays the next operation. `within`: in the middle of an engine's step.
     pub(super) fn next_operation(&mut self, readers: &Readers, cursor: &mut Cursor<'_>, within: bool) {
         if self.is_done() {
             return;
@@ -263,7 +263,7 @@ impl World {
         }
     }
 
-    /// Whether a driver may do this that does no wrong.
+    /// Whether a correct driver may do this.
     fn is_right(&self, op: Op, at: &impl Fn(u8) -> usize) -> bool {
         let is_for_answers = |page| (0..DEVICES).any(|device| answers_page(device) == page);
         match op {
@@ -318,7 +318,7 @@ impl World {
         }
     }
 
-    /// Time passes: engines make their steps, and the session wakes up at its deadlines.
+    /// Time passes: engines make steps, and the session wakes at its deadlines.
     fn wait(&mut self, readers: &Readers, time: Duration, budget: usize) {
         let end = self.now + time;
         while self.now < end && !self.is_done() {
@@ -332,7 +332,7 @@ impl World {
         }
     }
 
-    /// Nothing is owed and answers flow: everything comes to its end.
+    /// All replies are sent and answers flow: everything ends.
     fn settle(&mut self, readers: &Readers) {
         self.event("settles", 0, 0);
         self.engines.iter_mut().for_each(Engine::unwedge);
@@ -355,7 +355,7 @@ impl World {
             }
             let now = self.trace.hash();
             if before.replace(now) == Some(now) {
-                // Nothing happened: only time can bring something.
+                // Nothing happened: only time can help.
                 let look = self.session.schedule().next_look();
                 match [self.session.core.next_deadline(), look].into_iter().flatten().min() {
                     Some(deadline) => self.passes(deadline.saturating_sub(self.now)),
@@ -368,7 +368,7 @@ impl World {
         self.fail(violation(Invariant::I4, what));
     }
 
-    /// The guest gives the answers a page to lie in.
+    /// The guest maps a page for the answers.
     fn map_answers(&mut self) {
         if self.front_end.holds_the_guest() {
             return;
@@ -396,7 +396,7 @@ impl World {
         self.check_session();
     }
 
-    /// What has to be true when everything has come to its end.
+    /// What must hold when everything has ended.
     fn check_end(&mut self, readers: &Readers) {
         let unseen: Vec<_> = self.oracle.unseen().chain(self.oracle.unended()).take(4).collect();
         if !unseen.is_empty() {

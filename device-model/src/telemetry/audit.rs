@@ -1,9 +1,9 @@
-//! An audit: every translation that the mirror holds is asked for again, and what no longer holds is reported. That is
-//! an *under-invalidation*: the guest changed a mapping and did not say so. At a bounded rate, and beside everything
-//! else. A state machine of values; time is a parameter. Knows nothing of sockets, nor of who is told.
+//! An audit requests every translation in the mirror again, and reports those that no longer hold. That is an
+//! *under-invalidation*: the guest changed a mapping and sent no INVALIDATE. An audit runs at a bounded rate beside all
+//! other work. A state machine of values; time is a parameter. Knows nothing of sockets, nor of who gets the report.
 //!
-//! A refusal alone is no finding: a guest in lazy mode takes a mapping away up to 10 ms before it says so. So a finding
-//! is *suspected* first, and stands only if no INVALIDATE of the page comes for [`GRACE`].
+//! A refusal alone is no finding: in lazy mode, a guest unmaps up to 10 ms before it sends the INVALIDATE. So a finding
+//! is *suspected* first, and reported only if no INVALIDATE of the page comes for [`GRACE`].
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -14,68 +14,68 @@ use crate::addr::{Access, ByteRange, Iova, PAGE_SIZE, SpaceId};
 use crate::mmu::MappedRange;
 use crate::mmu::miss::{MissRequest, Outcome};
 
-/// How long the guest may take to say what it has changed.
+/// How late the INVALIDATE of a change may be.
 pub const GRACE: Duration = Duration::from_millis(200);
-/// Pages that are asked for at once, and how often so many more.
+/// Pages that are requested at once, and the pause before the next batch.
 const BATCH: usize = 16;
 const PAUSE: Duration = Duration::from_millis(1);
-/// Findings that are listed; more are counted.
+/// The most findings that are listed; more are only counted.
 pub const FINDINGS: usize = 256;
 
-/// What was found instead of a translation that the mirror holds.
+/// What was found instead of a translation in the mirror.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Stale {
     /// The front-end refuses the page.
     Gone,
-    /// Another page is there.
+    /// Another page is mapped.
     Moved,
 }
 
-/// A translation that no longer holds, and whose end nobody told.
+/// A translation that no longer holds, and that no INVALIDATE has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// The pages.
     pub range: ByteRange<Iova>,
-    /// What for.
+    /// The access.
     pub access: Access,
-    /// What is there instead.
+    /// What was found instead.
     pub stale: Stale,
 }
 
-/// How an audit is getting on, or how it ended.
+/// The progress or the result of an audit.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AuditReport {
-    /// Translations that were asked for: pages, or larger stretches that one answer covered, each for each access.
+    /// Translations that were checked: pages, or larger stretches that one answer covered, each for each access.
     pub checked: u64,
     /// Translations that no longer hold.
     pub findings: Vec<Finding>,
-    /// More of them, which are not listed.
+    /// The number of further ones, which are not listed.
     pub more: u64,
-    /// Questions that were not answered in time, or not with what was asked.
+    /// Questions that got no answer in time, or one about another page.
     pub unanswered: u64,
-    /// It did not come to its end: the device was stopped, or the front-end is gone.
+    /// It ended early: the device was stopped, or the front-end is gone.
     pub interrupted: bool,
 }
 
-/// A stretch of the mirror that is being asked for, page after page.
+/// A stretch of the mirror that is requested page by page.
 #[derive(Clone, Copy, Debug)]
 struct Walk {
     rest: ByteRange<Iova>,
-    /// Where the first byte of the rest is, as the mirror has it.
+    /// The mirror's host address of the first remaining byte.
     host: u64,
     access: Access,
 }
 
 impl Walk {
-    /// What is left behind `covered` bytes.
+    /// What is left after `covered` bytes.
     fn after(self, covered: u64) -> Option<Self> {
         let first = self.rest.first().checked_add(covered)?;
         let rest = ByteRange::inclusive(first, self.rest.last())?;
         Some(Self { rest, host: self.host.checked_add(covered)?, ..self })
     }
 
-    /// What is left of it around `range`.
+    /// What is left of it outside of `range`.
     fn without(self, range: ByteRange<Iova>) -> impl Iterator<Item = Self> {
         let Some(common) = self.rest.intersection(range) else {
             return [Some(self), None].into_iter().flatten();
@@ -88,7 +88,7 @@ impl Walk {
     }
 }
 
-/// A finding that is not yet sure.
+/// A finding that is not confirmed.
 #[derive(Clone, Copy, Debug)]
 struct Suspect {
     finding: Finding,
@@ -98,20 +98,20 @@ struct Suspect {
 /// An audit under way.
 #[derive(Debug)]
 pub struct Audit {
-    /// Where the list of the mirror goes on; `None`: all of it was listed.
+    /// Where listing the mirror goes on; `None`: all of it was listed.
     cursor: Option<Iova>,
     waiting: VecDeque<Walk>,
-    /// Asked and not answered, by number.
+    /// Unanswered questions, by number.
     asked: BTreeMap<u32, Walk>,
     next: u32,
     suspects: Vec<Suspect>,
-    /// When more may be asked.
+    /// When more may be requested.
     pause: Duration,
     report: AuditReport,
 }
 
 impl Audit {
-    /// An audit that begins now.
+    /// Starts an audit.
     pub fn begin(now: Duration) -> Self {
         Self {
             cursor: Some(Iova::new(0)),
@@ -124,12 +124,12 @@ impl Audit {
         }
     }
 
-    /// From where on it wants to know what the mirror holds; `None`: it has enough for now. (See [`Self::listed`].)
+    /// The address from which it needs the mirror's contents; `None`: it has enough for now. (See [`Self::listed`].)
     pub fn wants(&self, now: Duration) -> Option<Iova> {
         self.cursor.filter(|_| self.waiting.len() < BATCH && self.may_ask(now))
     }
 
-    /// What the mirror holds there, and from where on more is to be listed.
+    /// Takes the mirror's contents from there, and the address at which to go on.
     pub fn listed(&mut self, ranges: impl IntoIterator<Item = MappedRange>, next: Option<Iova>) {
         for MappedRange { range, host, permissions, .. } in ranges {
             let accesses = [(Access::Read, permissions.read), (Access::Write, permissions.write)];
@@ -143,7 +143,7 @@ impl Audit {
         self.pause <= now && self.asked.is_empty()
     }
 
-    /// What is to be asked now; each with the number to answer it by.
+    /// The questions to ask now, each with its number.
     pub fn questions(&mut self, now: Duration) -> Vec<(u32, MissRequest)> {
         if !self.may_ask(now) {
             return Vec::new();
@@ -163,7 +163,7 @@ impl Audit {
         questions
     }
 
-    /// A question could not be asked: it comes again.
+    /// A question could not be asked: it will be repeated.
     pub fn not_asked(&mut self, number: u32) {
         self.waiting.extend(self.asked.remove(&number));
     }
@@ -182,7 +182,7 @@ impl Audit {
                 let first = walk.rest.first();
                 let within = first.raw().saturating_sub(range.first().raw());
                 if host.address().checked_add(within) == Some(walk.host) {
-                    // Both are contiguous: what the answer covers of the stretch is as it was.
+                    // Both are contiguous: the part of the stretch that the answer covers is unchanged.
                     let more = range.last().raw().saturating_sub(first.raw());
                     covered = more.checked_add(1).unwrap_or(more).max(PAGE_SIZE);
                 } else {
@@ -202,14 +202,14 @@ impl Audit {
         }
     }
 
-    /// The guest took a range away, as it should: nothing that is known of it is stale.
+    /// The guest invalidated a range, as it should: nothing known of the range is stale.
     pub fn invalidated(&mut self, range: ByteRange<Iova>) {
         self.suspects.retain(|suspect| !suspect.finding.range.overlaps(range));
         let walks = std::mem::take(&mut self.waiting).into_iter();
         self.waiting = walks.chain(self.take_asked(range)).flat_map(|walk| walk.without(range)).collect();
     }
 
-    /// Takes back the questions whose answers would be about something else by now.
+    /// Withdraws the questions whose answers would now be about another mapping.
     fn take_asked(&mut self, range: ByteRange<Iova>) -> Vec<Walk> {
         let asked = std::mem::take(&mut self.asked).into_iter();
         let (hit, kept): (Vec<_>, Vec<_>) = asked.partition(|(_, walk)| walk.rest.overlaps(range));
@@ -217,7 +217,7 @@ impl Audit {
         hit.into_iter().map(|(_, walk)| walk).collect()
     }
 
-    /// Makes findings of what was suspected long enough ago.
+    /// Turns suspicions that are old enough into findings.
     fn settle(&mut self, now: Duration) {
         let ripe = |suspect: &mut Suspect| suspect.since.saturating_add(GRACE) <= now;
         for suspect in self.suspects.extract_if(.., ripe) {
@@ -229,7 +229,7 @@ impl Audit {
         }
     }
 
-    /// When to come back, if nothing else happens before.
+    /// When to come back if nothing else happens earlier.
     pub fn deadline(&self) -> Option<Duration> {
         let asks = (self.asked.is_empty() && (self.cursor.is_some() || !self.waiting.is_empty()))
             .then_some(self.pause);
@@ -237,12 +237,12 @@ impl Audit {
         asks.into_iter().chain(ripe).min()
     }
 
-    /// How far it is.
+    /// Its progress.
     pub fn report(&self) -> &AuditReport {
         &self.report
     }
 
-    /// Its result, if it is at its end.
+    /// Its result, if it has ended.
     pub fn finished(&mut self, now: Duration) -> Option<AuditReport> {
         self.settle(now);
         let done = self.cursor.is_none()
@@ -252,7 +252,7 @@ impl Audit {
         done.then(|| std::mem::take(&mut self.report))
     }
 
-    /// It cannot go on: what it has found so far.
+    /// Ends it early; returns what it has found so far.
     pub fn interrupt(mut self, now: Duration) -> AuditReport {
         self.settle(now);
         AuditReport { interrupted: true, ..self.report }

@@ -1,8 +1,8 @@
-//! What is observed of the device, for the people who debug a driver: the flight recorder ([`record`]), the names of
+//! What is observed of the device, for people who debug a driver: the flight recorder ([`record`]), the names of
 //! addresses ([`names`]), faults and violations ([`violation`]), counters ([`stats`]), and the [`audit`] of the mirror.
 //! Observes; decides nothing that the device does.
 
-// A guest's numbers neither make this code panic nor count past the end of a type. Exceptions name their reason.
+// Guest-controlled numbers must not make this code panic or overflow. Exceptions state their reason.
 #![cfg_attr(
     not(test),
     deny(

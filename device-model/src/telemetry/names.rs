@@ -1,6 +1,6 @@
-//! Names for addresses: which resource, ring and job an IOVA belongs to. Kept by whoever knows, asked when a record is
-//! rendered. What was removed stays known for a while, marked as such: the interesting address is often one that was
-//! just given back. Bounded by the quotas of the guest. Knows ranges; knows nothing of translations.
+//! Names for addresses: which resource, ring and job an IOVA belongs to. Updated when they change, queried when a
+//! record is rendered. Removed names are kept for a while and marked as such, since the interesting address is often
+//! one that was just unmapped. Bounded by the guest's quotas. Knows ranges; knows nothing of translations.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -11,34 +11,34 @@ use job_stream::{Mode, Priority};
 use crate::addr::{ByteRange, Iova};
 use crate::jobs::job::JobId;
 
-/// Removed names that are kept, and how many entries of backings they may have together.
+/// Removed names that are kept, and the number of backing entries that they may have together.
 const REMOVED: usize = 128;
 const REMOVED_ENTRIES: usize = 16 << 10;
-/// Operands of a job that are named.
+/// The most operands of a job that get a name.
 pub(crate) const OPERANDS: usize = 64;
-/// Packets of a job that one name lists.
+/// The most packets of a job that one name lists.
 const MOST_PACKETS: usize = 4;
-/// Most names that a range is given.
+/// The most names for one range.
 pub const MOST_NAMES: usize = 8;
 
 /// A change of the backings of the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BackingChange {
-    /// The resource has these stretches of memory now, one after the other.
+    /// The resource now has these stretches of memory, one after the other.
     Attached {
         /// The resource.
         resource: u32,
         /// Its memory.
         entries: Vec<ByteRange<Iova>>,
     },
-    /// It has none any more.
+    /// It has no memory any more.
     Detached {
         /// The resource.
         resource: u32,
     },
 }
 
-/// What a packet of a job names.
+/// An operand of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OperandName {
     /// The packet, counted from 0.
@@ -56,15 +56,15 @@ pub struct OperandName {
 /// A job, and what it may touch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobName {
-    /// Which.
+    /// Its number.
     pub id: JobId,
-    /// Whose; a 2D transfer is nobody's.
+    /// Its context; a 2D transfer has none.
     pub context: Option<u32>,
-    /// What an invalidation means to it.
+    /// How invalidations treat it.
     pub mode: Mode,
-    /// Whose turn it is before it.
+    /// Its scheduling priority.
     pub priority: Priority,
-    /// The first of its operands.
+    /// Its first operands.
     pub operands: Vec<OperandName>,
 }
 
@@ -111,14 +111,14 @@ struct Part {
     bytes: (u64, u64),
 }
 
-/// A name, and for how long it has not been true any more.
+/// A name, and for how long it has been out of date.
 struct Known<'a> {
     named: &'a Named,
     removed: Option<Duration>,
 }
 
 impl Names {
-    /// A resource was given memory, or lost it.
+    /// A resource gained or lost its memory.
     pub fn backing_changed(&mut self, now: Duration, change: BackingChange) {
         match change {
             BackingChange::Attached { resource, entries } => {
@@ -145,13 +145,13 @@ impl Names {
         }
     }
 
-    /// A job is at its end.
+    /// The job has ended.
     pub fn job_ended(&mut self, now: Duration, id: JobId) {
         let old = self.jobs.remove(&id);
         self.remove(now, old);
     }
 
-    /// A ring lies there from now on.
+    /// A ring is at this address from now on.
     pub fn ring_placed(
         &mut self,
         now: Duration,
@@ -162,7 +162,7 @@ impl Names {
         self.remove(now, old);
     }
 
-    /// The device was reset: everything is removed.
+    /// The device was reset: all names are removed.
     pub fn reset(&mut self, now: Duration) {
         let (backings, jobs) = (std::mem::take(&mut self.backings), std::mem::take(&mut self.jobs));
         for old in backings.into_values().chain(jobs.into_values()) {
@@ -179,7 +179,7 @@ impl Names {
         }
     }
 
-    /// The names of a range, at most [`MOST_NAMES`]: what is true now first, then what was true lately.
+    /// The names of a range, at most [`MOST_NAMES`]: current ones first, then recently removed ones.
     pub fn of(&self, now: Duration, range: ByteRange<Iova>) -> Vec<String> {
         let current = self.backings.values().chain(self.rings.values()).chain(self.jobs.values());
         let current = current.map(|named| Known { named, removed: None });
@@ -201,7 +201,7 @@ impl Names {
 }
 
 impl Known<'_> {
-    /// The parts of a backing that lie in the range; the first few.
+    /// The first parts of a backing in the range.
     fn parts(&self, range: ByteRange<Iova>) -> Vec<Part> {
         let Named::Backing { resource, entries } = self.named else { return Vec::new() };
         let mut parts = Vec::new();
@@ -213,7 +213,7 @@ impl Known<'_> {
                 let more = common.last().raw().saturating_sub(common.first().raw());
                 parts.push(Part { resource: *resource, entry, bytes: (first, first.saturating_add(more)) });
             }
-            // OVERFLOW: saturates where no resource reaches.
+            // OVERFLOW: saturates beyond any resource.
             offset = offset.saturating_add(u64::try_from(place.len()).unwrap_or(u64::MAX));
             if parts.len() >= MOST_NAMES {
                 break;
@@ -240,7 +240,7 @@ impl Known<'_> {
     }
 }
 
-/// The job, if some of its packets touch one of the parts: the first of those.
+/// The name of the job with its first packets that touch one of the parts, if there are any.
 fn job_name(job: &JobName, parts: &[Part]) -> Option<String> {
     let touches = |operand: &&OperandName| {
         let (first, last) = operand.bytes;
@@ -263,7 +263,7 @@ fn job_name(job: &JobName, parts: &[Part]) -> Option<String> {
     Some(name)
 }
 
-/// That something is no more.
+/// How long ago something was removed.
 struct Past(Option<Duration>);
 
 impl fmt::Display for Past {

@@ -1,4 +1,4 @@
-//! What is counted, under the names that the control socket, the exit line and the tests use. One table makes the
+//! What is counted, under the names that the control socket, the exit line and the tests use. One table generates the
 //! counters, their snapshot and its JSON. Knows numbers and durations; knows nothing of who counts or who reads.
 
 use std::collections::BTreeMap;
@@ -13,12 +13,12 @@ use serde::Serialize;
 use crate::locking::lock;
 use crate::telemetry::violation::{Confidence, Verdict};
 
-/// Longest latency that is told apart from longer ones.
+/// Longer latencies are recorded as this one.
 const LONGEST: Duration = Duration::from_secs(60);
 /// Significant decimal digits of a recorded latency.
 const DIGITS: u8 = 2;
 
-/// A number that any thread may raise or set.
+/// A number that any thread may increase or set.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
@@ -29,20 +29,20 @@ impl Counter {
         self.0.fetch_add(amount, Ordering::Relaxed);
     }
 
-    /// Sets it: for amounts that go down too, such as [`Stats::mapped_bytes`].
+    /// Sets it: for amounts that can also decrease, such as [`Stats::mapped_bytes`].
     pub fn set(&self, value: u64) {
         // ORDERING: Relaxed, as in `add`.
         self.0.store(value, Ordering::Relaxed);
     }
 
-    /// What it says now.
+    /// The current value.
     pub fn get(&self) -> u64 {
         // ORDERING: Relaxed, as in `add`.
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// How long something took, as a distribution of bounded size (about 30 KiB).
+/// A distribution of durations, of bounded size (about 30 KiB).
 ///
 /// LOCKING: the lock is a leaf, held for one record or one snapshot.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ impl Default for LatencyHistogram {
 }
 
 impl LatencyHistogram {
-    /// Adds one latency; one beyond a minute counts as a minute.
+    /// Adds one latency; one longer than a minute counts as a minute.
     pub fn record(&self, latency: Duration) {
         let nanoseconds = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
         self.lock().saturating_record(nanoseconds);
@@ -66,7 +66,7 @@ impl LatencyHistogram {
 
     /// The distribution so far.
     pub fn snapshot(&self) -> LatencySnapshot {
-        // Copied first, so that nobody who records waits for the arithmetic.
+        // Copied first, so that threads that record do not wait for the arithmetic.
         let histogram = self.lock().clone();
         LatencySnapshot {
             count: histogram.len(),
@@ -77,34 +77,34 @@ impl LatencyHistogram {
     }
 
     fn lock(&self) -> MutexGuard<'_, Histogram<u64>> {
-        // A panic between two counts leaves a histogram that is short of one: good enough to go on with.
+        // A panic between two counts loses one count: the histogram can still be used.
         lock(&self.0)
     }
 }
 
-/// Figures of a [`LatencyHistogram`], in nanoseconds; all 0 while nothing was recorded.
+/// Summary of a [`LatencyHistogram`], in nanoseconds; all 0 while nothing was recorded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct LatencySnapshot {
-    /// How many latencies.
+    /// The number of latencies.
     pub count: u64,
-    /// Half of them took no longer.
+    /// The median.
     pub p50: u64,
-    /// 99 of 100 took no longer.
+    /// The 99th percentile.
     pub p99: u64,
     /// The longest.
     pub max: u64,
 }
 
-/// Verdicts of one mode; a verdict is about memory that one INVALIDATE took from one job, in one piece.
+/// Verdicts on jobs of one mode. A verdict is about one contiguous range that one INVALIDATE took from one job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct VerdictCounts {
-    /// The same memory was there again.
+    /// The same memory was mapped again.
     pub benign: u64,
-    /// Other memory was there.
+    /// Other memory was mapped.
     pub moved: u64,
-    /// None was there.
+    /// Nothing was mapped.
     pub gone: u64,
-    /// It was other memory or none, and the job may have been done with it.
+    /// Other memory or none was mapped, and the job may already have been done with it.
     pub untold: u64,
 }
 
@@ -115,7 +115,7 @@ pub struct VerdictCounts {
 pub struct VerdictCounters(Mutex<BTreeMap<&'static str, VerdictCounts>>);
 
 impl VerdictCounters {
-    /// Counts a verdict about a job in this mode.
+    /// Counts a verdict on a job of this mode.
     pub fn count(&self, mode: Mode, verdict: Verdict, confidence: Confidence) {
         let mut counts = lock(&self.0);
         let counts = counts.entry(mode.name()).or_default();
@@ -128,7 +128,7 @@ impl VerdictCounters {
         *count = count.wrapping_add(1);
     }
 
-    /// The counts so far, of each mode.
+    /// The counts so far, by mode.
     pub fn snapshot(&self) -> BTreeMap<&'static str, VerdictCounts> {
         let counts = lock(&self.0);
         let of = |mode: &Mode| (mode.name(), counts.get(mode.name()).copied().unwrap_or_default());
@@ -136,32 +136,32 @@ impl VerdictCounters {
     }
 }
 
-/// The table of all counters and histograms: from it come [`Stats`], [`StatsSnapshot`] and the JSON names.
+/// The table of all counters and histograms: generates [`Stats`], [`StatsSnapshot`] and the JSON names.
 macro_rules! stats {
     (
         counters { $($(#[doc = $doc:literal])+ $counter:ident,)+ }
         latencies { $($(#[doc = $latency_doc:literal])+ $latency:ident,)+ }
     ) => {
-        /// All that one back-end process counts; shared by its threads.
+        /// All counters of one back-end process; shared by its threads.
         #[derive(Debug, Default)]
         pub struct Stats {
             $($(#[doc = $doc])+ pub $counter: Counter,)+
             $($(#[doc = $latency_doc])+ pub $latency: LatencyHistogram,)+
-            /// What INVALIDATE messages turned out to mean for memory of jobs that had begun, by their modes.
+            /// Verdicts on INVALIDATE messages for memory of jobs that had begun, by mode.
             pub verdicts: VerdictCounters,
         }
 
-        /// [`Stats`] at one moment; as JSON, an object with these fields.
+        /// A snapshot of [`Stats`]; as JSON, an object with these fields.
         #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
         pub struct StatsSnapshot {
             $($(#[doc = $doc])+ pub $counter: u64,)+
             $($(#[doc = $latency_doc])+ pub $latency: LatencySnapshot,)+
-            /// What INVALIDATE messages turned out to mean for memory of jobs that had begun, by their modes.
+            /// Verdicts on INVALIDATE messages for memory of jobs that had begun, by mode.
             pub verdicts: BTreeMap<&'static str, VerdictCounts>,
         }
 
         impl Stats {
-            /// All figures; each is exact, but they are read one after the other while the device runs.
+            /// A snapshot. Each value is exact, but they are read one after the other while the device runs.
             pub fn snapshot(&self) -> StatsSnapshot {
                 StatsSnapshot {
                     $($counter: self.$counter.get(),)+
@@ -177,7 +177,7 @@ stats! {
     counters {
         /// Front-ends that connected.
         connections,
-        /// MISS messages sent, retries included.
+        /// MISS messages sent, including retries.
         misses,
         /// Misses that the front-end refused.
         miss_refused,
@@ -185,9 +185,9 @@ stats! {
         miss_timeouts,
         /// Misses sent again, because the answer did not cover the page.
         miss_retries,
-        /// UPDATE messages that were accepted, unsolicited ones included.
+        /// UPDATE messages that were accepted, including unsolicited ones.
         updates,
-        /// UPDATE messages that no miss had asked for: checked, acked and not cached.
+        /// UPDATE messages that answered no miss: checked, acked and not cached.
         updates_unsolicited,
         /// UPDATE messages that were answered with an error.
         updates_rejected,
@@ -197,15 +197,15 @@ stats! {
         invalidations_with_work_in_flight,
         /// Pins of registration caches that INVALIDATE messages did not wait for.
         incoherent_pins,
-        /// Jobs, and ranges that INVALIDATE messages took from jobs, that are too many to be judged: no verdict is given.
+        /// Jobs, and ranges that INVALIDATE messages took from jobs, that got no verdict because they were too many.
         unjudged,
         /// Acks that had to wait for a drain.
         acks_parked,
         /// Pins dropped because a drain reached its timeout.
         ladder_evictions,
-        /// Times that all of the guest's memory was taken away from an engine that did not stop.
+        /// Revocations of all guest memory because an engine did not stop.
         revocations,
-        /// Nanoseconds for which INVALIDATE messages kept the VM waiting, all together.
+        /// Total nanoseconds for which INVALIDATE messages kept the VM waiting.
         frozen_ns,
         /// Commands taken from the control queue.
         commands,
@@ -215,43 +215,43 @@ stats! {
         command_errors,
         /// Jobs given to the engines.
         jobs_submitted,
-        /// Jobs that ended well.
+        /// Jobs that succeeded.
         jobs_done,
-        /// Jobs that ended with an error.
+        /// Jobs that failed.
         jobs_failed,
         /// Jobs that a reset of the device discarded.
         jobs_discarded,
-        /// Steps of all jobs.
+        /// Steps of jobs.
         job_steps,
-        /// Times that a job was put aside to wait for a translation.
+        /// Times that a job was parked for translations.
         job_parks,
         /// Bytes that jobs copied from or to the guest's memory.
         bytes_moved,
-        /// Flushes of a scanout given to the display, with or without a display to show them.
+        /// Scanout flushes sent to the display, with or without a display to show them.
         flushes,
-        /// Flushes that joined one which a connected display had not yet been sent.
+        /// Flushes merged into one that a connected display had not been sent yet.
         flushes_coalesced,
         /// UPDATE messages sent to the display.
         display_updates,
-        /// Cursor images given to the display, and cursors taken away.
+        /// Cursor images sent to the display, and cursors hidden.
         cursor_updates,
-        /// Cursor moves given to the display.
+        /// Cursor moves sent to the display.
         cursor_moves,
         /// Times that a ring was marked broken.
         ring_errors,
-        /// Events that a client of the control socket did not get, because it did not read.
+        /// Events that a client of the control socket missed because it did not read.
         events_dropped,
-        /// Findings about the front-end that are certain (`--check-front-end`), each once for a message or page.
+        /// Certain findings about the front-end (`--check-front-end`), each counted once for a message or page.
         findings_certain,
-        /// The same that are likely.
+        /// Likely findings about the front-end.
         findings_likely,
-        /// What is known of the front-end and not held against it.
+        /// Findings about the front-end that are known and tolerated.
         findings_noted,
-        /// Bytes of the mirror's page tables now.
+        /// Current bytes of the mirror's page tables.
         mapped_bytes,
     }
     latencies {
-        /// From an INVALIDATE message to its ack, in nanoseconds.
+        /// Time from an INVALIDATE message to its ack, in nanoseconds.
         ack_latency_ns,
     }
 }

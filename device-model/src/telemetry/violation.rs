@@ -1,6 +1,6 @@
-//! What this instrument finds: accesses that the guest had taken the right to away. A [`Violation`] is a job that an
-//! INVALIDATE overlapped and that needed the page after all; a [`Fault`] is an access that the front-end refused.
-//! Values and their words; knows nothing of how a verdict is reached, nor of where a record is kept.
+//! The findings of the device: accesses to memory that the guest had unmapped. A [`Violation`] is a job that needed a
+//! page that an INVALIDATE had taken from it; a [`Fault`] is an access that the front-end refused. Values and their
+//! texts; knows nothing of how a verdict is reached, nor of where a record is kept.
 
 use std::fmt;
 use std::time::Duration;
@@ -11,15 +11,15 @@ use serde::Serialize;
 use crate::addr::{Access, ByteRange, Iova};
 use crate::jobs::job::JobId;
 
-/// What an INVALIDATE turned out to mean for a page that a job was using.
+/// What an INVALIDATE turned out to mean for a page that a job used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
-    /// The same page is there again: the guest flushed more than it unmapped. Nothing happened.
+    /// The same page is mapped again: the guest flushed more than it unmapped. Harmless.
     Benign,
-    /// Another page is there: the guest unmapped the memory of a job in flight, and mapped other memory in its place.
+    /// Another page is mapped: the guest unmapped memory of a job in flight, and mapped other memory in its place.
     Moved,
-    /// Nothing is there: the guest unmapped the memory of a job in flight.
+    /// Nothing is mapped: the guest unmapped memory of a job in flight.
     Gone,
 }
 
@@ -27,31 +27,31 @@ pub enum Verdict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Confidence {
-    /// No correct driver looks like this.
+    /// No correct driver causes this.
     Certain,
-    /// A correct driver looks like this only by an accident that the record cannot rule out.
+    /// A correct driver causes this only by a coincidence that the record cannot exclude.
     Likely,
-    /// The record does not say who is wrong.
+    /// The record does not show who is at fault.
     CannotTell,
 }
 
 /// The INVALIDATE that a violation is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InvalidationInfo {
-    /// Which: counted from 1 over the life of a connection.
+    /// Its number, counted from 1 over a connection.
     pub number: u64,
-    /// What the guest took away.
+    /// The range that the guest unmapped.
     pub range: ByteRange<Iova>,
-    /// When the message was taken.
+    /// When the message was read.
     pub begun: Duration,
-    /// When it was acked; `None`: it was not yet when the record was made.
+    /// When it was acked; `None`: not before the record was made.
     pub acked: Option<Duration>,
 }
 
-/// A job whose memory the guest took away before the job's end.
+/// A job whose memory the guest unmapped before the job's end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// Which record this is; given by who keeps it.
+    /// The number of the record, assigned by its keeper.
     pub id: u64,
     /// When it was found, on the device's clock.
     pub at: Duration,
@@ -59,19 +59,19 @@ pub struct Violation {
     pub verdict: Verdict,
     /// How sure that is.
     pub confidence: Confidence,
-    /// What an invalidation means to the job.
+    /// How invalidations treat the job.
     pub mode: Mode,
-    /// Whose memory it was.
+    /// The job that used the memory.
     pub job: JobId,
     /// The context of the job; a 2D transfer has none.
     pub context: Option<u32>,
-    /// The packet that the job had come to, counted from 0; a transfer has none.
+    /// The packet that the job had reached, counted from 0; a transfer has none.
     pub packet: Option<usize>,
-    /// What the job needed.
+    /// The range that the job needed.
     pub range: ByteRange<Iova>,
-    /// What for.
+    /// The access.
     pub access: Access,
-    /// Who took it away.
+    /// The INVALIDATE.
     pub invalidation: InvalidationInfo,
 }
 
@@ -80,22 +80,22 @@ pub struct Violation {
 pub struct Fault {
     /// When the refusal came, on the device's clock.
     pub at: Duration,
-    /// Whose access.
+    /// The job.
     pub job: JobId,
     /// The context of the job; a 2D transfer has none.
     pub context: Option<u32>,
-    /// The packet that the job had come to, counted from 0; a transfer has none.
+    /// The packet that the job had reached, counted from 0; a transfer has none.
     pub packet: Option<usize>,
     /// The page.
     pub range: ByteRange<Iova>,
-    /// What for.
+    /// The access.
     pub access: Access,
-    /// What an invalidation means to the job.
+    /// How invalidations treat the job.
     pub mode: Mode,
 }
 
 impl Verdict {
-    /// As in a report.
+    /// Its name in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Benign => "BENIGN",
@@ -104,7 +104,7 @@ impl Verdict {
         }
     }
 
-    /// What the guest did.
+    /// What the guest did, in words.
     fn deed(self) -> &'static str {
         match self {
             Self::Benign => "The guest flushed memory of a job in flight, and left it mapped.",
@@ -118,7 +118,7 @@ impl Verdict {
 }
 
 impl Confidence {
-    /// As in a report.
+    /// Its name in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Certain => "certain",
@@ -136,7 +136,7 @@ impl Confidence {
     }
 }
 
-/// What most drivers did wrong that were seen like this, and the cure.
+/// The most likely mistake of the driver, and how to fix it.
 fn likely_cause(mode: Mode, verdict: Verdict) -> &'static str {
     match (mode, verdict) {
         (_, Verdict::Benign) => "none: flushing more than was unmapped is allowed",
@@ -167,7 +167,7 @@ fn likely_cause(mode: Mode, verdict: Verdict) -> &'static str {
 }
 
 impl Fault {
-    /// What to look at, for the author of the driver.
+    /// What the author of the driver should check.
     pub fn advice(&self) -> &'static str {
         match self.access {
             Access::Write => {
@@ -182,14 +182,14 @@ impl Fault {
     }
 }
 
-/// A violation as a text for the author of the driver.
+/// A violation as a text for the driver's author.
 #[derive(Clone, Copy, Debug)]
 pub struct Report<'a> {
-    /// What it is about.
+    /// The violation.
     pub violation: &'a Violation,
-    /// What the address is called: resource, job, packet. Lines of a text, possibly none.
+    /// The names of the address: resource, job, packet. Lines of text, possibly none.
     pub names: &'a [String],
-    /// Where the trace of it is, or how to get one.
+    /// Where its trace is, or how to get one.
     pub trace: &'a str,
 }
 
@@ -237,10 +237,10 @@ impl Report<'_> {
     }
 }
 
-/// Columns of the text beside the words in front.
+/// Columns of text to the right of the label.
 const COLUMNS: usize = 88;
 
-/// A long text in lines, beside the words in front: for reports in this form.
+/// Wraps a long text to the right of its label: for reports in this form.
 pub fn wrapped(text: &str) -> String {
     let mut lines = vec![String::new()];
     for word in text.split(' ') {
@@ -254,7 +254,7 @@ pub fn wrapped(text: &str) -> String {
     lines.join("\n                ")
 }
 
-/// How one moment lies to another.
+/// The position of one time relative to another.
 struct Since(Duration, Duration);
 
 impl fmt::Display for Since {

@@ -1,4 +1,4 @@
-//! Guest memory for tests of jobs: pages that are there or are missing, and a record of what was touched.
+//! Guest memory for tests of jobs: present and missing pages, and a record of the accesses.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,19 +13,19 @@ pub type Page = [u8; PAGE_SIZE as usize];
 #[derive(Debug, Default)]
 pub struct SparseMemory {
     pages: RefCell<BTreeMap<Iova, Box<Page>>>,
-    /// If set, nothing else may be touched.
+    /// If set, only these ranges may be touched.
     pinned: Option<Vec<PinRange>>,
     touched: RefCell<BTreeSet<Iova>>,
     accesses: RefCell<Vec<(Iova, usize, Access)>>,
 }
 
 impl SparseMemory {
-    /// Memory without a page.
+    /// Memory without pages.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Makes all pages of `range` be there, every byte a function of its address.
+    /// Makes all pages of `range` present, every byte a function of its address.
     pub fn fill(&mut self, range: ByteRange<Iova>) {
         for page in range.pages() {
             self.pages.get_mut().entry(page).or_insert_with(|| {
@@ -38,12 +38,12 @@ impl SparseMemory {
         }
     }
 
-    /// Takes the page of `at` away.
+    /// Removes the page of `at`.
     pub fn unmap(&mut self, at: Iova) {
         self.pages.get_mut().remove(&at.page());
     }
 
-    /// Takes the page away, with what is in it.
+    /// Removes the page and returns its contents.
     pub fn take_page(&mut self, at: Iova) -> Option<Box<Page>> {
         self.pages.get_mut().remove(&at.page())
     }
@@ -58,17 +58,17 @@ impl SparseMemory {
         self.pinned = Some(ranges);
     }
 
-    /// The pages that were touched since this was asked last.
+    /// The pages touched since the last call.
     pub fn take_touched(&self) -> BTreeSet<Iova> {
         self.touched.take()
     }
 
-    /// The accesses that went well since this was asked last: address, length, kind.
+    /// The successful accesses since the last call: address, length, kind.
     pub fn take_accesses(&self) -> Vec<(Iova, usize, Access)> {
         self.accesses.take()
     }
 
-    /// Goes over `len` bytes at `at`, page by page: the page, the offset in it, the offset in the buffer, the length.
+    /// Splits `len` bytes at `at` by pages: the page, the offset in it, the offset in the buffer, the length.
     fn access(
         &self,
         at: Iova,
@@ -97,7 +97,7 @@ impl SparseMemory {
     }
 }
 
-/// What [`SparseMemory::fill`] puts at an address: never 0, so that it differs from what was not copied.
+/// The byte that [`SparseMemory::fill`] writes at an address: never 0, so that it differs from what was not copied.
 pub fn pattern(at: Iova) -> u8 {
     let mixed = at.raw().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56;
     mixed as u8 | 1

@@ -1,7 +1,7 @@
 //! A script of what the session does to the mirror: map, begin an invalidation, end it. [`play`] plays it beside the
-//! stupid twin, a mirror that is the list of all that ever happened, asked by replaying it for one page. The same
-//! scripts come from proptest (`mmu::tests::twin`) and from the fuzz target `mirror_operations`. Knows the mirror
-//! from outside, and touches none of the memory that it maps.
+//! naive twin, a mirror that is the list of all operations, and is queried by replaying it for one page. The same
+//! scripts come from proptest (`mmu::tests::twin`) and from the fuzz target `mirror_operations`. Uses the mirror from
+//! outside, and never touches the memory that it maps.
 
 use std::sync::Arc;
 
@@ -10,24 +10,24 @@ use crate::mmu::{
     DrainWaker, Drained, HostRange, HostSpan, MirrorConfig, MirrorWriter, Permissions, Reader, mirror,
 };
 
-/// Where frames that nobody touches are said to be.
+/// The pretended address of frames that no test touches.
 const FRAME: u64 = 0x10_0000_0000;
 /// Pages of the whole space.
 pub const ALL_PAGES: u64 = 1 << 52;
 
-/// What happens next. Pages are numbers.
+/// One operation. Pages are numbers.
 #[derive(Clone, Copy, Debug)]
 pub enum Operation {
     /// A range of pages is mapped.
     Map {
         /// The first page.
         first: u64,
-        /// How many: they end within the space.
+        /// The number of pages; they end within the space.
         pages: u64,
-        /// Where they lie on the host. Frame 0 is the same for a page whatever mapping it comes in, and only so do
-        /// permissions add up.
+        /// The host memory. With frame 0, a page has the same host address in every mapping, and only then do
+        /// permissions accumulate.
         frame: u64,
-        /// What was proved.
+        /// The proved permissions.
         permissions: Permissions,
     },
     /// An invalidation begins.
@@ -35,14 +35,14 @@ pub enum Operation {
         /// Its range.
         range: ByteRange<Iova>,
     },
-    /// One that has begun ends.
+    /// An open invalidation ends.
     End {
-        /// Which of those that are open.
+        /// Its index among the open ones.
         which: usize,
     },
 }
 
-/// Where the mapping of a script lies on the host.
+/// The host address of a script's mapping.
 fn host_of(first: u64, frame: u64) -> u64 {
     FRAME + frame * PAGE_SIZE + if frame == 0 { (first & 0xff_ffff) << PAGE_SHIFT } else { 0 }
 }
@@ -52,13 +52,13 @@ fn host_of(first: u64, frame: u64) -> u64 {
 struct Known {
     host: u64,
     permissions: Permissions,
-    /// Pages in the block in which it was mapped: a leaf of at most that size may be dropped as a whole.
+    /// Pages in the block in which it was mapped: a leaf of at most that size may be evicted as a whole.
     block: u64,
-    /// A zap hit that block: the mirror may know less now.
+    /// A zap hit that block: the mirror may have less now.
     may_be_forgotten: bool,
 }
 
-/// All that has happened.
+/// All operations so far.
 #[derive(Default)]
 struct Twin(Vec<Operation>);
 
@@ -100,7 +100,7 @@ fn zapped(known: Known, page: u64, range: ByteRange<Iova>) -> Option<Known> {
     Some(Known { may_be_forgotten: known.may_be_forgotten || hit, ..known })
 }
 
-/// The pages worth a look after an operation.
+/// The pages to check after an operation.
 fn probes(operation: &Operation) -> Vec<u64> {
     let mut probes = vec![0, 511, 512, 513, 1 << 18, (1 << 27) - 1, 1 << 27, ALL_PAGES - 1];
     match *operation {
@@ -130,7 +130,7 @@ struct Player {
     open: Vec<(Drained, ByteRange<Iova>)>,
 }
 
-/// Plays a script, and asks for some pages after each operation.
+/// Plays a script, and checks some pages after each operation.
 pub fn play(operations: impl IntoIterator<Item = Operation>) {
     let config = MirrorConfig { readers: 1, table_limit: 1 << 30 };
     let (writer, mut readers) = mirror(config, Arc::new(NoWaker));
@@ -147,7 +147,7 @@ pub fn play(operations: impl IntoIterator<Item = Operation>) {
 }
 
 impl Player {
-    /// `false`: it changed nothing.
+    /// Executes an operation. `false`: it changed nothing.
     fn act(&mut self, operation: Operation) -> bool {
         match operation {
             Operation::Map { first, pages, frame, permissions } => {
@@ -169,7 +169,7 @@ impl Player {
         true
     }
 
-    /// Nobody is in a section: there is nothing to wait for.
+    /// No section is open, so there is nothing to wait for.
     fn begin(&mut self, range: ByteRange<Iova>) {
         let drained = self.writer.begin(SpaceId::DEVICE, range).poll().expect("Nothing is in flight");
         self.open.push((drained, range));

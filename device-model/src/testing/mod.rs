@@ -1,4 +1,4 @@
-//! What tests of this crate and of its users share.
+//! Code shared by the tests of this crate and of its users.
 
 #[cfg(not(loom))]
 pub mod frames;

@@ -1,6 +1,6 @@
-//! Inputs to begin with, for fuzz targets whose bytes only their decoder can read.
+//! Initial inputs for fuzz targets whose bytes only their decoder can read.
 
-/// Seeds that are noise, the same each time: which bytes make which action, only the decoder knows.
+/// Random seeds, the same each time; the decoder determines which actions they stand for.
 pub fn noise(count: u32, bytes: usize) -> Vec<(String, Vec<u8>)> {
     let of = |seed: u32| {
         let mut state = seed.wrapping_mul(0x9e37_79b9);

@@ -1,4 +1,4 @@
-//! The bytes of commands, as a driver would write them, for tests. Commands of the cursor queue are marked.
+//! The bytes of commands as a driver would write them, for tests. Commands of the cursor queue are marked.
 
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
@@ -8,7 +8,7 @@ use crate::wire::gpu::{self, command, format};
 /// Bytes before the payload of a command.
 pub const HEADER: usize = size_of::<gpu::Header>();
 
-/// B8G8R8A8, the number of a format that has an opacity.
+/// B8G8R8A8, the number of a format with an alpha channel.
 pub const B8G8R8A8: u32 = format::B8G8R8A8;
 /// B8G8R8X8, the number of the format that Linux uses for a screen.
 pub const B8G8R8X8: u32 = format::B8G8R8X8;
@@ -83,7 +83,7 @@ pub fn attach_backing(id: u32, entries: &[(u64, u32)]) -> Vec<u8> {
     attach_backing_claiming(id, u32::try_from(entries.len()).expect("fewer than 2^32 entries"), entries)
 }
 
-/// RESOURCE_ATTACH_BACKING that claims to have `count` entries, whatever it has.
+/// RESOURCE_ATTACH_BACKING that claims to have `count` entries, however many it has.
 pub fn attach_backing_claiming(id: u32, count: u32, entries: &[(u64, u32)]) -> Vec<u8> {
     let payload = gpu::AttachBacking { resource_id: id.into(), nr_entries: count.into() };
     with_entries(build(command::RESOURCE_ATTACH_BACKING, payload), entries)
@@ -254,7 +254,7 @@ pub fn submit_3d(ctx: u32, stream: &[u8]) -> Vec<u8> {
     submit_3d_claiming(ctx, size, stream)
 }
 
-/// SUBMIT_3D that claims to carry `size` bytes, whatever it carries.
+/// SUBMIT_3D that claims to carry `size` bytes, however many it carries.
 pub fn submit_3d_claiming(ctx: u32, size: u32, stream: &[u8]) -> Vec<u8> {
     let mut request =
         in_context(build(command::SUBMIT_3D, gpu::Submit3d { size: size.into(), padding: 0.into() }), ctx);

@@ -1,7 +1,7 @@
-//! A script of what may happen to a device: commands of both queues, steps and ends of jobs, answers of the display,
-//! resets. [`play`] plays it and checks the promises that hold whatever comes: each pending command comes back once,
-//! fences in the order of their timeline, and the quotas are kept and come back. The same scripts come from proptest
-//! (`gpu::device::tests::streams`) and from the fuzz target `gpu_commands`. Knows the device from outside.
+//! A script of events for a device: commands of both queues, steps and ends of jobs, answers of the display, resets.
+//! [`play`] plays it and checks the promises that always hold: each pending command is returned once, fences complete
+//! in the order of their timeline, and the quotas are kept and returned. The same scripts come from proptest
+//! (`gpu::device::tests::streams`) and from the fuzz target `gpu_commands`. Uses the device from outside.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -18,47 +18,47 @@ use virtio_bindings::virtio_gpu::{
     VIRTIO_GPU_F_CONTEXT_INIT, VIRTIO_GPU_FLAG_FENCE, VIRTIO_GPU_FLAG_INFO_RING_IDX,
 };
 
-/// What happens next.
+/// One event.
 #[derive(Clone, Debug)]
 pub enum Action {
     /// A command of the control queue.
     Control(Vec<u8>),
     /// A command of the cursor queue.
     Cursor(Vec<u8>),
-    /// All jobs that are out make a step with this budget.
+    /// All jobs on engines make a step with this budget.
     Step(usize),
-    /// An engine gives a job back, wherever it stands: as done, or as killed.
+    /// An engine gives a job back, however far it has come: as done, or as killed.
     Finish(usize, bool),
     /// An engine steps a job to its end and gives it back.
     Run(usize),
     /// The display answers a question, or says that it cannot.
     Answer(usize),
-    /// The driver resets the device, and accepts features again: all of it, or none.
+    /// The driver resets the device, and accepts features again: all, or none.
     Reset(bool),
 }
 
-/// What the device of a script may take of its guest: little, so that a script comes to the limits.
+/// The guest's quotas: small, so that a script reaches them.
 const QUOTAS: Quotas =
     Quotas { queued_jobs: 6, resource_bytes: 64 << 10, backing_entries: 12, resources: 16, contexts: 4 };
-/// What a script has of guest memory, from address 0 on.
+/// Bytes of guest memory, from address 0 on.
 const MEMORY: u64 = 0x8000;
-/// Steps after which a job that is run alone is endless: its operands are small.
+/// A job that is run alone is considered endless after this many steps: its operands are small.
 const MOST_STEPS: u32 = 100_000;
 
-/// A command that the device has. Neither copied nor made by anybody else, so one that comes back is one that was given.
+/// A command that the device has. It can be neither copied nor forged, so one that is returned was given to the device.
 #[derive(Debug)]
 struct Ticket(u64);
 
-/// A timeline of fences: that of a ring of a context, or the one of all commands that name no ring.
+/// A timeline of fences: that of a ring of a context, or that of all commands that name no ring.
 type Timeline = Option<(u32, u8)>;
 
-/// What the guest has sent and is not answered.
+/// What the guest has sent and was not answered.
 #[derive(Default)]
 struct Unanswered {
     next: u64,
     /// The fence of each, if it has one.
     commands: BTreeMap<u64, Option<(u64, Timeline)>>,
-    /// The fences of each timeline, the oldest first.
+    /// The fences of each timeline, oldest first.
     timelines: BTreeMap<Timeline, VecDeque<u64>>,
 }
 
@@ -95,7 +95,7 @@ impl Unanswered {
     }
 }
 
-/// The fence of a command, as its header has it (virtio 1.3, 5.7.6.7).
+/// The fence of a command, from its header (virtio 1.3, 5.7.6.7).
 fn fence(request: &[u8], with_rings: bool) -> Option<(u64, Timeline)> {
     let word = |at: usize| u32::from_le_bytes(request[at..at + 4].try_into().expect("four bytes"));
     if request.len() < HEADER || word(4) & VIRTIO_GPU_FLAG_FENCE == 0 {
@@ -105,7 +105,7 @@ fn fence(request: &[u8], with_rings: bool) -> Option<(u64, Timeline)> {
     Some((u64::from(word(8)) | u64::from(word(12)) << 32, on_ring.then(|| (word(16), request[20]))))
 }
 
-/// A device with all that it let out and has not got back.
+/// A device with all that it has emitted and not got back.
 struct Player {
     device: Device<Ticket>,
     memory: SparseMemory,
@@ -120,7 +120,7 @@ struct Player {
     now: Duration,
 }
 
-/// Plays a script. Afterwards all that is outside is given back and every resource and context is destroyed.
+/// Plays a script. Then returns everything that is out, and destroys every resource and context.
 pub fn play(actions: impl IntoIterator<Item = Action>) {
     let mut player = Player::new();
     for action in actions {
@@ -223,12 +223,12 @@ impl Player {
     fn step_all(&mut self, budget: usize) {
         let context = StepContext { now: self.now, running: self.now, budget };
         for job in &mut self.jobs {
-            // What a step comes to shows at the end of the job.
+            // The result of a step shows at the end of the job.
             let _ = job.step(&self.memory, context);
         }
     }
 
-    /// Steps a job until it ends; what is missing is refused, and time passes while it waits.
+    /// Steps a job until it ends; missing pages are refused, and time passes while it waits.
     fn run(&mut self, job: &mut Job) -> JobOutcome {
         let mut pause = Duration::from_millis(1);
         for _ in 0..MOST_STEPS {
@@ -269,7 +269,7 @@ impl Player {
         assert!(contexts <= QUOTAS.contexts && jobs <= QUOTAS.queued_jobs);
     }
 
-    /// Gives back all that is outside.
+    /// Returns everything that is out.
     fn settle(&mut self) {
         while !self.jobs.is_empty() || !self.asked.is_empty() {
             for job in std::mem::take(&mut self.jobs) {

@@ -1,6 +1,6 @@
-//! Bytes as what a front-end, threads and the clock do to a session. [`play`] carries the effects out beside a shadow of
-//! what they may do, and asserts that replies, drains and translations keep their promises. The same bytes come from
-//! proptest (`session::tests`) and from the fuzz target `session_core`. Knows the session from outside.
+//! Interprets bytes as the actions of a front-end, of threads and of the clock on a session. [`play`] carries the
+//! effects out beside a shadow model, and asserts that replies, drains and translations keep their promises. The same
+//! bytes come from proptest (`session::tests`) and from the fuzz target `session_core`. Uses the session from outside.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -25,7 +25,7 @@ const SPACE: SpaceId = SpaceId::DEVICE;
 const PAGES: u64 = 24;
 const FRAMES: u64 = 0x10_0000_0000;
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
-/// How long a reply may be due: the ladder, and the polls of its grace period, each of which may come late by one.
+/// How long a reply may be pending: the ladder, and the polls of its grace period, each of which may be late by one.
 const LONGEST: Duration = DRAIN_TIMEOUT.saturating_add(STEP_END).saturating_add(STEP_END);
 const FEATURES: u64 = ACCESS_PLATFORM | VHOST_USER_PROTOCOL_FEATURES;
 
@@ -51,23 +51,23 @@ struct Play<'a> {
     core: Session<u32, Schedule>,
     reader: &'a Reader,
     now: Duration,
-    /// Counts what happens.
+    /// Counts actions.
     step: u64,
     due: Option<(Due, u64, Duration)>,
-    /// When the section was opened that is open.
+    /// When the open section was opened.
     section: Option<u64>,
     pins: Vec<(Pin, PinMode, ByteRange<Iova>, u64)>,
     /// MISSes that are sent and not answered; `None`: from before a stop.
     sent: VecDeque<MissRequest>,
-    /// Where each page may lead, for each access.
+    /// Where each page may point, for each access.
     proved: BTreeMap<(Access, u64), u64>,
-    /// Questions of each waiter for each page, less answers.
+    /// Requests of each waiter for each page, minus answers.
     asked: BTreeMap<(Waiter, MissRequest), u32>,
     rings: [(bool, bool); QUEUES],
     over: bool,
 }
 
-/// Plays `bytes`: each makes something happen, with the bytes behind it as its arguments.
+/// Plays `bytes`: each byte is an action, and the bytes after it are its arguments.
 pub fn play(bytes: &[u8]) {
     let config = MirrorConfig { readers: 2, table_limit: 1 << 22 };
     let (writer, mut readers) = mirror(config, Arc::new(NoWaker));
@@ -180,7 +180,7 @@ impl Play<'_> {
         self.sent.extend(std::iter::from_fn(|| self.core.next_miss(self.now)));
     }
 
-    /// The front-end answers its oldest MISS: honestly, with too little or too much, for another page, or not at all.
+    /// The front-end answers its oldest MISS: correctly, with too little or too much, for another page, or not at all.
     fn serve(&mut self, how: u8) {
         let Some(request) = self.sent.front().copied() else { return };
         let around = ByteRange::new(Iova::new(number(request.iova) / 4 * 4 * PAGE_SIZE), 4 * PAGE_SIZE);
@@ -217,7 +217,7 @@ impl Play<'_> {
         }
     }
 
-    /// A message that someone else handles.
+    /// Handles a message that was handed over.
     fn handle(&mut self, what: u8) {
         let unread = match what % 4 {
             0 => Unread::StopRing(Some(usize::from(what >> 2) % 3)),
@@ -254,7 +254,7 @@ impl Play<'_> {
 
     fn pass(&mut self, time: Duration) {
         self.now += time;
-        // Jobs that are told to leave leave.
+        // Jobs leave when they are told to.
         self.pins.retain(|(pin, ..)| !pin.evicted());
         for settled in self.core.expire(self.now, || false) {
             self.core.apply(self.now, settled);
@@ -277,7 +277,7 @@ impl Play<'_> {
                 Effect::Mapped { range, host, permissions, .. } => self.mapped(range, host, permissions),
                 Effect::MissAnswered { waiter, request, .. } => {
                     let left = self.asked.get_mut(&(waiter, request)).expect("It was asked for");
-                    // A waiter that asks twice before the answer hears once.
+                    // A waiter that asks twice before the answer is answered once.
                     *left = left.checked_sub(1).expect("It is answered once");
                 }
                 Effect::SetRing { queue, started, enabled } => self.rings[queue] = (started, enabled),
@@ -291,7 +291,7 @@ impl Play<'_> {
         }
     }
 
-    /// Nothing that was there when the message came may be in the way of its reply any more.
+    /// Nothing from before the message may still be in the way of its reply.
     fn assert_drained(&self, since: u64, range: ByteRange<Iova>, caches: bool) {
         assert!(
             self.section.is_none_or(|opened| opened > since),
@@ -352,7 +352,7 @@ impl Play<'_> {
         }
     }
 
-    /// I1 and I7: what the mirror has was proved since it was last taken away.
+    /// I1 and I7: everything in the mirror was proved since it was last invalidated.
     fn check(&self) {
         let section = self.reader.enter();
         for (page, access) in (0..PAGES).flat_map(|page| [(page, Access::Read), (page, Access::Write)]) {
@@ -373,7 +373,7 @@ impl Play<'_> {
         );
     }
 
-    /// Everything leaves: what is due is answered, and the session closes.
+    /// Everything leaves: pending requests are answered, and the session closes.
     fn end(&mut self) {
         self.pins.clear();
         self.poll();

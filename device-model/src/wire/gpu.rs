@@ -1,5 +1,5 @@
-//! The commands and responses of virtio-gpu as they stand in guest memory (virtio 1.3, 5.7.6; the section of each
-//! is given beside it). Knows layouts and numbers; knows nothing of what they mean. Payloads leave the header out.
+//! The commands and responses of virtio-gpu as they are in guest memory (virtio 1.3, 5.7.6; the section is given with
+//! each). Knows layouts and numbers; knows nothing of what they mean. Payloads do not include the header.
 
 use std::mem::size_of;
 
@@ -71,7 +71,7 @@ pub(crate) mod format {
     };
 }
 
-/// Bytes of an EDID in its response (5.7.6.8, GET_EDID).
+/// Bytes reserved for an EDID in its response (5.7.6.8, GET_EDID).
 pub(crate) const EDID_BYTES: usize = 1024;
 
 macro_rules! wire {
@@ -89,7 +89,7 @@ macro_rules! wire {
 }
 
 wire! {
-    /// Before every command and response. 5.7.6.7, struct virtio_gpu_ctrl_hdr.
+    /// The header of every command and response. 5.7.6.7, struct virtio_gpu_ctrl_hdr.
     Header: 24 {
         kind: U32,
         flags: U32,
@@ -168,7 +168,8 @@ wire! {
         capset_max_size: U32,
         padding: U32,
     }
-    /// RESOURCE_UNREF, RESOURCE_DETACH_BACKING, CTX_ATTACH_RESOURCE and CTX_DETACH_RESOURCE. 5.7.6.8, struct virtio_gpu_resource_unref.
+    /// RESOURCE_UNREF, RESOURCE_DETACH_BACKING, CTX_ATTACH_RESOURCE and CTX_DETACH_RESOURCE. 5.7.6.8, struct
+    /// virtio_gpu_resource_unref.
     ResourceId: 8 {
         resource_id: U32,
         padding: U32,
@@ -197,7 +198,7 @@ wire! {
         resource_id: U32,
         nr_entries: U32,
     }
-    /// One stretch of a backing. 5.7.6.8, struct virtio_gpu_mem_entry.
+    /// One entry of a backing. 5.7.6.8, struct virtio_gpu_mem_entry.
     MemEntry: 16 {
         addr: U64,
         length: U32,

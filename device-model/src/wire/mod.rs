@@ -1,6 +1,6 @@
-//! What stands in guest memory, byte for byte. Wire types end here: everything else sees native values.
+//! The contents of guest memory, byte for byte. Wire types end here: everything else sees native values.
 
-// A guest's numbers neither make this code panic nor count past the end of a type. Exceptions name their reason.
+// Guest-controlled numbers must not make this code panic or overflow. Exceptions state their reason.
 #![cfg_attr(
     not(test),
     deny(

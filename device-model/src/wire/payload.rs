@@ -1,5 +1,5 @@
-//! From the bytes of a command to its native value, and from a native answer to bytes. The only place that sees both
-//! sides. Knows layouts; judges nothing but lengths.
+//! From the bytes of a command to its native value, and from a native answer to bytes. The only place that uses both.
+//! Knows layouts; checks only lengths.
 
 use std::mem::size_of;
 
@@ -15,17 +15,16 @@ use crate::gpu::request::{
 };
 use crate::gpu::scanout::{CursorPosition, DisplayMode, DisplayModes, Rect};
 
-/// What follows the header of a command.
+/// The payload of a command.
 pub(crate) trait Payload<'a>: Sized {
-    /// Reads it from `body`, which may be longer: what follows is not looked at.
+    /// Parses it from `body`, which may be longer: the rest is ignored.
     fn parse(header: &Header, body: &'a [u8]) -> Result<Self, CommandError>;
 }
 
 /// Bytes of the longest response, that to GET_EDID.
 pub(crate) const MAX_RESPONSE: usize = size_of::<gpu::Header>() + size_of::<gpu::Edid>();
 
-/// Bytes of the longest command that can be carried out: RESOURCE_CREATE_BLOB with so many entries, or SUBMIT_3D with
-/// so many words.
+/// Bytes of the longest valid command: RESOURCE_CREATE_BLOB with this many entries, or SUBMIT_3D with this many words.
 pub(crate) fn longest_request(entries: u64, words: u32) -> usize {
     const FIXED: usize = size_of::<gpu::Header>() + size_of::<gpu::ResourceCreateBlob>();
     const { assert!(size_of::<gpu::ResourceCreateBlob>() >= size_of::<gpu::AttachBacking>()) };
@@ -57,7 +56,7 @@ pub(crate) fn header(command: &[u8]) -> Result<(Header, &[u8]), CommandError> {
     Ok((Header { kind: wire.kind.get(), ctx: wire.ctx_id.get(), ring: ring_idx, fence }, body))
 }
 
-/// Payloads that are a wire struct and nothing more: `native from wire`.
+/// Payloads that only copy a wire struct: `native from wire`.
 macro_rules! payload {
     ($($wire:ident => $native:ident |$value:ident, $header:pat_param| $make:expr;)*) => {
         $(
@@ -137,8 +136,8 @@ impl<'a> Payload<'a> for Submit<'a> {
     }
 }
 
-/// The entries of an ATTACH_BACKING, still in the bytes of the command: nothing is allocated for them before the
-/// quota has been asked.
+/// The entries of an ATTACH_BACKING, still in the bytes of the command: nothing is allocated for them before the quota
+/// is checked.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct MemEntries<'a>(&'a [gpu::MemEntry]);
 
@@ -153,7 +152,7 @@ impl MemEntries<'_> {
 }
 
 impl<'a> MemEntries<'a> {
-    /// Takes `count` entries off the front of `rest`.
+    /// Splits `count` entries off the front of `rest`.
     fn take(count: u32, rest: &'a [u8]) -> Result<Self, CommandError> {
         let truncated = || CommandError::Truncated {
             // OVERFLOW: 32 bits times 16.
@@ -216,12 +215,12 @@ pub(crate) fn response_header(kind: u32, fence: Option<&Fence>) -> gpu::Header {
     header
 }
 
-/// What follows the header of OK_DISPLAY_INFO.
+/// The payload of OK_DISPLAY_INFO.
 pub(crate) fn display_info(modes: &DisplayModes) -> gpu::DisplayInfo {
     gpu::DisplayInfo { modes: modes.map(gpu::DisplayOne::from) }
 }
 
-/// What follows the header of OK_EDID. The caller has bounded the length of `edid`.
+/// The payload of OK_EDID. The caller has bounded the length of `edid`.
 pub(crate) fn edid(edid: &[u8]) -> gpu::Edid {
     let mut wire = gpu::Edid::new_zeroed();
     let len = edid.len().min(gpu::EDID_BYTES);
@@ -230,7 +229,7 @@ pub(crate) fn edid(edid: &[u8]) -> gpu::Edid {
     wire
 }
 
-/// What follows the header of OK_CAPSET_INFO.
+/// The payload of OK_CAPSET_INFO.
 pub(crate) fn capset_info(id: u32, version: u32, size: u32) -> gpu::CapsetInfo {
     gpu::CapsetInfo {
         capset_id: id.into(),

@@ -1,4 +1,4 @@
-//! What can be said of contexts to whoever watches the device.
+//! The state of contexts for observers of the device.
 
 use std::collections::BTreeMap;
 
@@ -12,11 +12,11 @@ use crate::jobs::job::JobId;
 pub struct ContextInfo {
     /// Its number; `None`: it was destroyed, and its last job has not ended.
     pub context: Option<u32>,
-    /// What an invalidation means to its jobs; `None`: no job has settled that yet.
+    /// How invalidations treat its jobs; `None`: no job has set that yet.
     pub mode: Option<Mode>,
-    /// Whose turn it is before it.
+    /// Its scheduling priority.
     pub priority: Priority,
-    /// A job failed: it takes no more jobs.
+    /// A job failed: it accepts no more jobs.
     pub lost: bool,
     /// Resources that its jobs may name.
     pub attached: Vec<u32>,
@@ -24,14 +24,14 @@ pub struct ContextInfo {
     pub rings: Vec<RingInfo>,
 }
 
-/// A ring of a context.
+/// A ring with jobs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RingInfo {
     /// Its number.
     pub ring: u8,
-    /// The job that is out at the engines.
+    /// The job that the engines have.
     pub running: Option<JobId>,
-    /// Jobs that wait behind it.
+    /// Jobs that wait for it.
     pub waiting: usize,
 }
 

@@ -1,5 +1,5 @@
-//! Handlers: the cursor. They are served at once, unless the picture of the cursor is still being drawn, or another
-//! command for the cursor of the same scanout waits for that.
+//! Handlers: the cursor. Commands are executed at once, unless the picture of the cursor is still being drawn, or
+//! another cursor command of the same scanout waits for that.
 
 use super::{Answer, Device, Handled, Shown};
 use crate::gpu::error::CommandError;
@@ -23,7 +23,7 @@ impl<P> Device<P> {
         self.change_cursor(request, change, shown)
     }
 
-    /// Looks at nothing but the position (virtio 1.3, 5.7.6.10).
+    /// Uses only the position (virtio 1.3, 5.7.6.10).
     pub(super) fn move_cursor(&mut self, request: UpdateCursor, shown: &mut Shown) -> Handled<P> {
         self.check_scanout(request.position.scanout)?;
         self.change_cursor(request, CursorChange::Move, shown)

@@ -1,4 +1,4 @@
-//! Handlers: scanouts, what the display says of itself, capability sets.
+//! Handlers: scanouts, display information, capability sets.
 
 use job_stream::{CAPSET_ID, CAPSET_VERSION, Capset};
 use virtio_bindings::virtio_gpu::VIRTIO_GPU_F_VIRGL;
@@ -11,7 +11,7 @@ use crate::gpu::ring::RingCommand;
 use crate::gpu::scanout::{DisplayQuestion, ScanoutSource};
 use crate::jobs::program::WEDGE;
 
-/// Fewest pixels of a scanout in either direction (QEMU's virtio-gpu refuses less).
+/// The fewest pixels of a scanout in either direction (QEMU's virtio-gpu refuses less).
 pub const MIN_SCANOUT: u32 = 16;
 
 impl<P> Device<P> {
@@ -28,7 +28,7 @@ impl<P> Device<P> {
     }
 
     /// In order with the transfers and flushes around it: the image is shown with what was drawn into it before, and
-    /// what was shown until then gets its last flush.
+    /// the previous image gets its last flush.
     pub(super) fn set_scanout(&mut self, request: SetScanout, _: &mut Shown) -> Handled<P> {
         self.ring.room()?;
         let SetScanout { scanout, resource, rect } = request;
@@ -47,7 +47,7 @@ impl<P> Device<P> {
         Ok(Answer::InOrder(RingCommand::Show { scanout, source }))
     }
 
-    /// Linux shows blobs only where it has no VIRTIO_GPU_F_VIRGL, which this device always offers beside them.
+    /// Linux shows blobs only without VIRTIO_GPU_F_VIRGL, which this device always offers together with blobs.
     pub(super) fn set_scanout_blob(&mut self, _: Nothing, _: &mut Shown) -> Handled<P> {
         Err(CommandError::BlobNotShown)
     }
@@ -61,7 +61,7 @@ impl<P> Device<P> {
         Ok(Answer::Now(reply))
     }
 
-    /// Every version that a guest may ask for is a part of ours.
+    /// The current version contains every version that a guest may request.
     pub(super) fn capset(&mut self, request: GetCapset, _: &mut Shown) -> Handled<P> {
         if request.id != CAPSET_ID || !self.has(VIRTIO_GPU_F_VIRGL) {
             return Err(CommandError::NoSuchCapset { capset: request.id });

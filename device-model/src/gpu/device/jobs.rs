@@ -1,7 +1,7 @@
 //! Handlers: contexts, buffers and jobs.
 //!
-//! A buffer is guest memory and nothing else: there is no copy of it on the host. So a transfer to or from it moves
-//! nothing; it is answered when the jobs of its context that were submitted before it are done.
+//! A buffer is guest memory and nothing else; the host has no copy of it. So a transfer to or from it moves nothing; it
+//! is answered when the jobs of its context that were submitted before it are done.
 
 use std::time::Duration;
 
@@ -23,11 +23,11 @@ use crate::wire::payload::MemEntries;
 /// How the device treats jobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct JobConfig {
-    /// The mode of a context that asks for none.
+    /// The mode of a context that requests none.
     pub default_mode: Mode,
     /// Whether a context may ask for the registration cache, which is incoherent.
     pub allow_incoherent: bool,
-    /// Engines, for the capability set.
+    /// The number of engines, for the capability set.
     pub engines: u32,
 }
 
@@ -38,7 +38,7 @@ impl Default for JobConfig {
 }
 
 impl JobConfig {
-    /// What a job stream may be.
+    /// The limits on a job stream.
     pub fn limits(&self) -> Limits {
         let limits = Limits::default();
         let modes =
@@ -54,14 +54,14 @@ impl<P> Device<P> {
         Ok(Answer::Now(Reply::NoData))
     }
 
-    /// A context speaks a capability set: ours, also where it names none.
+    /// A context has a capability set: the device's own, also if it names none.
     fn check_context_init(&self, request: &CreateContext) -> Result<(), CommandError> {
         let CreateContext { ctx, init } = *request;
         let known = init == 0 || init == CAPSET_ID && self.has(VIRTIO_GPU_F_CONTEXT_INIT);
         if known { Ok(()) } else { Err(CommandError::ContextInit { ctx, init }) }
     }
 
-    /// Jobs that wait fail, those that run are stopped; answered when it has.
+    /// Waiting jobs fail, running ones are stopped; answered when they have ended.
     pub(super) fn destroy_context(&mut self, request: OfContext, _: &mut Shown) -> Handled<P> {
         Ok(Answer::Behind(self.contexts.destroy(request.ctx)?))
     }
@@ -72,7 +72,7 @@ impl<P> Device<P> {
         Ok(Answer::Now(Reply::NoData))
     }
 
-    /// Answered when all jobs of the context from before are done.
+    /// Answered when all earlier jobs of the context are done.
     pub(super) fn detach_from_context(&mut self, request: ContextResource, _: &mut Shown) -> Handled<P> {
         self.resources.get(request.resource)?;
         Ok(Answer::Behind(self.contexts.detach(request.ctx, request.resource)?))
@@ -103,7 +103,7 @@ impl<P> Device<P> {
         Ok(Answer::Behind(self.contexts.id(ctx)?))
     }
 
-    /// Everything is judged before anything happens: a stream that is refused leaves no trace.
+    /// All checks come first: a refused stream leaves no trace.
     pub(super) fn submit(&mut self, request: Submit<'_>, _: &mut Shown) -> Handled<P> {
         let Submit { ctx, ring, stream } = request;
         let queue = QueueId { context: self.contexts.open(ctx)?, ring };
@@ -129,7 +129,7 @@ impl<P> Device<P> {
         Ok(Space { bytes: resource.bytes(), backing })
     }
 
-    /// Queues a job that was accepted. With a fence its end is the answer; without, this is.
+    /// Queues an accepted job. With a fence, its end is the answer; without, it is answered here.
     pub(super) fn enqueue(
         &mut self,
         call: Call<P>,
@@ -145,7 +145,7 @@ impl<P> Device<P> {
         self.pump_queue(queue, effects);
     }
 
-    /// Answers a call when all queues of its context have come to it.
+    /// Answers a call when all queues of its context have reached it.
     pub(super) fn answer_behind(&mut self, call: Call<P>, context: ContextId, effects: &mut Vec<Effect<P>>) {
         if let Some(call) = self.contexts.answer_behind(context, call) {
             self.finish(call, Ok(Reply::NoData), effects);
@@ -177,7 +177,7 @@ impl<P> Device<P> {
         }
     }
 
-    /// Answers those UNREFs and DETACHes whose memory no job uses any more.
+    /// Answers those UNREFs and DETACHes whose memory is no longer used by any job.
     pub(super) fn retire_unused(&mut self, effects: &mut Vec<Effect<P>>) {
         let unused = self.retiring.extract_if(.., |(_, retired)| !retired.is_in_use());
         for (call, retired) in unused.collect::<Vec<_>>() {

@@ -1,12 +1,13 @@
-//! The device: commands in, effects out. Made of resources, scanouts, the in-order ring of the 2D commands, contexts with
-//! their queues of jobs, the timelines of fences and what is asked of the display. Knows nothing of queues, engines or sockets: a pending command is a `P` that is handed
-//! back exactly once, and a job is a value that somebody else steps.
+//! The device: commands in, effects out. It consists of resources, scanouts, the in-order ring of the 2D commands,
+//! contexts with their queues of jobs, the timelines of fences and the questions to the display. Knows nothing of
+//! queues, engines or sockets: a pending command is a `P` that is returned exactly once, and a job is a value that an
+//! engine steps.
 //!
-//! What a command does to resources and scanouts happens at once, in the order of the commands: an id that was
-//! unreferenced can be created again at once, a backing that was detached can be replaced. What a queued command still
-//! uses of them, it shares. Only *answers* wait: those of transfers for their jobs, those of RESOURCE_FLUSH,
-//! RESOURCE_UNREF and DETACH_BACKING for all transfers before them and all jobs that use the memory, and those that complete a fence for all fences
-//! before theirs on their timeline.
+//! A command changes resources and scanouts at once, in the order of the commands: an unreferenced id can be created
+//! again, a detached backing can be replaced. Queued commands share what they still use of the old ones. Only *answers*
+//! wait: those of transfers for their jobs, those of RESOURCE_FLUSH, RESOURCE_UNREF and DETACH_BACKING for all earlier
+//! transfers and all jobs that use the memory, and those that complete a fence for all earlier fences on their
+//! timeline.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -45,7 +46,7 @@ pub use jobs::JobConfig;
 /// Bytes of the configuration space.
 pub const CONFIG_BYTES: usize = 16;
 
-/// Rings of a context, each with a queue of jobs and a timeline of its own (virtio 1.3, 5.7.6.7).
+/// Rings of a context, each with its own queue of jobs and timeline (virtio 1.3, 5.7.6.7).
 pub const RINGS: u8 = 64;
 
 /// Bytes of the longest response.
@@ -59,15 +60,15 @@ pub const fn features() -> u64 {
         | 1 << VIRTIO_GPU_F_CONTEXT_INIT
 }
 
-/// What a device is made with.
+/// The device's settings.
 #[derive(Clone, Debug)]
 pub struct DeviceConfig {
-    /// What the guest may take.
+    /// The guest's quotas.
     pub quotas: Quotas,
     /// How many scanouts there are: 1 to [`MAX_SCANOUTS`]; other values are clamped.
     pub scanouts: u32,
-    /// How many of them the configuration space announces. A front-end that has the display (QEMU's vhost-user-gpu)
-    /// writes a number of its own over it, up to [`MAX_SCANOUTS`].
+    /// How many of them the configuration space announces. A front-end that owns the display (QEMU's vhost-user-gpu)
+    /// overwrites the number with its own, up to [`MAX_SCANOUTS`].
     pub announced_scanouts: u32,
     /// How jobs are treated.
     pub jobs: JobConfig,
@@ -84,30 +85,30 @@ impl Default for DeviceConfig {
     }
 }
 
-/// What is to be done about a command, in this order.
+/// What has to be done for a command, in this order.
 #[derive(Debug)]
 pub enum Effect<P> {
-    /// Tell the guest.
+    /// Answer the guest.
     Complete {
         /// The command, as it was given to the device.
         pending: P,
-        /// What to tell.
+        /// The response.
         response: Response,
     },
-    /// Have an engine step the job to its end, then give it to [`Device::job_finished`].
+    /// Have an engine step the job until it ends, then give it to [`Device::job_finished`].
     Run(Job),
-    /// Tell the display.
+    /// Send a command to the display.
     Display(DisplayCommand),
-    /// Ask the display, then give its answer to [`Device::display_answer`]. There has to be one, if only "none".
+    /// Ask the display, then give its answer to [`Device::display_answer`]. There has to be one, even if it is "none".
     Ask {
-        /// To be given back with the answer.
+        /// To be returned with the answer.
         ticket: u64,
-        /// What to ask.
+        /// The question.
         question: DisplayQuestion,
     },
 }
 
-/// A command that has not been answered, with what its response has to carry.
+/// A command that has not been answered, with what its response needs.
 #[derive(Debug)]
 #[must_use = "the guest waits for an answer"]
 struct Call<P> {
@@ -117,28 +118,28 @@ struct Call<P> {
     fence: Option<(Fence, FenceSlot)>,
 }
 
-/// What a handler wants done about the answer.
+/// When a command is answered.
 #[derive(Debug)]
 enum Answer<P> {
-    /// It goes out now.
+    /// Now.
     Now(Reply),
-    /// It goes out when the ring has come to this.
+    /// When the in-order ring reaches this command.
     InOrder(RingCommand),
-    /// It goes out when the display has answered this.
+    /// When the display has answered this question.
     Ask(DisplayQuestion),
-    /// It goes out when all jobs that the context has now are done.
+    /// When all current jobs of the context are done.
     Behind(ContextId),
-    /// This is a job for the queue; with a fence, its end is the answer.
+    /// Queue this job; if it has a fence, the end of the job is the answer.
     Job(QueueId, Box<Submission<Call<P>>>),
 }
 
-/// What came of a handler.
+/// The result of a handler.
 type Handled<P> = Result<Answer<P>, CommandError>;
 
-/// What handlers may tell the display on the way.
+/// Display commands that handlers issue directly.
 type Shown = Vec<DisplayCommand>;
 
-/// What is in use of the quotas.
+/// How much of each quota is in use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Resources.
@@ -147,17 +148,17 @@ pub struct Usage {
     pub resource_bytes: u64,
     /// Entries of backings.
     pub backing_entries: u64,
-    /// Contexts, those included that are destroyed but whose last job has not ended.
+    /// Contexts, including destroyed ones whose last job has not ended.
     pub contexts: u64,
     /// Jobs of contexts.
     pub jobs: u64,
 }
 
-/// The device. `P` is a pending command: each one given to [`control`](Self::control) or [`cursor`](Self::cursor) comes
-/// back exactly once, in an [`Effect::Complete`] or from [`reset`](Self::reset).
+/// The device. `P` is a pending command: each one given to [`control`](Self::control) or [`cursor`](Self::cursor) is
+/// returned exactly once, in an [`Effect::Complete`] or from [`reset`](Self::reset).
 ///
 /// One device lives as long as its process, over resets and connections: the ids of its jobs stay unique, so that a job
-/// that an engine still held at a reset is recognised when it comes back.
+/// that was on an engine during a reset is recognised when it comes back.
 #[derive(Debug)]
 pub struct Device<P> {
     config: DeviceConfig,
@@ -167,7 +168,7 @@ pub struct Device<P> {
     scanouts: Scanouts,
     ring: Ring<Call<P>>,
     contexts: Contexts<Call<P>>,
-    /// What was given up while a job used it.
+    /// What was removed or detached while a job used it.
     retiring: Vec<(Call<P>, Retired)>,
     fences: Timelines<(P, Response)>,
     asked: BTreeMap<u64, (Call<P>, DisplayQuestion)>,
@@ -195,7 +196,7 @@ impl<P> Device<P> {
         }
     }
 
-    /// The features that the guest accepted (SET_FEATURES); of others than [`features`] no notice is taken.
+    /// Sets the features that the guest accepted (SET_FEATURES); those not in [`features`] are ignored.
     pub fn set_features(&mut self, accepted: u64) {
         self.features = accepted & features();
     }
@@ -205,13 +206,13 @@ impl<P> Device<P> {
         payload::config(self.config.announced_scanouts.min(self.config.scanouts), 1)
     }
 
-    /// How much of a command the device can make use of: whoever copies it out of the guest need not take more. A longer
-    /// one is refused, whole or cut off here.
+    /// The most bytes of a command that the device uses: the caller need not copy more out of the guest. A longer
+    /// command is refused, whether it is passed whole or truncated to this.
     pub fn max_request_bytes(&self) -> usize {
         payload::longest_request(self.config.quotas.backing_entries, self.config.jobs.limits().words)
     }
 
-    /// What the guest has taken of its quotas.
+    /// How much of its quotas the guest uses.
     pub fn usage(&self) -> Usage {
         let (resources, resource_bytes, backing_entries) = self.resources.usage();
         let (contexts, jobs) = self.contexts.usage();
@@ -224,18 +225,18 @@ impl<P> Device<P> {
         self.resources.get(resource).ok()?.picture().ok().map(|picture| picture.image.clone())
     }
 
-    /// Lets the numbers of jobs begin here, so that tests with several devices can tell their jobs apart.
+    /// Starts the numbers of jobs here, so that tests with several devices can tell their jobs apart.
     #[cfg(any(test, feature = "test-utils"))]
     pub(crate) fn number_jobs_from(&mut self, first: crate::jobs::job::JobId) {
         self.next_job = first.0;
     }
 
-    /// What there is of contexts.
+    /// The contexts.
     pub fn contexts(&self) -> Vec<ContextInfo> {
         self.contexts.info()
     }
 
-    /// Which resources were given memory, or lost it, since the last call; the newest few, if nobody asks.
+    /// Which resources gained or lost a backing since the last call; only the last few if this is called rarely.
     pub fn take_backing_changes(&mut self) -> impl Iterator<Item = BackingChange> + use<P> {
         self.resources.take_changes().into_iter()
     }
@@ -250,10 +251,10 @@ impl<P> Device<P> {
         self.command(DeviceQueue::Cursor, request, pending, effects);
     }
 
-    /// An engine is done with a job. `false`: it is from before a reset, and dropped without a word.
+    /// An engine has finished a job. `false`: it is from before a reset, and dropped silently.
     pub fn job_finished(&mut self, job: Job, outcome: JobOutcome, effects: &mut Vec<Effect<P>>) -> bool {
         let (id, packet) = (job.id(), job.packet());
-        // What it holds goes before what waits behind it is answered.
+        // Releases what the job holds before anything that waits for it is answered.
         drop(job);
         let result = match outcome {
             JobOutcome::Done => Ok(Reply::NoData),
@@ -275,15 +276,15 @@ impl<P> Device<P> {
         true
     }
 
-    /// The display answered the question with this ticket. Answers to nothing, as after a reset, are dropped.
+    /// The display answered the question with this ticket. Answers to unknown tickets, as after a reset, are dropped.
     pub fn display_answer(&mut self, ticket: u64, answer: DisplayAnswer, effects: &mut Vec<Effect<P>>) {
         let Some((call, question)) = self.asked.remove(&ticket) else { return };
         let reply = self.scanouts.reply(question, answer);
         self.finish(call, Ok(reply), effects);
     }
 
-    /// RESET_DEVICE, or the end of a connection: resources, scanouts, queued commands and accepted features are gone.
-    /// What was pending is handed back, in no particular order. The display is not told.
+    /// RESET_DEVICE, or the end of a connection: drops resources, scanouts, queued commands and accepted features.
+    /// Returns the pending commands, in no particular order. The display is not told.
     pub fn reset(&mut self) -> Vec<P> {
         let asked = std::mem::take(&mut self.asked).into_values().map(|(call, _)| call);
         let retiring = self.retiring.drain(..).map(|(call, _)| call);
@@ -321,7 +322,7 @@ impl<P> Device<P> {
         }
     }
 
-    /// Answers a call: the only way for a pending command to go out. With a fence, it waits for its turn.
+    /// Answers a call: the only way for a pending command to be completed. One with a fence waits for its turn.
     fn finish(&mut self, call: Call<P>, result: Result<Reply, CommandError>, effects: &mut Vec<Effect<P>>) {
         let Call { pending, kind, fence } = call;
         if let Err(error) = &result {
@@ -344,7 +345,7 @@ impl<P> Device<P> {
         }
     }
 
-    /// Commands of the second hundred come with VIRTIO_GPU_F_VIRGL, others and rings with features of their own.
+    /// Commands from 0x200 on need VIRTIO_GPU_F_VIRGL, and other commands and rings have features of their own.
     fn check_negotiated(&self, header: &Header) -> Result<(), CommandError> {
         let kind = header.kind;
         let of_feature = match kind {
@@ -396,7 +397,7 @@ impl<P> Device<P> {
                         effects
                             .extend(self.scanouts.disable(&picture.image).into_iter().map(Effect::Display));
                     }
-                    // Jobs of contexts are not in this ring, and nothing else waits for them.
+                    // Jobs of contexts are not in this ring, and no later item waits for them.
                     self.retiring.push((call, retired));
                     self.retire_unused(effects);
                 }
@@ -418,7 +419,7 @@ impl<P> Device<P> {
 macro_rules! dispatch_commands {
     ($($name:ident $variant:ident($payload:ty) $queue:ident $handler:ident;)*) => {
         impl<P> Device<P> {
-            /// Has a command handled: one line for each.
+            /// Dispatches a command: one line for each.
             fn handle(&mut self, command: Command<'_>, shown: &mut Shown) -> Handled<P> {
                 match command {
                     $(Command::$variant(request) => self.$handler(request, shown),)*

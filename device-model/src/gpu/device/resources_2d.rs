@@ -1,4 +1,4 @@
-//! Handlers: resources, their backings and what is done to their images.
+//! Handlers: resources, their backings and transfers to their images.
 
 use super::{Answer, Device, Handled, Shown};
 use crate::gpu::error::CommandError;
@@ -15,7 +15,7 @@ impl<P> Device<P> {
         Ok(Answer::Now(Reply::NoData))
     }
 
-    /// Answered when no queued transfer uses the backing any more: the guest unmaps it on our answer.
+    /// Answered when no queued transfer uses the backing any more: the guest unmaps it after the answer.
     pub(super) fn unref(&mut self, request: OfResource, _: &mut Shown) -> Handled<P> {
         self.ring.room()?;
         let resource = self.resources.remove(request.id)?;
@@ -29,7 +29,7 @@ impl<P> Device<P> {
         Ok(Answer::Now(Reply::NoData))
     }
 
-    /// As RESOURCE_UNREF.
+    /// Like RESOURCE_UNREF.
     pub(super) fn detach(&mut self, request: OfResource, _: &mut Shown) -> Handled<P> {
         self.ring.room()?;
         let backing = self.resources.detach(request.id)?;

@@ -1,5 +1,5 @@
-//! What the device shows: which image is on which scanout, which cursor is to be seen, and what the display last said
-//! of itself. Knows values of `crate::gpu::scanout`; knows nothing of commands or ids.
+//! What the device shows: the image of each scanout, the visible cursors, and the display's last answers. Knows values
+//! of `crate::gpu::scanout`; knows nothing of commands or ids.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::gpu::scanout::{
 };
 use crate::wire::gpu::EDID_BYTES;
 
-/// What a display that never said anything is taken for.
+/// The assumed mode of a display that never reported one.
 const DEFAULT_MODE: DisplayMode =
     DisplayMode { rect: Rect { x: 0, y: 0, width: 1024, height: 768 }, enabled: true, flags: 0 };
 
@@ -29,7 +29,7 @@ struct Scanout {
 #[derive(Debug)]
 pub(super) struct Scanouts {
     all: Vec<Scanout>,
-    /// What the display said last; kept over resets, for the display stays.
+    /// The display's last answer; kept over resets, for the display stays.
     modes: Box<DisplayModes>,
 }
 
@@ -59,7 +59,7 @@ impl Scanouts {
         Some(DisplayCommand::SetScanout { scanout, source })
     }
 
-    /// Takes the image off all scanouts that show it.
+    /// Removes the image from all scanouts that show it.
     pub(super) fn disable(&mut self, image: &Arc<Image>) -> Vec<DisplayCommand> {
         let showing: Vec<u32> = self.showing(image).map(|(scanout, _)| scanout).collect();
         showing.into_iter().filter_map(|scanout| self.set(scanout, None)).collect()
@@ -73,7 +73,7 @@ impl Scanouts {
         })
     }
 
-    /// What has to be drawn anew when this part of the image changed.
+    /// What has to be redrawn when this part of the image changed.
     pub(super) fn flushes<'a>(
         &'a self,
         image: &'a Arc<Image>,
@@ -84,7 +84,7 @@ impl Scanouts {
         })
     }
 
-    /// What a command for the cursor comes to. A hidden cursor moves without being seen.
+    /// The display command for a cursor command. A hidden cursor moves invisibly.
     pub(super) fn cursor(&mut self, work: CursorWork) -> DisplayCommand {
         let CursorWork { request, change } = work;
         let position = request.position;
@@ -105,13 +105,13 @@ impl Scanouts {
         }
     }
 
-    /// What the guest is told when the display has answered, or has not.
+    /// The guest's reply once the display has answered, or failed to.
     pub(super) fn reply(&mut self, question: DisplayQuestion, answer: DisplayAnswer) -> Reply {
         match question {
             DisplayQuestion::Modes => {
                 if let DisplayAnswer::Modes(Some(modes)) = answer {
                     self.modes = modes;
-                    // Scanouts that the device does not have are nobody's business.
+                    // Scanouts that the device does not have are ignored.
                     self.modes
                         .iter_mut()
                         .skip(self.all.len())
@@ -128,7 +128,7 @@ impl Scanouts {
         }
     }
 
-    /// An EDID of our own for what we know of the scanout.
+    /// A generated EDID from what is known of the scanout.
     fn edid(&self, scanout: u32) -> Edid {
         let mode = usize::try_from(scanout).ok().and_then(|index| self.modes.get(index));
         let rect = mode.map(|mode| mode.rect).filter(|rect| !rect.is_empty()).unwrap_or(DEFAULT_MODE.rect);
@@ -138,7 +138,7 @@ impl Scanouts {
 
 const _: () = assert!(MAX_SCANOUTS == crate::wire::gpu::MAX_SCANOUTS as usize);
 
-/// The pixels of a cursor as a8r8g8b8. The image has been found to be of the right size. Formats without an opacity
+/// The pixels of a cursor as a8r8g8b8. The caller has checked the size of the image. Formats without an alpha channel
 /// are opaque.
 fn cursor_pixels(image: &Image, format: Format) -> Box<CursorPixels> {
     let mut cursor = Box::new([0_u8; 4 * (CURSOR_SIZE * CURSOR_SIZE) as usize]);

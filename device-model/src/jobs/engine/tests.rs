@@ -1,5 +1,5 @@
-//! What a job holds while it runs, by its mode, and what takes it off its engine. Steps are scripted: what a job does in
-//! them is no business of an engine's.
+//! What a job holds while it runs, by its mode, and what preempts it. Steps are scripted, since engines do not depend
+//! on what a job does in them.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -52,7 +52,7 @@ impl Rig {
         self.writer.begin(SpaceId::DEVICE, page())
     }
 
-    /// Begins an invalidation of the page and ends it at once, where nothing is in flight.
+    /// Begins an invalidation of the page and ends it at once; nothing is in flight.
     fn take_away(&mut self) {
         let drained = self.invalidate().poll().unwrap();
         drop(self.writer.end(drained));
@@ -71,7 +71,7 @@ fn work(mode: Mode, stream: Stream) -> ScheduledJob {
     ScheduledJob::new(job(0, mode, execution(stream)))
 }
 
-/// Says what the script says, and then for ever what came last.
+/// Returns the script's answers, and then repeats the last one.
 struct Script {
     steps: VecDeque<Step>,
     stopped: bool,
@@ -96,7 +96,7 @@ impl EngineHost for Script {
     }
 }
 
-/// Steps a job until it leaves, `most` times at the most; how often it was stepped, and why it left.
+/// Steps a job until it leaves, at most `most` times; returns the number of steps, and why it left.
 fn run(rig: &Rig, mut running: Running, host: &mut Script, most: u32) -> (u32, Option<Leaves>) {
     for count in 1..=most {
         running = match running.step(&rig.reader, host) {
@@ -210,7 +210,7 @@ fn a_job_whose_miss_was_refused_ends_with_that() {
     assert_eq!(left.leaves, Leaves::Finished(JobOutcome::Failed(JobError::Killed)));
 }
 
-/// Nobody needs to wait for the memory of a job that touches none.
+/// A job that touches no memory keeps no memory from being invalidated.
 #[test]
 fn a_stubborn_spin_gives_its_pin_back_and_keeps_its_engine() {
     let mut rig = rig();
@@ -235,7 +235,7 @@ fn a_stop_bears_a_stubborn_spin_for_a_while_and_no_longer() {
     assert_eq!(run(&rig, running, &mut host, 2 * STUBBORN_STEPS), wanted);
 }
 
-/// Really steps the job, over memory that only counts how often it is touched.
+/// Really steps the job, over memory that only counts accesses.
 struct Touches {
     count: Cell<u32>,
     now: Duration,
@@ -281,7 +281,7 @@ impl EngineHost for Touches {
     }
 }
 
-/// The memory that a job knows may be another driver's by the time that its SPIN ends: a stop does not wait for a SPIN.
+/// The job's memory may belong to another driver when its SPIN ends: a stop does not wait for a SPIN.
 #[test]
 fn however_a_spin_ends_a_job_that_has_to_leave_touches_no_memory_after_it() {
     let duration = |behaviour| if behaviour == SpinBehaviour::Wedged { 0 } else { 10_000_000 };
@@ -318,7 +318,7 @@ fn however_a_spin_ends_a_job_that_has_to_leave_touches_no_memory_after_it() {
     }
 }
 
-/// What the steps of a job can reach, by the error of an access.
+/// What the job's steps can reach, by the error of an access.
 struct Reach(Vec<Result<(), MemoryError>>);
 
 impl EngineHost for Reach {
@@ -351,7 +351,7 @@ fn a_step_that_spins_has_no_memory() {
     }
 }
 
-/// Carries steps out, at no time in particular.
+/// Runs real steps at a fixed time.
 struct Real;
 
 impl EngineHost for Real {
@@ -368,7 +368,7 @@ impl EngineHost for Real {
 #[repr(align(4096))]
 struct Frame([u64; 512]);
 
-/// Two pages behind a job, of which the first is mapped, to a frame that begins with this value.
+/// Two pages behind a job; the first is mapped, to a frame that begins with this value.
 fn waiting(mode: Mode, value: u64) -> (Rig, ScheduledJob, Box<Frame>) {
     let mut frame = Box::new(Frame([0; 512]));
     frame.0[0] = value;
@@ -384,7 +384,7 @@ fn waiting(mode: Mode, value: u64) -> (Rig, ScheduledJob, Box<Frame>) {
 
 const PINNED_MODES: [Mode; 3] = [Mode::Fence, Mode::Preempt, Mode::RegistrationCache];
 
-/// Nothing of what is behind the WAIT is looked up, asked for or held.
+/// Nothing after the WAIT is looked up, requested or held.
 #[test]
 fn a_look_of_a_wait_needs_one_word_and_an_invalidation_waits_for_nothing_of_it() {
     for mode in PINNED_MODES {

@@ -1,4 +1,4 @@
-//! The executor against its stupid twin, and the promises that the twin does not make.
+//! The executor against its naive twin, and the promises that the twin does not make.
 
 use job_stream::twin::{Buffers, Outcome, interpret};
 use job_stream::{Compare, Limits, Program, Space as StreamSpace, Stream, verify};
@@ -15,7 +15,7 @@ use crate::testing::memory::{SparseMemory, pattern};
 /// Bytes of the two resources of the tests.
 const BYTES: u64 = 3 * PAGE_SIZE;
 
-/// Resource 1 lies on pages in reverse order; resource 2 in entries that cut pages.
+/// Resource 1 lies on pages in reverse order; resource 2 in entries that split pages.
 fn entries(id: u32) -> Vec<(u64, u32)> {
     match id {
         1 => vec![(0x1_3000, 0x1000), (0x1_2000, 0x1000), (0x1_1000, 0x1000)],
@@ -36,7 +36,7 @@ fn memory() -> SparseMemory {
     memory
 }
 
-/// The bytes of a resource, out of guest memory.
+/// The bytes of a resource, read from guest memory.
 fn bytes(memory: &SparseMemory, id: u32) -> Vec<u8> {
     let mut all = Vec::new();
     for (at, len) in entries(id) {
@@ -64,7 +64,7 @@ fn at(ms: u64) -> StepContext {
     StepContext { now, running: now, budget: 1 << 16 }
 }
 
-/// One packet whose operands are good.
+/// One packet with valid operands.
 fn packet() -> impl Strategy<Value = Packet> {
     let len = 1_u64..2 * PAGE_SIZE;
     let id = 1_u32..3;
@@ -98,7 +98,7 @@ fn packet() -> impl Strategy<Value = Packet> {
     ]
 }
 
-/// A program of those packets that the verifier takes, behind a user fence.
+/// A program of those packets that the verifier accepts, with a user fence.
 fn stream() -> impl Strategy<Value = (Stream, Program)> {
     prop::collection::vec(packet(), 0..12).prop_map(|packets| {
         let fence = Context { mode: None, priority: None, fence: Some(place(1, 8)), done: 77, failed: 78 };
@@ -136,7 +136,7 @@ proptest! {
             }
             let step = execution.step(&real, budgets[steps % budgets.len()].into());
             steps += 1;
-            // The page that was asked for stays for a step, as no driver takes one away at once for ever.
+            // The requested page stays for one step, since no driver unmaps pages at once for ever.
             calm = matches!(step, Step::Missing(_));
             match step {
                 Step::Done => break,
@@ -186,7 +186,7 @@ fn an_operand_that_is_not_in_its_resource_or_not_in_one_piece_is_refused() {
     let range = place(1, BYTES - 4).range(8);
     let outside = CommandError::OperandOutside { packet: 1, field: "to", range, bytes: BYTES };
     assert_eq!(refusal(Stream::new().nop(0).fill(range, 0)), outside);
-    // Byte 0x1818 of resource 2 is at 0x4_0010; the value before it ends there, this one is cut by the page's end.
+    // Byte 0x1818 of resource 2 is at 0x4_0010; the value before it ends there, this one crosses the page's end.
     let range = place(2, 0x804).range(8);
     assert!(Operands::new(program(Stream::new().signal(range.at(), 1)), space).is_ok());
     let split = place(2, 0x1814);
@@ -244,7 +244,7 @@ fn spin_counts_the_time_on_its_engine_only() {
     assert_eq!([job.step(&memory, at(104)), job.step(&memory, at(104))], [Step::Yield, Step::Done]);
 }
 
-/// A job that spins is not asked to leave, whatever happens to its device: what is behind the SPIN is.
+/// Whether a spinning job has to leave is not checked, whatever happens to its device; what follows the SPIN checks it.
 #[test]
 fn what_is_behind_a_spin_waits_for_the_next_step() {
     let memory = memory();

@@ -1,8 +1,8 @@
 //! Which jobs that have begun and not ended use a page, and what INVALIDATEs took from them.
 //!
-//! Jobs that name one backing share its list of pages, so that a job costs what its packets name, and not what lies behind
-//! that. A page is looked for in the backings that are in use; jobs are looked at only where one of them uses the page.
-//! What that costs is bounded, by [`PIECES`] and [`LOOKS`]: what is beyond that is not judged, and counted.
+//! Jobs that name one backing share its list of pages, so a job costs as much as its packets name, not as much as the
+//! backing holds. A page is looked up in the backings in use, and jobs are examined only where one of them uses the
+//! page. The cost is bounded by [`PIECES`] and [`LOOKS`]; what exceeds them is not judged, and counted.
 //!
 //! Knows values only; knows nothing of where a job is, and nothing of who asks the front-end.
 
@@ -21,13 +21,13 @@ use crate::jobs::working_set::{BackingPart, WorkingSet};
 use crate::mmu::{MappedRange, Missing};
 use crate::telemetry::violation::{Confidence, InvalidationInfo, Verdict};
 
-/// Pieces of backings that all jobs together may name, to be judged.
+/// The most pieces of backings that all jobs together may name and still be judged.
 const PIECES: usize = 1 << 16;
 
-/// Looks for the users of memory that one answer is about.
+/// The most look-ups of a page's users for one answer.
 const LOOKS: usize = 1 << 16;
 
-/// Pages that are asked for at the end of a job.
+/// The most pages that are requested at the end of a job.
 const PAGES_ASKED: usize = 1024;
 
 /// A job from its first turn to its end.
@@ -36,22 +36,22 @@ struct JobFootprint {
     memory: Arc<WorkingSet>,
     mode: Mode,
     context: Option<u32>,
-    /// Others learn by memory how far it has come: by a SIGNAL, an ATOMIC or a user fence.
+    /// Others can observe its progress in memory: by a SIGNAL, an ATOMIC or a user fence.
     tells: bool,
     /// How many INVALIDATEs had taken memory from jobs when it began.
     begun: u64,
-    /// The last INVALIDATE that is known to have taken memory away from it.
+    /// The last INVALIDATE that is known to have taken memory from it.
     convicted: Option<u64>,
 }
 
 impl JobFootprint {
-    /// Whether what is taken from under it is found out about. A registration cache goes on with what it has.
+    /// Whether what is invalidated under it is judged. A registration cache keeps using what it has.
     fn is_judged(&self) -> bool {
         self.mode != Mode::RegistrationCache
     }
 
-    /// A job that needs a page is the best witness. Of one that is done with it, only its fence says so, unless it told
-    /// others in memory.
+    /// A job that needs a page is the best evidence. If a job has finished with it, only its fence shows that, unless
+    /// the job has signalled progress in memory.
     fn confidence(&self, stands: Stands) -> Confidence {
         match (stands, self.tells) {
             (Stands::Needs, _) | (Stands::Checks, false) => Confidence::Certain,
@@ -61,26 +61,26 @@ impl JobFootprint {
     }
 }
 
-/// Which backing: the place of its entries. While they are in use, no others lie there.
+/// A backing, by the address of its entries. No others can have that address while these are in use.
 type BackingId = usize;
 
 fn id_of(part: &BackingPart) -> BackingId {
     Arc::as_ptr(&part.entries).addr()
 }
 
-/// A backing that jobs use.
+/// A backing in use by jobs.
 #[derive(Debug)]
 struct UsedBacking {
     entries: Arc<Entries>,
-    /// The jobs, and which of its parts this is for each.
+    /// The jobs, and which part of each job's working set this is.
     jobs: BTreeMap<JobId, usize>,
-    /// What they use together. `None`: a job has come or gone since that was last asked for.
+    /// What they use together. `None`: out of date, since a job has begun or ended.
     union: Option<Union>,
-    /// How many INVALIDATEs had been noted, with the one to come, when one last took something from it.
+    /// The order of the last INVALIDATE that took something from it.
     hit: u64,
 }
 
-/// What all jobs of a backing use together, and those that are judged.
+/// What all jobs of a backing use together, and what the judged ones use.
 #[derive(Debug)]
 struct Union {
     by_any: OffsetSet,
@@ -103,7 +103,7 @@ impl Union {
     }
 }
 
-/// The jobs that have begun and not ended, by what they use.
+/// The jobs that have begun and not ended, by the memory that they use.
 #[derive(Debug, Default)]
 pub(super) struct Footprints {
     jobs: BTreeMap<JobId, JobFootprint>,
@@ -113,9 +113,9 @@ pub(super) struct Footprints {
     suspects: Suspects,
     /// How many INVALIDATEs were noted.
     noted: u64,
-    /// What is not judged because it is too much, since this was last taken.
+    /// How much was too much to be judged since this was last taken.
     unjudged: u64,
-    /// Stretches and jobs that were looked at so far: what all this costs.
+    /// Stretches and jobs examined so far: the cost of all this.
     looked: u64,
 }
 
@@ -127,7 +127,7 @@ impl Footprints {
         }
         let mut memory = job.touches();
         if self.pieces.saturating_add(memory.len()) > PIECES {
-            // It has begun all the same, and nothing is ever taken from it.
+            // It still counts as begun, and no INVALIDATE of its memory is judged.
             self.unjudged = self.unjudged.saturating_add(1);
             memory = Arc::default();
         }
@@ -146,7 +146,7 @@ impl Footprints {
         self.jobs.insert(job.id(), footprint);
     }
 
-    /// The job is at its end.
+    /// The job has ended.
     pub(super) fn end(&mut self, id: JobId) {
         let Some(footprint) = self.jobs.remove(&id) else { return };
         self.pieces = self.pieces.saturating_sub(footprint.memory.len());
@@ -176,7 +176,7 @@ impl Footprints {
         self.jobs.keys().copied()
     }
 
-    /// The jobs that use a backing to which this one writes, other than itself.
+    /// The other jobs that use a backing to which this one writes.
     pub(super) fn readers_of(&self, id: JobId) -> BTreeSet<JobId> {
         let memory = self.jobs.get(&id).map(|footprint| footprint.memory.parts());
         let written = memory.into_iter().flatten().filter(|part| part.writes.len() > 0);
@@ -185,7 +185,7 @@ impl Footprints {
         users.filter(|user| *user != id).collect()
     }
 
-    /// Whether a job uses any of the range.
+    /// Whether any job uses the range.
     pub(super) fn touches(&mut self, space: SpaceId, range: ByteRange<Iova>) -> bool {
         self.first_stretch(space, range).is_some()
     }
@@ -205,7 +205,7 @@ impl Footprints {
         None
     }
 
-    /// The first job that uses any of the stretch of the range that is found first.
+    /// The first job that uses the first stretch that is found in the range.
     pub(super) fn first_in(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Option<JobId> {
         let (backing, stretch) = self.first_stretch(space, range)?;
         let mut users = self.backings.get(&backing)?.jobs.iter();
@@ -216,7 +216,7 @@ impl Footprints {
         users.find(uses).map(|(id, _)| *id)
     }
 
-    /// What jobs that are judged use of the range: whole pages, in order, no two ranges with a page in common.
+    /// What judged jobs use of the range: whole pages, in order, no two ranges sharing a page.
     pub(super) fn judged(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>> {
         let Some(range) = in_device(space, range) else { return Vec::new() };
         let mut found = Vec::new();
@@ -235,7 +235,7 @@ impl Footprints {
         merged(found)
     }
 
-    /// An INVALIDATE takes away what was mapped like this, of what [`Self::judged`] has said.
+    /// An INVALIDATE removes these mappings, which lie in what [`Self::judged`] returned.
     pub(super) fn suspect(&mut self, by: InvalidationInfo, mapped: &[MappedRange]) {
         if mapped.is_empty() {
             return;
@@ -247,18 +247,18 @@ impl Footprints {
         self.unjudged = self.unjudged.saturating_add(beyond);
     }
 
-    /// Nothing can be told of what was taken away: host addresses mean something else now.
+    /// Earlier INVALIDATEs can no longer be judged: host addresses change their meaning.
     pub(super) fn forget(&mut self) {
         self.suspects.clear();
     }
 
-    /// What was not judged because it was too much, since this was last asked: jobs, and ranges that were taken away.
+    /// How much was too much to be judged since the last call: jobs, and ranges that were invalidated.
     pub(super) fn take_unjudged(&mut self) -> u64 {
         std::mem::take(&mut self.unjudged)
     }
 
-    /// Judges what an answer shows of what was taken away. `stands`: how a job stands to the answer, and the packet that
-    /// it has come to, where that is known.
+    /// Judges earlier INVALIDATEs by an answer. `stands`: a job's relation to the answer, and the packet that it has
+    /// reached, if that is known.
     pub(super) fn judge(
         &mut self,
         revealed: &Revealed,
@@ -287,7 +287,7 @@ impl Footprints {
         found.into_iter().filter_map(judge).collect()
     }
 
-    /// The jobs from which this was taken, and which pages of it each uses.
+    /// The jobs that lost this range, and which pages of it each of them uses.
     fn users(&mut self, settled: &Settled, looks: &mut usize) -> BTreeMap<JobId, Vec<ByteRange<Iova>>> {
         let (mut found, begun_with) = (BTreeMap::<JobId, Vec<ByteRange<Iova>>>::new(), *looks);
         for UsedBacking { entries, jobs, union, .. } in self.backings.values_mut() {
@@ -311,13 +311,13 @@ impl Footprints {
                         pages.push(range.page_aligned());
                     }
                     *looks = looks.saturating_sub(1);
-                    // A page that the guest has listed many times is found once.
+                    // A page that the guest has listed many times is counted once.
                     if *looks == 0 || pages.last() == Some(&settled.range) {
                         break;
                     }
                 }
                 if *looks == 0 {
-                    // Whether this job uses it is not known.
+                    // Whether this job uses it stays unknown.
                     self.unjudged = self.unjudged.saturating_add(1);
                 }
             }
@@ -326,7 +326,7 @@ impl Footprints {
         found
     }
 
-    /// What has to be asked for before the fence of a job, because nothing has been heard of it since it was taken away.
+    /// What has to be requested before a job's fence, because no answer about it has come since it was invalidated.
     pub(super) fn to_check(&self, id: JobId) -> Vec<Missing> {
         let footprint = self.jobs.get(&id).filter(|footprint| footprint.mode == Mode::Fence);
         let Some(footprint) = footprint.filter(|_| !self.suspects.is_empty()) else { return Vec::new() };
@@ -351,12 +351,12 @@ impl Footprints {
     }
 }
 
-/// Operands name the space of the device, and no other one: the range, in whole pages, if it is of that.
+/// Operands lie in the device's space only: the range in whole pages, if it is of that space.
 fn in_device(space: SpaceId, range: ByteRange<Iova>) -> Option<ByteRange<Iova>> {
     (space == SpaceId::DEVICE).then(|| range.page_aligned())
 }
 
-/// The first pages of the range, as many as are left, which become fewer.
+/// The first pages of the range, as many as `left` allows; `left` is reduced by their number.
 fn first_pages(range: ByteRange<Iova>, left: &mut usize) -> Option<ByteRange<Iova>> {
     let bytes = u128::from(PAGE_SIZE).saturating_mul(*left as u128).min(range.len());
     *left = left.saturating_sub(usize::try_from(bytes >> PAGE_SHIFT).unwrap_or(usize::MAX));

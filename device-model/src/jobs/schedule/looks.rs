@@ -1,35 +1,35 @@
-//! When WAITs look at memory again: found by time, so that jobs that wait cost the others nothing. Knows numbers of
-//! jobs; knows nothing of what they wait for.
+//! When WAITs poll memory again, ordered by time, so that waiting jobs cost the others nothing. Knows numbers of jobs;
+//! knows nothing of what they wait for.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::jobs::job::JobId;
 
-/// How much too early a look may be when another one is due: one wake-up serves both.
+/// How much earlier than planned a poll may run when another one is due: one wake-up serves both.
 const TOGETHER: Duration = Duration::from_micros(250);
 
-/// The looks that are to come, by time.
+/// The polls to come, by time.
 #[derive(Debug, Default)]
 pub(super) struct Looks(BTreeSet<(Duration, JobId)>);
 
 impl Looks {
-    /// The job looks again at this time.
+    /// The job polls again at this time.
     pub(super) fn add(&mut self, at: Duration, job: JobId) {
         self.0.insert((at, job));
     }
 
-    /// The job looks earlier, or not any more.
+    /// The job polls earlier, or no longer.
     pub(super) fn remove(&mut self, look: (Duration, JobId)) {
         self.0.remove(&look);
     }
 
-    /// When the first of them is due.
+    /// When the first poll is due.
     pub(super) fn next(&self) -> Option<Duration> {
         self.0.first().map(|(at, _)| *at)
     }
 
-    /// Takes out those that are due, in turn; and with them those that would be soon.
+    /// Takes the polls that are due, in order, and with them those that soon would be.
     pub(super) fn take_due(&mut self, now: Duration) -> BTreeSet<(Duration, JobId)> {
         if self.next().is_none_or(|next| next > now) {
             return BTreeSet::new();
@@ -39,7 +39,7 @@ impl Looks {
         std::mem::replace(&mut self.0, later)
     }
 
-    /// Takes out all of them, in turn.
+    /// Takes all polls, in order.
     pub(super) fn take_all(&mut self) -> BTreeSet<(Duration, JobId)> {
         std::mem::take(&mut self.0)
     }

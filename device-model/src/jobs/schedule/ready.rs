@@ -1,5 +1,5 @@
-//! The jobs that are ready: by priority, in turn within one, and none passed over for ever. Knows nothing of what makes
-//! a job ready.
+//! The ready jobs: ordered by priority, first come first served within one, and without starvation. Knows nothing of
+//! what makes a job ready.
 
 use std::collections::VecDeque;
 
@@ -7,25 +7,25 @@ use job_stream::Priority;
 
 use super::ScheduledJob;
 
-/// Turns of higher priorities after which one of the lowest that is ready comes.
+/// After this many turns of higher priorities, a job of the lowest priority that is ready gets a turn.
 pub(super) const PATIENCE: u32 = 16;
 
-/// The jobs that are ready: by priority, and in turn within one.
+/// The ready jobs, by priority, first come first served within one.
 #[derive(Debug, Default)]
 pub(super) struct Ready {
     /// Low, normal, high.
     queues: [ReadyQueue; 3],
-    /// Turns since one of the lowest had one.
+    /// Turns since a job of the lowest ready priority had one.
     passed_over: u32,
 }
 
-/// The jobs of a priority. A WAIT that looks takes next to no time, and there may be many: between two jobs that have
-/// work to do there is one of them, so that a job does not wait until all of them have looked.
+/// The jobs of one priority. A WAIT's poll takes almost no time, and there may be many: one poll is taken between two
+/// jobs with work to do, so that a job does not wait until all of them have polled.
 #[derive(Debug, Default)]
 struct ReadyQueue {
     work: VecDeque<ScheduledJob>,
     looks: VecDeque<ScheduledJob>,
-    /// The last one was no look, or there was none.
+    /// The last job taken did not poll, so one that does is next.
     is_turn_of_looks: bool,
 }
 
@@ -60,12 +60,12 @@ impl Ready {
         self.queue(&work).work.push_front(work);
     }
 
-    /// A job that looks whether its WAIT is over.
+    /// Adds a job whose WAIT polls.
     pub(super) fn push_look(&mut self, work: ScheduledJob) {
         self.queue(&work).looks.push_back(work);
     }
 
-    /// The highest priority first; but whoever has waited long enough comes too.
+    /// The highest priority first, but a job that was passed over [`PATIENCE`] times comes next.
     pub(super) fn pop(&mut self) -> Option<ScheduledJob> {
         let mut busy = self.queues.iter_mut().filter(|queue| !queue.is_empty());
         let (lowest, highest) = (busy.next()?, busy.next_back());

@@ -1,4 +1,4 @@
-//! What can be said of jobs to whoever watches the device, and which job is in the way of an invalidation.
+//! The state of jobs for observers of the device, and which job is in the way of an invalidation.
 
 use std::time::Duration;
 
@@ -12,48 +12,48 @@ use crate::mmu::miss::MissRequest;
 /// Where a job is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JobState {
-    /// It waits for an engine.
+    /// It is in a ready queue, without a section or a pin, until an engine takes it.
     Ready,
-    /// An engine has it.
+    /// It is on an engine, and may hold a section or a pin.
     Running,
-    /// It waits for the answers to so many misses.
+    /// It is parked, without a section or a pin, until this many misses are answered.
     Misses(usize),
-    /// It is done, and waits for so many answers that say whether its memory was still its own.
+    /// It is done, and waits for this many answers that say whether its memory was unmapped under it.
     Checks(usize),
-    /// It waits for the end of an invalidation.
+    /// It is parked, without a section or a pin, until an invalidation ends.
     Invalidation,
-    /// It waits for a value in memory, and looks again when the device has been running for this long.
+    /// It is parked, without a section or a pin, until it polls a value again at this running time.
     Value(Duration),
 }
 
 /// A job of the schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct JobStatus {
-    /// Which.
+    /// Its number.
     pub id: JobId,
     /// Where it is.
     pub state: JobState,
-    /// What is known of it while no engine has it.
+    /// Its details, while it is not on an engine.
     pub at_rest: Option<AtRest>,
 }
 
-/// A job that no engine has.
+/// A job that is not on an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AtRest {
-    /// Whose; a 2D transfer is nobody's.
+    /// Its context; a 2D transfer has none.
     pub context: Option<u32>,
     /// What an invalidation means to it.
     pub mode: Mode,
-    /// Whose turn it is before it.
+    /// Its priority.
     pub priority: Priority,
-    /// The packet that it has come to.
+    /// The packet that it has reached.
     pub packet: Option<usize>,
     /// Bytes that it has moved.
     pub bytes: u64,
 }
 
 impl Schedule {
-    /// All jobs, in the order of their numbers.
+    /// All jobs, ordered by number.
     pub fn jobs(&self) -> Vec<JobStatus> {
         let ready = self.ready.iter().map(|work| at_rest(work, JobState::Ready));
         let parked = self.parked.values().map(|parked| match parked {
@@ -69,13 +69,13 @@ impl Schedule {
         let is_at_rest = |id: &JobId| jobs.binary_search_by_key(id, |job| job.id).is_ok();
         let running = |id| JobStatus { id, state: JobState::Running, at_rest: None };
         let running: Vec<_> = self.footprints.ids().filter(|id| !is_at_rest(id)).map(running).collect();
-        // Two sorted lists: this takes as long as going through them once.
+        // Both lists are sorted, so this takes linear time.
         jobs.extend(running);
         jobs.sort_by_key(|job| job.id);
         jobs
     }
 
-    /// What there is to know of a job that waits for the answer to this page.
+    /// Details of a job that waits for the answer to this page.
     pub fn waiting_job(&self, wait: JobWait, page: MissRequest) -> Option<AtRest> {
         match self.parked.get(&wait.job)? {
             Parked::Misses { work, unanswered } if unanswered.contains(wait, page) => {
@@ -85,7 +85,7 @@ impl Schedule {
         }
     }
 
-    /// A job that has begun and not ended and touches any of the range: the first of those that touch what is found first.
+    /// A job that has begun and not ended and touches the range: the first user of the first memory that is found.
     pub fn first_in(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Option<JobId> {
         self.footprints.first_in(space, range)
     }

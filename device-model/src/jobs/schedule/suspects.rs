@@ -1,6 +1,7 @@
-//! What INVALIDATEs took from under jobs that have begun, or seemed to take: kept once for all jobs that use it. An INVALIDATE does not say what it meant:
-//! Linux flushes whole domains, and VT-d rounds ranges up. What it meant shows when the front-end next answers a MISS
-//! for the page: the same memory again, other memory, none. Knows values only; knows nothing of who asks.
+//! What INVALIDATEs took, or seemed to take, from jobs that have begun: kept once for all jobs that use it. An
+//! INVALIDATE does not say what it meant: Linux flushes whole domains, and VT-d rounds ranges up. What it meant shows
+//! when the front-end next answers a MISS for the page: the same memory again, other memory, none. Knows values only;
+//! knows nothing of who asks.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,36 +14,36 @@ use crate::mmu::miss::{Outcome, Resolution};
 use crate::mmu::{MappedRange, MirrorWriter};
 use crate::telemetry::violation::{Confidence, InvalidationInfo, Verdict};
 
-/// Ranges that wait for a verdict, of all jobs together: about 3 MiB of memory. Each page of the most entries that
-/// backings have is found, once for reading and once for writing.
+/// The most ranges, of all jobs together, that wait for a verdict: about 3 MiB of memory. That has room for each page
+/// of the largest number of backing entries, once for reading and once for writing.
 const SUSPECTS: usize = 1 << 15;
 
 /// What the front-end's answer to a MISS shows.
 #[derive(Clone, Copy, Debug)]
 pub struct Revealed {
-    /// The space.
+    /// The address space.
     pub space: SpaceId,
     /// The pages that the answer is about.
     pub pages: ByteRange<Iova>,
-    /// What the MISS asked for.
+    /// The access that the MISS requested.
     pub access: Access,
-    /// What is there.
+    /// What is mapped there.
     pub found: Found,
 }
 
-/// What is at some pages now.
+/// What is mapped at some pages now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
     /// Memory; the first page is at this host address.
     Memory(u64),
-    /// Nothing that may be accessed like this.
+    /// Nothing that permits this access.
     Nothing,
-    /// Nobody knows: no answer came in time, or none that is about these pages.
+    /// Unknown: no answer came in time, or none that covers these pages.
     Unknown,
 }
 
 impl Revealed {
-    /// What an answer shows; `None`: of no whole page anything.
+    /// What an answer shows; `None`: nothing about any whole page.
     pub fn by<W>(resolution: &Resolution<W>) -> Option<Self> {
         let request = resolution.request;
         let page = request.iova.page_range();
@@ -53,7 +54,7 @@ impl Revealed {
                 (pages, Found::Memory(host.address().checked_add(skipped)?))
             }
             Outcome::Refused => (page, Found::Nothing),
-            // That the front-end errs says nothing of the guest.
+            // An error of the front-end says nothing about the guest.
             Outcome::NotCovered | Outcome::TimedOut | Outcome::NoChannel => (page, Found::Unknown),
         };
         Some(Self { space: request.space, pages, access: request.access, found })
@@ -63,15 +64,15 @@ impl Revealed {
 /// What an INVALIDATE turned out to mean for memory that a job uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Judgement {
-    /// What it meant. [`Confidence::CannotTell`]: as far as it looks.
+    /// What it meant. With [`Confidence::CannotTell`]: what it seems to have meant.
     pub verdict: Verdict,
     /// How sure that is.
     pub confidence: Confidence,
-    /// Whose memory it is.
+    /// The job that uses the memory.
     pub job: JobId,
     /// Its context; a transfer has none.
     pub context: Option<u32>,
-    /// The packet that it has come to, where that is known.
+    /// The packet that it has reached, if known.
     pub packet: Option<usize>,
     /// What an INVALIDATE means to it.
     pub mode: Mode,
@@ -81,32 +82,32 @@ pub struct Judgement {
     pub access: Access,
     /// The INVALIDATE.
     pub by: InvalidationInfo,
-    /// No other memory that this INVALIDATE took from the job was found to be gone or moved before.
+    /// No other memory that this INVALIDATE took from the job was found gone or moved before.
     pub is_first: bool,
 }
 
-/// How a job stands to an answer.
+/// A job's relation to an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stands {
-    /// It asked, because it has come to the page or is about to.
+    /// It asked, because it needs the page now or soon.
     Needs,
-    /// It is at its end, and asked to see whether its memory was still its own.
+    /// It has ended, and asked to check whether its memory was unmapped under it.
     Checks,
-    /// Another asked.
+    /// Something else asked.
     Apart,
 }
 
-/// What was mapped when it was taken away.
+/// A mapping at the time when it was invalidated.
 #[derive(Clone, Debug)]
 struct Suspect {
     last: Iova,
     host: u64,
     by: Arc<InvalidationInfo>,
-    /// How many INVALIDATEs had been noted, with this one: it concerns the jobs that had begun before.
+    /// Its INVALIDATE's place in the order of all that were noted: it concerns the jobs that had begun before.
     order: u64,
 }
 
-/// A range of which an answer has shown what an INVALIDATE meant.
+/// A range whose INVALIDATE an answer has judged.
 #[derive(Clone, Debug)]
 pub(super) struct Settled {
     pub(super) access: Access,
@@ -117,11 +118,11 @@ pub(super) struct Settled {
     pub(super) order: u64,
 }
 
-/// What was taken away, and waits for its verdict.
+/// What was invalidated, and waits for its verdict.
 ///
-/// INVARIANT: no two ranges of a space and an access overlap. A page can be taken away again only after an answer has
-/// brought it back for this access, and that answer settles what was noted of it. Should an INVALIDATE name it all the
-/// same, the older one is kept while there is a job that had begun before that.
+/// INVARIANT: no two ranges of a space and an access overlap. A page can be invalidated again only after an answer has
+/// mapped it again for this access, and that answer settles what was noted for it. If an INVALIDATE names it
+/// nevertheless, the older one is kept while any job remains that had begun before it.
 #[derive(Debug, Default)]
 pub(super) struct Suspects(BTreeMap<(SpaceId, Access, Iova), Suspect>);
 
@@ -139,8 +140,8 @@ impl Suspects {
         self.0.clear();
     }
 
-    /// An INVALIDATE, with its order, takes away what was mapped like this. No job that there is had begun before the one
-    /// with the order `oldest` was noted. Returns how many ranges there was no room for.
+    /// The INVALIDATE with this order removes these mappings. No remaining job had begun before the INVALIDATE with the
+    /// order `oldest` was noted. Returns how many ranges did not fit.
     pub(super) fn note(
         &mut self,
         (by, order): (Arc<InvalidationInfo>, u64),
@@ -172,7 +173,7 @@ impl Suspects {
         beyond
     }
 
-    /// Whether the ranges are in order, and nothing is noted from the beginning of the first to the end of the last.
+    /// Whether the ranges are in order, and nothing is noted from the start of the first to the end of the last.
     fn is_new(&self, access: Access, mapped: &[MappedRange]) -> bool {
         let in_order = |low: &MappedRange, high: &MappedRange| {
             low.space == high.space && low.range.last() < high.range.first()
@@ -186,7 +187,7 @@ impl Suspects {
         })
     }
 
-    /// Takes in what overlaps nothing. Two maps of a size are joined faster than one is put into the other.
+    /// Adds ranges that overlap nothing. Merging two maps of similar size is faster than inserting one into the other.
     fn join(&mut self, mut new: BTreeMap<(SpaceId, Access, Iova), Suspect>) {
         if new.len() < self.0.len() {
             self.0.extend(new);
@@ -195,7 +196,7 @@ impl Suspects {
         }
     }
 
-    /// Adds a range, but for the parts of it that an older INVALIDATE took from a job that there still is.
+    /// Adds a range, except for the parts that an older INVALIDATE took from a job that still exists.
     fn add(
         &mut self,
         (space, access): (SpaceId, Access),
@@ -216,7 +217,7 @@ impl Suspects {
         self.put((space, access), range, next.zip(Some(range.last())), suspect);
     }
 
-    /// Puts a part of the range in, if it has a byte.
+    /// Inserts a part of the range unless it is empty.
     fn put(
         &mut self,
         (space, access): (SpaceId, Access),
@@ -230,7 +231,7 @@ impl Suspects {
         self.0.insert((space, access, part.first()), suspect);
     }
 
-    /// What an answer shows of what was taken away: that waits no longer.
+    /// Judges what was noted for these pages by an answer, and removes it.
     pub(super) fn settle(&mut self, revealed: &Revealed) -> Vec<Settled> {
         let mut settled = Vec::new();
         for access in [Access::Read, Access::Write] {
@@ -247,7 +248,7 @@ impl Suspects {
                     }
                 };
                 if verdict == Verdict::Benign && access != revealed.access {
-                    // It is there; whether it may still be accessed like this, another answer will show.
+                    // It is mapped; another answer will show whether this access is still permitted.
                     self.0.insert((revealed.space, access, range.first()), suspect);
                     continue;
                 }
@@ -258,7 +259,7 @@ impl Suspects {
         settled
     }
 
-    /// The parts of the range that were taken from jobs that had begun before so many INVALIDATEs were noted.
+    /// The parts of the range that jobs lost which had begun before this many INVALIDATEs were noted.
     pub(super) fn of(
         &self,
         of: (SpaceId, Access),
@@ -284,7 +285,7 @@ impl Suspects {
         before.filter(reaches).into_iter().chain(within)
     }
 
-    /// Takes out what overlaps `pages`; the parts of it beyond stay.
+    /// Removes what overlaps `pages`; the parts outside stay.
     fn take(
         &mut self,
         (space, access): (SpaceId, Access),
@@ -309,11 +310,11 @@ impl Suspects {
     }
 }
 
-/// Pages between two ranges over which one look at the mirror goes on.
+/// The largest gap, in pages, between two ranges that one look-up in the mirror spans.
 const SKIPPED: u64 = 16;
 
-/// What the mirror has of these ranges, which are in order and do not overlap, as far as it will be remembered that it
-/// was taken away.
+/// The mirror's mappings of these ranges, which are in order and do not overlap, as many as will be remembered as
+/// invalidated.
 pub fn mapped_of(mirror: &MirrorWriter, space: SpaceId, ranges: &[ByteRange<Iova>]) -> Vec<MappedRange> {
     let is_near = |low: &ByteRange<Iova>, high: &ByteRange<Iova>| {
         distance(low.last(), high.first()) <= SKIPPED.saturating_mul(PAGE_SIZE)
@@ -334,7 +335,7 @@ pub fn mapped_of(mirror: &MirrorWriter, space: SpaceId, ranges: &[ByteRange<Iova
             let host = |part: ByteRange<Iova>| {
                 found.host.saturating_add(distance(found.range.first(), part.first()))
             };
-            // One more than there is room for, so that it shows that there are more.
+            // One more than fits, to show that there are more.
             let room = SUSPECTS.saturating_add(1).saturating_sub(mapped.len());
             mapped.extend(parts.take(room).map(|range| MappedRange { range, host: host(range), ..found }));
         });

@@ -8,12 +8,12 @@ use crate::testing::requests::{attach_backing, create_2d, transfer_to_host_2d};
 
 pub(super) const BACKING: u64 = 0x10_0000;
 
-/// A transfer of so many pages at [`BACKING`].
+/// A transfer of this many pages at [`BACKING`].
 pub(super) fn job(pages: u32) -> Job {
     numbered(0, pages)
 }
 
-/// The same with a number.
+/// The same with a given number.
 pub(super) fn numbered(id: u64, pages: u32) -> Job {
     let mut device = Device::new(DeviceConfig::default());
     device.number_jobs_from(JobId(id));
@@ -51,12 +51,12 @@ pub(super) fn page(start: u64) -> ByteRange<Iova> {
     ByteRange::new(Iova::new(start), 4096).unwrap()
 }
 
-/// A page that is asked for.
+/// A request for a page.
 pub(super) fn request(start: u64) -> MissRequest {
     MissRequest { space: SpaceId::DEVICE, access: Access::Read, iova: Iova::new(start) }
 }
 
-/// The wait of a job that has left its engine for what is missing.
+/// The wait of a job that has left its engine because of missing translations.
 pub(super) fn wait_of(disposed: Disposed) -> JobWait {
     match disposed {
         Disposed::Missing { wait, .. } => wait,
@@ -90,7 +90,7 @@ fn a_job_goes_on_when_every_page_is_answered_and_a_page_named_twice_is_one() {
     let work = take(&mut schedule);
     let leaves = missing(&[BACKING, BACKING + 4096, BACKING]);
     let wait = wait_of(schedule.dispose(Left { work, leaves }));
-    // However often it is answered, too.
+    // Even if it is answered repeatedly.
     for page in [BACKING, BACKING, BACKING + 8192] {
         schedule.miss_answered(wait, request(page), Ok(()));
         assert!(matches!(schedule.turn(), Turn::Wait), "{page:#x}");
@@ -131,7 +131,7 @@ fn an_invalidation_that_ended_before_the_job_was_parked_does_not_park_it() {
     drop(take(&mut schedule));
 }
 
-/// A reset comes while an engine has the job, and the engine puts it back only then.
+/// A reset comes while the job is on an engine, which puts it back only afterwards.
 #[test]
 fn a_job_from_before_a_discard_never_runs_again() {
     let ways = [Leaves::Preempted, Leaves::Evicted, Leaves::Invalidating, missing(&[BACKING])];
@@ -158,8 +158,8 @@ fn a_pause_keeps_every_job_and_forgets_what_it_waits_for() {
     drop(take(&mut schedule));
 }
 
-/// An engine parks a job, and is held up before it asks for its pages. Meanwhile the device stops and goes on, and another
-/// engine has parked the job for another page.
+/// An engine parks a job, and is delayed before it requests the job's pages. Meanwhile the device stops and goes on,
+/// and another engine has parked the job for another page.
 #[test]
 fn answers_to_an_earlier_wait_of_a_job_are_not_taken_for_those_of_a_later_one() {
     let mut schedule = schedule();

@@ -1,4 +1,4 @@
-//! Whose turn it is: priorities, time slices, and WAITs that look again.
+//! Scheduling order: priorities, time slices, and WAITs that poll again.
 
 use std::ops::ControlFlow;
 
@@ -94,7 +94,7 @@ fn a_wait_looks_again_later_and_later_and_at_once_when_a_job_has_ended_that_writ
     assert_eq!((next(&mut schedule).unwrap().job.id().raw(), schedule.next_look()), (0, None));
 }
 
-/// Its guest stands still meanwhile, and so does whoever would write the value that it waits for.
+/// The guest is stopped meanwhile, and with it the writer of the value that the job waits for.
 #[test]
 fn a_stop_costs_a_wait_none_of_its_time() {
     let ms = Duration::from_millis;
@@ -119,7 +119,7 @@ fn a_stop_costs_a_wait_none_of_its_time() {
     assert_eq!((schedule.running(), schedule.next_look()), (ms(40), Some(due)));
 }
 
-/// A look takes next to no time, but there may be a thousand of them.
+/// A poll takes almost no time, but there may be a thousand of them.
 #[test]
 fn a_job_with_work_to_do_comes_after_one_look_and_not_after_all() {
     let mut schedule = Schedule::new();

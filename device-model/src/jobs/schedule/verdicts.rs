@@ -1,4 +1,4 @@
-//! Tests of what is found out about memory that an INVALIDATE takes from under a job.
+//! Tests of the verdicts on memory that an INVALIDATE takes from a job.
 
 use super::tests::{BACKING, job, missing, numbered, page, request, schedule, take, wait_of};
 use super::*;
@@ -70,7 +70,7 @@ fn no_verdict_is_given_without_an_answer_about_the_page() {
         assert_eq!(schedule.reveal(&revealed, &ids), []);
     }
     assert_eq!(schedule.reveal(&shows(Found::Unknown), &ids), []);
-    // Nobody knows any more what that silence was about.
+    // What an unanswered request was about is not known any more.
     assert_eq!(schedule.reveal(&shows(Found::Nothing), &ids), []);
 }
 
@@ -98,7 +98,7 @@ fn a_change_of_the_memory_table_ends_all_suspicions() {
     assert_eq!(schedule.reveal(&shows(Found::Memory(FRAME + 4096)), &[work.job.id()]), []);
 }
 
-/// A driver that unmaps after the fence must not be taken for one that unmaps before it.
+/// A driver that unmaps after the fence must not be mistaken for one that unmaps before it.
 #[test]
 fn the_fence_of_a_job_in_fence_mode_waits_until_its_memory_was_found_again() {
     let (mut schedule, work) = overlapped();
@@ -114,7 +114,7 @@ fn the_fence_of_a_job_in_fence_mode_waits_until_its_memory_was_found_again() {
     assert_eq!(verdicts(&judgements), [(Verdict::Gone, Confidence::Certain, 3, true)]);
     schedule.miss_answered(wait, request(BACKING), Err(JobError::Refused(page_missing)));
     let work = take(&mut schedule);
-    // What it did, it did while its memory was its own.
+    // Its memory was still mapped when it worked on it.
     assert!(work.checked);
     let left = Left { work, leaves: Leaves::Finished(JobOutcome::Done) };
     assert!(matches!(schedule.dispose(left), Disposed::Finished(_)));
@@ -153,7 +153,7 @@ fn a_verdict_about_a_part_leaves_the_rest_to_be_judged() {
     let all = ByteRange::new(Iova::new(BACKING), 4 * 4096).unwrap();
     let four = MappedRange { range: all, ..mapped(BACKING, FRAME, Permissions::READ) };
     schedule.suspect(by(1), &[four]);
-    // The second page is where it was, the third is elsewhere; the others are not heard of.
+    // The second page is where it was, the third is elsewhere; the others are unknown.
     let second = Revealed { pages: page(BACKING + 4096), ..shows(Found::Memory(FRAME + 4096)) };
     let third = Revealed { pages: page(BACKING + 2 * 4096), ..shows(Found::Memory(FRAME)) };
     let ids = [work.job.id()];
@@ -166,8 +166,8 @@ fn a_verdict_about_a_part_leaves_the_rest_to_be_judged() {
     drop(work);
 }
 
-/// Two jobs that use the same pages, one of them more of these: what the mirror has is looked up once for both, or what
-/// is found for the smaller part would stand for the whole.
+/// Two jobs use the same pages, one of them more: the mirror is looked up once for both, since what is found for the
+/// smaller part would otherwise stand for the whole.
 #[test]
 fn what_two_jobs_use_is_judged_whole_for_both() {
     let mut schedule = Schedule::new();
@@ -189,7 +189,7 @@ fn what_two_jobs_use_is_judged_whole_for_both() {
     drop(pages);
 }
 
-/// The first page waits for its verdict already when an INVALIDATE takes it and the pages behind it.
+/// The first page already waits for its verdict when an INVALIDATE takes it and the pages behind it.
 #[test]
 fn what_is_longer_than_an_older_suspicion_is_noted_behind_it() {
     let mut schedule = Schedule::new();

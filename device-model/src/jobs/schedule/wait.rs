@@ -7,13 +7,13 @@ use crate::jobs::job::JobId;
 use crate::mmu::Missing;
 use crate::mmu::miss::MissRequest;
 
-/// A wait of a job for translations. Answers to what it asked for in another wait are none of this one's business: an
-/// engine may be held up between parking a job and asking for its pages, for as long as a stop and the next start take.
+/// One wait of a job for translations. Answers to requests of another wait do not count: an engine may be delayed
+/// between parking a job and requesting its pages, for as long as a stop and the next start take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct JobWait {
     /// The job.
     pub job: JobId,
-    /// The number of the wait: no two of a device have the same.
+    /// The number of the wait, unique in a device.
     pub(super) number: u64,
 }
 
@@ -25,7 +25,7 @@ pub(super) struct Unanswered {
 }
 
 impl JobWait {
-    /// A wait with this number, for tests of those who only pass it on.
+    /// A wait with this number, for tests of code that only passes it on.
     #[cfg(test)]
     pub(crate) const fn for_tests(job: JobId, number: u64) -> Self {
         Self { job, number }
@@ -33,7 +33,7 @@ impl JobWait {
 }
 
 impl Unanswered {
-    /// All of `missing`, each page and access once, however often it is named.
+    /// All of `missing`, each pair of page and access once, however often it is named.
     pub(super) fn new(wait: JobWait, missing: &[Missing]) -> Self {
         Self { wait, pages: requests(missing).collect() }
     }
@@ -43,18 +43,18 @@ impl Unanswered {
         self.pages.len()
     }
 
-    /// Whether this page was asked for in this wait, and is not answered.
+    /// Whether this page was requested in this wait, and is not answered.
     pub(super) fn contains(&self, wait: JobWait, page: MissRequest) -> bool {
         self.wait == wait && self.pages.contains(&page)
     }
 
-    /// The page is answered. `false`: it was not waited for.
+    /// The page is answered. `false`: this wait did not wait for it.
     pub(super) fn answered(&mut self, wait: JobWait, page: MissRequest) -> bool {
         self.wait == wait && self.pages.remove(&page)
     }
 }
 
-/// How many answers a request for all of `missing` brings: one for every page and access, however often it is named.
+/// How many answers a request for all of `missing` gets: one for each page and access, however often it is named.
 pub fn pages_of(missing: &[Missing]) -> usize {
     requests(missing).collect::<BTreeSet<_>>().len()
 }

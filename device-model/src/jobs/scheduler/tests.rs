@@ -17,7 +17,7 @@ fn submit(schedule: &mut Schedule, id: u64) {
     schedule.submit(job(id, Mode::Fault, execution(Stream::new().nop(0))));
 }
 
-/// So many engines sleep before a schedule that runs.
+/// This many engines sleep while a schedule runs.
 fn shared(sleeping: usize) -> Shared {
     let mut schedule = Schedule::new();
     schedule.resume(Duration::ZERO);
@@ -37,7 +37,7 @@ fn as_many_engines_are_woken_as_jobs_are_ready() {
     assert_eq!(shared.wanted(), 3, "it closes");
 }
 
-/// An engine that has a job for long must not be the only one that knows when a WAIT has to look again.
+/// An engine that keeps a job for long must not be the only one that wakes for a WAIT's next poll.
 #[test]
 fn one_engine_watches_for_the_time_of_the_next_wait() {
     let mut shared = shared(2);

@@ -28,7 +28,7 @@ fn transfer(image: &Arc<Image>, entries: &[(u64, u32)], rect: Rect, offset: u64)
     Transfer::new(image.clone(), backing(entries), rect, offset).unwrap()
 }
 
-/// Steps to the end; the steps that it took.
+/// Steps to the end; returns the number of steps.
 fn run(transfer: &mut Transfer, memory: &SparseMemory, budget: usize) -> usize {
     for steps in 1.. {
         match transfer.step(memory, budget) {
@@ -40,7 +40,7 @@ fn run(transfer: &mut Transfer, memory: &SparseMemory, budget: usize) -> usize {
     unreachable!()
 }
 
-/// The address of every byte that the transfer reads and its place in the image, one by one: the naive twin.
+/// The naive twin: for every byte that the transfer reads, its address and its place in the image.
 fn twin(image: &Image, entries: &[(u64, u32)], rect: Rect, offset: u64) -> Vec<(Iova, usize)> {
     let bytes: Vec<u64> =
         entries.iter().flat_map(|&(at, len)| (0..u64::from(len)).map(move |n| at + n)).collect();
@@ -130,7 +130,7 @@ fn the_working_set_ranges_are_in_order_and_no_two_touch() {
     let set = transfer(&image, &entries, rect(0, 0, 8, 8), 0).working_set();
     let range = |at, len| ByteRange::new(Iova::new(at), len).unwrap();
     let ranges: Vec<_> = set.iter().map(|pin| pin.range).collect();
-    // Row 0, rows 1 and 2, whose pages are neighbours, and the five rows behind them, a page apart from each other.
+    // Row 0, rows 1 and 2, whose pages are adjacent, and the five rows after them, a page apart from each other.
     assert_eq!(ranges[..2], [range(0x1000_0000, 0x1020), range(0x5000_0800, 0x4020)]);
     assert_eq!(ranges[2..], [range(0x9000_0000, 0x20)]);
     assert!(set.iter().all(|pin| pin.access == Access::Read && pin.space == SpaceId::DEVICE));

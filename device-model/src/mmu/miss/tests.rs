@@ -25,7 +25,7 @@ fn miss(iova: u64, access: Access) -> MissRequest {
     MissRequest { space: SPACE, access, iova: Iova::new(iova) }
 }
 
-/// A table in which one miss, for reading 0x1000, is sent and waited for by 7.
+/// A table with one miss, for reading 0x1000: it was sent, and 7 waits for it.
 fn one_sent() -> MissTable<u32> {
     let mut table = table();
     assert_eq!(table.request(at(0), SPACE, Iova::new(0x1234), Access::Read, 7), Requested::Queued);

@@ -1,4 +1,4 @@
-//! Invalidations: the odd ones that QEMU sends, what they wait for, and who wakes them.
+//! Invalidations: the unusual ones that QEMU sends, what they wait for, and what wakes them.
 
 use super::*;
 

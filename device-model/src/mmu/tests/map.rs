@@ -1,4 +1,4 @@
-//! Mapping: permissions, granularity, limits, and what comes back.
+//! Mapping: permissions, granularity, limits, and reclaim.
 
 use super::*;
 use crate::mmu::page_table::NODE_BYTES;
@@ -28,7 +28,7 @@ fn a_page_in_a_large_leaf_gets_its_own_permission_and_the_others_keep_theirs() {
     assert_eq!(permissions_at(&rig, 5 * PAGE), Permissions::READ_WRITE);
     assert_eq!(permissions_at(&rig, 4 * PAGE), Permissions::READ);
     assert_eq!(rig.read_at(6 * PAGE), Some(FRAME + 6 * PAGE));
-    // The rest proves the same: one leaf again, and its tables are gone.
+    // The rest gets the same permissions: it is one leaf again, and its tables are gone.
     rig.map(0, 2 * MIB, FRAME, Permissions::WRITE);
     assert_eq!(permissions_at(&rig, 4 * PAGE), Permissions::READ_WRITE);
     assert_eq!(rig.writer.table_bytes(), NODE_BYTES);

@@ -32,7 +32,7 @@ impl Frames {
     }
 }
 
-/// IOVA pages 0 to 3 lie on frames 3, 0, 2, 1; all but the last are readable, all but the first writable.
+/// IOVA pages 0 to 3 map to frames 3, 0, 2, 1; all but the last are readable, all but the first writable.
 fn scattered() -> (Frames, Rig) {
     let frames = Frames::new(4);
     let mut rig = rig();
@@ -48,7 +48,7 @@ fn missing(start: u64, len: u64, access: Access) -> Missing {
     Missing { space: SPACE, range: range(start, len), access }
 }
 
-/// Neither end is aligned, and the two sides have their page edges at different places.
+/// Neither end is aligned, and the page boundaries of the two sides differ.
 #[test]
 fn a_copy_within_the_guest_crosses_pages_of_both_sides_and_asks_for_what_each_lacks() {
     let frames = Frames::new(4);

@@ -1,4 +1,4 @@
-//! Tests of the mirror as a whole, on one thread or with plain threads; the interleavings are `super::loom_models`.
+//! Tests of the mirror as a whole, on one thread or with plain threads; `super::loom_models` has the interleavings.
 
 mod invalidate;
 mod map;
@@ -15,7 +15,7 @@ const SPACE: SpaceId = SpaceId::DEVICE;
 const PAGE: u64 = 0x1000;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
-/// Where frames that nobody touches are said to be.
+/// The pretended address of frames that no test touches.
 const FRAME: u64 = 0x10_0000_0000;
 
 /// Counts how often a drain was woken.

@@ -1,4 +1,4 @@
-//! Random scripts against the stupid twin: see [`crate::testing::mirror`].
+//! Random scripts against the naive twin: see [`crate::testing::mirror`].
 
 use proptest::prelude::*;
 
@@ -6,7 +6,7 @@ use super::*;
 use crate::addr::PAGE_SHIFT;
 use crate::testing::mirror::{ALL_PAGES, Operation, play};
 
-/// Pages at which something may go wrong: around the edges of blocks, of the low half, and of the space.
+/// Pages where errors are likely: around the edges of blocks, of the low half, and of the space.
 fn pages() -> impl Strategy<Value = u64> {
     let edges = prop::sample::select(vec![0, 512, 1024, 1 << 18, 1 << 27, 1 << 36, 1 << 45, 1 << 52]);
     (edges, -3_i64..4)

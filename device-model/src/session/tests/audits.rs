@@ -14,7 +14,7 @@ fn an_audit_asks_again_for_what_the_mirror_holds_and_ends() {
     rig.effects();
     rig.core.continue_audit(ms(20));
     assert_eq!(rig.done(), ["audit ended, interrupted: false"]);
-    // Nothing is under way any more.
+    // No audit is under way any more.
     rig.core.continue_audit(ms(30));
     assert!(rig.done().is_empty());
 }

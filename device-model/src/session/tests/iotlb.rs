@@ -1,4 +1,4 @@
-//! UPDATEs, MISSes and those who wait for them.
+//! UPDATEs, MISSes and their waiters.
 
 use super::*;
 use crate::session::miss_port::RingWait;
@@ -89,7 +89,7 @@ fn a_miss_that_is_not_answered_in_time_is_given_up_unless_the_front_end_stands_s
     assert!(rig.core.expire(ms(999), || unreachable!("Nothing is overdue")).is_empty());
     assert!(rig.core.expire(MISS_TIMEOUT, || true).is_empty());
     assert_eq!(rig.core.next_deadline(), Some(2 * MISS_TIMEOUT));
-    // It reads again, and has the whole timeout from then on.
+    // The front-end reads again, and has the whole timeout from then on.
     assert!(rig.core.expire(2 * MISS_TIMEOUT, || false).is_empty());
     let mut settled = rig.core.expire(3 * MISS_TIMEOUT, || false);
     assert_eq!(settled[0].resolution().outcome, Outcome::TimedOut);
@@ -111,7 +111,7 @@ fn what_was_asked_for_before_a_stop_is_not_sent_after_it() {
     rig.run();
     rig.take_requests(ms(3));
     assert!(rig.sent(ms(3)).is_empty());
-    // The late answer to the one that was sent means nothing any more.
+    // The late answer to the sent one is ignored.
     rig.answer(ms(3), true);
     assert!(rig.done().is_empty() && rig.core.is_idle());
 }
@@ -121,7 +121,7 @@ fn what_is_asked_for_during_a_stop_is_not_sent_after_it() {
     let mut rig = running();
     rig.core.message(ms(1), Message::Unread(Unread::StopRing(Some(CONTROL_QUEUE))));
     rig.core.handed_over(ms(1), None, true);
-    // A thread that has not heard of the stop asks.
+    // A thread that has not seen the stop yet asks.
     rig.ask(ms(2), JOB, missing(7, 1, Access::Write));
     assert!(rig.sent(ms(2)).is_empty());
     rig.run();
@@ -137,7 +137,7 @@ fn without_a_channel_nothing_can_be_asked_for_and_that_is_no_refusal() {
     rig.run();
     rig.ask(ms(0), JOB, missing(4, 2, Access::Write));
     assert_eq!(rig.done(), [format!("{JOB:?} 0x4000 NoChannel"), format!("{JOB:?} 0x5000 NoChannel")]);
-    // One that is lost takes with it what was asked on it.
+    // A lost channel drops what was requested on it.
     rig.core.message(ms(1), Message::Channel { reply: Some(4) });
     assert_eq!(rig.done(), ["reply 4 true"]);
     rig.ask(ms(2), JOB, missing(4, 1, Access::Write));
@@ -192,7 +192,7 @@ fn without_an_iommu_requests_wait_for_the_end_of_a_drain_and_the_new_table_answe
     rig.port.request(JOB, vec![missing(5, 1, Access::Write)]);
     rig.take_requests(ms(1));
     assert!(rig.done().is_empty());
-    // Nothing may be mapped that the old table had, whatever the message does.
+    // Nothing of the old table may be mapped, whatever the message does.
     rig.core.memory_is_here(vec![PhysicalRegion { range: pages(5, 1), host }]);
     rig.core.handed_over(ms(2), None, true);
     rig.take_requests(ms(2));
@@ -255,7 +255,7 @@ fn what_a_job_has_given_up_is_not_asked_for() {
 #[test]
 fn each_waiter_is_told_of_its_own_page_when_one_large_update_answers_for_several() {
     let mut rig = running();
-    // So many are on their way that the last one is not sent.
+    // So many are pending that the last one is not sent.
     rig.ask(ms(0), JOB, missing(4, crate::mmu::miss::MISS_WINDOW as u64, Access::Read));
     rig.ask(ms(0), Waiter::Job(wait(2)), missing(0x400, 1, Access::Read));
     rig.sent(ms(0));

@@ -1,4 +1,4 @@
-//! What the session decides, rule by rule, with jobs that only note what they are told.
+//! What the session decides, rule by rule, with jobs that only record what they are told.
 
 mod audits;
 mod close;
@@ -27,7 +27,7 @@ use crate::telemetry::violation::InvalidationInfo;
 const SPACE: SpaceId = SpaceId::DEVICE;
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
 const MISS_TIMEOUT: Duration = Duration::from_secs(1);
-/// Where memory that no test touches is said to be.
+/// The pretended address of memory that no test touches.
 const FRAME: u64 = 0x10_0000_0000;
 
 fn ms(millis: u64) -> Duration {
@@ -46,11 +46,11 @@ fn miss(page: u64, access: Access) -> MissRequest {
     MissRequest { space: SPACE, access, iova: Iova::new(page * PAGE_SIZE) }
 }
 
-/// Jobs that do nothing but note what they are told.
+/// Jobs that only record what they are told.
 #[derive(Debug, Default)]
 struct Noted {
     calls: Vec<&'static str>,
-    /// What of each range is judged.
+    /// Whether the ranges are judged.
     judged: bool,
     suspected: Vec<(InvalidationInfo, Vec<MappedRange>)>,
     /// What the next answer reveals.
@@ -148,7 +148,7 @@ struct Rig {
 
 const IOMMU: u64 = ACCESS_PLATFORM | VHOST_USER_PROTOCOL_FEATURES;
 
-/// A session that was told nothing yet.
+/// A session that has received no message yet.
 fn fresh() -> Rig {
     let wakes = Arc::new(Wakes::default());
     let (writer, mut readers) = mirror(MirrorConfig { readers: 1, table_limit: 1 << 24 }, wakes.clone());
@@ -178,12 +178,12 @@ impl Rig {
         self.core.jobs_mut().calls.clear();
     }
 
-    /// What the session wants done.
+    /// All effects of the session.
     fn effects(&mut self) -> Vec<Effect<u32>> {
         std::iter::from_fn(|| self.core.next_effect()).collect()
     }
 
-    /// The same, without what is only recorded, in words.
+    /// The same in words, without those that only record.
     fn done(&mut self) -> Vec<String> {
         let effects = self.effects().into_iter();
         effects
@@ -204,7 +204,7 @@ impl Rig {
         self.core.poll(now, || false);
     }
 
-    /// A job asks for pages, and the session takes that.
+    /// A job requests pages, and the session takes the request.
     fn ask(&mut self, now: Duration, waiter: Waiter, missing: Missing) {
         self.port.request(waiter, vec![missing]);
         self.take_requests(now);

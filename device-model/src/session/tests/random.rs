@@ -1,4 +1,4 @@
-//! Whatever happens in whatever order: see [`crate::testing::session`].
+//! Random operations in random order: see [`crate::testing::session`].
 
 use proptest::prelude::*;
 

@@ -139,7 +139,7 @@ fn a_message_that_needs_a_drain_is_handed_over_only_after_it() {
         rig.map(4, 1);
         let pin = rig.pin(PinMode::RegistrationCache, 4, 1);
         rig.core.message(ms(5), Message::Unread(unread));
-        // No mode goes on with memory that goes away; jobs may end first only where they go on afterwards.
+        // Jobs of all modes leave memory that goes away; they may end first only where they go on afterwards.
         assert_eq!((pin.evicted(), rig.core.may_read()), (!is_patient, false), "{unread:?}");
         rig.poll(ms(6));
         assert!(!rig.done().contains(&"HandOver".to_owned()), "{unread:?}");

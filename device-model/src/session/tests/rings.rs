@@ -80,7 +80,7 @@ fn a_ring_that_goes_on_elsewhere_belongs_to_a_driver_that_has_reset_the_device()
     assert_eq!((rig.done(), rig.calls()), (vec![], vec![]));
     assert_eq!(rig.core.set_base(ms(2), 0, 0).unwrap(), 0);
     assert_eq!((rig.done(), rig.calls()), (vec![format!("reset {IOMMU:#x}")], vec!["discard"]));
-    // It is known once.
+    // It is recognised once.
     assert_eq!(rig.core.set_base(ms(2), 0, 9).unwrap(), 9);
     assert!(rig.calls().is_empty());
 }
@@ -126,7 +126,7 @@ fn an_iommu_needs_acks_and_a_channel() {
             other => panic!("{other:?}"),
         }
         assert!(!rig.core.has_iommu() && rig.core.driver_features() == 0);
-        // What front-ends pass on unasked is no reason to refuse.
+        // Bits that front-ends pass on unconditionally are not refused.
         assert!(rig.core.set_features(2).is_ok());
     }
 }

@@ -1,4 +1,4 @@
-//! What an INVALIDATE meant, as far as the session has a part in it.
+//! What an INVALIDATE meant, as far as the session is involved.
 
 use job_stream::Mode;
 

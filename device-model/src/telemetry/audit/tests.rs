@@ -14,14 +14,14 @@ fn held(start: u64, len: u64, permissions: Permissions) -> MappedRange {
     MappedRange { space: SpaceId::DEVICE, range: range(start, len), host: HOST + start, permissions }
 }
 
-/// The answer of a front-end that has `len` bytes at `start`, `moved` further up than the mirror has them.
+/// The answer of a front-end that has `len` bytes at `start`, `moved` bytes further up than in the mirror.
 fn there(start: u64, len: u64, moved: u64) -> Outcome {
-    // SAFETY: nobody goes there: an audit compares addresses.
+    // SAFETY: never dereferenced: an audit compares addresses.
     let host = unsafe { HostRange::new((HOST + start + moved) as *mut u8, len as usize) };
     Outcome::Mapped { range: range(start, len), host, permissions: Permissions::READ_WRITE }
 }
 
-/// Runs an audit of what the mirror holds to its end; `answer` is the front-end.
+/// Audits the whole mirror; `answer` is the front-end.
 fn run(
     held: &[MappedRange],
     mut answer: impl FnMut(MissRequest) -> Outcome,
@@ -80,7 +80,7 @@ fn what_is_refused_is_gone_and_what_lies_elsewhere_has_moved() {
     assert_eq!((report.checked, report.unanswered, report.interrupted), (4, 1, false));
 }
 
-/// Linux in lazy mode takes a mapping away first, and says so later.
+/// Linux in lazy mode unmaps first, and sends the INVALIDATE later.
 #[test]
 fn what_is_invalidated_within_the_grace_is_no_finding() {
     let mut audit = Audit::begin(Duration::ZERO);
@@ -90,7 +90,7 @@ fn what_is_invalidated_within_the_grace_is_no_finding() {
     audit.answered(Duration::ZERO, number, &Outcome::Refused);
     let soon = Duration::from_millis(10);
     assert_eq!(audit.finished(soon), None);
-    // Its second page goes while it is asked for: that answer is about something else.
+    // Its second page is unmapped while it is requested: that answer does not count.
     let [(number, _)] = audit.questions(soon)[..] else { panic!() };
     audit.invalidated(range(0x1000, 0x2000));
     audit.answered(soon, number, &Outcome::Refused);

@@ -1,5 +1,5 @@
-//! What the flight recorder keeps: one table, of which the events, their packed form and their names come. Knows
-//! nothing of when they are recorded.
+//! The events of the flight recorder: one table, from which the events, their packed form and their names are
+//! generated. Knows nothing of when they are recorded.
 
 use job_stream::{Choice, Mode};
 use serde::{Serialize, Serializer};
@@ -9,14 +9,14 @@ use crate::addr::{Access, ByteRange, Iova};
 use crate::jobs::job::JobId;
 use crate::telemetry::violation::Verdict;
 
-/// Bits of the kind of an event; none is 0.
+/// Bits for the kind of an event; no kind is 0.
 const KIND_BITS: u32 = 8;
 
-/// What a step came to.
+/// The result of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum StepEnd {
-    /// The end of the job.
+    /// The job has ended.
     Done,
     /// There is more to do.
     More,
@@ -34,21 +34,21 @@ pub enum StepEnd {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LeftFor {
-    /// It was done.
+    /// It succeeded.
     Done,
     /// It failed.
     Failed,
     /// The engine had to stop.
     Stop,
-    /// Others wanted the engine.
+    /// Another job wanted the engine.
     Others,
     /// It waits for a value in memory.
     Wait,
-    /// A drain has waited too long for its pin, or its mode gives way at once.
+    /// A drain has waited too long for its pin, or its mode yields at once.
     Eviction,
     /// Translations are missing.
     Miss,
-    /// What it wants to pin is being invalidated.
+    /// What it has to pin is being invalidated.
     Invalidation,
 }
 
@@ -62,11 +62,11 @@ pub enum MissEnd {
     Refused,
     /// No answer came in time.
     TimedOut,
-    /// There was no channel to ask on.
+    /// There was no channel to send it on.
     NoChannel,
 }
 
-/// What became of an UPDATE.
+/// How an UPDATE was used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum UpdateUse {
@@ -74,7 +74,7 @@ pub enum UpdateUse {
     Staged,
     /// It belongs to a miss from before a stop.
     Stale,
-    /// Nobody asked for it.
+    /// It answered no MISS.
     Unsolicited,
 }
 
@@ -118,7 +118,7 @@ macro_rules! events {
                 bits.words
             }
 
-            /// The event that was packed; `None`: these words are none.
+            /// The packed event; `None`: these words are no event.
             pub(super) fn unpack(words: [u64; WORDS]) -> Option<Self> {
                 let mut bits = Bits::of(words);
                 Some(match bits.take(KIND_BITS)? {
@@ -127,7 +127,7 @@ macro_rules! events {
                 })
             }
 
-            /// Bits that each kind of event takes.
+            /// The bits of each kind of event.
             #[cfg(test)]
             fn sizes() -> Vec<(&'static str, u32)> {
                 vec![$({
@@ -144,137 +144,137 @@ macro_rules! events {
 events! {
     /// The device runs.
     1 Start {}
-    /// The device is stopped: jobs stay, and go on after the next start.
+    /// The device stops: jobs stay, and go on after the next start.
     2 Stop {}
-    /// The device is reset: nothing that came before exists any more.
+    /// The device is reset: all earlier state is discarded.
     3 Reset {}
-    /// The guest gave us a job.
+    /// The guest submitted a job.
     4 Submitted {
-        /// Which.
+        /// The job.
         job: JobId,
-        /// Whose; a 2D transfer is nobody's.
+        /// Its context; a 2D transfer has none.
         context: Option<u32>,
-        /// What an invalidation means to it.
+        /// How invalidations treat it.
         #[serde(serialize_with = "name_of")]
         mode: Mode,
     }
-    /// The end of a job reached the device.
+    /// The device processed the end of a job.
     5 Ended {
-        /// Which.
+        /// The job.
         job: JobId,
-        /// Whether it did not come to its end.
+        /// Whether it failed.
         failed: bool,
     }
-    /// A command is answered: the response goes to the guest, and with it the fence if there is one.
+    /// A command is answered: the response goes to the guest, and signals its fence if there is one.
     6 Answered {
         /// The fence that signals.
         fence: Option<u64>,
-        /// Whether the answer tells of an error.
+        /// Whether the answer reports an error.
         error: bool,
     }
     /// A ring misses a translation and waits.
     7 RingMiss {
-        /// The first pages that it misses.
+        /// The first missing pages.
         range: ByteRange<Iova>,
-        /// What for.
+        /// The access.
         access: Access,
     }
-    /// An engine begins, or goes on, with a job.
+    /// An engine starts or resumes a job.
     8 Taken {
-        /// Which.
+        /// The job.
         job: JobId,
-        /// The packet that it had come to.
+        /// The packet that it had reached.
         packet: Option<usize>,
-        /// Whether it holds a pin; otherwise one section a step.
+        /// Whether it holds a pin; otherwise it opens a section for each step.
         pinned: bool,
     }
-    /// A step of a job: it began at the time of the record.
+    /// A step of a job; the record's time is its start.
     9 Step {
-        /// Which job.
+        /// The job.
         job: JobId,
-        /// The packet that it had come to.
+        /// The packet that it had reached.
         packet: Option<usize>,
         /// Bytes that it moved.
         bytes: u32,
-        /// How long it took.
+        /// Its duration.
         took: Nanoseconds,
-        /// What it came to.
+        /// Its result.
         end: StepEnd,
     }
     /// A job leaves its engine: no section and no pin is held for it any more.
     10 Left {
-        /// Which.
+        /// The job.
         job: JobId,
-        /// Why.
+        /// The reason.
         why: LeftFor,
     }
-    /// A MISS goes to the front-end.
+    /// A MISS is sent to the front-end.
     11 Miss {
         /// The page.
         range: ByteRange<Iova>,
-        /// What for.
+        /// The access.
         access: Access,
     }
     /// A miss is settled.
     12 MissSettled {
         /// The page.
         range: ByteRange<Iova>,
-        /// What for.
+        /// The access.
         access: Access,
-        /// How.
+        /// The outcome.
         end: MissEnd,
     }
     /// An UPDATE came.
     13 Update {
         /// What it maps.
         range: ByteRange<Iova>,
-        /// What became of it.
+        /// How it was used.
         used: UpdateUse,
     }
     /// An INVALIDATE, or a message that takes memory away (number 0), begins.
     14 Invalidation {
-        /// Which.
+        /// Its number.
         number: u64,
-        /// What goes away.
+        /// The range that it invalidates.
         range: ByteRange<Iova>,
     }
-    /// Its drain is not over at once: the ack is parked.
+    /// Its drain takes time: the ack is parked.
     15 Parked {
-        /// Of which invalidation.
+        /// The number of the invalidation.
         number: u64,
-        /// Sections that were open.
+        /// Open sections.
         sections: u32,
-        /// Pins that overlap it.
+        /// Overlapping pins.
         pins: u32,
         /// A job that uses the range.
         job: Option<JobId>,
     }
     /// The drain took too long: jobs are told to leave.
     16 Ladder {
-        /// Of which invalidation.
+        /// The number of the invalidation.
         number: u64,
     }
-    /// The drain is over, and the ack goes out: the span ends at the time of the record.
+    /// The drain is over, and the ack goes out; the record's time is the end of the span.
     17 Acked {
-        /// Of which invalidation.
+        /// The number of the invalidation.
         number: u64,
-        /// From the message to here.
+        /// The time since the message.
         took: Nanoseconds,
     }
-    /// An engine does not come back: guest memory is replaced by zero pages.
+    /// An engine does not leave: guest memory is replaced by zero pages.
     18 Revoked {
-        /// For which invalidation.
+        /// The number of the invalidation.
         number: u64,
     }
-    /// What an invalidation meant to a job.
+    /// The verdict on an INVALIDATE under a job.
     19 Judged {
         /// The job.
         job: JobId,
-        /// What it meant.
+        /// The verdict.
         verdict: Verdict,
         /// The page.
         range: ByteRange<Iova>,
-        /// The record of it.
+        /// The number of the violation's record.
         violation: u32,
     }
     /// A job needs a page that the front-end refused.
@@ -283,7 +283,7 @@ events! {
         job: JobId,
         /// The page.
         range: ByteRange<Iova>,
-        /// What for.
+        /// The access.
         access: Access,
     }
 }

@@ -1,7 +1,7 @@
-//! The flight recorder: what the device did last, always on, in bounded memory. Each producer has a track of its own,
-//! a ring of packed events that only it writes, without a lock and without waiting; whoever wants to know takes a
-//! snapshot beside it. Events are values of one table ([`event`]), packed by [`pack`]; the ring is [`track`].
-//! Time is a parameter. Knows nothing of threads, nor of what a snapshot is for ([`super::names`] puts names on it).
+//! The flight recorder: the last events of the device, always on, in bounded memory. Each producer has its own track, a
+//! ring of packed events that only it writes, without a lock and without waiting; a reader takes a snapshot
+//! concurrently. Events are values of one table ([`event`]), packed by [`pack`]; the ring is [`track`]. Time is a
+//! parameter. Knows nothing of threads, nor of what a snapshot is for ([`super::names`] adds names to it).
 
 pub mod event;
 mod pack;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use self::track::Track;
 
-/// Events that all tracks together keep.
+/// Events that all tracks together hold.
 pub const EVENTS: u64 = 64 << 10;
 
 /// All tracks.
@@ -25,20 +25,20 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// A recorder with a track for each of these producers; they share [`EVENTS`] evenly. Nothing of that memory is
-    /// used before there are events to keep.
+    /// A recorder with a track for each of these producers; they share [`EVENTS`] evenly. Memory is allocated when
+    /// events are recorded.
     pub fn new(producers: impl IntoIterator<Item = String>) -> Self {
         let names: Vec<String> = producers.into_iter().collect();
         let each = EVENTS / (names.len().max(1) as u64).next_power_of_two();
         Self { tracks: names.into_iter().map(|name| Arc::new(Track::new(name, each))).collect() }
     }
 
-    /// The right to write the track with this number, for one producer at a time: `None` while somebody has it.
+    /// The right to write the track with this number: `None` while another producer has it.
     pub fn writer(&self, track: usize) -> Option<TrackWriter> {
         TrackWriter::take(self.tracks.get(track)?)
     }
 
-    /// What the tracks hold now. Events that are being written or overwritten meanwhile are left out.
+    /// The current contents of the tracks. Events that are being written or overwritten meanwhile are left out.
     pub fn snapshot(&self) -> Vec<Snapshot> {
         self.tracks.iter().map(|track| track.snapshot()).collect()
     }

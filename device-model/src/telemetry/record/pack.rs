@@ -1,5 +1,5 @@
-//! How the fields of an event are packed into a few words, so that a record is a few stores. Numbers that are too large
-//! for their bits are cut off at the most that these hold. Knows bits; knows nothing of events.
+//! Packs the fields of an event into a few words, so that a record is a few stores. Numbers that are too large for
+//! their bits are saturated. Knows bits; knows nothing of events.
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use crate::addr::{Access, ByteRange, Iova, PAGE_SHIFT, PAGE_SIZE};
 use crate::jobs::job::JobId;
 use crate::telemetry::violation::Verdict;
 
-/// Words of an event.
+/// Words per event.
 pub(super) const WORDS: usize = 4;
 
-/// Fields one after the other; one that would straddle two words begins the next.
+/// Fields in sequence; one that would straddle two words starts in the next.
 #[derive(Default)]
 pub(super) struct Bits {
     pub(super) words: [u64; WORDS],
@@ -25,7 +25,7 @@ impl Bits {
         Self { words, at: 0 }
     }
 
-    /// Where the next `width` bits are: their word and their place in it.
+    /// The position of the next `width` bits: their word, and the offset in it.
     #[inline(always)]
     fn place(&mut self, width: u32) -> (usize, u32) {
         if self.at % u64::BITS + width > u64::BITS {
@@ -50,7 +50,7 @@ impl Bits {
         Some(self.words.get(word)? >> shift & most(width))
     }
 
-    /// Bits that the fields so far take.
+    /// Bits that the fields so far need.
     #[cfg(test)]
     pub(super) fn used(&self) -> u32 {
         self.at
@@ -62,7 +62,7 @@ const fn most(width: u32) -> u64 {
     u64::MAX >> (u64::BITS - width)
 }
 
-/// What can be a field of an event.
+/// A type that can be a field of an event.
 pub(super) trait Packed: Sized {
     fn pack(self, bits: &mut Bits);
     fn unpack(bits: &mut Bits) -> Option<Self>;
@@ -114,7 +114,7 @@ impl<T: Packed + Default> Packed for Option<T> {
     }
 }
 
-/// A length of time, to 18 minutes.
+/// A duration of up to 18 minutes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 pub struct Nanoseconds(u64);
@@ -179,7 +179,7 @@ impl Packed for ByteRange<Iova> {
     }
 }
 
-/// Enums of a few values, in the order of the list.
+/// Enums with few values, in the order of the list.
 macro_rules! packed_enums {
     ($($Type:ty: $($Value:ident),+;)*) => {$(
         impl $crate::telemetry::record::pack::Packed for $Type {

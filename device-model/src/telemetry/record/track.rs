@@ -1,6 +1,6 @@
-//! One track: a ring of the newest events of one producer. The producer stores without waiting; a reader copies beside
-//! it and leaves out what was being written. Every word is an atomic, so a torn read is a stale value and never
-//! undefined, and each slot's sequence tells which event its words belong to.
+//! One track: a ring of one producer's newest events. The producer stores without waiting; a reader copies concurrently
+//! and skips what was being written. Every word is an atomic, so a torn read is a stale value and never undefined
+//! behaviour, and each slot's sequence number tells which event its words belong to.
 
 use std::cell::Cell;
 use std::fmt;
@@ -11,16 +11,16 @@ use super::event::Event;
 use super::pack::WORDS;
 use crate::sync::{AtomicBool, AtomicU64, Ordering, fence};
 
-/// Events that get their memory together, when the first of them comes.
+/// Events whose memory is allocated together when the first of them comes.
 #[cfg(not(loom))]
 const CHUNK: u64 = 256;
-/// A track of one event, or its model does not end.
+/// A track of one event; otherwise its model does not terminate.
 #[cfg(loom)]
 const CHUNK: u64 = 1;
 
-/// The place of an event.
+/// The slot of an event.
 ///
-/// The sequence is twice the number of the event, plus 1 while it is written and plus 2 once it is; 0 before the first.
+/// The sequence is twice the number of the event, plus 1 while it is written and plus 2 afterwards; 0 before the first.
 #[derive(Debug, Default)]
 struct EventSlot {
     sequence: AtomicU64,
@@ -34,14 +34,14 @@ type Chunk = Box<[EventSlot]>;
 pub(super) struct Track {
     name: String,
     chunks: Box<[OnceLock<Chunk>]>,
-    /// Events that were ever recorded here.
+    /// Events recorded here so far.
     recorded: AtomicU64,
-    /// Somebody has the writer.
+    /// A producer has the writer.
     taken: AtomicBool,
 }
 
 impl Track {
-    /// A ring of `capacity` events, or a few more.
+    /// A ring of at least `capacity` events.
     pub(super) fn new(name: String, capacity: u64) -> Self {
         let chunks = (0..capacity.div_ceil(CHUNK).max(1)).map(|_| OnceLock::new()).collect();
         Self { name, chunks, recorded: AtomicU64::new(0), taken: AtomicBool::new(false) }
@@ -51,7 +51,7 @@ impl Track {
         self.chunks.len() as u64 * CHUNK
     }
 
-    /// Chunks that have their memory.
+    /// Allocated chunks.
     #[cfg(test)]
     pub(super) fn chunks(&self) -> usize {
         self.chunks.iter().filter(|chunk| chunk.get().is_some()).count()
@@ -68,17 +68,17 @@ impl Track {
         let chunk = chunk.get_or_init(|| (0..CHUNK).map(|_| EventSlot::default()).collect());
         let Some(slot) = chunk.get((number % CHUNK) as usize) else { return };
         let words = event.pack();
-        // ORDERING: a seqlock. The fence keeps the stores below behind the odd sequence: who reads one of them sees,
-        // after its own fence, that the sequence is no longer what it was.
+        // ORDERING: a seqlock. The fence keeps the stores below after the odd sequence: a reader that sees one of them
+        // sees, after its own fence, that the sequence has changed.
         slot.sequence.store(2 * number + 1, Ordering::Relaxed);
         fence(Ordering::Release);
         slot.at.store(u64::try_from(at.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         for (to, from) in slot.words.iter().zip(words) {
             to.store(from, Ordering::Relaxed);
         }
-        // ORDERING: Release pairs with the Acquire of `read`: who sees the even sequence sees the words.
+        // ORDERING: Release pairs with the Acquire of `read`: a reader that sees the even sequence sees the words.
         slot.sequence.store(2 * number + 2, Ordering::Release);
-        // ORDERING: only where a snapshot begins to look; each slot says for itself what it holds.
+        // ORDERING: only where a snapshot starts; each slot says itself what it holds.
         self.recorded.store(number + 1, Ordering::Relaxed);
     }
 
@@ -91,7 +91,7 @@ impl Track {
         }
         let at = slot.at.load(Ordering::Relaxed);
         let words = std::array::from_fn(|word| slot.words[word].load(Ordering::Relaxed));
-        // ORDERING: pairs with the fence of `store`: had a word above come of a later event, the sequence would show.
+        // ORDERING: pairs with the fence of `store`: if a word above were of a later event, the sequence would show it.
         fence(Ordering::Acquire);
         if slot.sequence.load(Ordering::Relaxed) != whole {
             return None;
@@ -114,29 +114,29 @@ impl fmt::Debug for Track {
     }
 }
 
-/// An event, and when it was.
+/// An event with its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Recorded {
-    /// Which of its track, counted from 0.
+    /// Its number in its track, counted from 0.
     pub number: u64,
-    /// When it was, on the device's clock.
+    /// Its time, on the device's clock.
     pub at: Duration,
-    /// What it was.
+    /// The event.
     pub event: Event,
 }
 
-/// What a track holds.
+/// The contents of a track.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Whose track it is.
+    /// The name of the producer.
     pub track: String,
     /// Its events, oldest first.
     pub events: Vec<Recorded>,
-    /// How many older ones were overwritten.
+    /// How many older events were overwritten.
     pub forgotten: u64,
 }
 
-/// The right to write a track, for one producer. Given back when it is dropped.
+/// The right to write a track, for one producer. Dropping it returns the right.
 #[derive(Debug)]
 pub struct TrackWriter {
     track: Arc<Track>,
@@ -145,7 +145,7 @@ pub struct TrackWriter {
 
 impl TrackWriter {
     pub(super) fn take(track: &Arc<Track>) -> Option<Self> {
-        // ORDERING: Acquire pairs with the Release of `drop`: the next writer sees how far the last one came.
+        // ORDERING: Acquire pairs with the Release of `drop`: the next writer sees how far the last one got.
         if track.taken.swap(true, Ordering::Acquire) {
             return None;
         }
@@ -153,7 +153,7 @@ impl TrackWriter {
         Some(Self { track: Arc::clone(track), next })
     }
 
-    /// Records an event: a few stores, no lock, no wait. The first of each 256 gets memory for them.
+    /// Records an event: a few stores, no lock, no wait. The first event of each 256 allocates their memory.
     #[inline]
     pub fn record(&self, at: Duration, event: Event) {
         let number = self.next.get();
@@ -212,7 +212,7 @@ mod tests {
         (track, writer)
     }
 
-    /// An event of which every word says the same.
+    /// An event whose words are all equal.
     fn uniform(number: u64) -> Event {
         let page = ByteRange::new(Iova::new((number & 0xffff_ffff) << 12), 4096).unwrap();
         Event::Miss { range: page, access: Access::Read }
@@ -232,7 +232,7 @@ mod tests {
         }
     }
 
-    /// A writer that overtakes its readers all the time: what they get is whole, and in order.
+    /// A writer that keeps overtaking its readers: what they get is complete, and in order.
     #[test]
     fn a_snapshot_beside_a_writer_has_no_torn_event() {
         let (track, writer) = track(256);
@@ -247,7 +247,7 @@ mod tests {
                 }
             });
             let (mut seen, mut looks) = (0, 0);
-            // Until the writer had its turn, too.
+            // Until the writer has run, too.
             while looks < 20_000 || seen == 0 {
                 looks += 1;
                 let events = track.snapshot().events;

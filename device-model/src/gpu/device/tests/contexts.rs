@@ -1,4 +1,4 @@
-//! Rings and blobs, where the driver has negotiated them: whose fences wait for whose, and what a blob is to a job.
+//! Rings and blobs, if the driver has negotiated them: which fences wait for which, and how jobs use a blob.
 
 use job_stream::{At, CAPSET_ID, Mode, Space, Stream};
 use virtio_bindings::virtio_gpu::VIRTIO_GPU_F_RESOURCE_BLOB;
@@ -9,7 +9,7 @@ use crate::mmu::JobMemory;
 
 const MEMORY: u64 = 0x70_0000;
 
-/// Two contexts and the blob 5, of two pages that lie apart.
+/// Two contexts and the blob 5, of two pages that are not adjacent.
 fn two_contexts() -> Harness {
     let mut h = Harness::new();
     for at in [MEMORY, MEMORY + 0x2000] {
@@ -34,7 +34,7 @@ impl Harness {
         self.send(&on_ring(fenced(submit_3d(ctx, &stream.finish_bytes()), fence), ring))
     }
 
-    /// Ends the job of this index among those that run.
+    /// Ends the running job with this index.
     fn end(&mut self, index: usize, outcome: JobOutcome) {
         let job = self.jobs.remove(index);
         self.jobs.insert(0, job);

@@ -76,7 +76,7 @@ fn resource_zero_and_unref_take_the_picture_away() {
     };
 }
 
-/// What a page flip looks like: the picture is drawn, shown, flushed, and the next one is sent behind it.
+/// A page flip: the picture is drawn, shown, flushed, and the next one is sent after it.
 #[test]
 fn scanouts_change_in_order_with_the_transfers_and_flushes_around_them() {
     let mut h = Harness::new();
@@ -102,7 +102,7 @@ fn scanouts_change_in_order_with_the_transfers_and_flushes_around_them() {
     let [transfer, show, flush] = two;
     let order = [transfer, show, flush, unref];
     assert_eq!(h.answers(), order.map(|command| (command, OK_NODATA)));
-    // The resource that is unreferenced is not shown any more: the scanout stays on.
+    // The unreferenced resource is not shown any more: the scanout stays on.
     assert_eq!(h.shown.len(), 2, "{:?}", h.shown);
 }
 

@@ -1,4 +1,4 @@
-//! Old bugs of this kind of device, each a negative test.
+//! Known bugs of virtio-gpu devices, each as a negative test.
 
 use super::*;
 

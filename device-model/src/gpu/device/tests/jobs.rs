@@ -1,4 +1,4 @@
-//! Contexts, buffers and jobs: what is answered, when, and what it leaves in memory.
+//! Contexts, buffers and jobs: what is answered, when, and the effect on memory.
 
 use job_stream::{
     At, CAPSET_ID, Capset, Compare, Context, Mode, Priority, Range, Space, SpinBehaviour, Stream,

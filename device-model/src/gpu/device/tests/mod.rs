@@ -1,4 +1,4 @@
-//! The device from outside: a harness that keeps what came out, and the promises, one file a family.
+//! The device from outside: a harness that records the effects, and the promises, one file for each family.
 
 use super::*;
 use crate::addr::{ByteRange, Iova};
@@ -18,7 +18,7 @@ mod ring;
 #[cfg(not(loom))]
 mod streams;
 
-/// A device with all that it ever let out. Pending commands are numbers.
+/// A device with all its effects. Pending commands are numbers.
 struct Harness {
     device: Device<u64>,
     memory: SparseMemory,
@@ -60,7 +60,7 @@ impl Harness {
         }
     }
 
-    /// Sends a command to the control queue; its number.
+    /// Sends a command to the control queue; returns its number.
     fn send(&mut self, request: &[u8]) -> u64 {
         let (id, mut effects) = (self.sent, Vec::new());
         self.sent += 1;
@@ -69,7 +69,7 @@ impl Harness {
         id
     }
 
-    /// Sends a command to the cursor queue; its number.
+    /// Sends a command to the cursor queue; returns its number.
     fn send_cursor(&mut self, request: &[u8]) -> u64 {
         let (id, mut effects) = (self.sent, Vec::new());
         self.sent += 1;
@@ -94,7 +94,7 @@ impl Harness {
         self.response(id).expect("an answer at once").kind()
     }
 
-    /// Which commands went out since this was asked last, and with what.
+    /// The commands answered since the last call, with their response types.
     fn answers(&mut self) -> Vec<(u64, u32)> {
         self.completed.drain(..).map(|(id, response)| (id, response.kind())).collect()
     }

@@ -1,4 +1,4 @@
-//! Random streams of commands: valid, truncated, hostile. Whatever comes, every pending command comes out once.
+//! Random streams of commands: valid, truncated, hostile. Every pending command is returned exactly once.
 
 use job_stream::{At, Context, Space, Stream};
 use proptest::prelude::*;
@@ -16,7 +16,7 @@ fn some_rect() -> impl Strategy<Value = Rect> {
     (number(), number(), number(), number()).prop_map(|(x, y, width, height)| rect(x, y, width, height))
 }
 
-/// Commands of contexts, some of them on rings.
+/// Commands of contexts; some of them name rings.
 fn job_command() -> impl Strategy<Value = Vec<u8>> {
     let place = |id, address| At::new(Space::resource(id), address);
     let stream = (1_u32..4, prop::option::of(1_u32..4), 0_u64..0x100).prop_map(move |(id, fence, at)| {

@@ -1,4 +1,4 @@
-//! The index against a naive twin, and what it costs: counted in looks, not in time.
+//! The index against a naive twin, and its cost: counted in look-ups, not in time.
 
 use std::time::Duration;
 
@@ -14,11 +14,11 @@ use crate::jobs::program::Execution;
 use crate::jobs::schedule::suspects::Found;
 use crate::mmu::Permissions;
 
-/// Pages of the resource that many jobs share: as many entries as the quota has room for.
+/// Pages of the resource that many jobs share: as many entries as the quota allows.
 const PAGES: u64 = 16_383;
 const HOST: u64 = 0x7000_0000_0000;
 
-/// A backing of single pages, with a page between two of them that is not its own.
+/// A backing of single pages, with a foreign page between any two.
 fn scattered(pages: u64) -> Backing {
     let entry = |page| RawEntry { at: Iova::new((2 * page + 1) * PAGE_SIZE), len: PAGE_SIZE as u32 };
     Backing::new((0..pages).map(entry)).unwrap()
@@ -40,7 +40,7 @@ fn place(id: u32, at: u64) -> At {
     At::new(StreamSpace::resource(id), at)
 }
 
-/// Waits for a word, and then reads all.
+/// A job that waits for a word, and then reads everything.
 fn waits(id: u64, backing: &Backing) -> Job {
     let all = place(1, 0).range(backing.bytes() - 8);
     let stream = Stream::new().wait(place(1, 0), Compare::Equal, 1, 0);
@@ -62,7 +62,7 @@ fn mapped(range: ByteRange<Iova>, host: u64) -> MappedRange {
     MappedRange { space: SpaceId::DEVICE, range, host, permissions }
 }
 
-/// What an INVALIDATE costs, where all that jobs use is mapped.
+/// What an INVALIDATE costs if all that jobs use is mapped.
 fn looks_of(footprints: &mut Footprints, range: ByteRange<Iova>) -> u64 {
     let before = footprints.looked;
     let judged = footprints.judged(SpaceId::DEVICE, range);
@@ -96,7 +96,7 @@ fn an_invalidate_of_everything_looks_at_each_page_and_not_at_each_page_of_each_j
     for jobs in [1, 256, 1024] {
         let mut footprints = with_waits(&backing, jobs);
         let looks = looks_of(&mut footprints, ByteRange::everything());
-        // To find the pages, to note each, and to know that there is work and whose.
+        // To find the pages, to note each, and to know that there is work and whose it is.
         assert_eq!(looks, 2 * PAGES + 2, "{jobs} jobs");
         assert_eq!(footprints.take_unjudged(), 0);
     }
@@ -107,7 +107,7 @@ fn jobs_share_the_pages_of_their_backing_and_add_what_their_packets_name() {
     let backing = scattered(PAGES);
     let footprints = with_waits(&backing, 256);
     assert_eq!(footprints.backings.len(), 1);
-    // All but the last word is read, and that is written.
+    // All but the last word is read, and the last is written.
     assert_eq!(footprints.pieces, 256 * 2);
     let parts = footprints.jobs.values().map(|footprint| footprint.memory.parts());
     let mut entries = parts.flatten().map(|part| Arc::as_ptr(&part.entries));
@@ -133,7 +133,7 @@ fn an_answer_looks_at_the_jobs_that_use_the_page() {
     assert!(footprints.judge(&gone, |_| (Stands::Apart, None)).is_empty());
 }
 
-/// A guest may list one page as often as it has entries, and use what it likes of that.
+/// A guest may list one page as often as it has entries, and use any of that.
 #[test]
 fn a_page_that_is_listed_ten_thousand_times_costs_a_bounded_number_of_looks() {
     let entry = |number: u64| {
@@ -142,7 +142,7 @@ fn a_page_that_is_listed_ten_thousand_times_costs_a_bounded_number_of_looks() {
     };
     let backing = Backing::new((0..PAGES).map(entry)).unwrap();
     let mut footprints = Footprints::default();
-    // The first one uses all; the others one page that is not that one.
+    // The first one uses everything; the others use one other page.
     footprints.begin(&waits(0, &backing));
     for id in 1..256 {
         let stream = Stream::new().fill(place(1, PAGE_SIZE).range(64), 0);
@@ -182,19 +182,19 @@ fn what_there_is_no_room_to_note_is_counted() {
     let backing = Backing::new(std::iter::once(RawEntry { at: Iova::new(0), len: 1 << 30 })).unwrap();
     let mut footprints = with_waits(&backing, 1);
     assert_eq!(footprints.judged(SpaceId::DEVICE, ByteRange::everything()).len(), 1);
-    // Scattered in memory; 20,000 pages for reading and for writing are 40,000 ranges.
+    // Scattered in memory; 20,000 pages for reading and for writing make 40,000 ranges.
     let pages: Vec<_> =
         (0..20_000).map(|number| mapped(page(number), HOST + 2 * number * PAGE_SIZE)).collect();
     footprints.suspect(by(1), &pages);
     assert_eq!((footprints.suspects.len(), footprints.take_unjudged()), (1 << 15, 40_000 - (1 << 15)));
-    // What is noted of jobs that have ended makes room.
+    // Notes about jobs that have ended make room.
     footprints.begin(&waits(1, &backing));
     footprints.end(JobId(0));
     footprints.suspect(by(2), &pages[..10]);
     assert_eq!((footprints.suspects.len(), footprints.take_unjudged()), (20, 0));
 }
 
-/// The naive twin: each job keeps, page by page, what was taken from it.
+/// The naive twin: each job records, page by page, what was taken from it.
 #[derive(Default)]
 struct Twin(BTreeMap<u64, TwinJob>);
 
@@ -284,7 +284,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Backings that overlap one another, list pages twice, and cut pages.
+/// Backings that overlap, list pages twice, and split pages.
 fn backings() -> Vec<Backing> {
     let lists: [&[(u64, u32)]; 3] = [
         &[(0x1000, 0x3000), (0x8000, 0x1000), (0x2000, 0x2000), (0xa000, 0x4000)],
@@ -308,8 +308,8 @@ fn access_of(write: bool) -> Access {
     if write { Access::Write } else { Access::Read }
 }
 
-/// The index, its twin, and what the mirror has. Pages are taken away only while they are mapped, and mapped only by an
-/// answer, as in the device.
+/// The index, its twin, and the mirror's contents. As in the device, pages are invalidated only while they are mapped,
+/// and only an answer maps them.
 struct Both {
     backings: Vec<Backing>,
     real: Footprints,
@@ -355,7 +355,7 @@ impl Both {
         let range = place(id, at).range(len.min(bytes(id) - at));
         let stream = Stream::new().checksum(range, place(to, word % (bytes(to) / 8) * 8));
         let space = |id: u32| Ok(Space { bytes: bytes(id), backing: self.backings[id as usize - 1].clone() });
-        // A word that an entry cuts is refused at submission, and so is a checksum in the midst of what it is of.
+        // A word that spans two entries is refused at submission, and so is a checksum inside its own input.
         let program = verify(&stream.clone().finish(), &Limits::default());
         if program.is_ok_and(|program| Operands::new(program, space).is_ok()) {
             let job = job_on(self.next, mode, stream, &self.backings);
@@ -372,7 +372,7 @@ impl Both {
         assert_eq!(told(judgements), self.twin.reveal(number, access, host));
     }
 
-    /// The same frame gets a permission more, another one takes its place.
+    /// The same frame gains a permission, or another one takes its place.
     fn map(&mut self, number: u64, access: Access, host: u64) {
         let none = Permissions { read: false, write: false };
         let known = self.mirror.get(&number).filter(|(before, _)| *before == host);
