@@ -6,8 +6,7 @@
 //! A display that does not answer costs one blocked thread and no more: queries time out, later commands replace
 //! earlier ones, and the next connection shuts the old socket down, which unblocks the thread.
 //!
-//! LOCKING: `DisplayState` before an image's lock, and before the lock on the answers; in fact none is held with
-//! another.
+//! LOCKING: `DisplayState` before an image's lock and before the answers' lock; in fact none is held with another.
 
 mod link;
 mod picture;
