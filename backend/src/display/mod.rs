@@ -73,10 +73,10 @@ struct DisplayState {
 /// State of the connection to the front-end.
 #[derive(Default)]
 enum Connection {
-    /// There is no connection: pictures are kept, queries get an empty answer.
+    /// There is no connection: pictures are kept, queries get an empty answer, and no thread waits for a display.
     #[default]
     None,
-    /// The front-end has sent a socket that the display thread has not taken yet.
+    /// The front-end has sent a socket that the display thread has not taken yet: nothing was sent on it.
     New(UnixStream),
     /// The display thread owns the connection and may block on it; this duplicate can shut it down.
     Open(UnixStream),

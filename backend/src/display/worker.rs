@@ -95,7 +95,7 @@ impl Shared {
     fn lost(&self, generation: u64, error: &io::Error) {
         let mut state = self.lock();
         if state.generation != generation {
-            return; // We replaced it ourselves.
+            return; // A newer connection has replaced it.
         }
         let connection = std::mem::take(&mut state.connection);
         drop(state);

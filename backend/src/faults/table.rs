@@ -87,7 +87,7 @@ impl Argument {
 pub enum Grade {
     /// It leaves its engine when it is asked to.
     Yielding,
-    /// It ignores requests to leave its engine, except those that take its pin back.
+    /// It ignores requests to leave its engine for a while, but gives its pin back at once.
     Stubborn,
     /// Its steps do not end in time.
     Stuck,

@@ -27,7 +27,7 @@ pub enum Next {
     Empty,
     /// A message that has not arrived completely.
     Partial,
-    /// A complete message.
+    /// A complete message, which can be received without blocking.
     Whole(Header),
     /// The peer has closed its end, and every byte was read.
     Closed,

@@ -108,9 +108,9 @@ pub enum SessionEnd {
 /// A reply that has not been sent yet.
 #[derive(Debug)]
 enum Outgoing {
-    /// The ack of an INVALIDATE; it is not sent before this time (`--inject delay-ack`).
+    /// The ack of an INVALIDATE; not sent before this time (`--inject delay-ack`), and no message is read until then.
     Held(Ack, Duration),
-    /// The reply did not fit into the socket; it is sent, unchanged, as soon as there is room.
+    /// The reply did not fit into the socket: it is sent when there is room, and no message is read until then.
     Unsent {
         ack: Ack,
         /// It is the ack of an INVALIDATE.
