@@ -37,7 +37,7 @@ pub enum Mail {
         /// The answer.
         answer: DisplayAnswer,
     },
-    /// One page that a ring waits for was answered: mapped, refused, or not in time.
+    /// One page that a ring waits for was settled.
     MissAnswered {
         /// The ring, and at which start it requested the page.
         wait: RingWait,
