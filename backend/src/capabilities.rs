@@ -1,5 +1,5 @@
-//! What `--print-capabilities` prints: the back-end's capabilities as QEMU's docs/interop/vhost-user.json has them
-//! (VHostUserBackendCapabilities). Management software reads it before it starts a VM.
+//! The output of `--print-capabilities`: the back-end's capabilities as defined in QEMU's docs/interop/vhost-user.json
+//! (VHostUserBackendCapabilities). Management software reads them before it starts a VM.
 
 use serde::Serialize;
 
@@ -7,11 +7,11 @@ use serde::Serialize;
 #[derive(Debug, Serialize)]
 pub struct Capabilities {
     r#type: &'static str,
-    /// The schema knows `render-node` and `virgl`, each an option of that name. We have neither.
+    /// The schema defines `render-node` and `virgl`, each an option of that name. MirrorGPU has neither.
     features: &'static [&'static str],
 }
 
-/// Ours.
+/// The capabilities of MirrorGPU.
 pub const CAPABILITIES: Capabilities = Capabilities { r#type: "gpu", features: &[] };
 
 impl Capabilities {
@@ -31,7 +31,7 @@ mod tests {
         assert_eq!(json, serde_json::json!({"type": "gpu", "features": []}));
     }
 
-    /// The file that management software finds names the same type, and a binary by its absolute path.
+    /// The file for management software names the same type, and the binary by an absolute path.
     #[test]
     fn the_installed_description_follows_the_schema() {
         let file = include_str!("../resources/50-mirrorgpu.json");

@@ -1,10 +1,10 @@
-//! Limits that the kernel keeps for the process.
+//! Resource limits of the process.
 
 use std::io;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Allows at most `most` open file descriptors, or as many as the process is allowed at all if that is less.
+/// Sets the limit of open file descriptors to `most`, or to the hard limit if that is lower.
 pub fn limit_descriptors(most: u32) -> io::Result<()> {
     let maximum = getrlimit(Resource::Nofile).maximum;
     let most = u64::from(most);

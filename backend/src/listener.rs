@@ -1,10 +1,10 @@
-//! Where clients connect: a socket at a path, or one that was inherited. Knows files and sockets; knows nothing of
-//! what is spoken on them.
+//! Where clients connect: a socket with a path, or an inherited one. Knows files and sockets; knows nothing of the
+//! protocols on them.
 //!
-//! A socket that a dead process left behind is replaced; one that is alive, and a file that is no socket, never are.
-//! Whether one is alive is asked with a SEQPACKET connect, of which a live STREAM socket sees nothing (EPROTOTYPE).
-//! Asking, replacing and binding happen under a lock on the directory, so that two back-ends that start at once do
-//! not each remove the other's socket.
+//! The stale socket of a dead process is replaced; a live one, or a file that is not a socket, never is. A SEQPACKET
+//! connect tests whether it is live, which a live STREAM socket does not notice (EPROTOTYPE). The test, the replacement
+//! and bind happen under a lock on the directory, so that two back-ends that start at the same time do not remove each
+//! other's socket.
 
 use std::fs::{self, File};
 use std::io;
@@ -19,31 +19,31 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
-/// How long somebody else may hold the lock on a socket's directory.
+/// How long another process may hold the lock on a socket's directory.
 const LOCK_PATIENCE: Duration = Duration::from_millis(300);
-/// How often the lock is tried.
+/// Interval between attempts to take the lock.
 const LOCK_RETRY: Duration = Duration::from_millis(5);
 
-/// Why there is no socket to listen on.
+/// Why listening is not possible.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// Another process listens there.
     #[error("Socket {0} is in use: end the process that listens on it, or give another path")]
     InUse(PathBuf),
-    /// There is a file of another kind.
+    /// The path is a file of another kind.
     #[error("{0} exists and is not a socket: remove it if it is not needed, or give another path")]
     NotASocket(PathBuf),
-    /// Something else is wrong with the path.
+    /// An operation on the path failed.
     #[error("Cannot listen on {path} ({step}): make sure that its directory exists and may be written to")]
     Path {
         /// The socket's path.
         path: PathBuf,
-        /// What failed.
+        /// The operation that failed.
         step: &'static str,
         /// Why.
         source: io::Error,
     },
-    /// The inherited descriptor is of no use.
+    /// The inherited descriptor is not a usable socket.
     #[error("File descriptor {fd} {problem}: pass a UNIX stream socket that is connected or listening")]
     Descriptor {
         /// Its number.
@@ -53,26 +53,26 @@ pub enum ListenError {
     },
 }
 
-/// A listening socket with a path. The path is removed in the end, if it is still this socket's.
+/// A listening socket with a path. Dropping it removes the path if it still belongs to this socket.
 #[derive(Debug)]
 pub struct PathListener {
     listener: UnixListener,
     path: PathBuf,
-    /// Device and inode of the path; the inode is not used again while the socket is open.
+    /// Device and inode of the path; the inode cannot be reused while the socket is open.
     identity: (u64, u64),
 }
 
 /// An inherited socket.
 #[derive(Debug)]
 pub enum Inherited {
-    /// Clients connect to it.
+    /// It accepts clients.
     Listening(UnixListener),
-    /// It is a client already.
+    /// It is already connected to a client.
     Connected(UnixStream),
 }
 
 impl PathListener {
-    /// Listens on `path`, where a stale socket is replaced.
+    /// Listens on `path`, and replaces a stale socket there.
     pub fn bind(path: &Path) -> Result<Self, ListenError> {
         let failed = |step| move |source| ListenError::Path { path: path.to_owned(), step, source };
         let lock = lock_directory(path).map_err(failed("locking its directory"))?;
@@ -118,7 +118,7 @@ impl AsRawFd for PathListener {
 
 impl Drop for PathListener {
     fn drop(&mut self) {
-        // Without the lock, which may fail when the directory is gone, another's socket might be taken for ours.
+        // Without the lock (it fails if the directory is gone), another's socket could be mistaken for this one.
         if lock_directory(&self.path).is_ok_and(|_lock| {
             identity(&self.path).is_ok_and(|found| found == self.identity)
                 && fs::remove_file(&self.path).is_err()
@@ -139,7 +139,7 @@ impl Inherited {
         if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
             return Err(wrong("is not open"));
         }
-        // SAFETY: it is open, as F_SETFD succeeded, and the caller promises that nobody else owns it.
+        // SAFETY: the descriptor is open, as F_SETFD succeeded, and the caller guarantees that nothing else owns it.
         let socket = unsafe { OwnedFd::from_raw_fd(fd) };
         let domain = sockopt::socket_domain(&socket).map_err(|_| wrong("is not a socket"))?;
         let kind = sockopt::socket_type(&socket);
@@ -158,19 +158,19 @@ impl Inherited {
     }
 }
 
-/// Whether a process listens, or is about to, on the socket at `path`.
+/// Whether a process listens, or is about to listen, on the socket at `path`.
 fn is_alive(path: &Path) -> io::Result<bool> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let probe = net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
     match net::connect(&probe, &SocketAddrUnix::new(path)?) {
-        // It speaks SEQPACKET itself, and with EAGAIN it is busy besides.
+        // A SEQPACKET listener accepts the connect itself; with EAGAIN its queue is full.
         Ok(()) | Err(Errno::PROTOTYPE | Errno::AGAIN) => Ok(true),
         Err(Errno::CONNREFUSED) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Locks the directory of `path` against others that bind there; the lock goes away with the file.
+/// Locks the directory of `path` against other processes that bind there, until the file is closed.
 fn lock_directory(path: &Path) -> io::Result<File> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let directory = File::open(parent.unwrap_or(Path::new(".")))?;
@@ -181,7 +181,7 @@ fn lock_directory(path: &Path) -> io::Result<File> {
             Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {}
             Err(error) => return Err(error.into()),
         }
-        // The kernel has no flock with a timeout, and our own kind holds it for less than this.
+        // The kernel has no flock with a timeout, and a back-end holds the lock for less than this.
         thread::sleep(LOCK_RETRY);
     }
 }
@@ -290,7 +290,7 @@ mod tests {
         UnixStream::connect(&path).unwrap();
     }
 
-    /// Even a shared lock keeps us out, so two of our own kind keep each other out.
+    /// Even a shared lock blocks binding, so two back-ends exclude each other.
     #[test]
     fn nothing_is_changed_while_another_holds_the_directory() {
         let directory = directory();
@@ -347,7 +347,7 @@ mod tests {
         assert_eq!(problem(adopt(internet)), "is a socket of another kind");
         let unconnected = net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
         assert_eq!(problem(adopt(unconnected)), "is a socket that is neither connected nor listening");
-        // SAFETY: a number that is not open is owned by nobody.
+        // SAFETY: a number that is not open has no owner.
         let closed = unsafe { Inherited::adopt(1_000_000) };
         assert_eq!(problem(closed), "is not open");
     }

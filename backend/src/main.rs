@@ -19,11 +19,11 @@ use mirrorgpu::telemetry::instruments::Instruments;
 use mirrorgpu::vhost_user::memory::sigbus;
 use mirrorgpu::vhost_user::session::start::DeviceSettings;
 
-/// Exit codes of `--check-front-end`; the latter is also that of a command line that is wrong.
+/// Exit codes of `--check-front-end`; a wrong command line also exits with the second.
 const FRONT_END_AT_FAULT: u8 = 1;
 const COULD_NOT_JUDGE: u8 = 2;
 
-/// What a process that did its work has to say.
+/// The result of a process that did its work.
 enum Verdict {
     Clean,
     FrontEndAtFault,
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
         Ok(Verdict::FrontEndAtFault) => ExitCode::from(FRONT_END_AT_FAULT),
         Err(e) => {
             eprintln!("mirrorgpu: {}", mirrorgpu::error::chain(e.as_ref()));
-            // With the flag, 1 says something of the front-end.
+            // With the flag, 1 means a finding about the front-end.
             if args.check_front_end { ExitCode::from(COULD_NOT_JUDGE) } else { ExitCode::FAILURE }
         }
     }
@@ -49,13 +49,13 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<Verdict, Box<dyn std::error::Error>> {
     let source = match args.endpoint() {
         Some(Endpoint::Path(path)) => Source::bind(path)?,
-        // SAFETY: called once, before this process opens anything: nobody else owns the number.
+        // SAFETY: called once, before this process opens anything: nothing else owns the number.
         Some(Endpoint::Fd(fd)) => unsafe { Inherited::adopt(fd) }?.into(),
         None => return Err("Give --socket-path or --fd".into()),
     };
     args.start_log();
     limits::limit_descriptors(args.quotas.max_descriptors)?;
-    // Before any thread exists, so that every thread holds the signals back.
+    // Done before any thread is started, so that all threads block the signals.
     let signals = StopSignals::block()?;
     sigbus::install()?;
     let stats = Arc::new(Stats::default());
@@ -91,7 +91,7 @@ fn run(args: &Args) -> Result<Verdict, Box<dyn std::error::Error>> {
     Ok(if args.check_front_end { verdict(&instruments.front_end) } else { Verdict::Clean })
 }
 
-/// Says what was found in all, and what that means.
+/// Prints the number of findings, and returns the result.
 fn verdict(findings: &Findings) -> Verdict {
     let [certain, likely, notes] = Severity::ALL.map(|severity| findings.of(severity));
     eprintln!("mirrorgpu: findings about the front-end: {certain} certain, {likely} likely; notes: {notes}");

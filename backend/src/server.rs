@@ -1,5 +1,5 @@
-//! The process around the sessions: takes one front-end after the other and serves each from a clean state. Ends
-//! after the first (`--once`, a connected `--fd`) or at a signal.
+//! The process around the sessions: serves one front-end after another, each from a clean state. Ends after the first
+//! (`--once`, a connected `--fd`) or when a signal comes.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -22,16 +22,16 @@ use crate::wake::{Poller, Waker};
 
 const LISTENER: u64 = 0;
 const SIGNAL: u64 = 1;
-/// How long a failed accept is not tried again.
+/// How long to wait after a failed accept.
 const ACCEPT_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
-/// Where front-ends come from.
+/// The source of front-ends.
 pub enum Source {
     /// A socket with a path.
     Path(PathListener),
     /// An inherited listening socket.
     Listening(UnixListener),
-    /// An inherited connection: there is only this one.
+    /// An inherited connection, which is the only front-end.
     Connected(UnixStream),
 }
 
@@ -49,7 +49,7 @@ impl Source {
         }
     }
 
-    /// How the log calls it.
+    /// Its name in the log.
     fn name(&self) -> String {
         match self {
             Self::Path(listener) => listener.path().display().to_string(),
@@ -68,24 +68,24 @@ impl From<Inherited> for Source {
     }
 }
 
-/// What serves the front-ends.
+/// Serves the front-ends.
 pub struct Server {
-    /// What a device is built from.
+    /// The configuration of each device.
     pub device: DeviceSettings,
-    /// What is counted, over all connections.
+    /// The counters, for all connections.
     pub stats: Arc<Stats>,
-    /// What watches the device, over all connections.
+    /// The instruments, for all connections.
     pub instruments: Arc<Instruments>,
     /// Signals that end the process.
     pub signals: StopSignals,
-    /// Ends after the first front-end.
+    /// Whether to end after the first front-end.
     pub once: bool,
-    /// Whether front-ends are judged.
+    /// Whether front-ends are checked.
     pub check_front_end: bool,
 }
 
 impl Server {
-    /// Serves front-ends until there are no more to come.
+    /// Serves front-ends until there are no more.
     pub fn run(&self, source: Source) -> io::Result<()> {
         let name = source.name();
         let Some(listener) = source.listener() else {
@@ -98,13 +98,13 @@ impl Server {
         let poller = Poller::new()?;
         poller.add(listener.as_raw_fd(), LISTENER, Events::EPOLLIN)?;
         poller.add(self.signals.as_raw_fd(), SIGNAL, Events::EPOLLIN)?;
-        // The line that a launcher waits for, whatever the log level is.
+        // Launchers wait for this line, so it does not depend on the log level.
         eprintln!("mirrorgpu: listening on {name}");
         while let Some(stream) = self.accept(listener, &poller)? {
             match self.serve(stream) {
                 Ok(SessionEnd::Signal) => break,
                 Ok(_) => {}
-                // Threads or descriptors are short just now: the front-end is let go, the process lives.
+                // A temporary lack of threads or descriptors: only this front-end is disconnected.
                 Err(e) => warn!("A front-end cannot be served: {e}"),
             }
             if self.once {
@@ -114,7 +114,7 @@ impl Server {
         Ok(())
     }
 
-    /// The next front-end; `None`: a signal came instead.
+    /// The next front-end; `None` if a signal came instead.
     fn accept(&self, listener: &UnixListener, poller: &Poller) -> io::Result<Option<UnixStream>> {
         let mut tokens = Vec::new();
         loop {
@@ -124,21 +124,21 @@ impl Server {
             }
             match listener.accept() {
                 Ok((stream, _)) => {
-                    // The listener's flag is not inherited on Linux; the session wants a blocking socket.
+                    // Linux does not inherit the listener's flag; explicit, as the session needs a blocking socket.
                     stream.set_nonblocking(false)?;
                     return Ok(Some(stream));
                 }
                 Err(e) if is_passing(&e) => {}
                 Err(e) => {
                     warn!("No front-end can be taken just now: {e}");
-                    // The client still waits, so that the next look would come at once.
+                    // The client is still pending, so another accept would fail immediately.
                     self.pause(ACCEPT_PAUSE)?;
                 }
             }
         }
     }
 
-    /// Waits for a signal, for this long. Takes no descriptor: there may be none left.
+    /// Waits this long, or until a signal comes. Opens no descriptor: there may be none left.
     fn pause(&self, time: Timespec) -> io::Result<()> {
         match rustix::event::poll(&mut [PollFd::new(&self.signals, PollFlags::IN)], Some(&time)) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
@@ -164,7 +164,7 @@ impl Server {
     }
 }
 
-/// Whether an accept may be tried again: the client has gone, or somebody else took it.
+/// Whether accept may be tried again: the client has gone, or another process accepted it.
 fn is_passing(error: &io::Error) -> bool {
     let passing = [Errno::AGAIN, Errno::CONNABORTED, Errno::INTR, Errno::PROTO];
     Errno::from_io_error(error).is_some_and(|code| passing.contains(&code))

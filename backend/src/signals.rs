@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT as a descriptor that an event loop can watch. Knows nothing of what is to be stopped.
+//! SIGTERM and SIGINT as a descriptor for an event loop. Knows nothing of what they stop.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -8,18 +8,18 @@ use std::ptr;
 
 use rustix::process::{Signal, getpid, kill_process};
 
-/// The signals that ask for an orderly end.
+/// The signals that request an orderly end.
 const STOP: [libc::c_int; 2] = [libc::SIGTERM, libc::SIGINT];
 
-/// Signals that ask for an end, held back from their default action. Readable once one has come.
+/// The stop signals, blocked from their default action. The descriptor is readable while one is pending.
 #[derive(Debug)]
 pub struct StopSignals {
     file: File,
 }
 
 impl StopSignals {
-    /// Holds the signals back, in this thread and in those that it starts from now on: call it before any other
-    /// thread exists, or the signal kills the process there.
+    /// Blocks the signals in this thread and in those that it starts later. Call it before any other thread exists: a
+    /// signal that is delivered to an unblocked thread kills the process.
     pub fn block() -> io::Result<Self> {
         let set = stop_set()?;
         // SAFETY: `set` was initialised by `stop_set` and outlives the call; a null old set is allowed.
@@ -32,12 +32,12 @@ impl StopSignals {
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the kernel has just given us this descriptor, and nobody else knows it.
+        // SAFETY: the kernel has just returned this descriptor, and nothing else uses it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         Ok(Self { file: fd.into() })
     }
 
-    /// Takes one signal that has come; `None`: none has. Never blocks.
+    /// Takes one pending signal; `None` if there is none. Never blocks.
     pub fn take(&self) -> io::Result<Option<&'static str>> {
         let mut record = [0; size_of::<libc::signalfd_siginfo>()];
         match (&self.file).read(&mut record) {
@@ -48,9 +48,9 @@ impl StopSignals {
         }
     }
 
-    /// Asks this process to end, as somebody's `kill` would.
+    /// Asks this process to end, as an external `kill` would.
     pub fn request_stop() {
-        // A signal to ourselves cannot fail.
+        // A signal to the own process cannot fail.
         let _ = kill_process(getpid(), Signal::TERM);
     }
 }
@@ -69,14 +69,14 @@ impl AsRawFd for StopSignals {
 
 fn stop_set() -> io::Result<libc::sigset_t> {
     let mut set = MaybeUninit::uninit();
-    // SAFETY: sigemptyset writes a whole set to the place that we own.
+    // SAFETY: sigemptyset initialises the set at this address, which is valid for writes.
     if unsafe { libc::sigemptyset(set.as_mut_ptr()) } != 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: sigemptyset has succeeded, so the set is initialised.
     let mut set = unsafe { set.assume_init() };
     for signal in STOP {
-        // SAFETY: `set` is an initialised set that we own.
+        // SAFETY: `set` is initialised and valid for writes.
         if unsafe { libc::sigaddset(&mut set, signal) } != 0 {
             return Err(io::Error::last_os_error());
         }
@@ -92,13 +92,13 @@ fn name(signal: u32) -> &'static str {
 mod tests {
     use super::*;
 
-    /// The signals go to this thread alone: the test's other threads have not blocked them.
+    /// The signals are sent to this thread only: the test's other threads have not blocked them.
     #[test]
     fn a_blocked_signal_does_not_kill_and_can_be_taken_once() {
         let signals = StopSignals::block().unwrap();
         assert_eq!(signals.take().unwrap(), None);
         for (signal, name) in [(libc::SIGTERM, "SIGTERM"), (libc::SIGINT, "SIGINT")] {
-            // SAFETY: raise touches no memory of ours.
+            // SAFETY: raise does not access memory.
             assert_eq!(unsafe { libc::raise(signal) }, 0);
             assert_eq!(signals.take().unwrap(), Some(name));
             assert_eq!(signals.take().unwrap(), None);

@@ -1,6 +1,6 @@
-//! The threads of a device. Each has an owner, which tells it to end and then waits until it has ended: also when a
-//! session cannot start because a later thread or descriptor is not to be had. A thread that fails or panics would leave
-//! half a device in service: it says so, and the session ends. Knows nothing of what the threads do.
+//! The threads of a device. Each has an owner that tells it to end and waits until it has ended, also when a session
+//! cannot start because a later thread or descriptor is not available. If a thread fails or panics, half of the device
+//! would be left in service: the failure is reported, and the session ends. Knows nothing of what the threads do.
 
 #[cfg(test)]
 mod tests;
@@ -13,29 +13,29 @@ use std::thread::{self, JoinHandle};
 
 use crate::wake::Waker;
 
-/// Why a thread of the device has ended before it was told to.
+/// Why a thread of the device ended too early.
 #[derive(Debug, thiserror::Error)]
 pub enum ThreadFailure {
-    /// What it needs failed.
+    /// An operation that it needs failed.
     #[error("Thread {name} cannot go on")]
     Failed {
         /// Which thread.
         name: String,
-        /// What failed.
+        /// Error of the operation.
         #[source]
         source: io::Error,
     },
-    /// It has panicked: a bug of MirrorGPU.
+    /// It panicked: a bug of MirrorGPU.
     #[error("Thread {name} has panicked: {message}")]
     Panicked {
         /// Which thread.
         name: String,
-        /// What the panic said.
+        /// Message of the panic.
         message: String,
     },
 }
 
-/// Where the threads of a device report that they have failed. Clones are the same place.
+/// Where the threads of a device report failures. Clones share the same state.
 #[derive(Clone)]
 pub struct ThreadFailures {
     first: Arc<OnceLock<Arc<ThreadFailure>>>,
@@ -43,7 +43,7 @@ pub struct ThreadFailures {
 }
 
 impl ThreadFailures {
-    /// Nothing has failed yet; `session` wakes the session when something does.
+    /// No failure yet; `session` wakes the session when one is reported.
     pub fn new(session: Waker) -> Self {
         Self { first: Arc::default(), session }
     }
@@ -54,22 +54,22 @@ impl ThreadFailures {
     }
 
     fn report(&self, failure: ThreadFailure) {
-        // The first failure ends the session; what fails after it may follow from it.
+        // The first failure ends the session; later ones may be its consequences.
         let _ = self.first.set(Arc::new(failure));
         self.session.wake();
     }
 }
 
-/// A running thread of a device. Dropping it waits until the thread has ended: its owner has told it to.
+/// A running thread of a device. Dropping it waits for its end: its owner must have told it to end.
 #[derive(Debug)]
 pub struct DeviceThread {
-    /// Empty only while it is dropped.
+    /// `None` only while it is being dropped.
     handle: Option<JoinHandle<()>>,
 }
 
 impl DeviceThread {
-    /// Starts a thread. If `body` fails or panics, that is reported to `failures` after everything that it owned was
-    /// dropped.
+    /// Starts a thread. If `body` fails or panics, that is reported to `failures` after everything that `body` owned
+    /// was dropped.
     pub fn spawn(
         name: &str,
         failures: &ThreadFailures,
@@ -77,8 +77,8 @@ impl DeviceThread {
     ) -> io::Result<Self> {
         let (failures, own_name) = (failures.clone(), name.to_owned());
         let run = move || {
-            // Unwinding closes the sections and drops the pins of the thread. What it shares with others is behind locks that
-            // bear with poison, and the session ends.
+            // Unwinding closes the thread's sections and drops its pins. State shared with other threads is behind
+            // locks that ignore poison, and the session ends.
             match catch_unwind(AssertUnwindSafe(body)) {
                 Ok(Ok(())) => {}
                 Ok(Err(source)) => failures.report(ThreadFailure::Failed { name: own_name, source }),
@@ -95,17 +95,17 @@ impl DeviceThread {
 
 impl Drop for DeviceThread {
     fn drop(&mut self) {
-        // A thread that drops the last handle of what it serves cannot wait for itself: it is about to end.
+        // A thread that drops the last handle of its own service cannot join itself: it is about to end.
         if let Some(handle) =
             self.handle.take().filter(|handle| handle.thread().id() != thread::current().id())
         {
-            // A panic was reported already.
+            // A panic was already reported.
             let _ = handle.join();
         }
     }
 }
 
-/// What a panic said.
+/// The message of a panic.
 fn message_of(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("it did not say why")

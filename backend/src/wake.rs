@@ -1,4 +1,4 @@
-//! The eventfd that one thread wakes another's epoll with, and the epoll calls around it.
+//! The eventfd with which one thread wakes another's epoll, and the epoll calls around it.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -8,7 +8,7 @@ use device_model::session::miss_port::SessionWaker;
 use epoll::{ControlOptions, Event, Events};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-/// A wake-up call: cheap, counted as one however often it is made before it is heard.
+/// A wake-up; several before the other thread runs count as one.
 #[derive(Clone)]
 pub struct Waker(Arc<EventFd>);
 
@@ -18,13 +18,13 @@ impl Waker {
         Ok(Self(Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?)))
     }
 
-    /// Wakes whoever polls it.
+    /// Wakes the thread that polls it.
     pub fn wake(&self) {
-        // A full counter means that a wake-up is already due.
+        // A full counter means that a wake-up is already pending.
         let _ = self.0.write(1);
     }
 
-    /// Takes all wake-ups that were made so far.
+    /// Clears all wake-ups that were made so far.
     pub fn clear(&self) {
         let _ = self.0.read();
     }
@@ -58,7 +58,7 @@ impl Poller {
         epoll::ctl(self.fd, ControlOptions::EPOLL_CTL_ADD, fd, Event::new(events, token))
     }
 
-    /// Watches `fd` for other events from now on.
+    /// Changes the events for which `fd` is watched.
     pub fn modify(&self, fd: RawFd, token: u64, events: Events) -> io::Result<()> {
         epoll::ctl(self.fd, ControlOptions::EPOLL_CTL_MOD, fd, Event::new(events, token))
     }
@@ -68,13 +68,13 @@ impl Poller {
         epoll::ctl(self.fd, ControlOptions::EPOLL_CTL_DEL, fd, Event::new(Events::empty(), 0))
     }
 
-    /// Waits for events, at most `timeout` milliseconds (-1: for ever), and returns their tokens.
+    /// Waits for events, at most `timeout` milliseconds (-1: without limit), and returns their tokens.
     pub fn wait(&self, timeout: i32, tokens: &mut Vec<u64>) -> io::Result<()> {
         tokens.clear();
         self.wait_for(timeout, |token, _| tokens.push(token))
     }
 
-    /// Waits in the same way, and returns with each token what has happened.
+    /// Like [`Self::wait`], and returns with each token the events that occurred.
     pub fn wait_for_events(&self, timeout: i32, ready: &mut Vec<(u64, Events)>) -> io::Result<()> {
         ready.clear();
         self.wait_for(timeout, |token, events| ready.push((token, events)))

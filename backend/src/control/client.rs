@@ -1,56 +1,56 @@
-//! One client of the control socket: bytes in, lines out, answers back. Bounded: while answers are unsent nothing is
-//! read. Knows nothing of commands, nor of what its bytes come through.
+//! One client of the control socket: reads bytes, splits them into lines, sends answers. Memory is bounded: while
+//! answers are unsent nothing is read. Knows nothing of commands, nor of the kind of its stream.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 
 use super::commands;
 
-/// Longest line, without its end.
+/// Maximum length of a line, without its end.
 const MAX_LINE: usize = 64 << 10;
-/// Most bytes that are unsent when an event joins them.
+/// Maximum number of unsent bytes to which an event is still added.
 const MAX_UNASKED: usize = 256 << 10;
-/// Most bytes that are read at once.
+/// Maximum number of bytes per read.
 const READ: usize = 4 << 10;
 
 /// A connected client.
 pub(super) struct Client<S = UnixStream> {
     stream: S,
-    /// What was received and not yet looked at: less than a line, unless answers are unsent.
+    /// Bytes received but not handled: less than a line, unless answers are unsent.
     input: Vec<u8>,
-    /// How much of it is known to hold no end of a line.
+    /// Length of the part that is known to contain no end of a line.
     looked_through: usize,
-    /// What is to be sent.
+    /// Bytes to send.
     output: Vec<u8>,
     state: ClientState,
 }
 
-/// Where the client's input stands.
+/// State of the client's input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ClientState {
-    /// Lines come.
+    /// Lines are read and answered.
     Reading,
-    /// A line that was too long is being skipped; the client knows.
+    /// The rest of a line that was too long is discarded; the error was already sent.
     Skipping,
-    /// No more input comes.
+    /// The client sends no more; the remaining lines are still answered.
     Ended,
-    /// Not even answers can be sent.
+    /// The stream has failed: nothing is read or sent.
     Broken,
 }
 
-/// What the client's socket is to be watched for.
+/// The events to watch the client's socket for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Interest {
-    /// Input.
+    /// Readable.
     Reading,
-    /// Room for output.
+    /// Writable.
     Writing,
-    /// Nothing: close it.
+    /// None: close it.
     Over,
 }
 
 impl<S: Read + Write> Client<S> {
-    /// A client on a stream that does not block.
+    /// A client on a nonblocking stream.
     pub(super) fn new(stream: S) -> Self {
         Self { stream, input: Vec::new(), looked_through: 0, output: Vec::new(), state: ClientState::Reading }
     }
@@ -60,13 +60,13 @@ impl<S: Read + Write> Client<S> {
         &self.stream
     }
 
-    /// Its stream, for whoever plays the other side.
+    /// Its stream, for tests that play the other side.
     #[cfg(any(test, feature = "test-utils"))]
     pub(super) fn stream_mut(&mut self) -> &mut S {
         &mut self.stream
     }
 
-    /// Bytes that are kept for it.
+    /// Number of bytes that are buffered for it.
     #[cfg(any(test, feature = "test-utils"))]
     pub(super) fn kept(&self) -> usize {
         self.input.len().saturating_add(self.output.len())
@@ -78,7 +78,7 @@ impl<S: Read + Write> Client<S> {
         self.output.push(b'\n');
     }
 
-    /// Queues a line that the client did not ask for, unless too much is unsent. `false`: it misses it.
+    /// Queues a line that the client did not ask for; `false` if too much is unsent and the line is dropped.
     pub(super) fn offer(&mut self, line: &str) -> bool {
         let room = self.output.len().saturating_add(line.len()) <= MAX_UNASKED;
         if room {
@@ -87,12 +87,12 @@ impl<S: Read + Write> Client<S> {
         room
     }
 
-    /// The socket has failed.
+    /// The stream has failed.
     pub(super) fn give_up(&mut self) {
         self.state = ClientState::Broken;
     }
 
-    /// Takes some input, without blocking.
+    /// Reads some input, without blocking.
     pub(super) fn receive(&mut self) {
         let mut bytes = [0; READ];
         match self.stream.read(&mut bytes) {
@@ -103,7 +103,7 @@ impl<S: Read + Write> Client<S> {
         }
     }
 
-    /// Sends what is owed, and answers lines one by one for as long as the client takes the answers.
+    /// Sends pending output, and answers lines one by one while the client accepts the answers.
     pub(super) fn work(&mut self, mut answer: impl FnMut(&[u8]) -> String) {
         self.flush();
         while self.output.is_empty() && self.state != ClientState::Broken {
@@ -115,7 +115,7 @@ impl<S: Read + Write> Client<S> {
         }
     }
 
-    /// What to wait for now.
+    /// What to watch the socket for now.
     pub(super) fn interest(&self) -> Interest {
         match self.state {
             ClientState::Broken => Interest::Over,
@@ -125,7 +125,7 @@ impl<S: Read + Write> Client<S> {
         }
     }
 
-    /// The next line, without its end. At the end of the input, what is left is a line too.
+    /// The next line, without its end. At the end of the input, the rest counts as a line.
     fn next_line(&mut self) -> Option<Vec<u8>> {
         loop {
             let mut unseen = self.input.iter().skip(self.looked_through);

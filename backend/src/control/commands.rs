@@ -1,4 +1,4 @@
-//! What can be asked on the control socket. A command is one row of [`COMMANDS`] and one handler, with the type of its
+//! The commands of the control socket. A command is one row of [`COMMANDS`] and one handler, with the type of its
 //! arguments. Knows JSON text; knows nothing of sockets.
 
 use std::io;
@@ -12,20 +12,20 @@ use serde_json::{Map, Value, json};
 use super::{Hooks, views};
 use crate::telemetry::instruments::query_channel::NoAnswer;
 
-/// A command.
+/// A row of the table of commands.
 struct ControlCommand {
     name: &'static str,
     run: fn(&Hooks, Arguments) -> Result<Value, Refusal>,
 }
 
-/// The arguments of a command, as they came.
+/// The arguments of a command, unparsed.
 struct Arguments {
     command: &'static str,
     map: Map<String, Value>,
 }
 
 impl Arguments {
-    /// Runs a handler with arguments of its type.
+    /// Calls a handler with arguments parsed to its type.
     fn of<A: DeserializeOwned>(
         self,
         hooks: &Hooks,
@@ -38,7 +38,7 @@ impl Arguments {
     }
 }
 
-/// A command that takes none.
+/// For commands without arguments.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NoArguments {}
@@ -58,7 +58,7 @@ const COMMANDS: &[ControlCommand] = &[
     ControlCommand { name: "violations", run: |hooks, arguments| arguments.of(hooks, views::violations) },
 ];
 
-/// One line of a client, apart from its `id`.
+/// One line of a client, without its `id`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Request {
@@ -67,7 +67,7 @@ struct Request {
     arguments: Map<String, Value>,
 }
 
-/// Why a line was refused. As in QMP, only an unknown command has a class of its own.
+/// Why a line was refused. As in QMP, only an unknown command has its own error class.
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
     #[error("The line is not JSON")]
@@ -82,7 +82,7 @@ enum Refusal {
     Failed(Failure),
 }
 
-/// Why a command could not be carried out.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
     #[error(transparent)]
@@ -93,12 +93,12 @@ pub(super) enum Failure {
     Injection { name: String, why: String },
 }
 
-/// The first line that a client sees.
+/// The first line that a client receives.
 pub(super) fn greeting() -> String {
     json!({"MirrorGPU": {"version": env!("CARGO_PKG_VERSION"), "capabilities": []}}).to_string()
 }
 
-/// The answer to one line, whatever it holds.
+/// The answer to one line, whatever it contains.
 pub(super) fn answer(hooks: &Hooks, line: &[u8]) -> String {
     let (id, result) = match serde_json::from_slice::<Value>(line) {
         Err(error) => (None, Err(Refusal::NotJson(error))),
@@ -117,7 +117,7 @@ pub(super) fn answer(hooks: &Hooks, line: &[u8]) -> String {
     reply.to_string()
 }
 
-/// An error object, as text.
+/// An error object as text.
 pub(super) fn error(class: &str, description: &str) -> String {
     json!({"error": {"class": class, "desc": description}}).to_string()
 }
@@ -154,17 +154,17 @@ fn stats(hooks: &Hooks, _: NoArguments) -> Result<Value, Failure> {
     Ok(json!(hooks.stats.snapshot()))
 }
 
-/// What is to be turned on or off.
+/// What to turn on or off.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct InjectArguments {
     on: Option<String>,
-    /// What would stand behind the `=` of `--inject`.
+    /// What would follow the `=` of `--inject`.
     argument: Option<String>,
     off: Option<String>,
 }
 
-/// Turns seeded misbehaviour on and off, and lists what there is.
+/// Turns seeded bugs and stress on and off, and lists all.
 fn inject(hooks: &Hooks, arguments: InjectArguments) -> Result<Value, Failure> {
     let InjectArguments { on, argument, off } = arguments;
     if let Some(name) = off {

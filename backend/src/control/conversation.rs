@@ -1,4 +1,4 @@
-//! A client of the control socket without the socket: what a tool says, in pieces, and what it hears, as much as it
+//! A client of the control socket without the socket: a tool sends pieces of input, and receives as much output as it
 //! has room for. For tests and for the fuzz target `control_lines`.
 
 use std::collections::VecDeque;
@@ -13,7 +13,7 @@ struct Pipe {
     said: VecDeque<u8>,
     has_hung_up: bool,
     heard: Vec<u8>,
-    /// Bytes that the tool takes before it makes the device wait.
+    /// Number of bytes that the tool accepts before writes would block.
     room: usize,
 }
 
@@ -42,19 +42,19 @@ impl Write for Pipe {
     }
 }
 
-/// A client that has connected, with what serves it.
+/// A connected client, and the code that serves it.
 pub struct Conversation {
     hooks: Hooks,
     client: Client<Pipe>,
 }
 
 impl Conversation {
-    /// The client's side of a fresh connection.
+    /// The client's side of a new connection.
     pub fn new(hooks: Hooks) -> Self {
         Self { hooks, client: Client::new(Pipe::default()) }
     }
 
-    /// The tool says this, and takes up to `room` bytes more of what it is told.
+    /// The tool sends these bytes, and accepts up to `room` more bytes of output.
     pub fn say(&mut self, bytes: &[u8], room: usize) {
         let pipe = self.client.stream_mut();
         pipe.said.extend(bytes);
@@ -62,7 +62,7 @@ impl Conversation {
         self.serve();
     }
 
-    /// The tool says no more, and takes all that it is told.
+    /// The tool sends no more, and accepts all output.
     pub fn hang_up(&mut self) {
         let pipe = self.client.stream_mut();
         pipe.has_hung_up = true;
@@ -70,17 +70,17 @@ impl Conversation {
         self.serve();
     }
 
-    /// What the tool has heard.
+    /// The output that the tool has received.
     pub fn heard(&self) -> &[u8] {
         &self.client.stream().heard
     }
 
-    /// Whether the connection would be closed.
+    /// Whether the connection would be closed now.
     pub fn is_over(&self) -> bool {
         self.client.interest() == Interest::Over
     }
 
-    /// Bytes that the device keeps for this client.
+    /// Number of bytes that the device buffers for this client.
     pub fn kept(&self) -> usize {
         self.client.kept()
     }

@@ -1,8 +1,8 @@
-//! The control socket (`--control-socket`): tools ask, one JSON object a line, in the manner of QEMU's QMP.
+//! The control socket (`--control-socket`): tools send commands, one JSON object per line, in the style of QEMU's QMP.
 //!
-//! One thread serves all clients with one epoll. The device never waits for it, nor for a client: what a client may
-//! make us keep is bounded, and one that does not read its answers is not read from. Bad input gets an error object,
-//! never a disconnect. Commands are rows of one table ([`commands`]); lines are cut in [`client`].
+//! One thread serves all clients with one epoll. The device never waits for it, nor for a client: the memory used for a
+//! client is bounded, and a client that does not read its answers is not read from. Bad input gets an error object,
+//! never a disconnect. Commands are rows of one table ([`commands`]); lines are split in [`client`].
 
 mod client;
 mod commands;
@@ -27,37 +27,37 @@ use crate::telemetry::instruments::Instruments;
 use crate::wake::{Poller, Waker};
 use client::{Client, Interest};
 
-/// Most clients at once; a further one is told so and let go.
+/// Maximum number of clients; a further one gets an error and is disconnected.
 const MAX_CLIENTS: usize = 8;
-/// After a failed accept (no descriptors left), clients are not accepted for this long.
+/// After a failed accept (no descriptors left), no client is accepted for this long.
 const ACCEPT_PAUSE_MS: i32 = 1000;
 
 const WAKE: u64 = 0;
 const LISTENER: u64 = 1;
 const OUTBOX: u64 = 2;
-/// Tokens from here on are indices of clients.
+/// Epoll token of the first client; the others follow.
 const CLIENTS: u64 = 3;
 
-/// What commands may do to the process.
+/// What commands have access to.
 pub struct Hooks {
-    /// What is counted.
+    /// The counters.
     pub stats: Arc<Stats>,
-    /// What watches the device.
+    /// The device's instruments.
     pub instruments: Arc<Instruments>,
-    /// What misbehaves.
+    /// The injected faults.
     pub injection: Arc<Injection>,
     /// Asks the process to end, and returns at once.
     pub stop: Box<dyn Fn() + Send>,
 }
 
-/// The running control socket. Its end closes the clients and removes the socket.
+/// The running control socket. Dropping it disconnects the clients and removes the socket.
 pub struct ControlServer {
     wake: Waker,
     thread: Option<JoinHandle<()>>,
 }
 
 impl ControlServer {
-    /// Serves clients of `listener` on a thread of its own.
+    /// Serves clients of `listener` on its own thread.
     pub fn start(listener: PathListener, hooks: Hooks) -> io::Result<Self> {
         let wake = Waker::new()?;
         let mut server = Server::new(listener, hooks, wake.clone())?;
@@ -80,15 +80,15 @@ impl Drop for ControlServer {
     }
 }
 
-/// The control thread's own things.
+/// The control thread's state.
 struct Server {
     poller: Poller,
     listener: PathListener,
-    /// Watched: it lives as long as the poller.
+    /// Watched by the poller, so it has to stay open as long as that.
     _wake: Waker,
     hooks: Hooks,
     clients: [Option<Client>; MAX_CLIENTS],
-    /// False while accepting pauses.
+    /// False while accepting is paused.
     accepting: bool,
 }
 
@@ -103,7 +103,7 @@ impl Server {
         Ok(Self { poller, listener, _wake: wake, hooks, clients: Default::default(), accepting: true })
     }
 
-    /// Serves until it is woken by its handle.
+    /// Serves clients until the handle wakes the thread.
     fn run(&mut self) -> io::Result<()> {
         let mut ready = Vec::new();
         loop {
@@ -126,7 +126,7 @@ impl Server {
     fn accept(&mut self) -> io::Result<()> {
         match self.listener.listener().accept() {
             Ok((stream, _)) => {
-                // A client that cannot be set up is dropped, which closes it; the others do not suffer.
+                // A client that cannot be set up is dropped, which disconnects it; the others are not affected.
                 if let Err(error) = self.admit(stream) {
                     log::debug!("A client of the control socket was turned away: {error}");
                 }
@@ -141,7 +141,7 @@ impl Server {
         }
     }
 
-    /// Level-triggered, the listener would wake us without end while no descriptor is left: so it pauses.
+    /// The listener is level-triggered: it would wake the thread in a loop while no descriptor is left, so it pauses.
     fn accept_again(&mut self, accepting: bool) -> io::Result<()> {
         self.accepting = accepting;
         let events = if accepting { Events::EPOLLIN } else { Events::empty() };
@@ -165,7 +165,7 @@ impl Server {
         self.settle(index)
     }
 
-    /// Gives what has happened to all clients. One that does not read misses it.
+    /// Sends the pending events to all clients. A client that does not read misses them.
     fn publish(&mut self) -> io::Result<()> {
         let events = self.hooks.instruments.outbox.take();
         let mut missed = 0;
@@ -191,7 +191,7 @@ impl Server {
         self.settle(index)
     }
 
-    /// Answers what can be answered, and watches for what is awaited next.
+    /// Answers what can be answered, and watches the socket for what is needed next.
     fn settle(&mut self, index: usize) -> io::Result<()> {
         let Some(client) = self.clients.get_mut(index).and_then(Option::as_mut) else { return Ok(()) };
         client.work(|line| commands::answer(&self.hooks, line));
@@ -200,7 +200,7 @@ impl Server {
             Interest::Reading => Events::EPOLLIN,
             Interest::Writing => Events::EPOLLOUT,
             Interest::Over => {
-                // Closing the descriptor takes it out of the epoll too: it has no duplicate.
+                // Closing the descriptor also removes it from the epoll, as it has no duplicate.
                 self.clients.get_mut(index).map(Option::take);
                 return Ok(());
             }

@@ -1,4 +1,4 @@
-//! The control socket as a tool sees it.
+//! Tests of the control socket from a tool's side.
 
 use std::io::{BufRead, BufReader};
 use std::net::Shutdown;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
-/// A test that waits longer than this has failed.
+/// Time limit of every wait in these tests.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 struct Fixture {
@@ -213,7 +213,7 @@ fn one_client_too_many_is_told_so_and_the_next_finds_room() {
     fixture.greeted();
 }
 
-/// The one that does not read stays connected, and what it asked for is answered when it reads at last.
+/// A client that does not read stays connected, and gets its answers when it reads again.
 #[test]
 fn a_client_that_does_not_read_delays_nobody() {
     let fixture = start();
@@ -246,7 +246,7 @@ fn injections_are_listed_turned_on_and_off() {
     assert_eq!(on(&tool.ask(r#"{"execute": "inject", "arguments": {"off": "step-delay"}}"#)), [""; 0]);
 }
 
-/// As in QMP: events come between answers, to everybody.
+/// As in QMP: events come between answers, and all clients get them.
 #[test]
 fn every_client_hears_of_events() {
     let fixture = start();

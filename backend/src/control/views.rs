@@ -1,5 +1,5 @@
-//! Handlers: what the device is at. They ask its threads through the query_channel, for bounded answers, and never hold
-//! anything that those wait for.
+//! Handlers that show the state of the device. They query its threads through the query channel, with bounded answers,
+//! and hold no lock that those threads wait for.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ use crate::telemetry::reports::{Reported, fault_json, violation_json};
 use crate::vhost_user::session::queries::audit_json;
 use device_model::session::miss_port::Waiter;
 
-/// Misses that `jobs` looks at to say which pages a job waits for.
+/// Maximum number of misses that `jobs` reads to find the pages that a job waits for.
 const MISSES: usize = 1024;
 
 pub(super) fn contexts(hooks: &Hooks, _: NoArguments) -> Result<Value, Failure> {
@@ -44,8 +44,8 @@ fn ring(info: &RingInfo) -> Value {
     json!({ "ring": info.ring, "running": info.running, "waiting": info.waiting })
 }
 
-/// All jobs that the engines and their schedule have. Those that wait behind them in the queues of their contexts have
-/// no number yet, and are counted by context.
+/// All jobs of the engines and the scheduler. Jobs that wait behind them in the queues of their contexts have no number
+/// yet; their count is given by context.
 pub(super) fn jobs(hooks: &Hooks, _: NoArguments) -> Result<Value, Failure> {
     let instruments = &hooks.instruments;
     let statuses = instruments.query_channel.connection()?.scheduler.jobs();
@@ -101,11 +101,11 @@ fn job(hooks: &Hooks, status: &JobStatus, engine: Option<&OnEngine>, misses: Vec
     })
 }
 
-/// How much of the mirror is wanted.
+/// Arguments of `iotlb`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct IotlbArguments {
-    /// Most ranges in the answer.
+    /// Maximum number of ranges in the answer.
     #[serde(default = "some_ranges")]
     limit: u16,
 }
@@ -114,7 +114,7 @@ fn some_ranges() -> u16 {
     1024
 }
 
-/// Most ranges in an answer.
+/// Upper limit of that maximum.
 const MOST_RANGES: usize = 4096;
 
 pub(super) fn iotlb(hooks: &Hooks, arguments: IotlbArguments) -> Result<Value, Failure> {
@@ -131,7 +131,7 @@ fn mapped(mapped: &MappedRange) -> Value {
 
 pub(super) fn faults(hooks: &Hooks, _: NoArguments) -> Result<Value, Failure> {
     let faults = hooks.instruments.reports.faults();
-    // The names are looked up one by one: who has them for long keeps the rings waiting.
+    // The names are looked up one by one, because holding their lock for long would delay the rings.
     let names = |fault: &Fault| hooks.instruments.names().of(fault.at, fault.range);
     let json = |fault: &Fault| fault_json(fault, &names(fault));
     let records: Vec<_> = faults.records.iter().map(json).collect();
@@ -144,7 +144,7 @@ pub(super) fn violations(hooks: &Hooks, _: NoArguments) -> Result<Value, Failure
     Ok(json!({ "violations": records, "dropped": violations.dropped }))
 }
 
-/// What the front-end did, as far as it is judged.
+/// The findings about the front-end, if it is checked.
 pub(super) fn findings(hooks: &Hooks, _: NoArguments) -> Result<Value, Failure> {
     let findings = &hooks.instruments.front_end;
     let newest = findings.newest();
@@ -161,7 +161,7 @@ pub(super) fn findings(hooks: &Hooks, _: NoArguments) -> Result<Value, Failure> 
 
 fn kept_json(hooks: &Hooks, kept: &Kept) -> Value {
     let Kept { finding, names, trace } = kept;
-    // The reporter may not have come to it yet.
+    // The reporter may not have looked the names up yet.
     let look_up = || finding.range.map(|range| hooks.instruments.names().of(finding.at, range));
     let late = if names.is_none() { look_up() } else { None };
     let names = names.as_ref().or(late.as_ref()).map_or(&[][..], Vec::as_slice);
@@ -176,7 +176,7 @@ fn kept_json(hooks: &Hooks, kept: &Kept) -> Value {
 
 fn reported_json(hooks: &Hooks, reported: &Reported) -> Value {
     let Reported { violation, names, trace } = reported;
-    // The reporter may not have come to it yet.
+    // The reporter may not have looked the names up yet.
     let late = names.is_none().then(|| hooks.instruments.names().of(violation.at, violation.range));
     let names = names.as_ref().or(late.as_ref()).map_or(&[][..], Vec::as_slice);
     let trace = if trace.is_empty() { HOW_TO_TRACE } else { trace };
@@ -187,16 +187,16 @@ fn reported_json(hooks: &Hooks, reported: &Reported) -> Value {
     value
 }
 
-/// What is wanted of an audit.
+/// Arguments of `audit`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AuditArguments {
-    /// A new one, though there was one.
+    /// Start a new audit even if there was one.
     #[serde(default)]
     restart: bool,
 }
 
-/// Begins an audit if there was none, or says how it is getting on, or how it ended.
+/// Starts an audit if there was none, or returns its progress or its result.
 pub(super) fn audit(hooks: &Hooks, arguments: AuditArguments) -> Result<Value, Failure> {
     let query_channel = &hooks.instruments.query_channel;
     let begin = {
@@ -214,14 +214,14 @@ pub(super) fn audit(hooks: &Hooks, arguments: AuditArguments) -> Result<Value, F
     Ok(value)
 }
 
-/// Where the trace goes.
+/// Arguments of `record`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RecordArguments {
     path: std::path::PathBuf,
 }
 
-/// Writes what the flight recorder holds.
+/// Writes the flight recorder's content as a trace.
 pub(super) fn record(hooks: &Hooks, arguments: RecordArguments) -> Result<Value, Failure> {
     let path = arguments.path;
     match hooks.instruments.write_trace(&path) {

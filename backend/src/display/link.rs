@@ -1,5 +1,5 @@
 //! One connection to a display: the vhost-user-gpu protocol over `vhost`'s `GpuBackend`. Every call may block for as
-//! long as the display likes; it ends when the socket is shut down. Knows nothing of who waits for it.
+//! long as the display does not answer; it ends when the socket is shut down. Knows nothing of the callers.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -19,7 +19,7 @@ use vhost::vhost_user::message::VhostUserU64;
 use super::picture::{CursorLook, DisplayUpdate};
 use super::pixels;
 
-/// VHOST_USER_GPU_PROTOCOL_F_EDID is bit 0. (The crate's own constants give bit numbers where masks belong.)
+/// VHOST_USER_GPU_PROTOCOL_F_EDID is bit 0. (The crate's own constants are bit numbers where masks are needed.)
 const FEATURE_EDID: u64 = 1 << 0;
 
 /// A negotiated connection.
@@ -27,14 +27,14 @@ pub(super) struct Link {
     backend: GpuBackend,
     edid: bool,
     stats: Arc<Stats>,
-    /// Pixels of one UPDATE: complete before its header goes out, for QEMU's main loop blocks until all is read.
+    /// Pixels of one UPDATE: complete before its header is sent, because QEMU's main loop blocks until it has read all.
     buffer: Vec<u8>,
 }
 
 impl Link {
     /// Negotiates the protocol's features.
     pub(super) fn open(socket: UnixStream, stats: Arc<Stats>) -> io::Result<Self> {
-        // `GpuBackend` tries again for ever at EAGAIN, so a call has to block until it is done or shut down.
+        // `GpuBackend` retries without limit after EAGAIN, so calls have to block until they complete or fail.
         socket.set_nonblocking(false)?;
         socket.set_read_timeout(None)?;
         socket.set_write_timeout(None)?;
@@ -45,7 +45,7 @@ impl Link {
         Ok(Self { backend, edid: wanted & FEATURE_EDID != 0, stats, buffer: Vec::new() })
     }
 
-    /// Tells the display one thing.
+    /// Sends one update to the display.
     pub(super) fn tell(&mut self, work: DisplayUpdate) -> io::Result<()> {
         match work {
             DisplayUpdate::Off { scanout } => self.set_size(scanout, 0, 0),
@@ -61,7 +61,7 @@ impl Link {
         }
     }
 
-    /// Asks the display.
+    /// Sends a query to the display and waits for the answer.
     pub(super) fn ask(&mut self, question: DisplayQuestion) -> io::Result<DisplayAnswer> {
         match question {
             DisplayQuestion::Modes => {
@@ -81,7 +81,7 @@ impl Link {
             pixels::read(source, piece, &mut self.buffer);
             let Rect { x, y, width, height } = piece;
             let update = VhostUserGpuUpdate { scanout_id, x, y, width, height };
-            // Counted first: whoever sees the pixels finds them counted.
+            // Counted first: a test that sees the pixels also sees the count.
             self.stats.display_updates.add(1);
             self.backend.update_scanout(&update, &self.buffer)?;
         }
@@ -94,8 +94,8 @@ impl Link {
         self.backend.cursor_update(&update, &look.pixels)
     }
 
-    /// The EDID of a scanout, or `None` where the display has none for it. QEMU does not answer at all for a scanout
-    /// that it does not have; how many it has is not told, but an enabled one exists, and so does the first.
+    /// The EDID of a scanout, or `None` if the display has none. QEMU does not answer at all for a scanout that does
+    /// not exist; it does not say how many exist, but the first one and every enabled one do.
     fn edid(&mut self, scanout_id: u32) -> io::Result<Option<Edid>> {
         if !self.edid {
             return Ok(None);
@@ -118,7 +118,7 @@ fn modes(reply: &VirtioGpuRespDisplayInfo) -> DisplayModes {
     })
 }
 
-/// The block without its padding; `None` if it is empty or claims to be longer than it can be.
+/// The block without its padding; `None` if it is empty or its size exceeds the field.
 fn edid(reply: &VirtioGpuRespGetEdid) -> Option<Edid> {
     reply.edid.get(..reply.size as usize).filter(|block| !block.is_empty()).map(<[u8]>::to_vec)
 }

@@ -1,10 +1,10 @@
-//! The display: scanouts, cursors and questions on their way to the front-end's display socket. Two threads:
-//! *display* owns the socket and is the only one that ever waits for the front-end, *display-clock* answers questions
-//! whose time is over. Everybody else changes a wish ([`picture`]) under a short lock and goes on.
-//! Knows nothing of commands, rings and the main socket.
+//! The display: sends scanouts, cursors and queries to the front-end's display socket. Two threads: *display* owns the
+//! socket and is the only one that waits for the front-end, *display-clock* answers queries that have timed out. All
+//! other threads change the wanted state ([`picture`]) under a short lock and continue. Knows nothing of commands,
+//! rings and the main socket.
 //!
-//! A display that answers nothing costs one blocked thread and no more: questions are given up, commands replace each
-//! other, and the next connection shuts the old socket down, which brings the thread back.
+//! A display that does not answer costs one blocked thread and no more: queries time out, later commands replace
+//! earlier ones, and the next connection shuts the old socket down, which unblocks the thread.
 //!
 //! LOCKING: `DisplayState` and an image are leaves. The lock on the answers comes before a mailbox (ARCHITECTURE.md,
 //! "Locking order").
@@ -33,10 +33,10 @@ use questions::{DisplayQueries, Question};
 
 use crate::threads::{DeviceThread, ThreadFailures};
 
-/// How long a question may wait: less than the 5 s after which Linux's driver goes on without a display.
+/// Time limit of a query: less than the 5 s after which Linux's driver continues without a display.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Handle of the display. Clones are the same display; the last one to go ends its threads.
+/// Handle of the display. Clones refer to the same display; dropping the last one ends its threads.
 #[derive(Clone)]
 pub struct Display {
     inner: Arc<Inner>,
@@ -47,12 +47,12 @@ struct Inner {
     threads: Vec<DeviceThread>,
 }
 
-/// What the handles and the two threads share.
+/// State shared by the handles and the two threads.
 struct Shared {
     state: Mutex<DisplayState>,
-    /// Something for the display thread to do.
+    /// Signalled when the display thread has work to do.
     work: Condvar,
-    /// The first question to expire has changed.
+    /// Signalled when the earliest deadline of a query has changed.
     clock: Condvar,
     answers: Mutex<Box<dyn Fn(u64, DisplayAnswer) + Send>>,
     answer_timeout: Duration,
@@ -64,28 +64,28 @@ struct DisplayState {
     picture: Picture,
     questions: DisplayQueries,
     connection: Connection,
-    /// Counts connections, so that an end of an old one is not taken for the end of its successor.
+    /// Counts connections, so that the end of an old one is not mistaken for the end of its successor.
     generation: u64,
-    /// This connection's display has been late, and the log says so.
+    /// A query of this connection has timed out, and that was logged.
     late_reported: bool,
     quit: bool,
 }
 
-/// Where the connection to the front-end stands.
+/// State of the connection to the front-end.
 #[derive(Default)]
 enum Connection {
-    /// There is no display: pictures wait, questions are answered with nothing.
+    /// There is no connection: pictures are kept, queries get an empty answer, and no thread waits for a display.
     #[default]
     None,
-    /// The display thread has yet to take it over.
+    /// The front-end has sent a socket that the display thread has not taken yet: nothing was sent on it.
     New(UnixStream),
-    /// The display thread uses it; this duplicate is there to shut it down.
+    /// The display thread owns the connection and may block on it; this duplicate can shut it down.
     Open(UnixStream),
 }
 
 impl Display {
-    /// Starts the threads. `answers` gets every question's ticket with its answer, exactly once, and must not block
-    /// nor hold a [`Display`]; [`Display::reset`] alone takes questions back.
+    /// Starts the threads. `answers` is called exactly once for each query, with its ticket and answer; it must not
+    /// block nor hold a [`Display`]. Only [`Display::reset`] cancels queries.
     pub fn spawn(
         stats: Arc<Stats>,
         failures: &ThreadFailures,
@@ -114,28 +114,28 @@ impl Display {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// Takes a new display socket, of which there is one at every start of the device; the old one is shut down.
-    /// All that is shown is sent again.
+    /// Installs a new display socket, which arrives at every start of the device; the old one is shut down. Everything
+    /// that is shown is sent again.
     pub fn connect(&self, socket: UnixStream) {
         self.inner.shared.replace_connection(Connection::New(socket));
     }
 
-    /// Goes on without a display.
+    /// Continues without a display.
     pub fn disconnect(&self) {
         self.inner.shared.replace_connection(Connection::None);
     }
 
-    /// Takes an order. Never waits for the display: orders that it has not yet been sent are replaced by later ones.
+    /// Adds a command. Never waits for the display: a later command replaces earlier ones that are not sent yet.
     pub fn send(&self, command: DisplayCommand) {
         self.inner.shared.send(command);
     }
 
-    /// Asks; the answer comes by the callback, with nothing in it if there is no display or if it takes too long.
+    /// Sends a query; the callback gets the answer, which is empty if there is no display or it takes too long.
     pub fn ask(&self, ticket: u64, question: DisplayQuestion) {
         self.inner.shared.ask(Question { ticket, what: question });
     }
 
-    /// The device was reset: nothing is shown any more, and questions asked before get no answer from now on.
+    /// The device was reset: nothing is shown any more, and earlier queries get no answer from now on.
     pub fn reset(&self) {
         let mut state = self.inner.shared.lock();
         state.picture.clear();
@@ -163,13 +163,13 @@ impl Drop for Inner {
         self.shared.lock().quit = true;
         self.shared.replace_connection(Connection::None);
         self.shared.clock.notify_one();
-        // The threads are waited for when the fields are dropped, but for one that drops the last handle itself.
+        // The fields join the threads when they are dropped, except for a thread that drops the last handle itself.
     }
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, DisplayState> {
-        // No code under this lock can leave the state half changed in a way that matters for a picture.
+        // Poison is ignored: no code under this lock can leave the state inconsistent in a way that matters.
         lock(&self.state)
     }
 
@@ -179,7 +179,7 @@ impl Shared {
         state.generation = state.generation.wrapping_add(1);
         drop(state);
         if let Connection::New(socket) | Connection::Open(socket) = old {
-            // It fails if the front-end has closed its end: then nobody is blocked on it either.
+            // Fails if the front-end has closed its end; then no thread is blocked on it either.
             let _ = socket.shutdown(Shutdown::Both);
         }
         self.work.notify_one();

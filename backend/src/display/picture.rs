@@ -1,6 +1,6 @@
-//! What the display should show, and what of it the display has not yet been told. Commands change the wish at once
-//! and without bound in number; what is kept is bounded, because later ones take the place of earlier ones. Knows
-//! nothing of sockets and threads.
+//! What the display should show, and which part of that was not sent yet. Commands change the wanted state at once, in
+//! any number; the memory used is bounded, because later commands replace earlier ones. Knows nothing of sockets and
+//! threads.
 
 use std::sync::Arc;
 
@@ -10,44 +10,44 @@ use device_model::gpu::scanout::{
 
 use super::region::{DirtyRegion, intersection};
 
-/// One thing to tell the display.
+/// One update to send to the display.
 #[derive(Debug)]
 pub(super) enum DisplayUpdate {
-    /// The scanout shows nothing any more.
+    /// The scanout is disabled.
     Off { scanout: u32 },
-    /// Parts of a scanout have new pixels; before them, the scanout has a new size.
+    /// Parts of a scanout have new pixels; if `resize`, the scanout gets its new size before them.
     Pixels { scanout: u32, source: ScanoutSource, resize: bool, parts: Vec<Rect> },
-    /// A cursor with a new look.
+    /// A cursor has a new image.
     CursorLook { position: CursorPosition, look: CursorLook },
-    /// A cursor in a new place.
+    /// A cursor has moved.
     CursorMove { position: CursorPosition },
-    /// A cursor that is gone.
+    /// A cursor is hidden.
     CursorHide { position: CursorPosition },
 }
 
-/// How a cursor looks.
+/// The image of a cursor.
 #[derive(Clone, Debug)]
 pub(super) struct CursorLook {
-    /// Its pointing pixel.
+    /// Its hot spot.
     pub(super) hot: (u32, u32),
     /// Its pixels.
     pub(super) pixels: Arc<CursorPixels>,
 }
 
-/// All scanouts with their cursors.
+/// The wanted state of all scanouts and cursors, and what of it is unsent.
 #[derive(Debug, Default)]
 pub(super) struct Picture {
     scanouts: [Scanout; MAX_SCANOUTS],
-    /// The scanout that is looked at first, so that a busy one does not starve the others.
+    /// The scanout that is checked first, so that a busy one does not starve the others.
     turn: usize,
 }
 
 #[derive(Debug, Default)]
 struct Scanout {
     source: Option<ScanoutSource>,
-    /// In pixels of the scanout, not of the image.
+    /// The pixels to send, in coordinates of the scanout, not of the image.
     dirty: DirtyRegion,
-    /// Width and height that this connection's display was told; `None`: it shows nothing.
+    /// Width and height that this connection's display was sent; `None`: the scanout is disabled there.
     shown: Option<(u32, u32)>,
     cursor: Cursor,
 }
@@ -55,12 +55,12 @@ struct Scanout {
 #[derive(Debug, Default)]
 struct Cursor {
     position: CursorPosition,
-    /// What is shown; `None`: hidden.
+    /// The image; `None`: the cursor is hidden.
     look: Option<CursorLook>,
     news: CursorNews,
 }
 
-/// What of a cursor the display has not been told. A later variant includes the earlier ones.
+/// What has to be sent for a cursor. A later variant includes the earlier ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 enum CursorNews {
     #[default]
@@ -70,7 +70,7 @@ enum CursorNews {
 }
 
 impl Picture {
-    /// Takes a command. Says whether it joined one that was still unsent; a scanout out of range is ignored.
+    /// Applies a command. Returns whether it replaced one that was still unsent; an invalid scanout is ignored.
     pub(super) fn apply(&mut self, command: DisplayCommand) -> bool {
         match command {
             DisplayCommand::SetScanout { scanout, source } => self.on(scanout, |it| it.set_source(source)),
@@ -88,7 +88,7 @@ impl Picture {
         self.scanouts.get_mut(scanout as usize).is_some_and(change)
     }
 
-    /// The next thing to tell the display, which from now on counts as told.
+    /// The next update for the display, which counts as sent from now on.
     pub(super) fn next(&mut self) -> Option<DisplayUpdate> {
         for step in 0..MAX_SCANOUTS {
             let index = (self.turn + step) % MAX_SCANOUTS;
@@ -101,7 +101,7 @@ impl Picture {
         None
     }
 
-    /// A display that knows nothing yet has connected: everything has to be told again.
+    /// A new display has connected: everything has to be sent again.
     pub(super) fn forget_told(&mut self) {
         for scanout in &mut self.scanouts {
             scanout.shown = None;
@@ -111,7 +111,7 @@ impl Picture {
         }
     }
 
-    /// The device was reset: nothing is shown any more. The display is told so.
+    /// The device was reset: everything shown is disabled, also on the display.
     pub(super) fn clear(&mut self) {
         for scanout in &mut self.scanouts {
             scanout.set_source(None);
@@ -153,8 +153,8 @@ impl Scanout {
         match &self.source {
             None if self.shown.take().is_some() => Some(DisplayUpdate::Off { scanout }),
             Some(source) if !self.dirty.is_clean() => {
-                // QEMU makes a new surface at every SCANOUT and shows it at the next UPDATE; an UPDATE without a
-                // SCANOUT, or after the one that turned it off, crashes it. So both go out together, here only.
+                // QEMU creates a new surface at every SCANOUT and shows it at the next UPDATE; an UPDATE without a
+                // SCANOUT, or after the one that disabled it, crashes QEMU. So both are sent together, here only.
                 let size = Some((source.rect.width, source.rect.height));
                 let resize = self.shown != size;
                 self.shown = size;
@@ -202,7 +202,7 @@ impl Cursor {
     }
 }
 
-/// The source with a part that fits its image; `None` if nothing of it does.
+/// The source, reduced to the part that lies within its image; `None` if there is none.
 fn clipped(source: ScanoutSource) -> Option<ScanoutSource> {
     let whole = Rect { x: 0, y: 0, width: source.image.width(), height: source.image.height() };
     let rect = intersection(source.rect, whole)?;
@@ -232,7 +232,7 @@ mod tests {
         picture.apply(DisplayCommand::UpdateCursor { position, hot_x: 0, hot_y: 0, pixels });
     }
 
-    /// What is told until nothing is left, one word each.
+    /// All updates until nothing is left, one word each.
     fn told(picture: &mut Picture) -> Vec<String> {
         std::iter::from_fn(|| picture.next()).map(|work| word(&work)).collect()
     }

@@ -1,17 +1,17 @@
-//! Pixels on their way to the display: cuts a changed part into messages of bounded size, and turns the image's own
-//! format into x8r8g8b8. Knows images; knows nothing of sockets or of what was shown before.
+//! Prepares pixels for the display: splits a changed rectangle into messages of bounded size, and converts the image's
+//! format to x8r8g8b8. Knows images; knows nothing of sockets or of what was shown before.
 
 use device_model::gpu::scanout::{ChannelOrder, Rect, ScanoutSource};
 
-/// Bytes of a pixel, in every format of a 2D resource and on the display socket.
+/// Bytes per pixel, in every format of a 2D resource and on the display socket.
 const PIXEL: usize = 4;
-/// Most bytes that are copied while an image is locked: its other users wait for no longer than that.
+/// Maximum number of bytes copied while an image is locked: this bounds how long its other users wait.
 const LOCKED_COPY: usize = 64 << 10;
-/// Most bytes of pixels in one UPDATE. The protocol would take 4 GiB; QEMU's main loop reads a message in one go.
+/// Maximum size of the pixels in one UPDATE. The protocol allows 4 GiB; QEMU's main loop reads a message in one go.
 const MESSAGE: usize = 256 << 10;
 
-/// The pieces that `rect` is sent in, one after the other: none exceeds [`MESSAGE`] bytes, none is empty, together
-/// they are `rect`.
+/// The pieces in which `rect` is sent, in order: none exceeds [`MESSAGE`] bytes, none is empty, together they cover
+/// `rect`.
 pub(super) fn pieces(rect: Rect) -> impl Iterator<Item = Rect> {
     let columns = (LOCKED_COPY / PIXEL) as u32;
     split(rect.width, columns).flat_map(move |(x, width)| {
@@ -25,18 +25,18 @@ pub(super) fn pieces(rect: Rect) -> impl Iterator<Item = Rect> {
     })
 }
 
-/// Cuts 0..total into (start, length) of at most `most`, which is not 0.
+/// Splits 0..total into (start, length) of at most `most`, which is not 0.
 fn split(total: u32, most: u32) -> impl Iterator<Item = (u32, u32)> {
     (0..total).step_by(most.max(1) as usize).map(move |start| (start, most.min(total.saturating_sub(start))))
 }
 
-/// How many rows of `width` pixels fit in `bytes`: at least one.
+/// How many rows of `width` pixels fit into `bytes`, but at least one.
 fn rows_within(bytes: usize, width: u32) -> u32 {
     let row = (width as usize).saturating_mul(PIXEL).max(1);
     u32::try_from((bytes / row).max(1)).unwrap_or(u32::MAX)
 }
 
-/// Reads the piece `rect` (in pixels of the scanout) as x8r8g8b8, little-endian, into `out`, which is overwritten.
+/// Reads the piece `rect` (in coordinates of the scanout) as x8r8g8b8, little-endian, into `out`, which is overwritten.
 /// The image is locked for one bounded copy at a time, so writers never wait for a whole picture.
 pub(super) fn read(source: &ScanoutSource, rect: Rect, out: &mut Vec<u8>) {
     out.clear();
@@ -46,7 +46,7 @@ pub(super) fn read(source: &ScanoutSource, rect: Rect, out: &mut Vec<u8>) {
             copy_row(source, &pixels, Rect { y: rect.y.saturating_add(row), height: 1, ..rect }, out);
         }
     }
-    // A source that lied about fitting its image gives black, never a message that is shorter than it says.
+    // If the source exceeds its image, the rest is black: a message is never shorter than its header says.
     out.resize((rect.width as usize).saturating_mul(rect.height as usize).saturating_mul(PIXEL), 0);
 }
 
@@ -60,7 +60,7 @@ fn copy_row(source: &ScanoutSource, pixels: &[u8], row: Rect, out: &mut Vec<u8>)
     }
 }
 
-/// Appends pixels of the image's order as x8r8g8b8: blue, green, red, and 255 in the byte that means nothing.
+/// Appends pixels in the image's channel order as x8r8g8b8: blue, green, red, and 255 in the unused byte.
 fn convert(order: ChannelOrder, pixels: &[u8], out: &mut Vec<u8>) {
     let [blue, green, red] = [order.blue, order.green, order.red].map(|index| 8 * (u32::from(index) & 3));
     out.extend(pixels.as_chunks::<PIXEL>().0.iter().flat_map(|pixel| {

@@ -1,15 +1,15 @@
-//! DisplayQueries that the display has not yet answered. Each leaves exactly once: answered, or given up. Knows deadlines;
-//! knows nothing of sockets.
+//! Queries that the display has not answered yet. Each is removed exactly once: answered, or timed out. Knows
+//! deadlines; knows nothing of sockets.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use device_model::gpu::scanout::{DisplayAnswer, DisplayQuestion};
 
-/// Most questions that wait at once; the ones beyond get no answer from the display.
+/// Maximum number of pending queries; further ones get an empty answer without asking the display.
 const MAX_WAITING: usize = 64;
 
-/// A question with the ticket that its answer is to carry.
+/// A query with the ticket that identifies its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Question {
     pub(super) ticket: u64,
@@ -17,7 +17,7 @@ pub(super) struct Question {
 }
 
 impl Question {
-    /// The answer of somebody who does not know.
+    /// The empty answer for when the display has not answered.
     pub(super) fn unanswered(&self) -> DisplayAnswer {
         match self.what {
             DisplayQuestion::Modes => DisplayAnswer::Modes(None),
@@ -26,14 +26,14 @@ impl Question {
     }
 }
 
-/// DisplayQueries in the order in which they came, which is that of their deadlines.
+/// The pending queries in order of arrival, which is also that of their deadlines.
 #[derive(Debug, Default)]
 pub(super) struct DisplayQueries {
     waiting: VecDeque<(Instant, Question)>,
 }
 
 impl DisplayQueries {
-    /// Takes a question to be answered before `deadline`; hands it back if too many wait.
+    /// Adds a query with this deadline; returns it as the error if too many are pending.
     pub(super) fn add(&mut self, question: Question, deadline: Instant) -> Result<(), Question> {
         if self.waiting.len() >= MAX_WAITING {
             return Err(question);
@@ -42,19 +42,19 @@ impl DisplayQueries {
         Ok(())
     }
 
-    /// The question to ask next. It stays here until it is taken or given up.
+    /// The query to send next. It stays here until it is taken or times out.
     pub(super) fn next(&self) -> Option<Question> {
         self.waiting.front().map(|(_, question)| *question)
     }
 
-    /// Takes out `question`, to be answered by the caller; false if it was given up meanwhile.
+    /// Removes `question`, which the caller answers; false if it has timed out meanwhile.
     pub(super) fn take(&mut self, question: Question) -> bool {
         let before = self.waiting.len();
         self.waiting.retain(|(_, known)| *known != question);
         self.waiting.len() < before
     }
 
-    /// Takes out one question whose time is over.
+    /// Removes one query that has timed out.
     pub(super) fn take_expired(&mut self, now: Instant) -> Option<Question> {
         let (deadline, _) = self.waiting.front()?;
         if *deadline > now {
@@ -63,12 +63,12 @@ impl DisplayQueries {
         self.waiting.pop_front().map(|(_, question)| question)
     }
 
-    /// How long nothing will expire; `None`: nothing waits.
+    /// Time until the next query times out; `None` if none is pending.
     pub(super) fn time_left(&self, now: Instant) -> Option<Duration> {
         self.waiting.front().map(|(deadline, _)| deadline.saturating_duration_since(now))
     }
 
-    /// Forgets all of them, unanswered.
+    /// Drops all queries without an answer.
     pub(super) fn clear(&mut self) {
         self.waiting.clear();
     }

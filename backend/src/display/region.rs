@@ -1,11 +1,11 @@
-//! Rectangles of one scanout, and which of its pixels the display has not yet been sent. Knows arithmetic only.
+//! Rectangles of one scanout, and which of its pixels are not sent yet. Pure arithmetic.
 
 use device_model::gpu::scanout::Rect;
 
-/// Most rectangles that a region keeps apart.
+/// Maximum number of rectangles in a region.
 const MAX_RECTS: usize = 8;
 
-/// The part that two rectangles share, if any.
+/// The intersection of two rectangles, if it is not empty.
 pub(super) fn intersection(a: Rect, b: Rect) -> Option<Rect> {
     let (x, y) = (a.x.max(b.x), a.y.max(b.y));
     let width = right(a).min(right(b)).checked_sub(u64::from(x))?;
@@ -13,7 +13,7 @@ pub(super) fn intersection(a: Rect, b: Rect) -> Option<Rect> {
     (width > 0 && height > 0).then(|| Rect { x, y, width: length(width), height: length(height) })
 }
 
-/// The smallest rectangle that holds both.
+/// The smallest rectangle that contains both.
 fn bounding(a: Rect, b: Rect) -> Rect {
     let (x, y) = (a.x.min(b.x), a.y.min(b.y));
     let width = right(a).max(right(b)).saturating_sub(u64::from(x));
@@ -38,19 +38,19 @@ fn length(value: u64) -> u32 {
     u32::try_from(value).unwrap_or(u32::MAX)
 }
 
-/// Pixels that have changed: at most [`MAX_RECTS`] rectangles, which cover at least what was added.
+/// The changed pixels: at most [`MAX_RECTS`] rectangles, which together cover everything that was added.
 #[derive(Debug, Default)]
 pub(super) struct DirtyRegion {
     rects: Vec<Rect>,
 }
 
 impl DirtyRegion {
-    /// Whether nothing has changed.
+    /// Whether no pixel has changed.
     pub(super) fn is_clean(&self) -> bool {
         self.rects.is_empty()
     }
 
-    /// Adds a rectangle, which must not be empty. When there are too many, one takes the place of all.
+    /// Adds a rectangle, which must not be empty. If there are too many, one bounding rectangle replaces all.
     pub(super) fn add(&mut self, rect: Rect) {
         if self.rects.iter().any(|known| contains(*known, rect)) {
             return;
@@ -64,7 +64,7 @@ impl DirtyRegion {
         }
     }
 
-    /// Gives the rectangles away and is clean.
+    /// Returns the rectangles and empties the region.
     pub(super) fn take(&mut self) -> Vec<Rect> {
         std::mem::take(&mut self.rects)
     }
@@ -106,7 +106,7 @@ mod tests {
         assert!(region.is_clean());
     }
 
-    /// Against a bitmap of every pixel: whatever was added is covered, and the number of rectangles is bounded.
+    /// Compares with a bitmap: every added pixel is covered, and the number of rectangles is bounded.
     #[test]
     fn a_region_covers_all_that_was_added_and_stays_small() {
         const SIDE: u32 = 64;

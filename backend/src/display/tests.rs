@@ -1,4 +1,4 @@
-//! The display against a front-end that the test plays, on the other end of a socket pair.
+//! The display against a front-end that the test plays on the other end of a socket pair.
 
 use std::io::{Read, Write};
 use std::sync::mpsc::{self, Receiver};
@@ -9,7 +9,7 @@ use device_model::gpu::scanout::{ChannelOrder, CursorPosition, DisplayMode, Imag
 use super::*;
 use crate::wake::Waker;
 
-/// A test that waits longer than this has failed.
+/// Time limit of every wait in these tests.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 const GET_PROTOCOL_FEATURES: u32 = 1;
@@ -22,7 +22,7 @@ const SCANOUT: u32 = 7;
 const UPDATE: u32 = 8;
 const GET_EDID: u32 = 11;
 
-/// A front-end's end of the display socket, with one screen.
+/// The front-end's end of the display socket, with one screen.
 struct FrontEnd {
     socket: UnixStream,
     screen: Vec<u8>,
@@ -32,14 +32,14 @@ struct FrontEnd {
 }
 
 impl FrontEnd {
-    /// A pair, of which the other end goes to the display.
+    /// A socket pair; the second socket is for the display.
     fn new() -> (Self, UnixStream) {
         let (socket, other) = UnixStream::pair().unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         (Self { socket, screen: Vec::new(), width: 0, height: 0, updates: 0 }, other)
     }
 
-    /// A front-end to which `display` is connected, and that has negotiated `features`.
+    /// A front-end that is connected to `display` and has negotiated `features`.
     fn connected(display: &Display, features: u64) -> Self {
         let (mut front_end, other) = Self::new();
         display.connect(other);
@@ -67,7 +67,7 @@ impl FrontEnd {
         self.socket.write_all(body).unwrap();
     }
 
-    /// Takes one message that changes scanout 0, as QEMU would: an UPDATE outside of a known surface is an error.
+    /// Handles one message that changes scanout 0, as QEMU does: an UPDATE outside of a known surface is an error.
     fn draw(&mut self) {
         let (request, body) = self.receive().expect("the connection ended before the picture was right");
         match (request, &words(&body)[..]) {
@@ -129,7 +129,7 @@ fn show(display: &Display, image: &Arc<Image>, order: ChannelOrder, rect: Rect) 
     display.send(DisplayCommand::SetScanout { scanout: 0, source });
 }
 
-/// Fills an image with a pattern that differs in every pixel, and gives what a screen then shows.
+/// Fills an image with a pattern that differs in every pixel, and returns what a screen then shows.
 fn paint(image: &Image, seed: u8) -> Vec<u8> {
     let mut pixels = image.lock();
     for (index, byte) in pixels.iter_mut().enumerate() {
@@ -230,7 +230,7 @@ fn cursor_commands_reach_the_display() {
     assert_eq!((stats.cursor_updates.get(), stats.cursor_moves.get()), (2, 1));
 }
 
-/// A GET_DISPLAY_INFO reply in which the scanouts of `enabled` are on.
+/// A GET_DISPLAY_INFO reply in which the scanouts in `enabled` are enabled.
 fn display_info(enabled: &[usize]) -> Vec<u8> {
     let mut reply = vec![0; 24 + 16 * 24];
     for scanout in enabled {
@@ -260,7 +260,7 @@ fn questions_are_answered_by_the_display() {
     assert_eq!(answers.recv_timeout(PATIENCE), Ok((12, DisplayAnswer::Edid(Some(vec![0xcd; 256])))));
 }
 
-/// QEMU says nothing at all when it is asked for the EDID of a scanout that it has not.
+/// QEMU does not answer a request for the EDID of a scanout that does not exist.
 #[test]
 fn the_edid_of_a_scanout_that_the_display_may_not_have_is_not_asked_for() {
     let (display, _stats, answers) = display(PATIENCE);
@@ -314,7 +314,7 @@ fn a_silent_display_costs_a_question_its_time_and_nobody_else_anything() {
     assert_eq!(answers.recv_timeout(PATIENCE), Ok((1, DisplayAnswer::Modes(None))));
     assert_eq!(answers.recv_timeout(PATIENCE), Ok((2, DisplayAnswer::Edid(None))));
 
-    // The display thread is still blocked on the silent one: a new connection brings it back.
+    // The display thread is still blocked on the silent socket: a new connection unblocks it.
     let mut front_end = FrontEnd::connected(&display, 1);
     let image = Arc::new(Image::new(8, 8));
     let expected = paint(&image, 1);
@@ -338,7 +338,7 @@ fn an_answer_that_comes_too_late_is_dropped_and_the_display_lives_on() {
     assert!(answers.try_recv().is_err(), "the question was answered twice");
 }
 
-/// Dropping the last handle joins both threads, so its return is the proof that neither leaks.
+/// Dropping the last handle joins both threads: if it returns, neither leaks.
 #[test]
 fn the_threads_end_though_the_display_is_silent_or_does_not_read() {
     for negotiates in [false, true] {

@@ -1,4 +1,4 @@
-//! The two threads of the display. Knows the order of their work; the protocol is in [`super::link`], what to say in
+//! The two threads of the display. Knows the order of their work; the protocol is in [`super::link`], the content in
 //! [`super::picture`].
 
 use std::io::{self, Read};
@@ -15,15 +15,15 @@ use super::{Connection, DisplayState, Shared};
 enum Next {
     /// Negotiate on a new socket.
     Open(UnixStream),
-    /// Answer a question: with the display if there is one.
+    /// Answer a query: with the display's answer if there is one.
     Ask(Question),
-    /// Tell the display.
+    /// Send an update to the display.
     Tell(DisplayUpdate),
-    /// End.
+    /// End the thread.
     Quit,
 }
 
-/// The display thread: serves one connection after the other, and questions without one.
+/// The display thread: serves one connection after another, and answers queries while there is none.
 pub(super) fn serve(shared: &Shared) {
     let mut link: Option<Link> = None;
     loop {
@@ -55,7 +55,7 @@ fn ask(shared: &Shared, question: Question, link: Option<&mut Link>) -> io::Resu
     answered.map(drop)
 }
 
-/// The clock thread: answers for the display what the display has not answered in time. Sleeps while nothing is asked.
+/// The clock thread: answers the queries that have timed out. Sleeps while none is pending.
 pub(super) fn give_up_late_questions(shared: &Shared) {
     while let Some(question) = shared.wait_for_expiry() {
         shared.report_late(question);
@@ -64,7 +64,7 @@ pub(super) fn give_up_late_questions(shared: &Shared) {
 }
 
 impl Shared {
-    /// Waits for something to do; `link` is dropped when its connection was replaced.
+    /// Waits for work; drops `link` when its connection was replaced.
     fn wait_for_work(&self, link: &mut Option<Link>) -> (Next, u64) {
         let mut state = self.lock();
         loop {
@@ -75,7 +75,7 @@ impl Shared {
         }
     }
 
-    /// Waits for a question whose time is over; `None` at the end.
+    /// Waits for a query that has timed out; `None` when the display ends.
     fn wait_for_expiry(&self) -> Option<Question> {
         let mut state = self.lock();
         while !state.quit {
@@ -91,11 +91,11 @@ impl Shared {
         None
     }
 
-    /// A connection has ended. If it is still the current one, the device goes on without a display.
+    /// A connection has ended. If it is still the current one, the device continues without a display.
     fn lost(&self, generation: u64, error: &io::Error) {
         let mut state = self.lock();
         if state.generation != generation {
-            return; // We replaced it ourselves.
+            return; // A newer connection has replaced it.
         }
         let connection = std::mem::take(&mut state.connection);
         drop(state);
@@ -107,7 +107,7 @@ impl Shared {
         }
     }
 
-    /// Says once a connection that its display is late: how often it happens is up to the guest, who asks.
+    /// Logs a timed-out query once per connection: the guest controls how often it happens.
     fn report_late(&self, question: Question) {
         if !std::mem::replace(&mut self.lock().late_reported, true) {
             log::warn!(
@@ -119,7 +119,7 @@ impl Shared {
     }
 }
 
-/// The most urgent thing to do, if any: new sockets before questions before pictures.
+/// The most urgent work, if any: new sockets before queries before pictures.
 fn next(state: &mut DisplayState, link: &mut Option<Link>) -> Option<Next> {
     if state.quit {
         return Some(Next::Quit);
@@ -151,7 +151,7 @@ fn next(state: &mut DisplayState, link: &mut Option<Link>) -> Option<Next> {
     link.as_ref().and_then(|_| state.picture.next()).map(Next::Tell)
 }
 
-/// Whether the other end of a socket that nobody else uses any more is gone.
+/// Whether the other end of an unused socket is closed.
 fn closed_by_peer(mut socket: &UnixStream) -> bool {
     socket.set_nonblocking(true).is_ok() && matches!(socket.read(&mut [0; 1]), Ok(0))
 }

@@ -1,5 +1,5 @@
-//! The engines: threads that run jobs. How a job is run is [`device_model::jobs::engine`]; here are the thread, what is
-//! counted, and where a job goes afterwards. Knows nothing of rings or sockets.
+//! The engines: threads that run jobs. [`device_model::jobs::engine`] steps a job; this module adds the thread and the
+//! counters, and returns the job afterwards. Knows nothing of rings or sockets.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -22,40 +22,40 @@ use crate::telemetry::instruments::EventSink;
 use crate::threads::{DeviceThread, ThreadFailures};
 use device_model::session::miss_port::MissPort;
 
-/// What an engine works with; everything is shared but its reader.
+/// What an engine works with. All of it is shared except the reader.
 pub struct Engine {
-    /// Its slot in the mirror.
+    /// The engine's reader of the mirror.
     pub reader: Reader,
-    /// Where work comes from.
+    /// The source of jobs.
     pub scheduler: Arc<Scheduler>,
-    /// Where misses go.
+    /// Where misses are sent.
     pub misses: MissPort,
-    /// Where finished jobs go.
+    /// Called with each finished job.
     pub finished: Box<dyn Fn(FinishedJob) + Send>,
-    /// What is counted.
+    /// The counters.
     pub stats: Arc<Stats>,
-    /// What misbehaves.
+    /// The injected faults.
     pub injection: Arc<Injection>,
-    /// Where its steps are recorded.
+    /// Where the engine's steps are recorded.
     pub sink: EventSink,
-    /// Its thread.
+    /// Identifies the engine's thread.
     pub thread: ThreadName,
 }
 
-/// What carries out an engine's steps.
+/// Carries out an engine's steps.
 struct Host<'a> {
     scheduler: &'a Scheduler,
     stats: &'a Stats,
     injection: &'a Injection,
     sink: &'a EventSink,
-    /// That it has the job is to be recorded, with the time of its first step: the clock is what costs most of a record.
+    /// The engine took the job: recorded with the time of its first step, because reading the clock is expensive.
     taken: Option<Event>,
-    /// When the last step ended.
+    /// End of the last step.
     last: Option<Duration>,
-    /// The last step was one over memory. A job that spins comes to no end if it is taken off at each step: only time on
-    /// its engine counts.
+    /// The last step accessed memory. If a spinning job could be preempted at each step, it would never finish: only
+    /// its time on an engine counts.
     has_moved: bool,
-    /// The job spins: the engine has nothing to do until the next step.
+    /// The job is spinning: the engine is idle until the next step.
     spins: bool,
 }
 
@@ -95,7 +95,7 @@ impl EngineHost for Host<'_> {
 }
 
 impl Engine {
-    /// Starts the engine's thread; it ends when the scheduler closes.
+    /// Starts the engine's thread; it ends when the scheduler is closed.
     pub fn spawn(self, name: &str, failures: &ThreadFailures) -> io::Result<DeviceThread> {
         let body = move || {
             self.run();
@@ -112,7 +112,7 @@ impl Engine {
         }
     }
 
-    /// Steps the job to its end, or until something takes it off.
+    /// Steps the job until it ends or is preempted.
     fn run_until_it_leaves(&self, work: ScheduledJob) -> Left {
         let (scheduler, stats) = (&*self.scheduler, &*self.stats);
         let (injection, sink) = (&*self.injection, &self.sink);
@@ -129,7 +129,7 @@ impl Engine {
             match running {
                 ControlFlow::Continue(job) => {
                     running = job.step(&self.reader, &mut host);
-                    // Outside of any section: nobody waits for this.
+                    // Outside of any section, so no drain waits for this.
                     if std::mem::take(&mut host.spins) && running.is_continue() {
                         thread::sleep(SPIN_STEP);
                     }

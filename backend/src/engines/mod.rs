@@ -1,5 +1,5 @@
-//! The engine threads: [`engine`] steps the jobs that [`device_model::jobs::scheduler`] hands out, [`starvation`] tells an
-//! engine that is stuck from one that the host does not schedule. Here is what owns the threads.
+//! The engine threads: [`engine`] steps the jobs that [`device_model::jobs::scheduler`] hands out, [`starvation`]
+//! distinguishes a stuck engine from one that the host does not schedule. This module owns the threads.
 
 pub mod engine;
 pub(crate) mod starvation;
@@ -12,7 +12,7 @@ use device_model::jobs::scheduler::Scheduler;
 use self::engine::Engine;
 use crate::threads::{DeviceThread, ThreadFailures};
 
-/// The running engines. Dropping them discards all jobs, ends the threads at their next step and waits for that.
+/// The running engines. Dropping them discards all jobs and waits until each thread has ended at its next step.
 pub struct Engines {
     scheduler: Arc<Scheduler>,
     failures: ThreadFailures,
@@ -20,12 +20,12 @@ pub struct Engines {
 }
 
 impl Engines {
-    /// No engines yet, for the jobs of this scheduler.
+    /// An empty set of engines for this scheduler's jobs.
     pub fn new(scheduler: Arc<Scheduler>, failures: ThreadFailures) -> Self {
         Self { scheduler, failures, threads: Vec::new() }
     }
 
-    /// Starts one more.
+    /// Starts another engine.
     pub fn start(&mut self, engine: Engine) -> io::Result<()> {
         let name = format!("engine-{}", self.threads.len());
         self.threads.push(engine.spawn(&name, &self.failures)?);
@@ -38,6 +38,6 @@ impl Drop for Engines {
         self.scheduler.pause();
         self.scheduler.discard();
         self.scheduler.close();
-        // The threads are waited for when the fields are dropped.
+        // The fields join the threads when they are dropped.
     }
 }

@@ -1,33 +1,33 @@
-//! Whether an engine that was told to leave got a processor for that. On a busy host a thread that could run may wait for
-//! its turn for longer than any drain bears, and is not stuck for that: its guest would lose the device for nothing.
-//! Knows the kernel's view of threads; knows nothing of jobs.
+//! Whether an engine that was asked to leave its job got processor time for that. On a busy host a runnable thread may
+//! wait for longer than a drain may take without being stuck; revoking memory then would take the device from its guest
+//! for nothing. Knows the kernel's view of threads; knows nothing of jobs.
 
 use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
-/// Processor time in which an engine reaches the end of any step, many times over.
+/// Processor time that is ample for an engine to reach the end of any step.
 const ENOUGH: Duration = Duration::from_millis(5);
-/// How long a host may starve an engine: beyond this, whatever the reason, the VM has stood still for too long.
+/// How long starvation excuses an engine: after this the VM has stood still for too long, whatever the reason.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// A thread that says itself who it is.
+/// The kernel's id of a thread, which the thread itself stores.
 #[derive(Clone, Debug, Default)]
 pub struct ThreadName(Arc<AtomicI32>);
 
 impl ThreadName {
     /// Called on the thread itself, once.
     pub fn is_this_thread(&self) {
-        // ORDERING: a number by itself.
+        // ORDERING: Relaxed: the number orders nothing else.
         self.0.store(rustix::thread::gettid().as_raw_nonzero().get(), Ordering::Relaxed);
     }
 
-    /// Processor time so far, if the thread could run now. None: it sleeps, has not started, or the kernel does not say.
+    /// Processor time so far, if the thread is runnable. None: it sleeps, has not started, or the kernel does not say.
     fn runnable(&self) -> Option<Duration> {
         let directory = format!("/proc/self/task/{}", self.0.load(Ordering::Relaxed));
         let stat = fs::read_to_string(format!("{directory}/stat")).ok()?;
-        // The state follows the name, which may hold anything.
+        // The state follows the thread's name, which may contain any character.
         if !stat.rsplit_once(')')?.1.trim_start().starts_with('R') {
             return None;
         }
@@ -43,26 +43,26 @@ impl ThreadName {
     }
 }
 
-/// The engines' turns on the processors since they were told to leave.
+/// The engines' processor time since they were asked to leave their jobs.
 #[derive(Debug, Default)]
 pub(crate) struct Turns {
     engines: Vec<ThreadName>,
-    /// When they were told, and the processor time that each had had.
+    /// When they were asked, and each engine's processor time at that moment.
     told: Option<(Duration, Vec<Duration>)>,
 }
 
 impl Turns {
-    /// Of these engines.
+    /// For these engines.
     pub(crate) fn new(engines: Vec<ThreadName>) -> Self {
         Self { engines, told: None }
     }
 
-    /// The engines are told to leave.
+    /// The engines are asked to leave their jobs.
     pub(crate) fn told(&mut self, now: Duration) {
         self.told = Some((now, self.engines.iter().map(ThreadName::spent).collect()));
     }
 
-    /// Whether an engine could run, and has hardly been let since it was told to leave.
+    /// Whether an engine is runnable, but has had hardly any processor time since it was asked to leave.
     pub(crate) fn starve(&self, now: Duration) -> bool {
         let Some((at, before)) = &self.told else { return false };
         let starves = |(engine, before): (&ThreadName, &Duration)| {
@@ -76,7 +76,7 @@ impl Turns {
 mod tests {
     use super::*;
 
-    /// Runs `body` on another thread and says whether that thread starved, by what it was seen to have done.
+    /// Runs `body` on another thread and returns whether that thread starved, judged by its processor time.
     fn starves_while(body: impl FnOnce() + Send + 'static, until: impl Fn(Duration) -> bool) -> bool {
         let name = ThreadName::default();
         let theirs = name.clone();
@@ -122,7 +122,7 @@ mod tests {
         name.is_this_thread();
         let mut turns = Turns::new(vec![name.clone()]);
         assert!(!turns.starve(Duration::ZERO));
-        // This thread runs, and has had next to nothing since it was told.
+        // This thread runs, and has had almost no processor time since then.
         let told = Duration::from_secs(7);
         turns.told(told);
         assert!(turns.starve(told));

@@ -1,10 +1,10 @@
-//! Seeded misbehaviour: known faults of the device, so that a test can show that it would have seen them, and stress
-//! for drivers. What is on is shared by all threads, and can be changed while they run: by `--inject` at the start, by
-//! the control socket later. What is off costs a load and a branch where it would take effect. Never use them with a
-//! guest that matters.
+//! Fault injection: known faults of the device, with which a test can show that it would have detected them, and stress
+//! for drivers. All threads share the settings, which can be changed while they run: by `--inject` at the start, by the
+//! control socket later. A fault that is off costs a load and a branch where it would take effect. Never use them with
+//! a guest that matters.
 //!
-//! One table has names, arguments and explanations (`table`); here is what is on. What a row does stands where it
-//! takes effect: search for its [`Bug`].
+//! One table has names, arguments and explanations (`table`); this module has the settings. The effect of a row is in
+//! the code that it concerns: search for its [`Bug`].
 
 pub(crate) mod steps;
 mod table;
@@ -15,44 +15,44 @@ use std::time::Duration;
 pub use table::{Bug, Grade, Kind, Setting, Value};
 pub(crate) use table::{SHORT_HELP, long_help, parse};
 
-/// Where the kind of a value stands in the word of a row that is on.
+/// Position of a value's kind in the word of a row that is on.
 const KIND: u32 = 61;
 
-/// One row.
+/// The state of one row.
 #[derive(Debug, Default)]
 struct FaultState {
-    /// 0: off. Otherwise its argument, see [`encode`].
+    /// 0: off. Otherwise the encoded argument, see [`encode`].
     word: AtomicU64,
-    /// How often it could have taken effect.
+    /// Number of times that it could have taken effect.
     chances: AtomicU64,
-    /// How often it took effect.
+    /// Number of times that it took effect.
     hits: AtomicU64,
 }
 
-/// What is turned on; shared by reference between threads.
+/// The faults that are turned on; shared by reference between threads.
 #[derive(Debug)]
 pub struct Injection {
     states: [FaultState; table::ROWS.len()],
     dice: AtomicU64,
-    /// Where a thread is to panic: tests show what becomes of its session.
+    /// Where a thread has to panic, for tests of how its session ends.
     #[cfg(test)]
     pub(crate) panics: std::sync::OnceLock<&'static str>,
 }
 
-/// A row, for people.
+/// A row, for display.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
-    /// What it is turned on and off by.
+    /// The name that turns it on and off.
     pub name: &'static str,
-    /// Name and argument, as they are written.
+    /// Name and argument as the user writes them.
     pub usage: String,
-    /// What it is for.
+    /// Its kind: seeded bug or stress.
     pub kind: Kind,
     /// What it does.
     pub help: &'static str,
-    /// Its argument, if it is on; empty, if it has none.
+    /// Its argument if it is on, empty if it takes none.
     pub on: Option<String>,
-    /// How often it took effect.
+    /// Number of times that it took effect.
     pub hits: u64,
 }
 
@@ -63,7 +63,7 @@ impl Default for Injection {
 }
 
 impl Injection {
-    /// With these rows on.
+    /// With these settings turned on.
     pub fn new(settings: &[Setting]) -> Self {
         let this = Self {
             states: std::array::from_fn(|_| FaultState::default()),
@@ -75,7 +75,7 @@ impl Injection {
         this
     }
 
-    /// Turns a row on, or changes its argument. Nothing changes if there is no such row, or it is not written so.
+    /// Turns a row on, or changes its argument. Fails without a change if the name or the argument is invalid.
     pub fn set(&self, name: &str, argument: Option<&str>) -> Result<(), String> {
         self.turn_on(Setting::parse(name, argument)?);
         Ok(())
@@ -84,7 +84,7 @@ impl Injection {
     /// Turns a row off.
     pub fn clear(&self, name: &str) -> Result<(), String> {
         let bug = table::row(name)?.bug;
-        // ORDERING: Relaxed, here and wherever it is read: every thread sees it soon, and orders nothing by it.
+        // ORDERING: Relaxed, here and in all loads: threads see the change soon, and nothing is ordered by it.
         self.state(bug).word.store(0, Ordering::Relaxed);
         Ok(())
     }
@@ -94,7 +94,7 @@ impl Injection {
     }
 
     fn state(&self, bug: Bug) -> &FaultState {
-        // PANIC: there is a row for each: the table is checked when it is compiled.
+        // PANIC: each bug has a row, which is checked at compile time.
         &self.states[bug as usize]
     }
 
@@ -111,7 +111,7 @@ impl Injection {
         if word == 0 { None } else { decode(word) }
     }
 
-    /// Whether it takes effect now; counted.
+    /// Whether the fault takes effect now; if so, it is counted.
     #[inline]
     pub fn fires(&self, bug: Bug) -> bool {
         match self.value(bug) {
@@ -124,7 +124,7 @@ impl Injection {
         }
     }
 
-    /// How badly a job hangs now; counted.
+    /// How badly the job hangs now; counted.
     #[inline]
     pub fn grade(&self, bug: Bug) -> Option<Grade> {
         match self.value(bug) {
@@ -133,7 +133,7 @@ impl Injection {
         }
     }
 
-    /// For how long something is held back now; counted. `None`: not at all.
+    /// How long to delay now; counted. `None`: no delay.
     #[inline]
     pub fn delay(&self, bug: Bug) -> Option<Duration> {
         let time = match self.value(bug)? {
@@ -145,7 +145,7 @@ impl Injection {
         Some(time)
     }
 
-    /// Panics if this is the place where a test wants it.
+    /// Panics if a test has requested it for this place.
     #[cfg(test)]
     pub(crate) fn panic_if_told(&self, place: &'static str) {
         assert!(self.panics.get() != Some(&place), "Told to panic {place}");
@@ -156,9 +156,9 @@ impl Injection {
         true
     }
 
-    /// A random time. Every process draws the same numbers; which thread gets which is chance.
+    /// A random time. Every process draws the same sequence; which thread gets which number is left to chance.
     fn random(&self, most: Duration) -> Duration {
-        // SplitMix64: as good as needed, and its state is one word that threads can share.
+        // SplitMix64: good enough, and its state is one word that threads can share.
         const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
         let mut z = self.dice.fetch_add(GAMMA, Ordering::Relaxed).wrapping_add(GAMMA);
         z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -167,7 +167,7 @@ impl Injection {
         Duration::from_nanos((z ^ z >> 31) % nanoseconds)
     }
 
-    /// All rows.
+    /// All rows with their state.
     pub fn list(&self) -> Vec<Listed> {
         let listed = table::ROWS.iter().map(|row| {
             let state = self.state(row.bug);
@@ -184,10 +184,10 @@ impl Injection {
     }
 }
 
-/// A value as a word that is not 0, so that one load tells whether a row is on.
+/// Encodes a value as a nonzero word, so that one load tells whether a row is on.
 fn encode(value: Value) -> u64 {
     const MOST: u64 = (1 << KIND) - 1;
-    // The parser allows for a minute at the most, which fits by far.
+    // The parser limits times to a minute, which fits easily.
     let time = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(MOST).min(MOST);
     let (kind, argument) = match value {
         Value::Plain => (1, 0),

@@ -1,4 +1,4 @@
-//! What is injected into the steps of jobs. Knows jobs; knows nothing of threads but that a step can take its time.
+//! Fault injection into the steps of jobs. Knows jobs; knows nothing of threads except that a step can take its time.
 
 use std::thread;
 use std::time::Duration;
@@ -8,14 +8,14 @@ use device_model::mmu::{JobMemory, Missing, SeededBug};
 
 use super::{Bug, Grade, Injection};
 
-/// How long a step of a job takes that is stuck: longer than a drain bears, and shorter than the end of a session.
+/// Duration of a stuck job's step: longer than a drain may take, and shorter than the end of a session.
 const STUCK: Duration = Duration::from_millis(600);
 
-/// What a job does instead of its step; `None`: its step.
+/// What a job does instead of its step; `None`: the step itself.
 pub(crate) fn instead_of_step(injection: &Injection, job: &Job, memory: &impl JobMemory) -> Option<Step> {
     #[cfg(test)]
     injection.panic_if_told("in a step");
-    // One that is to be killed is not kept from that.
+    // A cancelled job must be able to end.
     if injection.is_on(Bug::HangJob) && job.packet().is_some() && !job.is_cancelled() {
         match injection.grade(Bug::HangJob) {
             Some(Grade::Yielding) => return Some(Step::Spinning { stubborn: false }),
@@ -36,7 +36,7 @@ pub(crate) fn instead_of_step(injection: &Injection, job: &Job, memory: &impl Jo
     None
 }
 
-/// A page that the job still has to touch.
+/// A page that the job will access.
 fn some_page(job: &Job) -> Option<Missing> {
     let next = *job.working_set().first()?;
     Some(Missing { space: next.space, range: next.range.first().page_range(), access: next.access })

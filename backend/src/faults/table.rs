@@ -1,5 +1,5 @@
-//! The table of all rows: names, arguments, explanations; and how they are read and written. Knows nothing of what a
-//! row does.
+//! The table of faults that can be injected: names, arguments, help texts; and their parser. Knows nothing of how a
+//! fault takes effect.
 
 use std::fmt;
 use std::time::Duration;
@@ -44,12 +44,12 @@ pub enum Bug {
 pub enum Kind {
     /// A fault of the device, to prove that a test catches it.
     Fault,
-    /// What a device may do, at an awkward time: a good driver survives it.
+    /// Legal behaviour of a device at an awkward time: a correct driver survives it.
     Stress,
 }
 
 impl Kind {
-    /// How the control socket calls it.
+    /// Its name on the control socket.
     pub fn name(self) -> &'static str {
         match self {
             Self::Fault => "bug",
@@ -58,13 +58,13 @@ impl Kind {
     }
 }
 
-/// What stands behind the `=`.
+/// The form of the argument, behind the `=`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Argument {
     None,
     /// `DURATION`, or `..DURATION` for a random time up to it.
     Delay,
-    /// `N`: every Nth time, and no more often than this.
+    /// `N`: every Nth time; N is at least this.
     Every(u32),
     /// How badly a job hangs.
     Grade,
@@ -87,7 +87,7 @@ impl Argument {
 pub enum Grade {
     /// It leaves its engine when it is asked to.
     Yielding,
-    /// It leaves it for nobody but those who want its pin back.
+    /// It ignores requests to leave its engine for a while, but gives its pin back at once.
     Stubborn,
     /// Its steps do not end in time.
     Stuck,
@@ -312,7 +312,7 @@ const _: () = {
 };
 
 impl Row {
-    /// Name and argument, as they are written.
+    /// Name and argument as the user writes them.
     pub(super) fn usage(&self) -> String {
         format!("{}{}", self.name, self.argument.usage())
     }
@@ -330,15 +330,15 @@ pub struct Setting {
 /// The argument of a row that is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Value {
-    /// It has none.
+    /// The row takes no argument.
     Plain,
-    /// This long.
+    /// A fixed time.
     Fixed(Duration),
-    /// A random time, up to this.
+    /// A random time up to this one.
     UpTo(Duration),
-    /// Every so often.
+    /// Every Nth time.
     Every(u32),
-    /// So badly.
+    /// How badly a job hangs.
     Grade(Grade),
 }
 
@@ -355,7 +355,7 @@ impl fmt::Display for Value {
 }
 
 impl Setting {
-    /// Reads name and argument.
+    /// Parses name and argument.
     pub fn parse(name: &str, argument: Option<&str>) -> Result<Self, String> {
         let row = row(name)?;
         let value = match (row.argument, argument) {
@@ -375,7 +375,7 @@ impl Setting {
     }
 }
 
-/// The row of that name.
+/// The row with this name.
 pub(super) fn row(name: &str) -> Result<&'static Row, String> {
     ROWS.iter().find(|row| row.name == name).ok_or_else(|| {
         let known: Vec<_> = ROWS.iter().map(Row::usage).collect();
@@ -383,7 +383,7 @@ pub(super) fn row(name: &str) -> Result<&'static Row, String> {
     })
 }
 
-/// Most that anything is delayed: longer than every timeout that a test would wait for.
+/// Maximum delay: longer than every timeout that a test would wait for.
 const LONGEST: Duration = Duration::from_secs(60);
 
 fn delay(text: &str) -> Result<Duration, String> {
@@ -398,7 +398,7 @@ fn every(text: &str, least: u32) -> Result<u32, String> {
     }
 }
 
-/// One line for `-h`.
+/// One-line help for `-h`.
 pub(crate) const SHORT_HELP: &str = "Turn on a seeded bug, for tests of the tests; repeatable, see --help";
 
 /// All rows, for `--help`.
@@ -419,7 +419,7 @@ pub(crate) fn long_help() -> String {
     help
 }
 
-/// Reads `name` or `name=argument`.
+/// Parses `name` or `name=argument`.
 pub(crate) fn parse(text: &str) -> Result<Setting, String> {
     match text.split_once('=') {
         Some((name, argument)) => Setting::parse(name, Some(argument)),

@@ -1,5 +1,5 @@
-//! What was found in a connection and is still to be told: each thing once, however often it is done, and of bounded
-//! size, whatever the front-end does. Knows nothing of the rules' meaning.
+//! The findings of a connection that are not reported yet. Each is recorded once, however often it recurs, and memory
+//! is bounded, whatever the front-end does. Knows nothing of the rules' meaning.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -7,22 +7,22 @@ use std::time::Duration;
 use super::finding::Finding;
 use super::rules::Rule;
 
-/// Things that are remembered as told; beyond that, nothing new is.
+/// Maximum number of findings of a connection; later ones are dropped.
 const TOLD: usize = 4096;
 
-/// What was found.
+/// The findings of one connection.
 #[derive(Debug, Default)]
 pub(super) struct Book {
     fresh: Vec<Finding>,
     told: BTreeSet<(Rule, u64)>,
-    /// The time of what is being looked at.
+    /// The time of the event that is being judged.
     now: Duration,
-    /// Whether the message that is being looked at was found fault with.
+    /// Whether the current message has caused a finding that counts against the front-end.
     pub(super) at_fault: bool,
 }
 
 impl Book {
-    /// What is found from now on, is found at this time.
+    /// Findings from now on have this time.
     pub(super) fn turn_to(&mut self, now: Duration) {
         self.now = now;
     }
@@ -31,8 +31,8 @@ impl Book {
         self.now
     }
 
-    /// Notes what was seen, unless the same rule was broken with the same `thing` (an address, a message, a ring)
-    /// before. A note is for all things alike.
+    /// Adds a finding, unless one of the same rule and `thing` (an address, a message, a ring) was added before. A note
+    /// is added once per rule.
     pub(super) fn find(&mut self, rule: Rule, thing: u64, seen: String) -> Option<&mut Finding> {
         let accuses = rule.row().severity.accuses();
         self.at_fault |= accuses;
@@ -44,7 +44,7 @@ impl Book {
         self.fresh.last_mut()
     }
 
-    /// What was found just now is about this message, where nothing better is known.
+    /// Adds the message to the findings made just now that do not name one.
     pub(super) fn name_fresh(&mut self, message: Option<&'static str>) {
         let now = self.now;
         for finding in self.fresh.iter_mut().rev().take_while(|finding| finding.at == now) {
@@ -52,7 +52,7 @@ impl Book {
         }
     }
 
-    /// What was found since the last call.
+    /// The findings since the last call.
     pub(super) fn take(&mut self) -> Vec<Finding> {
         std::mem::take(&mut self.fresh)
     }

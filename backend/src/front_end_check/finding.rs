@@ -1,5 +1,5 @@
-//! A finding: what a front-end did, against which rule, to what, and when; and its forms for people and for tools. Knows
-//! nothing of how it was found, nor of where it is kept.
+//! A finding: what a front-end did, which rule that breaks, to which addresses, and when; with its forms for people and
+//! for tools. Knows nothing of how it was found, nor of where it is kept.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,32 +10,32 @@ use serde_json::{Value, json};
 
 use super::rules::Rule;
 
-/// What a front-end did.
+/// One violation of a rule by a front-end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// Which record this is; given by who keeps it.
+    /// Number of the record; assigned by the list that keeps it.
     pub id: u64,
     /// When it was found, on the device's clock.
     pub at: Duration,
-    /// Against which rule.
+    /// The rule that was broken.
     pub rule: Rule,
-    /// What was seen, with its numbers: a sentence without its period.
+    /// What was observed, with its numbers: a sentence without its period.
     pub seen: String,
-    /// The message that it is about.
+    /// The message concerned.
     pub message: Option<&'static str>,
-    /// The addresses that it is about.
+    /// The addresses concerned.
     pub range: Option<ByteRange<Iova>>,
-    /// What they were asked for.
+    /// The access for which they were requested.
     pub access: Option<Access>,
 }
 
 impl Finding {
-    /// Something that was seen.
+    /// A finding without message and addresses.
     pub fn new(at: Duration, rule: Rule, seen: String) -> Self {
         Self { id: 0, at, rule, seen, message: None, range: None, access: None }
     }
 
-    /// For tools; without its report.
+    /// The finding as JSON, without its report.
     pub fn json(&self) -> Value {
         let row = self.rule.row();
         json!({
@@ -51,14 +51,14 @@ impl Finding {
     }
 }
 
-/// A finding as a text for the author of the front-end.
+/// Prints a finding as a report for the author of the front-end.
 #[derive(Clone, Copy, Debug)]
 pub struct Report<'a> {
-    /// What it is about.
+    /// The finding itself.
     pub finding: &'a Finding,
-    /// What the address is called: ring, resource, job. Lines of a text, possibly none.
+    /// The names of the address: ring, resource, job. Lines of text, possibly none.
     pub names: &'a [String],
-    /// Where the trace of it is, or how to get one.
+    /// Path of its trace, or how to get one.
     pub trace: &'a str,
 }
 

@@ -1,7 +1,7 @@
-//! The findings of the process: the newest, how many there were against each rule, and whether one is to be printed. A
-//! front-end cannot make us print without bound. Knows nothing of who reads or prints them.
+//! The findings of the process: the newest ones, the count of each rule, and whether one may be printed. A front-end
+//! cannot cause unbounded output. Knows nothing of who reads or prints them.
 //!
-//! LOCKING: one leaf mutex, held for one record or one copy of all.
+//! LOCKING: one leaf mutex, held while one record is added or all are copied.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,14 +13,14 @@ use super::finding::Finding;
 use super::rules::{Rule, Severity};
 use crate::telemetry::reports::{Newest, Print, Rate};
 
-/// A finding, and what was found out about it afterwards.
+/// A finding, and what the reporter has found out about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kept {
-    /// The finding.
+    /// The finding itself.
     pub finding: Finding,
-    /// What its address is called; `None`: nobody has looked yet.
+    /// The names of its address; `None` until they are looked up.
     pub names: Option<Vec<String>>,
-    /// Where its trace is, or how to get one.
+    /// Path of its trace, or how to get one.
     pub trace: String,
 }
 
@@ -33,28 +33,28 @@ struct Inner {
     unprinted: u64,
 }
 
-/// What was found so far; shared by all threads.
+/// All findings so far; shared by all threads.
 #[derive(Debug, Default)]
 pub struct Findings {
     inner: Mutex<Inner>,
-    /// Whether front-ends are judged at all.
+    /// Whether front-ends are checked at all.
     on: AtomicBool,
 }
 
 impl Findings {
-    /// Front-ends are judged from now on.
+    /// Front-ends are checked from now on.
     pub fn turn_on(&self) {
-        // ORDERING: Relaxed: once, before there is a front-end.
+        // ORDERING: Relaxed: set once, before a front-end connects.
         self.on.store(true, Ordering::Relaxed);
     }
 
-    /// Whether front-ends are judged: without, that there is no finding says nothing.
+    /// Whether front-ends are checked: if not, the absence of findings means nothing.
     pub fn is_on(&self) -> bool {
         // ORDERING: Relaxed, as in `turn_on`.
         self.on.load(Ordering::Relaxed)
     }
 
-    /// Keeps a finding, gives it its number, and says whether it is to be printed.
+    /// Adds a finding, numbers it, and returns whether to print it.
     pub fn add(&self, mut finding: Finding) -> (u64, Print) {
         let mut inner = self.lock();
         inner.last_id = inner.last_id.saturating_add(1);
@@ -70,12 +70,12 @@ impl Findings {
         (id, Print::Nothing)
     }
 
-    /// The finding with this number, while it is kept.
+    /// The finding with this number, if it is still kept.
     pub fn get(&self, id: u64) -> Option<Kept> {
         self.lock().newest.records.iter().find(|kept| kept.finding.id == id).cloned()
     }
 
-    /// What was found out about a finding.
+    /// Adds the names and the trace of a finding.
     pub fn named(&self, id: u64, names: Vec<String>, trace: String) {
         let mut inner = self.lock();
         if let Some(kept) = inner.newest.records.iter_mut().find(|kept| kept.finding.id == id) {
@@ -83,23 +83,23 @@ impl Findings {
         }
     }
 
-    /// The findings that are kept.
+    /// The findings that are still kept.
     pub fn newest(&self) -> Newest<Kept> {
         self.lock().newest.clone()
     }
 
-    /// How many there were against each rule.
+    /// Number of findings of each rule.
     pub fn counts(&self) -> BTreeMap<Rule, u64> {
         self.lock().counts.clone()
     }
 
-    /// How many there were of this severity.
+    /// Number of findings of this severity.
     pub fn of(&self, severity: Severity) -> u64 {
         let counts = self.counts();
         counts.iter().filter(|(rule, _)| rule.row().severity == severity).map(|(_, count)| count).sum()
     }
 
-    /// Whether something was found that counts against a front-end.
+    /// Whether a finding counts against a front-end.
     pub fn accuse(&self) -> bool {
         self.counts().keys().any(|rule| rule.row().severity.accuses())
     }

@@ -1,22 +1,22 @@
-//! The table of the front-end's messages: their numbers, names, sizes, and what has to be negotiated for them
+//! The table of the front-end's messages: their numbers, names and sizes, and what must be negotiated for them
 //! (vhost-user.rst, "Front-end message types"). Knows nothing of what a message means.
 
 use vhost::vhost_user::message::{VhostUserProtocolFeatures as Protocol, VhostUserVirtioFeatures as Virtio};
 
-/// How much payload a message has.
+/// The size of a message's payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Size {
-    /// So many bytes.
+    /// This number of bytes.
     Exactly(usize),
     /// A memory table: 8 bytes, and 32 for each region.
     Table,
-    /// A header of 12 bytes and the bytes of the configuration space that it names.
+    /// A header of 12 bytes and the bytes of the configuration space that it specifies.
     Config,
-    /// Of no interest: what it needs is never offered.
+    /// Not checked: the feature that it needs is never offered.
     Any,
 }
 
-/// What has to be negotiated for a message.
+/// What must be negotiated for a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Needs {
     Nothing,
@@ -33,7 +33,7 @@ pub(super) struct Message {
     pub(super) needs: Needs,
 }
 
-/// The numbers of the messages whose content is looked at.
+/// The numbers of the messages whose content is checked.
 pub(super) mod code {
     pub(in super::super) use crate::vhost_user::request::{
         GET_VRING_BASE, IOTLB_MSG, REM_MEM_REG, RESET_DEVICE, RESET_OWNER, SET_FEATURES, SET_MEM_TABLE,
@@ -67,7 +67,7 @@ const STATUS: Needs = Needs::Protocol(Protocol::STATUS);
 const DEVICE_STATE: Needs = Needs::Protocol(Protocol::DEVICE_STATE);
 const LOG: Needs = Needs::Virtio(Virtio::LOG_ALL);
 
-/// All messages, by number. (IOTLB_MSG has a rule of its own for what it needs.)
+/// All messages, by number. (What IOTLB_MSG needs is a separate rule.)
 const MESSAGES: [Message; 44] = [
     message(1, "GET_FEATURES", NONE, NOTHING),
     message(2, "SET_FEATURES", U64, NOTHING),
@@ -116,18 +116,18 @@ const MESSAGES: [Message; 44] = [
 ];
 
 impl Message {
-    /// The message of this number; `None`: the protocol has none.
+    /// The message with this number; `None` if the protocol has none.
     pub(super) fn of(code: u32) -> Option<&'static Self> {
         let index = usize::try_from(code).ok()?.checked_sub(1)?;
         MESSAGES.get(index)
     }
 
-    /// How it is called in reports, whether the protocol has it or not.
+    /// Its name in reports, whether the protocol has it or not.
     pub(super) fn name_of(code: u32) -> &'static str {
         Self::of(code).map_or("a message that the protocol does not have", |message| message.name)
     }
 
-    /// What is wrong with a payload of so many bytes that begins like this.
+    /// What is wrong with a payload of `len` bytes that begins with `payload`, if anything.
     pub(super) fn wrong_size(&self, len: usize, payload: &[u8]) -> Option<String> {
         let wanted = match self.size {
             Size::Any => return None,
@@ -145,12 +145,12 @@ impl Message {
     }
 }
 
-/// A 32-bit number of a payload, as far as that could be looked at.
+/// A 32-bit number of a payload; `None` if it could not be read.
 pub(super) fn u32_at(payload: &[u8], at: usize) -> Option<u32> {
     payload.get(at..)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
 }
 
-/// A 64-bit number of a payload, as far as that could be looked at.
+/// A 64-bit number of a payload; `None` if it could not be read.
 pub(super) fn u64_at(payload: &[u8], at: usize) -> Option<u64> {
     payload.get(at..)?.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes))
 }
@@ -179,7 +179,7 @@ mod tests {
         let payload: Vec<u8> = [0_u32, 16, 0].iter().flat_map(|word| word.to_ne_bytes()).collect();
         assert_eq!(config.wrong_size(28, &payload), None);
         assert!(config.wrong_size(12, &payload).is_some());
-        // What cannot be looked at is not judged.
+        // What could not be read is not judged.
         assert_eq!(config.wrong_size(12, &[]), None);
     }
 }

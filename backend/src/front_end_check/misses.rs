@@ -1,10 +1,10 @@
-//! MISSes and what answers them: each is answered once, in order, by an UPDATE that covers what was asked and a reply
-//! that says success, or by a reply that says no. Knows nothing of sockets, of the mirror, or of memory.
+//! MISSes and their answers: each MISS is answered once, in order, by an UPDATE that covers the page and a reply of
+//! success, or by a reply of failure. Knows nothing of sockets, of the mirror, or of memory.
 //!
-//! The UPDATE and the reply come on two sockets, so a reply may be read before an UPDATE that was sent ahead of it, if
-//! the front-end did not wait for our ack. A success without its UPDATE is therefore *unsettled* until the main socket
-//! was seen empty after it. The device asks again meanwhile; the UPDATE that was overtaken was sent before that question,
-//! and answers the first one alone.
+//! The UPDATE and the reply use two sockets, so a reply may be read before an UPDATE that was sent earlier, if the
+//! front-end did not wait for the ack. A success without its UPDATE is therefore *unsettled* until the main socket was
+//! seen empty after it. The device repeats the MISS meanwhile; the overtaken UPDATE was sent before the repeated MISS,
+//! and answers the first one only.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -16,26 +16,26 @@ use super::book::Book;
 use super::rules::Rule;
 use crate::vhost_user::iotlb::Update;
 
-/// A MISS that was late is given up for good after so many miss timeouts more.
+/// A late MISS counts as unanswered after this many further miss timeouts.
 const PATIENCE: u32 = 9;
 
-/// A MISS that was sent.
+/// A MISS that was sent and not judged yet.
 #[derive(Clone, Copy, Debug)]
 struct Asked {
-    /// How many were sent before it.
+    /// Number of MISSes sent before it.
     number: u64,
     page: ByteRange<Iova>,
     access: Access,
     sent: Duration,
-    /// An UPDATE came that covers the page and allows the access.
+    /// An UPDATE has come that covers the page and allows the access.
     updated: bool,
-    /// An INVALIDATE of the page came between, or an UPDATE that was found fault with in itself.
+    /// An INVALIDATE of the page has come since, or an UPDATE that is itself a finding: no UPDATE is required.
     excused: bool,
-    /// An UPDATE came that belongs here and does not do.
+    /// An UPDATE has come that concerns this MISS but does not satisfy it.
     short: Option<Update>,
-    /// When the miss timeout was over.
+    /// When the miss timeout expired.
     late: Option<Duration>,
-    /// It was found to be unanswered.
+    /// It was already reported as unanswered.
     told: bool,
 }
 
@@ -57,12 +57,12 @@ impl Asked {
 pub(super) struct Misses {
     timeout: Duration,
     asked: VecDeque<Asked>,
-    /// Successes whose UPDATE has not been read, each with the number of the first MISS that was sent after its reply had
-    /// been read.
+    /// Successes whose UPDATE has not been read, each with the number of the first MISS that was sent after the reply
+    /// was read.
     unsettled: Vec<(Asked, u64)>,
     /// The number of the next MISS.
     next: u64,
-    /// The answers do not come in order: which belongs to which is not known before all are in.
+    /// The answers are out of order: they cannot be matched to MISSes until all MISSes are answered.
     lost: bool,
 }
 
@@ -71,7 +71,7 @@ impl Misses {
         Self { timeout, asked: VecDeque::new(), unsettled: Vec::new(), next: 0, lost: false }
     }
 
-    /// A MISS went out.
+    /// A MISS was sent.
     pub(super) fn sent(&mut self, now: Duration, request: MissRequest) {
         let page = request.iova.page_range();
         self.lost &= !self.asked.is_empty();
@@ -91,11 +91,11 @@ impl Misses {
         self.asked.push_back(asked);
     }
 
-    /// A sound UPDATE came.
+    /// A valid UPDATE has come.
     pub(super) fn updated(&mut self, update: &Update, book: &mut Book) {
         let answers = |asked: &Asked| asked.is_covered_by(update) && asked.is_allowed_by(update);
         let overtaken = self.unsettled.iter().filter(|(asked, _)| answers(asked));
-        // One that was overtaken was sent before all that was asked after its reply.
+        // An overtaken UPDATE was sent before every MISS that followed its reply.
         let before = overtaken.map(|(_, next)| *next).min();
         self.unsettled.retain(|(asked, _)| !answers(asked));
         let mut wanted = before.is_some();
@@ -120,7 +120,7 @@ impl Misses {
         }
     }
 
-    /// An UPDATE came that does for no MISS. It belongs to the first that it touches, or else to the first that has none.
+    /// An UPDATE has come that satisfies no MISS. It counts for the first that it overlaps, or else that has no UPDATE.
     fn updated_otherwise(&mut self, update: &Update, book: &mut Book) {
         let outstanding = || self.unsettled.iter().map(|(asked, _)| asked).chain(&self.asked);
         let touched = outstanding().position(|asked| asked.page.overlaps(update.range));
@@ -140,7 +140,7 @@ impl Misses {
         }
     }
 
-    /// An UPDATE came that is not sound: that is a finding of its own.
+    /// An invalid UPDATE has come, which is a separate finding.
     pub(super) fn update_rejected(&mut self) {
         let first = self.unsettled.first_mut().map(|(asked, _)| asked).or(self.asked.front_mut());
         if let Some(asked) = first {
@@ -148,7 +148,7 @@ impl Misses {
         }
     }
 
-    /// An INVALIDATE came: what was answered of its range has to be asked for again.
+    /// An INVALIDATE has come: answers for its range are void, and the device will send these MISSes again.
     pub(super) fn invalidated(&mut self, range: ByteRange<Iova>) {
         let is_hit = |asked: &Asked| {
             let short = asked.short.is_some_and(|update| update.range.page_aligned().overlaps(range));
@@ -158,7 +158,7 @@ impl Misses {
         self.asked.iter_mut().filter(|asked| is_hit(asked)).for_each(|asked| asked.excused = true);
     }
 
-    /// A reply came on the back-end channel.
+    /// A reply has come on the back-end channel.
     pub(super) fn answered(&mut self, granted: bool, book: &mut Book) {
         let Some(head) = self.asked.pop_front() else { return };
         if self.lost || !granted || head.updated || head.excused {
@@ -176,12 +176,12 @@ impl Misses {
         self.lost = true;
     }
 
-    /// Whether [`Self::settle`] has something to do.
+    /// Whether [`Self::settle`] has work to do.
     pub(super) fn has_unsettled(&self) -> bool {
         !self.unsettled.is_empty()
     }
 
-    /// The main socket is empty: the UPDATEs of all answers have come, or never will.
+    /// The main socket is empty: an UPDATE that has not arrived for an answer was never sent.
     pub(super) fn settle(&mut self, book: &mut Book) {
         for (asked, _) in std::mem::take(&mut self.unsettled) {
             let waited = book.now().saturating_sub(asked.sent);
@@ -199,13 +199,13 @@ impl Misses {
         }
     }
 
-    /// The miss timeout was over for this MISS.
+    /// The miss timeout of this MISS has expired.
     pub(super) fn gave_up(&mut self, request: MissRequest, book: &mut Book) {
         let (now, timeout) = (book.now(), self.timeout);
         let same = |asked: &&mut Asked| {
             asked.page.first() == request.iova && asked.access == request.access && asked.late.is_none()
         };
-        // Where answers are out of order, which MISS this one's was is not known.
+        // While answers are out of order, it is unknown which MISS this one belonged to.
         let Some(asked) = self.asked.iter_mut().find(same).filter(|_| !self.lost) else { return };
         asked.late = Some(now);
         let waited = now.saturating_sub(asked.sent);
@@ -219,12 +219,12 @@ impl Misses {
         Some(late.saturating_add(self.timeout.saturating_mul(PATIENCE)))
     }
 
-    /// When [`Self::expire`] is to be called next.
+    /// When [`Self::expire`] has to be called next.
     pub(super) fn deadline(&self) -> Option<Duration> {
         self.asked.iter().filter_map(|asked| self.given_up(asked)).min()
     }
 
-    /// Finds what will not be answered any more.
+    /// Reports the MISSes that count as unanswered by now.
     pub(super) fn expire(&mut self, book: &mut Book) {
         let now = book.now();
         let due: Vec<_> =
@@ -232,7 +232,7 @@ impl Misses {
         self.find_unanswered(&due, book);
     }
 
-    /// The connection is over: what was late by then was not answered.
+    /// The connection has ended: MISSes that are late by now count as unanswered.
     pub(super) fn end(&mut self, book: &mut Book) {
         self.settle(book);
         let (now, timeout) = (book.now(), self.timeout);
@@ -255,7 +255,7 @@ impl Misses {
         }
     }
 
-    /// The channel was replaced: what was sent on the old one is not answered.
+    /// The channel was replaced: MISSes sent on the old one are not answered.
     pub(super) fn channel_replaced(&mut self) {
         self.asked.clear();
         self.unsettled.clear();
@@ -291,7 +291,7 @@ mod tests {
         MissRequest { space: SpaceId::DEVICE, access, iova: page(number) }
     }
 
-    /// MISSes for reads of these pages, sent.
+    /// A checker to which MISSes for reads of these pages were sent.
     fn asked(pages: &[u64]) -> (Misses, Book) {
         let mut misses = Misses::new(TIMEOUT);
         pages.iter().for_each(|number| misses.sent(Duration::ZERO, request(*number, Access::Read)));
@@ -320,7 +320,7 @@ mod tests {
         misses.answered(true, &mut book);
         misses.answered(true, &mut book);
         assert!(misses.has_unsettled());
-        // It was on its way: the front-end did not wait for our ack.
+        // It had been sent before: the front-end did not wait for the ack.
         misses.updated(&update(1, 1, true, false), &mut book);
         misses.settle(&mut book);
         let found = book.take();
@@ -333,7 +333,7 @@ mod tests {
     fn an_update_that_was_overtaken_by_its_reply_is_no_answer_to_the_question_that_came_after_that() {
         let (mut misses, mut book) = asked(&[1, 2]);
         misses.answered(true, &mut book);
-        // The device has found no UPDATE, and asks again. Then the first one comes, and after it, in order, the second.
+        // The device has seen no UPDATE, and repeats the MISS. Then the first UPDATE comes, then the second.
         misses.sent(Duration::ZERO, request(1, Access::Read));
         misses.updated(&update(1, 1, true, false), &mut book);
         misses.answered(true, &mut book);
@@ -342,7 +342,7 @@ mod tests {
         misses.answered(true, &mut book);
         misses.settle(&mut book);
         assert_eq!(rules(&mut book), []);
-        // Nor does it stand for an answer that never comes.
+        // Nor does it count as the UPDATE of an answer that has none.
         misses.sent(Duration::ZERO, request(3, Access::Read));
         misses.answered(true, &mut book);
         misses.sent(Duration::ZERO, request(3, Access::Read));

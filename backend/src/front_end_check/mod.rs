@@ -1,9 +1,9 @@
-//! Judges the front-end (`--check-front-end`): by the vhost-user protocol, and by what a vIOMMU owes to the devices behind
-//! it. The session tells the [`Referee`] what comes and goes; it answers with findings, each against a rule of one table
-//! ([`rules`]). Changes nothing that the session does; without the flag there is no referee.
+//! Checks the front-end (`--check-front-end`) against the vhost-user protocol, and against what a vIOMMU must do for
+//! the devices behind it. The session reports its events to the [`Referee`], which produces findings, each for a rule
+//! of one table ([`rules`]). Has no influence on the session; without the flag there is no checker.
 //!
-//! Knows nothing of sockets and threads; time is a parameter. What only QEMU's source or the specification can tell (is
-//! this allowed?) stands in the table, not here.
+//! Knows nothing of sockets and threads; time is a parameter. What has to be looked up in QEMU's source or the
+//! specification (is this allowed?) is in the table, not here.
 
 mod book;
 mod finding;
@@ -41,16 +41,16 @@ use crate::vhost_user::memory::MemoryTable;
 use crate::vhost_user::peek::PeekError;
 use crate::vhost_user::session::SessionEnd;
 
-/// What the front-end's messages are compared with.
+/// The state that the front-end's messages are compared with.
 #[derive(Clone, Copy)]
 pub struct World<'a> {
     /// The memory table.
     pub memory: &'a MemoryTable,
-    /// What the device holds of the IOMMU.
+    /// The translations that the device holds.
     pub mirror: &'a MirrorWriter,
 }
 
-/// Judges one connection.
+/// Checks one connection.
 #[derive(Debug)]
 pub struct Referee {
     order: Order,
@@ -62,14 +62,14 @@ pub struct Referee {
 }
 
 impl Referee {
-    /// Judges a front-end that is offered this, and that has `miss_timeout` for an answer.
+    /// A checker for a front-end with this offer and this time limit for answers.
     pub fn new(offer: Offer, miss_timeout: Duration) -> Self {
         let (misses, stale) = (Misses::new(miss_timeout), Stale::default());
         Self { order: Order::new(offer), misses, stale, book: Book::default(), message: None }
     }
 
-    /// A message stands at the head of the main socket, and will be handled now. `payload` is as much of it as could be
-    /// looked at.
+    /// A message is at the head of the main socket and is handled next. `payload` is the part of it that could be read
+    /// without consuming it.
     pub fn message(&mut self, now: Duration, header: Header, payload: &[u8], world: World<'_>) {
         self.book.turn_to(now);
         self.book.at_fault = false;
@@ -86,7 +86,7 @@ impl Referee {
         self.name_fresh();
     }
 
-    /// The device forgets what it held of `range`, and no INVALIDATE has to come for it.
+    /// The device has dropped its translations of `range`, so no INVALIDATE is required for it.
     pub fn mirror_emptied(&mut self, range: ByteRange<Iova>) {
         self.stale.invalidated(range);
         self.misses.invalidated(range);
@@ -126,7 +126,7 @@ impl Referee {
                 }
                 return self.misses.update_rejected();
             }
-            // Its size was judged already.
+            // The size was already judged.
             Err(IotlbError::Length(_)) => return,
             Err(error) => (rule_of(&error), error),
         };
@@ -137,19 +137,19 @@ impl Referee {
     /// The message that is being handled was refused.
     pub fn refused(&mut self, now: Duration, why: &str) {
         self.book.turn_to(now);
-        // What was found against it already says why.
+        // An earlier finding about the message already gives the reason.
         if !self.book.at_fault {
             self.book.find(Rule::RequestRefused, 0, why.to_owned());
         }
         self.name_fresh();
     }
 
-    /// A MISS goes out.
+    /// A MISS is sent.
     pub fn miss_sent(&mut self, now: Duration, request: MissRequest) {
         self.misses.sent(now, request);
     }
 
-    /// A reply came on the back-end channel: the oldest MISS was granted, or refused.
+    /// A reply has come on the back-end channel: the oldest MISS was granted or refused.
     pub fn miss_answered(&mut self, now: Duration, granted: bool) {
         self.book.turn_to(now);
         self.misses.answered(granted, &mut self.book);
@@ -161,29 +161,29 @@ impl Referee {
         self.misses.gave_up(request, &mut self.book);
     }
 
-    /// A MISS was settled; `mirror` does not know the answer yet.
+    /// A MISS was settled, and `mirror` has not been updated yet.
     pub fn miss_resolved<W>(&mut self, now: Duration, resolution: &Resolution<W>, mirror: &MirrorWriter) {
         self.stale.resolved(now, resolution, mirror);
     }
 
-    /// The back-end channel is of no more use.
+    /// The back-end channel has failed.
     pub fn channel_failed(&mut self, now: Duration, error: &ChannelError) {
         self.book.turn_to(now);
         let rule = match error {
             ChannelError::Unasked => Rule::AnswerUnasked,
             ChannelError::NotAnAnswer(_) => Rule::AnswerMalformed,
-            // The connection ends, from our end or theirs.
+            // One end has closed the connection, which breaks no rule.
             ChannelError::Socket(_) | ChannelError::Closed => return,
         };
         self.book.find(rule, 0, crate::error::chain(error));
     }
 
-    /// There is a new back-end channel.
+    /// The front-end has sent a new back-end channel.
     pub fn channel_replaced(&mut self) {
         self.misses.channel_replaced();
     }
 
-    /// Whether [`Self::main_socket_empty`] has something to do.
+    /// Whether [`Self::main_socket_empty`] has work to do.
     pub fn wants_empty_socket(&self) -> bool {
         self.misses.has_unsettled()
     }
@@ -194,19 +194,19 @@ impl Referee {
         self.misses.settle(&mut self.book);
     }
 
-    /// When [`Self::expire`] is to be called next.
+    /// When [`Self::expire`] has to be called next.
     pub fn deadline(&self) -> Option<Duration> {
         [self.misses.deadline(), self.stale.deadline()].into_iter().flatten().min()
     }
 
-    /// Judges what time has shown.
+    /// Judges what has become due.
     pub fn expire(&mut self, now: Duration) {
         self.book.turn_to(now);
         self.misses.expire(&mut self.book);
         self.stale.expire(&mut self.book);
     }
 
-    /// The connection is over.
+    /// The connection has ended.
     pub fn ended(&mut self, now: Duration, end: &SessionEnd) {
         self.book.turn_to(now);
         let ended = match end {
@@ -237,18 +237,18 @@ impl Referee {
         self.misses.end(&mut self.book);
     }
 
-    /// What was found since the last call.
+    /// The findings since the last call.
     pub fn take(&mut self) -> Vec<Finding> {
         self.book.take()
     }
 
-    /// What was found about the message that is being handled bears its name.
+    /// Adds the name of the message that is being handled to its findings.
     fn name_fresh(&mut self) {
         self.book.name_fresh(self.message);
     }
 }
 
-/// Which rule an IOTLB message breaks that says nothing.
+/// The rule that an invalid IOTLB message breaks.
 fn rule_of(error: &IotlbError) -> Rule {
     match error {
         IotlbError::Length(_) => Rule::MessageSize,

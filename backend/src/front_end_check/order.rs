@@ -1,5 +1,5 @@
-//! What was negotiated, and how far each ring is: features, memory table, size, addresses, kick, enable, stop. Finds
-//! messages that come without their feature, or at the wrong time. Knows nothing of what is in a ring, and nothing of the
+//! The negotiated features and the state of each ring: memory table, size, addresses, kick, enable, stop. Finds
+//! messages that come without their feature or at the wrong time. Knows nothing of a ring's content, and nothing of the
 //! IOTLB.
 
 use vhost::vhost_user::message::{VhostUserProtocolFeatures as Protocol, VhostUserVirtioFeatures as Virtio};
@@ -12,7 +12,7 @@ use super::rules::Rule;
 use crate::queues::QUEUES;
 use crate::vhost_user::Header;
 
-/// One ring, as the messages have it.
+/// The state of one ring according to the messages so far.
 #[derive(Clone, Copy, Debug, Default)]
 struct RingOrder {
     sized: bool,
@@ -27,7 +27,7 @@ impl RingOrder {
     }
 }
 
-/// What was agreed on, and how far the rings are.
+/// The negotiated features, and the state of the rings.
 #[derive(Debug)]
 pub(super) struct Order {
     offer: Offer,
@@ -44,17 +44,17 @@ impl Order {
         Self { offer, features, protocol, has_owner: false, has_memory: false, rings }
     }
 
-    /// Whether addresses are IOVAs.
+    /// Whether ring addresses are IOVAs.
     pub(super) fn has_iommu(&self) -> bool {
         self.features & 1 << virtio_bindings::virtio_config::VIRTIO_F_IOMMU_PLATFORM != 0
     }
 
-    /// The ring that runs, if one does.
+    /// The first ring that is running, if any.
     pub(super) fn running(&self) -> Option<usize> {
         self.rings.iter().position(|ring| ring.runs())
     }
 
-    /// Judges a message by its header, its size and its time; `payload` is as much of it as could be looked at.
+    /// Judges a message by header, size and time; `payload` is the part of it that could be read without consuming it.
     pub(super) fn message(&mut self, header: Header, payload: &[u8], book: &mut Book) {
         let number = header.code();
         let thing = u64::from(number);
@@ -111,7 +111,7 @@ impl Order {
             | code::GET_VRING_BASE
             | code::SET_VRING_ENABLE => self.ring_message(number, u32_at(payload, 0), payload, book),
             code::SET_VRING_KICK | code::SET_VRING_CALL | code::SET_VRING_ERR => {
-                // vhost-user.rst, VHOST_USER_SET_VRING_KICK: the ring is in bits 0 to 7.
+                // vhost-user.rst, VHOST_USER_SET_VRING_KICK: bits 0 to 7 are the ring's index.
                 self.ring_message(number, u32_at(payload, 0).map(|word| word & 0xff), payload, book);
             }
             _ => {}
@@ -190,7 +190,7 @@ impl Order {
         }
     }
 
-    /// A ring runs from now on.
+    /// The ring starts to run.
     fn started(&self, index: u32, ring: RingOrder, book: &mut Book) {
         let lacks = [(ring.sized, "size"), (ring.placed, "addresses"), (self.has_memory, "memory table")];
         let lacks: Vec<_> = lacks.iter().filter(|(there, _)| !there).map(|(_, what)| *what).collect();
@@ -224,7 +224,7 @@ mod tests {
             Self { order: Order::new(OFFER), book: Book::default() }
         }
 
-        /// Where QEMU is when the device is about to start.
+        /// The state when QEMU is about to start the device.
         fn negotiated() -> Self {
             let mut talk = Self::new();
             talk.long(code::SET_PROTOCOL_FEATURES, REPLY_ACK | RESET_DEVICE);
@@ -298,7 +298,7 @@ mod tests {
         assert_eq!(talk.order.running(), Some(0));
     }
 
-    /// A front-end may leave its rings enabled over a stop.
+    /// A front-end may leave its rings enabled during a stop.
     #[test]
     fn get_vring_base_alone_is_a_stop() {
         let mut talk = Talk::started();
@@ -332,7 +332,7 @@ mod tests {
         talk.addresses(0);
         talk.ring(code::SET_VRING_NUM, 0, 64);
         talk.ring(code::SET_VRING_ENABLE, 0, 1);
-        // QEMU enables all rings, also those that the driver does not use.
+        // QEMU enables all rings, including those that the driver does not use.
         talk.ring(code::SET_VRING_ENABLE, 1, 1);
         assert_eq!(talk.rules(), []);
     }

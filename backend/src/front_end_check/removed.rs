@@ -1,5 +1,5 @@
-//! Regions that go away from the memory table while translations lead into them. Knows the payloads of the two messages
-//! that do it.
+//! Finds regions that are removed from the memory table while translations lead into them. Knows the payloads of the
+//! two messages that remove regions.
 
 use device_model::addr::{ByteRange, Iova, SpaceId};
 
@@ -9,13 +9,13 @@ use super::messages::{code, u32_at, u64_at};
 use super::rules::Rule;
 use crate::vhost_user::memory::Region;
 
-/// Bytes of a region in a payload.
+/// Size of a region in a payload.
 const REGION: usize = 32;
 
-/// What tells one region from another: guest-physical address, size, address in the front-end.
+/// Identifies a region: guest-physical address, size, address in the front-end.
 type Key = [u64; 3];
 
-/// Looks whether what is taken away with this message is still mapped.
+/// Checks whether a region that this message removes is still mapped.
 pub(super) fn look(number: u32, payload: &[u8], world: World<'_>, book: &mut Book) {
     let gone = |region: &&Region| {
         let spec = region.spec();
@@ -39,7 +39,7 @@ pub(super) fn look(number: u32, payload: &[u8], world: World<'_>, book: &mut Boo
     }
 }
 
-/// Whether a new table has a region; `None`: not all of it could be looked at.
+/// Whether a new table contains a region; `None` if the payload could not be read completely.
 fn stays(payload: &[u8], key: Key) -> Option<bool> {
     let count = u32_at(payload, 0)? as usize;
     let regions = payload.get(8..)?.chunks_exact(REGION);
@@ -51,7 +51,7 @@ fn key_at(payload: &[u8], at: usize) -> Option<Key> {
     Some([word(0)?, word(8)?, word(16)?])
 }
 
-/// A range that the device holds and that leads into the region.
+/// A range of the device's translations that leads into the region.
 fn mapped_into(region: &Region, world: World<'_>) -> Option<ByteRange<Iova>> {
     let first = region.host_at(0).addr() as u64;
     let last = first.saturating_add(region.spec().size.saturating_sub(1));
@@ -82,7 +82,7 @@ mod tests {
         assert_eq!(stays(&payload, [0x10_0000, 0x2000, 0x9000]), Some(true));
         assert_eq!(stays(&payload, [0x10_0000, 0x1000, 0x9000]), Some(false));
         assert_eq!(stays(&payload, [0, 0x1000, 0x9000]), Some(false));
-        // What could not be looked at is not judged.
+        // What could not be read is not judged.
         assert_eq!(stays(&payload[..40], [0x10_0000, 0x2000, 0x9000]), None);
     }
 }

@@ -1,22 +1,22 @@
-//! The table of rules: what a front-end is held to, how sure a finding is, where that is written, and what to do. Names,
-//! texts of reports, `--help` and the documentation come from here. Knows nothing of how a rule is checked.
+//! The table of rules: the requirement, how certain a finding is, where the rule is written, and what to do. Names,
+//! report texts, `--help` and the documentation come from it. Knows nothing of how a rule is checked.
 
-/// How much a finding weighs.
+/// How strongly a finding counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Severity {
     /// No correct front-end does this.
     Certain,
-    /// A correct front-end looks like this only by an accident that cannot be ruled out, or for a mistake of its guest.
+    /// A correct front-end does this only by an accident that cannot be ruled out, or for a mistake of its guest.
     Likely,
-    /// Allowed or harmless: kept for whoever wonders, and held against nobody.
+    /// Allowed or harmless: kept as information, and not counted against the front-end.
     Note,
 }
 
 impl Severity {
-    /// All, the gravest first.
+    /// All severities, the most serious first.
     pub const ALL: [Self; 3] = [Self::Certain, Self::Likely, Self::Note];
 
-    /// As in reports and on the control socket.
+    /// Its name in reports and on the control socket.
     pub fn name(self) -> &'static str {
         match self {
             Self::Certain => "certain",
@@ -25,7 +25,7 @@ impl Severity {
         }
     }
 
-    /// What it says of the front-end.
+    /// What such a finding says about the front-end.
     pub fn meaning(self) -> &'static str {
         match self {
             Self::Certain => "no correct front-end does this",
@@ -36,7 +36,7 @@ impl Severity {
         }
     }
 
-    /// Whether it counts against the front-end.
+    /// Whether such a finding counts against the front-end.
     pub fn accuses(self) -> bool {
         self != Self::Note
     }
@@ -45,34 +45,34 @@ impl Severity {
 /// A row of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// Which.
+    /// The rule itself.
     pub rule: Rule,
-    /// How everybody calls it.
+    /// Its name for users.
     pub name: &'static str,
-    /// How much a finding weighs.
+    /// How strongly a finding counts.
     pub severity: Severity,
-    /// Where it is written: a section of QEMU's docs/interop/vhost-user.rst, or something else that says so.
+    /// Where it is written: a section of QEMU's docs/interop/vhost-user.rst, or another source.
     pub section: &'static str,
     /// What the front-end did.
     pub deed: &'static str,
-    /// What its author should do.
+    /// What the author of the front-end should do.
     pub advice: &'static str,
 }
 
-/// Makes the rules and their table of one list.
+/// Generates the rules and their table from one list.
 macro_rules! rules {
     ($($rule:ident = $name:literal, $severity:ident, $section:literal, $deed:literal, $advice:literal;)+) => {
-        /// What a front-end is held to.
+        /// A requirement on a front-end.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Rule {
             $(#[doc = $deed] $rule,)+
         }
 
-        /// All rules, those of one kind together.
+        /// All rules, grouped by subject.
         pub const RULES: &[Row] = &[$(Rule::$rule.row(),)+];
 
         impl Rule {
-            /// Its row.
+            /// The rule's row.
             pub const fn row(self) -> Row {
                 match self {
                     $(Self::$rule => Row {
@@ -240,11 +240,11 @@ rules! {
         "read the reason";
 }
 
-/// What the flag does, in one line.
+/// One-line help of the flag.
 pub(crate) const SHORT_HELP: &str = "Judge the front-end: report what it does against the protocol, and exit with 1 \
                                      if there was something; see --help";
 
-/// What the flag does, with all rules, for `--help`.
+/// Help of the flag with all rules, for `--help`.
 pub(crate) fn long_help() -> String {
     let mut help = "Judge the front-end by the vhost-user protocol and by what a vIOMMU owes its devices.\n\n\
                     Each finding is reported once for each message or page on standard error, as an event and by the \
@@ -267,7 +267,7 @@ mod tests {
 
     use super::*;
 
-    /// The page of the documentation; the table in it is this one.
+    /// The page of the documentation, which contains this table.
     const PAGE: &str = include_str!("../../FRONT_END.md");
 
     fn markdown() -> String {

@@ -1,8 +1,8 @@
-//! Translations that the mirror holds and that no longer hold, though no INVALIDATE has said so. Whatever is asked for
-//! again shows them: the other access to a page, an audit. Knows nothing of who asked, nor why.
+//! Finds translations in the mirror that are no longer valid although no INVALIDATE has come. A new request for a page
+//! reveals them: for its other access, or by an audit. Knows nothing of who made the request, nor why.
 //!
-//! Neither the guest nor its front-end can change a table and send INVALIDATE in one moment, so each is only suspected
-//! at first, and found if no INVALIDATE of the page comes for [`GRACE`].
+//! Neither the guest nor its front-end can change a table and send INVALIDATE at the same instant. So a stale
+//! translation is only a suspect at first, and becomes a finding if no INVALIDATE of the page comes within [`GRACE`].
 
 use std::time::Duration;
 
@@ -13,12 +13,12 @@ use device_model::mmu::{MappedRange, MirrorWriter};
 use super::book::Book;
 use super::rules::Rule;
 
-/// How long the front-end may take to say what has changed: Linux in lazy mode takes 10 ms, and hosts are busy.
+/// Time limit for the INVALIDATE of a changed page: Linux in lazy mode takes 10 ms, and hosts are busy.
 const GRACE: Duration = Duration::from_secs(1);
-/// Suspects at a time; more are not looked at.
+/// Maximum number of suspects; further ones are ignored.
 const SUSPECTS: usize = 256;
 
-/// A translation that seems to have ended in silence.
+/// A translation that seems to be stale.
 #[derive(Clone, Debug)]
 struct Suspect {
     page: ByteRange<Iova>,
@@ -27,14 +27,14 @@ struct Suspect {
     seen: String,
 }
 
-/// Translations that seem to have ended in silence.
+/// The translations that seem to be stale.
 #[derive(Debug, Default)]
 pub(super) struct Stale {
     suspects: Vec<Suspect>,
 }
 
 impl Stale {
-    /// A page was asked for, and answered; `mirror` does not know the answer yet.
+    /// A request for a page was answered, and `mirror` has not been updated yet.
     pub(super) fn resolved<W>(&mut self, now: Duration, resolution: &Resolution<W>, mirror: &MirrorWriter) {
         let request = resolution.request;
         let page = request.iova.page_range();
@@ -69,17 +69,17 @@ impl Stale {
         }
     }
 
-    /// The front-end says that a range has changed: nothing that is known of it is held against it.
+    /// The front-end has invalidated a range: suspects in it are dropped.
     pub(super) fn invalidated(&mut self, range: ByteRange<Iova>) {
         self.suspects.retain(|suspect| !suspect.page.overlaps(range.page_aligned()));
     }
 
-    /// When [`Self::expire`] is to be called next.
+    /// When [`Self::expire`] has to be called next.
     pub(super) fn deadline(&self) -> Option<Duration> {
         self.suspects.iter().map(|suspect| suspect.since.saturating_add(GRACE)).min()
     }
 
-    /// Finds what was suspected long enough ago.
+    /// Turns suspects into findings after [`GRACE`].
     pub(super) fn expire(&mut self, book: &mut Book) {
         let now = book.now();
         let ripe = |suspect: &mut Suspect| suspect.since.saturating_add(GRACE) <= now;
@@ -93,7 +93,7 @@ impl Stale {
     }
 }
 
-/// The page at which the mirror and an answer that maps `range` at `host` part, and how.
+/// The page at which the mirror differs from an answer that maps `range` at `host`, and how.
 fn moved(held: &MappedRange, range: ByteRange<Iova>, host: u64) -> Option<(ByteRange<Iova>, String)> {
     let common = held.range.intersection(range)?;
     let place = |base: u64, start: Iova| base.wrapping_add(common.first().raw().wrapping_sub(start.raw()));
@@ -120,11 +120,11 @@ mod tests {
         fn wake(&self) {}
     }
 
-    /// Pages of memory.
+    /// Page-aligned memory.
     #[repr(C, align(4096))]
     struct Pages([u8; 0x4000]);
 
-    /// A mirror that holds pages 1 and 2 for reads, with the beginning of the memory behind them.
+    /// A mirror that maps pages 1 and 2 for reads, to the beginning of the memory.
     fn held(memory: &mut [u8]) -> MirrorWriter {
         let (mut writer, _) = mirror(MirrorConfig { readers: 1, table_limit: 1 << 20 }, Arc::new(Nobody));
         let range = ByteRange::new(Iova::new(0x1000), 0x2000).unwrap();
@@ -142,7 +142,7 @@ mod tests {
 
     fn mapped(page: u64, at: &mut [u8]) -> Outcome {
         let range = ByteRange::new(Iova::new(page << 12), 0x1000).unwrap();
-        // SAFETY: nothing reads through it: it is compared.
+        // SAFETY: it is only compared, never read through.
         let host = unsafe { HostRange::new(at.as_mut_ptr(), 0x1000) };
         Outcome::Mapped { range, host, permissions: Permissions::READ_WRITE }
     }
@@ -198,7 +198,7 @@ mod tests {
         let mirror = held(memory);
         let mut stale = Stale::default();
         let range = ByteRange::new(Iova::new(0), 0x4000).unwrap();
-        // SAFETY: nothing reads through it: it is compared.
+        // SAFETY: it is only compared, never read through.
         let host = unsafe { HostRange::new(memory.as_mut_ptr(), 0x4000) };
         let outcome = Outcome::Mapped { range, host, permissions: Permissions::READ_WRITE };
         stale.resolved(Duration::ZERO, &resolution(0, Access::Read, outcome), &mirror);

@@ -1,4 +1,4 @@
-//! A referee between a front-end and the session: what it makes of whole conversations.
+//! Tests of the front-end checker with whole conversations between a front-end and the session.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -80,7 +80,7 @@ fn an_update_is_held_to_the_memory_table_and_to_its_own_fields() {
         let mut fresh = Talk::new(IOMMU);
         fresh.referee.miss_sent(Duration::ZERO, miss(1));
         fresh.iotlb(kind, 0x1000, size, user, permission);
-        // The UPDATE is to blame, not the answer that follows it.
+        // The UPDATE is at fault, not the answer that follows it.
         fresh.referee.miss_answered(Duration::ZERO, true);
         fresh.referee.main_socket_empty(Duration::ZERO);
         assert_eq!(fresh.rules(), [rule], "{kind} {size:#x} {user:#x} {permission}");

@@ -1,6 +1,6 @@
-//! One descriptor chain, taken apart: where its request lies and where its response goes. `virtio-queue` ends a
-//! chain silently at whatever it cannot follow (a miss, a bad index, a loop), so the end is checked here: a chain
-//! is whole only if its last descriptor says that it is the last.
+//! One descriptor chain, parsed: where its request is and where its response goes. `virtio-queue` ends a chain silently
+//! at anything that it cannot follow (a miss, a bad index, a loop), so the end is checked here: a chain is complete
+//! only if its last descriptor has no NEXT flag.
 
 use std::ops::Deref;
 
@@ -11,33 +11,33 @@ use vm_memory::GuestMemory;
 /// A part of a chain's buffer.
 pub type Segment = ByteRange<Iova>;
 
-/// A chain as the driver offered it, in its own copy: the driver may scribble over its descriptors.
+/// A chain as the driver offered it. It is a copy, because the driver may overwrite the descriptors.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Chain {
-    /// The index that goes into the used ring.
+    /// The index for the used ring.
     pub head: u16,
-    /// The request, in order.
+    /// The buffers of the request, in order.
     pub readable: Vec<Segment>,
-    /// The place for the response, in order.
+    /// The buffers for the response, in order.
     pub writable: Vec<Segment>,
 }
 
-/// What is wrong with a ring: it is broken until the driver starts it again.
+/// Why a ring is broken; it stays broken until the driver starts it again.
 #[derive(Debug, thiserror::Error)]
 pub enum RingError {
-    /// The available ring is not what a driver makes.
+    /// The indices of the available ring are invalid.
     #[error("Available ring makes no sense")]
     Available(#[source] virtio_queue::Error),
     /// The used ring cannot be written.
     #[error("Used ring cannot be written")]
     Used(#[source] virtio_queue::Error),
-    /// A chain that does not end, leaves its table, or nests tables.
+    /// A chain that has no end, leaves its table, or nests tables.
     #[error("Descriptor chain {head} does not end where it should")]
     Endless {
         /// Its head.
         head: u16,
     },
-    /// A chain with more descriptors than the device takes.
+    /// A chain with more descriptors than the device accepts.
     #[error("Descriptor chain {head} has more than {limit} descriptors that a chain may have")]
     TooLong {
         /// Its head.
@@ -45,7 +45,7 @@ pub enum RingError {
         /// The limit.
         limit: usize,
     },
-    /// A descriptor to read behind one to write.
+    /// A readable descriptor behind a writable one.
     #[error("Descriptor chain {head} has a readable descriptor behind a writable one")]
     Order {
         /// Its head.
@@ -60,19 +60,19 @@ pub enum RingError {
         #[source]
         source: RangeError,
     },
-    /// A head that was offered before and is not yet used.
+    /// A head that was offered again before it was used.
     #[error("Descriptor chain {head} was offered twice")]
     Twice {
         /// Its head.
         head: u16,
     },
-    /// The guest has not mapped a page of the ring.
+    /// A page of the ring is not mapped in the guest's IOMMU.
     #[error("A page of the ring is not mapped for {0}")]
     Unmapped(&'static str),
 }
 
-/// Takes the next chain off the available ring. `Ok(None)`: there is none, *or a page was missing*; the caller
-/// looks at the memory's list of misses first, and rewinds the ring if there is one.
+/// Takes the next chain off the available ring. `Ok(None)`: there is none, *or a page was missing*; the caller checks
+/// the memory's list of misses first, and rewinds the ring if it is not empty.
 pub fn take<M>(queue: &mut Queue, memory: M, limit: usize) -> Result<Option<Chain>, RingError>
 where
     M: Deref + Clone,
@@ -98,7 +98,7 @@ where
         if !descriptor.is_write_only() && !chain.writable.is_empty() {
             return Err(RingError::Order { head });
         }
-        // A buffer of no bytes is legal and says nothing.
+        // An empty buffer is legal and has no effect.
         if descriptor.len() == 0 {
             continue;
         }
@@ -132,7 +132,7 @@ mod tests {
         }
         ring.avail().ring().ref_at(0).unwrap().store(0);
         ring.avail().idx().store(1);
-        // An indirect table, for whoever points at it: it points at itself.
+        // An indirect table that refers to itself, for a descriptor that refers to it.
         memory.write_obj(Descriptor::new(0x8000, 16, INDIRECT, 0), GuestAddress(0x8000)).unwrap();
         let mut queue: Queue = ring.create_queue().unwrap();
         assert!(queue.ready());

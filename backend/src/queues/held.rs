@@ -1,5 +1,5 @@
-//! What is injected into answers that complete a fence: some are late, some never come, come twice or out of order.
-//! While nothing is turned on, answers pass at once.
+//! Fault injection into answers that complete a fence: they are delayed, dropped, repeated or reordered. While no fault
+//! is turned on, answers pass at once.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use super::ring::Pending;
 use crate::faults::{Bug, Injection};
 
-/// How long an answer waits to be overtaken.
+/// How long an answer that is to be overtaken waits for the next one.
 const PATIENCE: Duration = Duration::from_millis(20);
 
-/// Where the fields of a header are (virtio 1.3, 5.7.6.7).
+/// Offsets of a header's fields (virtio 1.3, 5.7.6.7).
 const FLAGS: usize = 4;
 const FENCE: u8 = 1;
 const CONTEXT_AND_RING: std::ops::Range<usize> = 16..21;
@@ -22,12 +22,12 @@ type Answer = (Pending, Vec<u8>);
 #[derive(Default)]
 pub(super) struct Held {
     late: VecDeque<(Instant, Answer)>,
-    /// It waits for the next of its timeline, to come behind that.
+    /// Waits for the next answer of its timeline, and goes out after it.
     overtaken: Option<(Instant, Answer)>,
 }
 
 impl Held {
-    /// Takes an answer; what goes out now is put into `out`, in order.
+    /// Takes an answer; appends the answers that are due now to `out`, in order.
     pub(super) fn pass(&mut self, injection: &Injection, answer: Answer, out: &mut Vec<Answer>) {
         let Some(timeline) = timeline(&answer.1) else { return out.push(answer) };
         if injection.fires(Bug::LoseFence) {
@@ -58,7 +58,7 @@ impl Held {
         self.late.push_back((behind.map_or(due, |behind| due.max(behind)), answer));
     }
 
-    /// Puts what goes out by now into `out`.
+    /// Appends the held answers that are due to `out`.
     pub(super) fn release(&mut self, out: &mut Vec<Answer>) {
         if self.next_due().is_none() {
             return;
@@ -69,18 +69,18 @@ impl Held {
         out.extend(self.late.drain(..due).map(|(_, answer)| answer));
     }
 
-    /// When the next answer goes out.
+    /// When the next held answer is due.
     pub(super) fn next_due(&self) -> Option<Instant> {
         [self.overtaken.as_ref(), self.late.front()].into_iter().flatten().map(|(due, _)| *due).min()
     }
 
-    /// The commands are gone.
+    /// Drops the held answers: their commands no longer exist.
     pub(super) fn clear(&mut self) {
         *self = Self::default();
     }
 }
 
-/// The timeline of an answer's fence; `None`: it completes none.
+/// The timeline of the fence that an answer completes; `None` if it completes none.
 fn timeline(response: &[u8]) -> Option<[u8; 6]> {
     let flags = *response.get(FLAGS)?;
     if flags & FENCE == 0 {

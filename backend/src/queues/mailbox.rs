@@ -1,5 +1,5 @@
-//! What the other threads tell the queue thread, in order. The session's word about a ring comes before anything
-//! that the ring then brings: the queue thread empties its mailbox before it looks at a ring.
+//! Messages of the other threads to the queue thread, in order. A message of the session about a ring must take effect
+//! before anything that the ring then brings: the queue thread empties its mailbox before it reads a ring.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, RawFd};
@@ -17,46 +17,46 @@ use device_model::session::miss_port::{MissAnswer, RingWait};
 /// Which side of a ring waits for a translation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// What the driver offers: available ring, descriptors, requests.
+    /// What the device reads: available ring, descriptors, requests.
     Input,
     /// What the device writes: responses, used ring.
     Output,
 }
 
-/// News for the queue thread.
+/// A message to the queue thread.
 #[derive(Debug)]
 pub enum Mail {
-    /// The ring was started or enabled: look at it.
+    /// The ring was started or enabled and has to be polled.
     RingReady(usize),
-    /// An engine is done with a job.
+    /// An engine has finished a job.
     JobFinished(FinishedJob),
-    /// The display answers.
+    /// The display has answered a query.
     DisplayAnswered {
-        /// The question.
+        /// Identifies the query.
         ticket: u64,
         /// The answer.
         answer: DisplayAnswer,
     },
-    /// One page that a ring waits for was answered.
+    /// One page that a ring waits for was settled.
     MissAnswered {
-        /// The ring, and when it asked.
+        /// The ring, and at which start it requested the page.
         wait: RingWait,
-        /// Which side of it.
+        /// The side of the ring that waits.
         side: Side,
-        /// How.
+        /// The answer.
         answer: MissAnswer,
     },
     /// The features that the driver chose.
     Features(u64),
-    /// Somebody wants to know what contexts there are.
+    /// A query for the list of contexts.
     Describe(Sender<Vec<ContextInfo>>),
-    /// The device is reset: nothing that came before exists any more.
+    /// The device is reset: everything before this message is void.
     Reset,
     /// The session ends.
     Close,
 }
 
-/// The way to the queue thread; cheap to clone.
+/// The handle of the queue thread's mailbox; cheap to clone.
 #[derive(Clone)]
 pub struct Mailbox {
     mail: Arc<Mutex<VecDeque<Mail>>>,
@@ -69,23 +69,23 @@ impl Mailbox {
         Ok(Self { mail: Arc::default(), waker: Waker::new()? })
     }
 
-    /// Puts mail in and wakes the thread.
+    /// Adds a message and wakes the thread.
     pub fn post(&self, mail: Mail) {
         lock(&self.mail).push_back(mail);
         self.waker.wake();
     }
 
-    /// The oldest mail.
+    /// Removes the oldest message.
     pub fn take(&self) -> Option<Mail> {
         lock(&self.mail).pop_front()
     }
 
-    /// Whether there is none.
+    /// Whether there is no message.
     pub fn is_empty(&self) -> bool {
         lock(&self.mail).is_empty()
     }
 
-    /// Takes the wake-ups made so far; mail that comes later wakes again.
+    /// Clears the wake-ups made so far; a later message wakes the thread again.
     pub fn clear_wake_up(&self) {
         self.waker.clear();
     }

@@ -1,6 +1,6 @@
-//! The queue thread: both virtqueues, the device that executes their commands, and the way of the answers back to
-//! the guest. It waits for kicks and for its mailbox, and for nothing else; a translation that is missing is asked
-//! for, and the ring goes on when the answer is in the mailbox. Knows nothing of sockets.
+//! The queue thread: both virtqueues, the device that executes their commands, and the delivery of answers to the
+//! guest. It waits only for kicks and for its mailbox; it requests a missing translation, and the ring continues when
+//! the answer is in the mailbox. Knows nothing of sockets.
 
 pub mod chain;
 mod held;
@@ -37,22 +37,22 @@ use device_model::session::miss_port::{MissAnswer, MissPort, RingWait, Waiter};
 
 /// Queues of a virtio-gpu device (virtio 1.3, 5.7.2).
 pub const QUEUES: usize = 2;
-/// Entries of the largest ring: QEMU gives the control queue 256 with VIRGL, and the soft guest may ask for more.
+/// Maximum ring size: QEMU gives the control queue 256 entries with VIRGL, and the soft guest may ask for more.
 pub const MAX_QUEUE_SIZE: u16 = 1024;
-/// The queue of commands.
+/// The queue that carries commands.
 pub const CONTROL_QUEUE: usize = 0;
-/// Commands taken off one ring before the other gets its turn.
+/// Maximum number of commands taken off one ring before the other gets its turn.
 const TURN: usize = 64;
-/// Token of the mailbox; below it, the queues.
+/// Epoll token of the mailbox; lower tokens are queue numbers.
 const MAILBOX: u64 = QUEUES as u64;
 
-/// What the session holds of the queue thread. Dropping it ends the thread and waits for that.
+/// The session's handle of the queue thread. Dropping it ends the thread and waits for its end.
 pub struct QueueHandle {
-    /// The rings, as far as they are shared.
+    /// The parts of the rings that session and queue thread share.
     pub rings: Arc<[SharedRing; QUEUES]>,
-    /// News for the thread.
+    /// Messages to the thread.
     pub mailbox: Mailbox,
-    /// Where the thread waits: kick eventfds are watched here under their queue's number.
+    /// The thread's epoll: kick eventfds are watched here with their queue's number as token.
     pub poller: Arc<Poller>,
     _thread: DeviceThread,
 }
@@ -60,7 +60,7 @@ pub struct QueueHandle {
 impl Drop for QueueHandle {
     fn drop(&mut self) {
         self.mailbox.post(Mail::Close);
-        // The thread is waited for when the fields are dropped.
+        // The fields join the thread when they are dropped.
     }
 }
 
@@ -68,23 +68,23 @@ impl Drop for QueueHandle {
 pub struct QueueThread {
     /// The device.
     pub device: Device<Pending>,
-    /// Guest memory as the rings see it, one clone a ring.
+    /// Guest memory as the rings access it, one clone per ring.
     pub memory: RingMemory,
-    /// The rings, as far as they are shared.
+    /// The parts of the rings that session and queue thread share.
     pub rings: Arc<[SharedRing; QUEUES]>,
-    /// News.
+    /// Messages to the thread.
     pub mailbox: Mailbox,
-    /// Where jobs go.
+    /// Where jobs are submitted.
     pub scheduler: Arc<Scheduler>,
-    /// Where misses go.
+    /// Where misses are sent.
     pub misses: MissPort,
-    /// Where pictures go.
+    /// Where pictures are sent.
     pub display: Display,
-    /// What is counted.
+    /// The counters.
     pub stats: Arc<Stats>,
-    /// Where each ring is recorded.
+    /// Where each ring's events are recorded.
     pub sinks: [EventSink; QUEUES],
-    /// What misbehaves.
+    /// The injected faults.
     pub injection: Arc<Injection>,
 }
 
@@ -131,7 +131,7 @@ fn shared_index(rings: &[SharedRing; QUEUES], ring: &SharedRing) -> usize {
     rings.iter().position(|other| std::ptr::eq(other, ring)).unwrap_or(0)
 }
 
-/// The rings with what serves them.
+/// The rings, and everything that serves them.
 struct Queues<'r, 'a> {
     thread: QueueThread,
     rings: &'r mut [Virtqueue<'a>; QUEUES],
@@ -139,12 +139,12 @@ struct Queues<'r, 'a> {
     held: Held,
     /// Rings that may have commands.
     ready: [bool; QUEUES],
-    /// Jobs that the device has not got back.
+    /// Jobs that the device has submitted and not got back.
     jobs: u64,
 }
 
 impl Queues<'_, '_> {
-    /// Milliseconds until there is something to do without being told, rounded up; -1: never.
+    /// Milliseconds until the next held answer is due, rounded up; -1 if there is none.
     fn timeout(&self) -> i32 {
         if self.ready.contains(&true) {
             return 0;
@@ -154,7 +154,7 @@ impl Queues<'_, '_> {
         i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
     }
 
-    /// Answers what was held back until now.
+    /// Publishes the held answers that are due.
     fn release_held(&mut self) {
         let mut answers = Vec::new();
         self.held.release(&mut answers);
@@ -174,7 +174,7 @@ impl Queues<'_, '_> {
             };
             *ready = true;
             if let Some(shared) = self.thread.rings.get(*token as usize) {
-                // Empty if the session has replaced the eventfd meanwhile: its mail says the rest.
+                // No kick is there if the session has replaced the eventfd meanwhile: its message does the rest.
                 let _ = shared.vring.read_kick();
             }
         }
@@ -191,7 +191,7 @@ impl Queues<'_, '_> {
                 }
                 Mail::MissAnswered { wait, side, answer } => self.miss_answered(wait, side, answer),
                 Mail::Describe(answer) => {
-                    // Whoever asked may have given up.
+                    // The client may have stopped waiting.
                     let _ = answer.send(self.thread.device.contexts());
                 }
                 Mail::Features(features) => self.thread.device.set_features(features),
@@ -247,13 +247,13 @@ impl Queues<'_, '_> {
 
     fn reset(&mut self) {
         let pending = self.thread.device.reset();
-        // The session did so when it heard of the reset; until now the old device may have had another job to run, and a
-        // command that was taken just before the stop may have submitted one since.
+        // The session discarded the jobs when it got the reset; since then the old device may have run another job, or
+        // a command that was taken just before the stop may have submitted one.
         if !self.thread.injection.is_on(Bug::KeepJobsOverReset) {
             self.thread.scheduler.discard();
         }
         debug!("Device reset: {} commands in flight are forgotten", pending.len());
-        // They are owed to a driver that no longer exists.
+        // Their driver no longer exists, so they get no answer.
         drop(pending);
         self.effects.clear();
         let instruments = self.sink(CONTROL_QUEUE).instruments();
@@ -265,7 +265,7 @@ impl Queues<'_, '_> {
         self.ready = [false; QUEUES];
     }
 
-    /// Takes commands off the rings, a turn each, until the mailbox wants attention or nothing is left.
+    /// Takes commands off the rings, in turns, until there is mail or nothing is left.
     fn serve(&mut self) {
         for queue in 0..QUEUES {
             for _ in 0..TURN {
@@ -279,7 +279,7 @@ impl Queues<'_, '_> {
         self.publish();
     }
 
-    /// Takes one command; `false`: there is no more for now.
+    /// Takes one command; `false` if there are no more for now.
     fn serve_one(&mut self, queue: usize) -> bool {
         match self.rings[queue].take() {
             Taken::Command(request, pending) => {
@@ -293,7 +293,7 @@ impl Queues<'_, '_> {
                 true
             }
             Taken::Again => true,
-            // It came back between the two looks.
+            // The page was mapped between the two accesses.
             Taken::Missing(missing) if missing.is_empty() => true,
             Taken::Missing(missing) => {
                 self.record_misses(queue, &missing);
@@ -320,7 +320,7 @@ impl Queues<'_, '_> {
         self.note_backings();
     }
 
-    /// Tells the names of addresses what the command has changed.
+    /// Passes the command's changes to the names of addresses.
     fn note_backings(&mut self) {
         let mut changes = self.thread.device.take_backing_changes().peekable();
         if changes.peek().is_some() {
@@ -331,11 +331,11 @@ impl Queues<'_, '_> {
     }
 
     fn sink(&self, queue: usize) -> &EventSink {
-        // PANIC: queues are numbered from 0 to QUEUES - 1, and each has one.
+        // PANIC: queues are numbered from 0 to QUEUES - 1, and each has a sink.
         &self.thread.sinks[queue]
     }
 
-    /// Does what the device asks for.
+    /// Carries out the device's effects.
     fn carry_out(&mut self) {
         if self.effects.is_empty() {
             return;
@@ -399,7 +399,7 @@ impl Queues<'_, '_> {
 
     fn broke(&self, queue: usize, error: &RingError) {
         self.thread.stats.ring_errors.add(1);
-        // Once a start of the ring: the guest cannot make this line repeat without the front-end's help.
+        // Logged once per start of the ring: the guest cannot repeat it without the front-end.
         warn!("Queue {queue} is broken until the driver resets it: {}", crate::error::chain(error));
     }
 }

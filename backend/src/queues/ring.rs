@@ -1,9 +1,9 @@
-//! One virtqueue as the device sees it: takes chains, copies requests in and responses out, and keeps what is in
-//! flight. Every access may find a translation missing; then the ring is rewound to where it was, the side that
-//! missed waits, and the same call is made again. Nothing is held while it waits: no section and no lock.
+//! One virtqueue as the device sees it: takes chains, copies requests in and responses out, and tracks what is in
+//! flight. Every access may find a translation missing; then the ring is rewound to its previous state, the side that
+//! missed waits, and the same call is repeated. It holds no section and no lock while it waits.
 //!
-//! LOCKING: the vring's mutex is taken here for one bounded piece of work; the session takes it to start and stop
-//! the ring, and finds it free within one copy.
+//! LOCKING: the vring's mutex is held here for one bounded piece of work; the session takes it to start and stop the
+//! ring, and waits for at most one copy.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fs::File;
@@ -24,26 +24,26 @@ use super::mailbox::Side;
 use crate::faults::{Bug, Injection};
 use device_model::session::miss_port::{MissAnswer, RingWait, pages_of};
 
-/// Most descriptors of a chain: as many as the largest ring has.
+/// Maximum number of descriptors of a chain: the size of the largest ring.
 const MAX_CHAIN: usize = super::MAX_QUEUE_SIZE as usize;
-/// How much of a request is copied before the next look at whether it is there.
+/// How much of a request is copied before the next check that its pages are mapped.
 const COPY_CHUNK: usize = 64 << 10;
 
-/// What the session and the queue thread share of a ring.
+/// The state of a ring that session and queue thread share.
 pub struct SharedRing {
     /// Addresses, indices, kick and call.
     pub vring: VringMutex<RingMemory>,
-    /// The ring was started anew: its used index has to be read from the guest.
+    /// The ring was started again: its used index has to be read from guest memory.
     pub fresh: AtomicBool,
-    /// The front-end's error eventfd (VHOST_USER_SET_VRING_ERR), which `VringState` takes but does not show.
+    /// The front-end's error eventfd (VHOST_USER_SET_VRING_ERR), which `VringState` stores but does not expose.
     pub error_event: Mutex<Option<File>>,
-    /// How often the device was reset: mail about it may still be on its way to the queue thread.
+    /// Number of device resets. A message about the latest may not have reached the queue thread yet.
     pub resets: AtomicU64,
 }
 
 impl SharedRing {
-    /// Looks at the vring, or changes it, under its lock. The session needs that lock to end in good order, and the vring
-    /// does not bear with a poisoned one: a panic goes on after the lock was given back.
+    /// Runs `work` on the vring under its lock. The session needs that lock to end cleanly, and the vring panics on a
+    /// poisoned one: a panic in `work` resumes after the lock was released.
     fn locked<T>(&self, work: impl FnOnce(&mut VringState<RingMemory>) -> T) -> T {
         let mut vring = self.vring.get_mut();
         let done = catch_unwind(AssertUnwindSafe(|| work(&mut vring)));
@@ -51,17 +51,17 @@ impl SharedRing {
         done.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
-    /// Tells the front-end that the ring is broken.
+    /// Signals to the front-end that the ring is broken.
     fn signal_error(&self) {
         let event = lock(&self.error_event);
         if let Some(mut event) = event.as_ref() {
-            // A full counter has been heard of already, and a closed one by nobody.
+            // A full counter is already a signal, and a closed one has no reader.
             let _ = event.write(&1u64.to_ne_bytes());
         }
     }
 }
 
-/// A command that the device has taken and owes an answer. Only [`Virtqueue::complete`] takes it back.
+/// A command that the device has taken and must answer. Only [`Virtqueue::complete`] accepts it back.
 #[must_use = "The driver waits for every command to be answered"]
 #[derive(Debug)]
 pub struct Pending {
@@ -71,31 +71,31 @@ pub struct Pending {
     response: Vec<Segment>,
 }
 
-/// A command whose request is not yet copied as a whole.
+/// A command whose request is not completely copied yet.
 struct Inbound {
     chain: Chain,
-    /// What has been copied: it goes on behind that, so that flushes between its misses do not keep it from its end.
+    /// Copied so far; copying continues behind it, so that invalidations between misses cannot prevent its end.
     request: Vec<u8>,
 }
 
-/// A command that is answered; the answer is on its way to the guest.
+/// An answered command whose answer is not yet in guest memory.
 struct Completion {
     pending: Pending,
     response: Vec<u8>,
 }
 
-/// What [`Virtqueue::take`] found.
+/// Result of [`Virtqueue::take`].
 #[derive(Debug)]
 pub enum Taken {
     /// A command, with its request.
     Command(Vec<u8>, Pending),
-    /// A command whose request cannot be read.
+    /// A command whose request cannot be read from guest memory.
     Unreadable(Pending),
-    /// No more commands; the driver will kick.
+    /// No more commands; the driver will kick the queue when it adds one.
     Empty,
-    /// The driver offered a command in the last moment: call again.
+    /// The driver added a command just before it saw that it has to kick: call again.
     Again,
-    /// Pages are missing: ask for them, and call again when all are answered.
+    /// Pages are missing: request them, and call again when all were answered.
     Missing(Vec<Missing>),
     /// The ring is stopped, disabled, broken, or waits for translations.
     Idle,
@@ -103,29 +103,29 @@ pub enum Taken {
     Broke(RingError),
 }
 
-/// What [`Virtqueue::publish`] came to.
+/// Result of [`Virtqueue::publish`].
 #[derive(Debug)]
 pub enum Published {
-    /// Nothing is left to be published for now.
+    /// There is nothing to publish for now.
     Nothing,
-    /// Pages are missing: ask for them, and call again when all are answered.
+    /// Pages are missing: request them, and call again when all were answered.
     Missing(Vec<Missing>),
     /// The ring has just broken.
     Broke(RingError),
 }
 
-/// What a side of the ring waits for.
+/// The misses that one side of the ring waits for.
 #[derive(Default)]
 struct Wait {
-    /// Answers still to come.
+    /// Number of answers still to come.
     left: usize,
-    /// What is missing is part of the ring, not of a buffer.
+    /// A missing page belongs to the ring, not to a buffer.
     in_ring: bool,
-    /// One of the answers was no.
+    /// One of the pages was refused.
     refused: bool,
 }
 
-/// The part of a segment from `offset` on.
+/// The part of a segment that starts at `offset`.
 fn rest_of(segment: Segment, offset: usize) -> Option<Segment> {
     Segment::inclusive(segment.first().checked_add(offset as u64)?, segment.last())
 }
@@ -135,10 +135,10 @@ pub struct Virtqueue<'a> {
     index: usize,
     shared: &'a SharedRing,
     memory: RingMemory,
-    /// Bytes of the largest request.
+    /// Maximum length of a request in bytes.
     max_request: usize,
     injection: &'a Injection,
-    /// Taken off the ring; its request is being copied.
+    /// The command taken off the ring whose request is being copied.
     inbound: Option<Inbound>,
     outbound: VecDeque<Completion>,
     /// Heads that the driver must not offer again before they are used.
@@ -147,19 +147,19 @@ pub struct Virtqueue<'a> {
     output: Wait,
     broken: bool,
     resets: u64,
-    /// How often it was started or enabled.
+    /// Number of times that it was started or enabled.
     starts: u32,
 }
 
 impl Pending {
-    /// The seeded bug "repeat fence": the same command, to be answered a second time.
+    /// The same command, to be answered a second time: for the seeded bug "repeat fence".
     pub(super) fn again(&self) -> Self {
         Self { queue: self.queue, head: self.head, response: self.response.clone() }
     }
 }
 
 impl<'a> Virtqueue<'a> {
-    /// A ring that has not started.
+    /// A ring that is not started.
     pub fn new(
         (index, shared): (usize, &'a SharedRing),
         memory: RingMemory,
@@ -183,7 +183,7 @@ impl<'a> Virtqueue<'a> {
         }
     }
 
-    /// The session started or enabled the ring: what it waited for is forgotten (a stop forgets all misses).
+    /// The session has started or enabled the ring: the ring waits for no miss (a stop drops all misses).
     pub fn restarted(&mut self) {
         self.starts = self.starts.wrapping_add(1);
         self.input = Wait::default();
@@ -191,7 +191,7 @@ impl<'a> Virtqueue<'a> {
         self.broken = false;
     }
 
-    /// The device was reset: nothing is in flight any more.
+    /// The device was reset: nothing is in flight.
     pub fn reset(&mut self) {
         self.restarted();
         self.inbound = None;
@@ -200,7 +200,7 @@ impl<'a> Virtqueue<'a> {
         self.resets = self.resets.wrapping_add(1);
     }
 
-    /// Takes the next command.
+    /// Takes the next command off the ring.
     pub fn take(&mut self) -> Taken {
         if self.broken || self.input.left > 0 {
             return Taken::Idle;
@@ -219,7 +219,7 @@ impl<'a> Virtqueue<'a> {
         }
     }
 
-    /// Sees to it that there is a chain in `inbound`, or says why there is none.
+    /// Makes sure that `inbound` holds a chain, or returns why there is none.
     fn find_chain(&mut self, vring: &mut VringState<RingMemory>) -> Result<(), Taken> {
         #[cfg(test)]
         self.injection.panic_if_told("in a ring");
@@ -229,7 +229,7 @@ impl<'a> Virtqueue<'a> {
         if self.inbound.is_none() { self.next_chain(vring) } else { Ok(()) }
     }
 
-    /// Puts the next chain into `inbound`, or says why there is none.
+    /// Puts the next chain into `inbound`, or returns why there is none.
     fn next_chain(&mut self, vring: &mut VringState<RingMemory>) -> Result<(), Taken> {
         let memory = self.memory.memory();
         let queue = vring.get_queue_mut();
@@ -237,7 +237,7 @@ impl<'a> Virtqueue<'a> {
         let found = chain::take(queue, memory.clone(), MAX_CHAIN);
         let missing = self.memory.take_missing();
         if !missing.is_empty() {
-            // `virtio-queue` moved on all the same: the same head has to be taken again.
+            // `virtio-queue` has advanced in spite of the error: the same head has to be taken again.
             queue.set_next_avail(before);
             return Err(self.input_waits(missing, true));
         }
@@ -254,7 +254,7 @@ impl<'a> Virtqueue<'a> {
         }
     }
 
-    /// Asks the driver to kick, and looks once more: it may have added a chain before it saw that.
+    /// Enables kicks, and checks the ring once more: the driver may have added a chain before it saw that.
     fn wait_for_kick(&mut self, vring: &mut VringState<RingMemory>) -> Taken {
         let more = vring.enable_notification();
         let missing = self.memory.take_missing();
@@ -278,8 +278,8 @@ impl<'a> Virtqueue<'a> {
         }
     }
 
-    /// Reads what `request` lacks of the chain; `false` if it is longer than any request is. Memory is taken for what
-    /// was proved to be there, a chunk at a time.
+    /// Reads the rest of the chain into `request`; `false` if the chain exceeds the limit. Allocates only for bytes
+    /// whose pages were found to be mapped, one chunk at a time.
     fn read_request(&self, chain: &Chain, request: &mut Vec<u8>) -> Result<bool, Vec<Missing>> {
         let len: u128 = chain.readable.iter().map(|segment| segment.len()).sum();
         if len > self.max_request as u128 {
@@ -297,7 +297,7 @@ impl<'a> Virtqueue<'a> {
         Ok(true)
     }
 
-    /// Copies the beginning of `rest`, or says which of its first pages are missing.
+    /// Copies the first bytes of `rest`, or returns which of its first pages are missing.
     fn read_chunk(&self, rest: Segment, request: &mut Vec<u8>) -> Result<(), Vec<Missing>> {
         let have = request.len();
         let chunk = COPY_CHUNK.min(usize::try_from(rest.len()).unwrap_or(COPY_CHUNK));
@@ -310,7 +310,7 @@ impl<'a> Virtqueue<'a> {
             }
             request.truncate(have);
         }
-        // A look at each page notes it, if it is missing: all of them are asked for at once.
+        // Each missing page is noted when it is accessed, so that all of them are requested at once.
         let pages = Segment::new(rest.first(), chunk as u64).into_iter().flat_map(Segment::pages);
         for page in pages {
             section.check_range(GuestAddress(page.raw()), 1, Permissions::Read);
@@ -322,12 +322,12 @@ impl<'a> Virtqueue<'a> {
         Pending { queue: self.index, head: chain.head, response: chain.writable }
     }
 
-    /// Answers a command. It reaches the guest with the next [`Self::publish`] that gets through.
+    /// Answers a command. The answer reaches the guest with the next successful [`Self::publish`].
     pub fn complete(&mut self, pending: Pending, response: Vec<u8>) {
         self.outbound.push_back(Completion { pending, response });
     }
 
-    /// Writes answers to the guest, in order, and notifies it.
+    /// Writes pending answers to guest memory, in order, and notifies the driver.
     pub fn publish(&mut self) -> Published {
         if self.broken || self.output.left > 0 || self.outbound.is_empty() {
             return Published::Nothing;
@@ -336,7 +336,7 @@ impl<'a> Virtqueue<'a> {
             if self.output.in_ring {
                 return Published::Broke(self.break_ring(RingError::Unmapped("write")));
             }
-            // The driver has taken its buffer away: the command is used with nothing written.
+            // The driver has unmapped the buffer: the command is used with a length of zero.
             if let Some(front) = self.outbound.front_mut() {
                 front.response.clear();
             }
@@ -352,7 +352,7 @@ impl<'a> Virtqueue<'a> {
         })
     }
 
-    /// Reads the used index of a ring that was started anew: at SET_VRING_ADDR no MISS is served.
+    /// Reads the used index of a ring that was started again: no MISS is served during SET_VRING_ADDR.
     fn find_used_index(&mut self, vring: &mut VringState<RingMemory>) -> Result<(), Published> {
         // ORDERING: Acquire pairs with the session's Release at the start of the ring.
         if !self.shared.fresh.load(Ordering::Acquire) {
@@ -388,7 +388,7 @@ impl<'a> Virtqueue<'a> {
         result
     }
 
-    /// Publishes the oldest answer; `false`: there is none.
+    /// Publishes the oldest answer; `false` if there is none.
     fn publish_one(&mut self, vring: &mut VringState<RingMemory>) -> Result<bool, Published> {
         let Some(front) = self.outbound.front() else { return Ok(false) };
         let memory = self.memory.memory();
@@ -400,8 +400,8 @@ impl<'a> Virtqueue<'a> {
         let result = queue.add_used(&*memory, head, written);
         let missing = self.memory.take_missing();
         if !missing.is_empty() {
-            // `add_used` may have written the element and moved on before it missed the index: without this the
-            // head would be used twice.
+            // `add_used` may have written the element and advanced before it missed the index: without this the head
+            // would be used twice.
             queue.set_next_used(before);
             return Err(self.output_waits(missing, true));
         }
@@ -411,7 +411,7 @@ impl<'a> Virtqueue<'a> {
         Ok(true)
     }
 
-    /// Writes as much of the response as there is room for; returns how much.
+    /// Writes as much of the response as fits into the chain; returns its length.
     fn write_response(&self, completion: &Completion) -> Result<u32, Vec<Missing>> {
         let section = self.memory.enter();
         let mut rest = completion.response.as_slice();
@@ -430,10 +430,10 @@ impl<'a> Virtqueue<'a> {
 
     fn notify(&self, vring: &mut VringState<RingMemory>) {
         let needed = vring.needs_notification();
-        // The driver's wish may lie on a page that is missing. One interrupt too many does no harm.
+        // The driver's notification flags may be on a missing page. A spurious interrupt is harmless.
         let unknown = !self.memory.take_missing().is_empty();
         if (unknown || needed.unwrap_or(true)) && !self.injection.fires(Bug::NoInterrupt) {
-            // The eventfd is the front-end's: if it is full or gone, there is nobody to tell.
+            // The eventfd is the front-end's: if it is full or closed, there is no reader to notify.
             let _ = vring.signal_used_queue();
         }
     }
@@ -442,19 +442,19 @@ impl<'a> Virtqueue<'a> {
     pub fn interrupt_for_nothing(&self) {
         self.shared.locked(|vring| {
             if self.is_running(vring) {
-                // As in `notify`.
+                // See `notify`.
                 let _ = vring.signal_used_queue();
             }
         });
     }
 
-    /// Who asks for what the ring lacks.
+    /// Identifies this start of the ring in a miss request.
     pub fn wait(&self) -> RingWait {
         RingWait { queue: self.index, start: self.starts }
     }
 
-    /// One page that a side waits for was answered; `true`: it was the last one, go on. A page that was not answered
-    /// in time is asked for again: the front-end may have stood still, and only its refusal says that there is nothing.
+    /// One page that a side waits for was answered; `true` if it was the last one. A page that was not answered in time
+    /// is requested again: the front-end may have been stopped, and only a refusal means "not mapped".
     pub fn miss_answered(&mut self, asked: RingWait, side: Side, answer: MissAnswer) -> bool {
         if asked != self.wait() {
             return false;
@@ -463,20 +463,20 @@ impl<'a> Virtqueue<'a> {
             Side::Input => &mut self.input,
             Side::Output => &mut self.output,
         };
-        // Without a channel, asking again would bring the same answer at once.
+        // Without a channel, another request would get the same answer at once.
         let refused = matches!(answer, MissAnswer::Refused | MissAnswer::NoChannel);
         wait.refused |= refused && wait.left > 0;
         wait.left = wait.left.saturating_sub(1);
         wait.left == 0
     }
 
-    /// Commands that the device owes an answer.
+    /// Number of commands that the device has not answered.
     pub fn in_flight(&self) -> usize {
         self.in_flight.len()
     }
 
     fn is_running(&self, vring: &VringState<RingMemory>) -> bool {
-        // A reset that this thread has not yet heard of: its mail comes first.
+        // After a reset, the ring is not used before this thread has handled the message about it.
         // ORDERING: Acquire pairs with the session's Release; the vring's mutex orders the rest.
         let current = self.shared.resets.load(Ordering::Acquire) == self.resets;
         current && vring.is_enabled() && vring.get_queue().ready()

@@ -1,5 +1,5 @@
-//! How the process reports on the device: [`instruments`] collects, [`reports`] writes findings for people, [`trace`] writes
-//! the flight recorder for Perfetto.
+//! What the process reports about the device: [`instruments`] collects it, [`reports`] keeps the records of violations
+//! and faults, [`trace`] writes the flight recorder for Perfetto.
 
 pub mod instruments;
 pub mod reports;

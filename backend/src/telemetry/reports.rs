@@ -1,8 +1,8 @@
-//! The records of what went wrong: violations and faults, the newest of each, and their form as JSON. A violation is
-//! also to be printed, as a report for the author of the driver; a guest cannot make us print without bound. Knows
-//! nothing of verdicts, nor of who reads or prints the records.
+//! The records of violations and faults, the newest of each, and their JSON form. A violation may also be printed, as a
+//! report for the author of the driver; a guest cannot cause unbounded output. Knows nothing of verdicts, nor of who
+//! reads or prints the records.
 //!
-//! LOCKING: one leaf mutex, held for one record or one copy of all.
+//! LOCKING: one leaf mutex, held while one record is added or all are copied.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard};
@@ -13,19 +13,19 @@ use device_model::telemetry::violation::{Fault, Verdict, Violation};
 use job_stream::Choice;
 use serde_json::{Value, json};
 
-/// Records that are kept of each kind.
+/// Maximum number of records of each kind.
 pub const KEPT: usize = 256;
 
-/// Reports that are printed at once, and how long it takes until one more is.
+/// Number of reports that may be printed in a burst, and the time after which one more is allowed.
 const BURST: u32 = 8;
 const ONE_MORE: Duration = Duration::from_secs(10);
 
-/// The newest records of one kind.
+/// The newest records of one kind, up to [`KEPT`].
 #[derive(Clone, Debug)]
 pub struct Newest<T> {
     /// Oldest first.
     pub records: VecDeque<T>,
-    /// Older ones that were forgotten.
+    /// Number of older records that were dropped.
     pub dropped: u64,
 }
 
@@ -36,7 +36,7 @@ impl<T> Default for Newest<T> {
 }
 
 impl<T> Newest<T> {
-    /// Keeps a record, and forgets the oldest if there are too many.
+    /// Adds a record, and drops the oldest if there are too many.
     pub(crate) fn push(&mut self, record: T) {
         if self.records.len() >= KEPT {
             self.records.pop_front();
@@ -46,18 +46,18 @@ impl<T> Newest<T> {
     }
 }
 
-/// A violation, and what was found out about it afterwards.
+/// A violation, and what the reporter has found out about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reported {
-    /// The violation.
+    /// The violation itself.
     pub violation: Violation,
-    /// What its address is called; `None`: nobody has looked yet.
+    /// The names of its address; `None` until they are looked up.
     pub names: Option<Vec<String>>,
-    /// Where its trace is, or how to get one.
+    /// Path of its trace, or how to get one.
     pub trace: String,
 }
 
-/// How often something may be printed.
+/// Limits how often something is printed.
 #[derive(Debug)]
 pub(crate) struct Rate {
     left: u32,
@@ -71,7 +71,7 @@ impl Default for Rate {
 }
 
 impl Rate {
-    /// Whether it may be printed now.
+    /// Whether a report may be printed now.
     pub(crate) fn take(&mut self, now: Duration) -> bool {
         let earned = now.saturating_sub(self.since).as_secs() / ONE_MORE.as_secs();
         if let Ok(earned) = u32::try_from(earned)
@@ -95,7 +95,7 @@ struct Inner {
     unprinted: u64,
 }
 
-/// What went wrong so far; shared by all threads.
+/// All violations and faults so far; shared by all threads.
 #[derive(Debug)]
 pub struct Reports(Mutex<Inner>);
 
@@ -107,21 +107,20 @@ impl Default for Reports {
     }
 }
 
-/// What is to be printed about a violation or a finding.
+/// What to print for a violation or a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Print {
-    /// Its report, and how many before it were not printed.
+    /// The report, and the number of reports before it that were suppressed.
     Report {
-        /// So many.
+        /// Number of suppressed reports.
         unprinted: u64,
     },
-    /// Nothing: too much was printed lately.
+    /// Nothing: the limit is reached.
     Nothing,
 }
 
 impl Reports {
-    /// Keeps a violation, gives it its number, and says whether it is to be printed. Benign ones are kept and not
-    /// printed.
+    /// Adds a violation, numbers it, and returns whether to print it. Benign ones are kept but not printed.
     pub fn violation(&self, mut violation: Violation) -> (u64, Print) {
         let mut inner = self.lock();
         let id = inner.next_id;
@@ -142,12 +141,12 @@ impl Reports {
         (id, print)
     }
 
-    /// The violation with this number, while it is kept.
+    /// The violation with this number, if it is still kept.
     pub fn get(&self, id: u64) -> Option<Reported> {
         self.lock().violations.records.iter().find(|reported| reported.violation.id == id).cloned()
     }
 
-    /// What was found out about a violation.
+    /// Adds the names and the trace of a violation.
     pub fn named(&self, id: u64, names: Vec<String>, trace: String) {
         let mut inner = self.lock();
         if let Some(reported) = inner.violations.records.iter_mut().find(|one| one.violation.id == id) {
@@ -155,17 +154,17 @@ impl Reports {
         }
     }
 
-    /// Keeps a fault.
+    /// Adds a fault.
     pub fn fault(&self, fault: Fault) {
         self.lock().faults.push(fault);
     }
 
-    /// The violations that are kept.
+    /// The violations that are still kept.
     pub fn violations(&self) -> Newest<Reported> {
         self.lock().violations.clone()
     }
 
-    /// The faults that are kept.
+    /// The faults that are still kept.
     pub fn faults(&self) -> Newest<Fault> {
         self.lock().faults.clone()
     }
@@ -175,7 +174,7 @@ impl Reports {
     }
 }
 
-/// A violation for tools; without its report.
+/// A violation as JSON, without its report.
 pub fn violation_json(violation: &Violation) -> Value {
     json!({
         "id": violation.id,
@@ -192,7 +191,7 @@ pub fn violation_json(violation: &Violation) -> Value {
     })
 }
 
-/// A fault for tools, and for the author of the driver: `names` is what its address is called.
+/// A fault as JSON, with the `names` of its address and advice for the author of the driver.
 pub fn fault_json(fault: &Fault, names: &[String]) -> Value {
     json!({
         "mode": fault.mode.name(),

@@ -1,7 +1,7 @@
-//! What the flight recorder holds, as a trace in the JSON form of Chrome and Perfetto (`traceEvents`): a track for each
-//! engine, ring and session. Steps, and drains from message to ack, are spans; misses are asynchronous spans, for many
-//! are in flight at once; an arrow leads from a drain that had to wait to the last step of the job that it waited for.
-//! Knows events; knows nothing of who wants the trace.
+//! Renders the flight recorder as a trace in the JSON format of Chrome and Perfetto (`traceEvents`), with a track for
+//! each engine, ring and session. Steps, and drains from message to ack, are spans; misses are asynchronous spans,
+//! because many are in flight at once; an arrow leads from a drain that had to wait to the last step of the job that it
+//! waited for. Knows events; knows nothing of who requests the trace.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -14,10 +14,10 @@ use device_model::jobs::job::JobId;
 use device_model::telemetry::record::{Event, Nanoseconds, Recorded, Snapshot};
 use serde_json::{Value, json};
 
-/// Everything is one process.
+/// All tracks belong to one process.
 const PID: u32 = 1;
 
-/// Writes the trace to a new file, or over an old one.
+/// Writes the trace to a file, which is created or overwritten.
 pub fn write(path: &Path, tracks: &[Snapshot]) -> io::Result<()> {
     let mut file = BufWriter::new(File::create(path)?);
     serde_json::to_writer(&mut file, &render(tracks))?;
@@ -43,19 +43,19 @@ fn meta(name: &str, tid: usize, value: &str) -> Value {
     json!({"ph": "M", "pid": PID, "tid": tid, "name": name, "args": {"name": value}})
 }
 
-/// Microseconds, as the format has it; nanoseconds are behind the point.
+/// The format counts in microseconds; nanoseconds are decimals.
 fn micros(time: Duration) -> f64 {
     time.as_nanos() as f64 / 1000.0
 }
 
-/// Misses that are under way, with the number of their asynchronous span.
+/// The outstanding misses, with the number of their asynchronous span.
 #[derive(Default)]
 struct Misses {
     open: BTreeMap<(Iova, Access), u64>,
     next: u64,
 }
 
-/// What an event looks like.
+/// The trace entries for an event.
 fn of_event(tid: usize, recorded: &Recorded, misses: &mut Misses) -> Vec<Value> {
     let Recorded { at, event, .. } = *recorded;
     let (name, args) = name_and_args(&event);
@@ -77,7 +77,7 @@ fn of_event(tid: usize, recorded: &Recorded, misses: &mut Misses) -> Vec<Value> 
             misses.next += 1;
             let id = misses.next;
             let old = misses.open.insert((range.first(), access), id);
-            // It was asked again: what was open ends here.
+            // The page is requested again: the open span ends here.
             let old = old.map(|id| with(base("e", at), &[("cat", json!("miss")), ("id", json!(id))]));
             let new = with(base("b", at), &[("cat", json!("miss")), ("id", json!(id))]);
             old.into_iter().chain([new]).collect()
@@ -90,7 +90,7 @@ fn of_event(tid: usize, recorded: &Recorded, misses: &mut Misses) -> Vec<Value> 
     }
 }
 
-/// The name of an event, and its fields.
+/// The name of an event, and its arguments.
 fn name_and_args(event: &Event) -> (String, Value) {
     let mut args = serde_json::to_value(event).unwrap_or_default();
     let kind = args.as_object_mut().and_then(|object| object.remove("event"));
@@ -100,7 +100,7 @@ fn name_and_args(event: &Event) -> (String, Value) {
         Event::Step { job, .. } => format!("job {}", job.raw()),
         Event::Acked { number: 0, .. } => "drain for a message".to_owned(),
         Event::Acked { number, .. } => format!("invalidation {number}"),
-        // Both ends of a miss have one name.
+        // Both ends of a miss have the same name.
         Event::Miss { range, access } | Event::MissSettled { range, access, .. } => {
             format!("miss {} for {access}", range.first())
         }
@@ -116,8 +116,8 @@ struct Parked {
     job: Option<JobId>,
 }
 
-/// An arrow for each drain that waited for a job: from where it was parked to the end of the job's last step before
-/// the ack.
+/// An arrow for each drain that waited for a job: from the time at which it was parked to the end of the job's last
+/// step before the ack.
 fn arrows(tracks: &[Snapshot]) -> Vec<Value> {
     let mut arrows = Vec::new();
     for (tid, track) in tracks.iter().enumerate() {
@@ -142,13 +142,13 @@ fn arrows(tracks: &[Snapshot]) -> Vec<Value> {
 }
 
 fn arrow(ph: &str, tid: usize, at: Duration, id: usize) -> Value {
-    // "bp": the arrow ends in the span that encloses it, not at the next one.
+    // "bp": the arrow binds to the enclosing span, not to the next one.
     json!({
         "ph": ph, "pid": PID, "tid": tid, "ts": micros(at), "cat": "drain", "name": "waits for", "id": id, "bp": "e",
     })
 }
 
-/// The track on which the job did its last step that ended in this time, and a moment in it.
+/// The track of the job's last step that ended in this time, and a time within that step.
 fn last_step(tracks: &[Snapshot], wanted: JobId, from: Duration, to: Duration) -> Option<(usize, Duration)> {
     let steps = tracks.iter().enumerate().flat_map(|(tid, track)| {
         track.events.iter().filter_map(move |recorded| match recorded.event {
@@ -179,7 +179,7 @@ mod tests {
         Event::Step { job: JobId::new(job), packet: Some(1), bytes: 64, took: took.into(), end }
     }
 
-    /// A drain that waits for the second step of job 7.
+    /// A trace in which a drain waits for the second step of job 7.
     fn scene() -> Value {
         let recorder = Recorder::new(["session".to_owned(), "engine 0".to_owned()]);
         let (session, engine) = (recorder.writer(0).unwrap(), recorder.writer(1).unwrap());
@@ -233,7 +233,7 @@ mod tests {
         assert_nests(&trace);
     }
 
-    /// On each track, of two spans one lies in the other or behind it.
+    /// Two spans of a track are nested or disjoint.
     fn assert_nests(trace: &Value) {
         let mut tracks: BTreeMap<u64, Vec<(f64, f64)>> = BTreeMap::new();
         for span in of(trace, "X") {

@@ -1,4 +1,4 @@
-//! What becomes of a session, whose threads are all real, when one of them fails.
+//! How a session with its real threads ends when one of them fails.
 
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -18,10 +18,10 @@ use crate::telemetry::instruments::Instruments;
 use crate::vhost_user::session::start::{DeviceSettings, start};
 use crate::vhost_user::session::{Session, SessionEnd, SessionState};
 
-/// A test that waits longer than this has failed.
+/// Time limit of every wait in these tests.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How a session ends in which `fail` makes something fail. Its front-end is connected and says nothing.
+/// How a session ends in which `fail` makes something fail. Its front-end is connected and sends nothing.
 fn end_after(fail: impl FnOnce(&SessionState, &Injection) + Send + 'static) -> String {
     let (sender, ended) = channel();
     let session = move || {
@@ -45,13 +45,13 @@ fn end_after(fail: impl FnOnce(&SessionState, &Injection) + Send + 'static) -> S
     end.expect("the session goes on without the thread")
 }
 
-/// A command as virtio 1.3 (5.7.6.7) has it.
+/// A command as in virtio 1.3 (5.7.6.7).
 fn command(kind: u32, context: u32, payload: &[u8]) -> Vec<u8> {
     let header = [kind, 0, 0, 0, context, 0];
     header.iter().flat_map(|word| word.to_le_bytes()).chain(payload.iter().copied()).collect()
 }
 
-/// Gives the engines a job of one packet.
+/// Submits a job of one packet to the engines.
 fn submit_a_job(state: &SessionState) {
     let mut device = Device::new(DeviceConfig::default());
     device.set_features(device_model::gpu::device::features());

@@ -1,5 +1,5 @@
-//! The back-end channel (VHOST_USER_SET_BACKEND_REQ_FD): MISSes go out, their answers come back. Never waits; a
-//! message that does not fit a full socket is kept and goes first. Knows nothing of what the answers mean.
+//! The back-end channel (VHOST_USER_SET_BACKEND_REQ_FD): sends MISSes and receives their answers. Never blocks; a
+//! message that does not fit into a full socket is kept and sent first. Knows nothing of what the answers mean.
 
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,17 +10,17 @@ use device_model::addr::{Access, Iova};
 use super::iotlb::{self, MissMsg};
 use super::{Ack, peek};
 
-/// Our end of the channel.
+/// The back-end's end of the channel.
 pub struct Channel {
     socket: UnixStream,
-    /// A MISS that did not fit.
+    /// A MISS that did not fit into the socket.
     unsent: Option<MissMsg>,
-    /// The beginning of an answer.
+    /// The first bytes of an answer that has not arrived completely.
     partial: [u8; size_of::<Ack>()],
     have: usize,
 }
 
-/// Why the channel is of no more use.
+/// Why the channel can no longer be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ChannelError {
     /// The socket failed.
@@ -29,10 +29,10 @@ pub enum ChannelError {
     /// The front-end has closed it.
     #[error("The front-end has closed the back-end channel")]
     Closed,
-    /// An answer came, and nothing was asked.
+    /// An answer arrived although no MISS is outstanding.
     #[error("The front-end answers a MISS that was never sent")]
     Unasked,
-    /// What came is no answer to a MISS.
+    /// The message is not an answer to a MISS.
     #[error("The front-end sent message {0} on the back-end channel, which is no answer to a MISS")]
     NotAnAnswer(u32),
 }
@@ -47,23 +47,23 @@ impl Channel {
         Ok(Self { socket, unsent: None, partial: [0; size_of::<Ack>()], have: 0 })
     }
 
-    /// Whether a MISS may be handed to [`Self::send_miss`].
+    /// Whether [`Self::send_miss`] may be called now.
     pub fn is_ready(&self) -> bool {
         self.unsent.is_none()
     }
 
-    /// Sends a MISS for one page, or keeps it until [`Self::flush`] finds room. Only while [`Self::is_ready`].
+    /// Sends a MISS for one page, or keeps it until [`Self::flush`] finds room. Call it only while [`Self::is_ready`].
     pub fn send_miss(&mut self, page: Iova, access: Access) -> Result<(), ChannelError> {
         self.unsent = Some(iotlb::miss(page, access));
         self.flush()
     }
 
-    /// Whether the front-end has yet to read a MISS: then it stands still, or does not listen.
+    /// Whether the front-end has not yet read some MISS: it is then stopped, or does not listen.
     pub fn is_unread(&self) -> bool {
         self.unsent.is_some() || peek::is_unread(&self.socket)
     }
 
-    /// Sends what did not fit before.
+    /// Sends the MISS that did not fit before.
     pub fn flush(&mut self) -> Result<(), ChannelError> {
         if let Some(message) = &self.unsent
             && peek::send_whole(&self.socket, message).map_err(ChannelError::Socket)?
@@ -73,7 +73,7 @@ impl Channel {
         Ok(())
     }
 
-    /// The next answer to a MISS, oldest first: whether it was granted. `None`: no more for now.
+    /// The next answer to a MISS, oldest first: whether it was granted. `None` if no more have arrived.
     pub fn next_answer(&mut self) -> Result<Option<bool>, ChannelError> {
         while let Some(rest) = self.partial.get_mut(self.have..).filter(|rest| !rest.is_empty()) {
             match peek::receive(&self.socket, &mut [IoSliceMut::new(rest)]) {

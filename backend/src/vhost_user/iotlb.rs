@@ -41,21 +41,21 @@ pub struct MissMsg {
 
 const _: () = assert!(size_of::<MissMsg>() == 44);
 
-/// What the front-end says of the IOMMU.
+/// A message of the front-end about the IOMMU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IotlbEvent {
-    /// A translation.
+    /// A new translation.
     Update(Update),
-    /// What was known of this range no longer holds.
+    /// The translations of this range are no longer valid.
     Invalidate(ByteRange<Iova>),
 }
 
-/// A translation as the front-end tells it.
+/// A translation that the front-end sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Update {
-    /// What is mapped.
+    /// The I/O virtual addresses that are mapped.
     pub range: ByteRange<Iova>,
-    /// Where it lies in the front-end's memory; as long as `range`.
+    /// Where the range lies in the front-end's memory; as long as `range`.
     pub target: ByteRange<FrontendVa>,
     /// Whether the front-end claims that reads are allowed.
     pub read: bool,
@@ -63,24 +63,24 @@ pub struct Update {
     pub write: bool,
 }
 
-/// Why a message says nothing about the IOMMU.
+/// Why a message is not a valid IOTLB message.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IotlbError {
     /// The payload is not a struct vhost_iotlb_msg.
     #[error("IOTLB message has {0} bytes of payload, not {expected}", expected = size_of::<IotlbMsg>())]
     Length(usize),
-    /// A back-end only understands UPDATE and INVALIDATE.
+    /// A back-end accepts only UPDATE and INVALIDATE.
     #[error("IOTLB message is of type {0}, neither UPDATE nor INVALIDATE")]
     Kind(u8),
-    /// UPDATE of nothing, or past the end of an address space.
+    /// An UPDATE of an empty range, or of one past the end of an address space.
     #[error("IOTLB UPDATE names no range")]
     Range(#[from] RangeError),
-    /// UPDATE that allows nothing, or has unknown permission bits.
+    /// An UPDATE that allows no access, or has unknown permission bits.
     #[error("IOTLB UPDATE has permission {0:#x}: not read, write or both")]
     Permission(u8),
 }
 
-/// Reads the payload of a VHOST_USER_IOTLB_MSG.
+/// Parses the payload of a VHOST_USER_IOTLB_MSG.
 pub fn parse(payload: &[u8]) -> Result<IotlbEvent, IotlbError> {
     let msg = IotlbMsg::read_from_bytes(payload).map_err(|_| IotlbError::Length(payload.len()))?;
     match msg.kind {
@@ -103,14 +103,14 @@ impl IotlbMsg {
         })
     }
 
-    /// An invalidation is never refused: QEMU would tell the guest that it was carried out all the same. One
-    /// that names no range (size 0, which is SMMUv3's flush-all, or a range that wraps) takes everything.
+    /// An invalidation is never refused: QEMU would report it to the guest as done in any case. One that names no range
+    /// (size 0, which is SMMUv3's flush-all, or a range that wraps) invalidates everything.
     fn invalidated(self) -> ByteRange<Iova> {
         ByteRange::new(Iova::new(self.iova.get()), self.size.get()).unwrap_or(ByteRange::everything())
     }
 }
 
-/// The MISS that asks for one page, for one access, with NEED_REPLY (without it, a refusal is silence).
+/// A MISS for one page and one access, with NEED_REPLY (without it, a refusal would bring no answer).
 pub fn miss(page: Iova, access: Access) -> MissMsg {
     let body = IotlbMsg {
         iova: page.raw().into(),
@@ -127,7 +127,7 @@ pub fn miss(page: Iova, access: Access) -> MissMsg {
     MissMsg { header, body: zerocopy::transmute!(body) }
 }
 
-/// Whether `header` starts the answer to a MISS.
+/// Whether `header` is that of an answer to a MISS.
 pub fn answers_miss(header: Header) -> bool {
     header.is_reply() && header.code() == BACKEND_IOTLB_MSG && header.payload_len() == size_of::<U64>()
 }

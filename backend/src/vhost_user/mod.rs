@@ -1,7 +1,7 @@
 //! What MirrorGPU adds to the `vhost` crate's vhost-user protocol: the messages that the crate rejects or whose
-//! descriptors it hides. [`peek`] looks at the next message without taking it, so that the session can decide who
-//! takes it; [`iotlb`] is the wire format of the device IOTLB; [`channel`] carries our MISSes. Everything else
-//! on the socket is the crate's. Knows nothing of the mirror or of the device.
+//! descriptors it hides. [`peek`] reads the next message without consuming it, so that the session can decide who
+//! handles it; [`iotlb`] is the wire format of the device IOTLB; [`channel`] sends the MISSes. The crate handles
+//! everything else on the socket. Knows nothing of the mirror or of the device.
 
 pub mod channel;
 pub mod iotlb;
@@ -12,7 +12,7 @@ pub mod session;
 use zerocopy::native_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Front-end message numbers that the session looks at before the crate does
+/// Front-end message numbers that the session checks before the crate does
 /// (QEMU docs/interop/vhost-user.rst, "Front-end message types").
 pub mod request {
     /// VHOST_USER_SET_FEATURES.
@@ -59,7 +59,7 @@ pub struct Header {
 const _: () = assert!(size_of::<Header>() == 12);
 
 impl Header {
-    /// A request, with or without the wish for a reply.
+    /// A request that asks for a reply, or does not.
     pub fn request(request: u32, size: u32, need_reply: bool) -> Self {
         let flags = flag::VERSION | if need_reply { flag::NEED_REPLY } else { 0 };
         Self { request: request.into(), flags: flags.into(), size: size.into() }
@@ -90,13 +90,13 @@ impl Header {
         self.flags.get() & flag::REPLY != 0
     }
 
-    /// Whether the version is the one we speak.
+    /// Whether the version is the one that MirrorGPU speaks.
     pub fn is_of_our_version(self) -> bool {
         self.flags.get() & flag::VERSION_MASK == flag::VERSION
     }
 }
 
-/// A reply that says whether a request was carried out: 0 for yes (vhost-user.rst, "A u64 integer").
+/// A reply that says whether a request was carried out: 0 means yes (vhost-user.rst, "A u64 integer").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct Ack {

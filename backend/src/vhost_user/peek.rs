@@ -1,7 +1,7 @@
-//! A look at the next message of a vhost-user socket without taking it: MSG_PEEK leaves bytes and descriptors in
-//! place, so the `vhost` crate can still handle the message itself. FIONREAD tells whether the body has come too,
-//! which the crate needs (its `recv_data` is one recvmsg) and MSG_PEEK cannot see past a segment with descriptors.
-//! Also takes whole messages with their descriptors, for the few that the crate does not know. Nothing blocks.
+//! Reads the next message of a vhost-user socket without consuming it: MSG_PEEK leaves bytes and descriptors in place,
+//! so the `vhost` crate can still handle the message itself. FIONREAD tells whether the body has arrived too: the crate
+//! needs that (its `recv_data` is one recvmsg), and MSG_PEEK cannot see past a segment with descriptors. Also receives
+//! whole messages with their descriptors, for the few that the crate does not know. Nothing blocks.
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -17,39 +17,39 @@ use super::Header;
 
 /// Largest payload of a message, as in the `vhost` crate (`MAX_MSG_SIZE`).
 pub const MAX_PAYLOAD: usize = 0x1000;
-/// Most descriptors that one message may carry, as in the `vhost` crate.
+/// Maximum number of descriptors in one message, as in the `vhost` crate.
 const MAX_DESCRIPTORS: usize = 32;
 
-/// What stands at the head of the socket.
+/// What is at the head of the socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Nothing yet.
+    /// No byte has arrived.
     Empty,
-    /// The beginning of a message.
+    /// A message that has not arrived completely.
     Partial,
-    /// A message, whole.
+    /// A complete message, which can be received without blocking.
     Whole(Header),
-    /// The peer has closed its end, and nothing is left to read.
+    /// The peer has closed its end, and every byte was read.
     Closed,
 }
 
-/// Why the next message cannot be one.
+/// Why the bytes at the head of the socket cannot be a valid message.
 #[derive(Debug, thiserror::Error)]
 pub enum PeekError {
     /// The socket failed.
     #[error("The vhost-user socket failed")]
     Socket(#[source] io::Error),
-    /// The payload is larger than any message has.
+    /// The payload is larger than the maximum.
     #[error(
         "Message {code} announces {size} bytes of payload, more than the {MAX_PAYLOAD} that a message may have"
     )]
     Oversized {
         /// Number of the message.
         code: u32,
-        /// Announced payload.
+        /// Announced length of the payload.
         size: usize,
     },
-    /// The version is not ours, or it is a reply that nobody waits for.
+    /// The version is not supported, or the message is a reply although no request is outstanding.
     #[error("Message {code} has flags that no request has")]
     NotARequest {
         /// Number of the message.
@@ -57,11 +57,11 @@ pub enum PeekError {
     },
 }
 
-/// Looks at the head of `socket`.
+/// Reads the head of `socket` without consuming it.
 pub fn next(socket: &UnixStream) -> Result<Next, PeekError> {
     match look(socket)? {
-        // The bytes that are there keep the end of the stream from being read. What came before the hang-up is there
-        // at the second look.
+        // The end of the stream cannot be read while bytes are left. Bytes that arrived before the hang-up are seen by
+        // a second peek.
         Next::Partial if is_polled(socket, PollFlags::RDHUP) => match look(socket)? {
             Next::Partial => Ok(Next::Closed),
             next => Ok(next),
@@ -99,19 +99,19 @@ fn check(header: Header) -> Result<(), PeekError> {
     Ok(())
 }
 
-/// The first 32 bits of the payload of the message whose header [`next`] returned, left in place; `None` if it has
-/// less.
+/// The first 32 bits of the payload of the message whose header [`next`] returned, left in place; `None` if the payload
+/// is shorter.
 pub fn payload_u32(socket: &UnixStream) -> io::Result<Option<u32>> {
     let mut bytes = [0; size_of::<Header>() + 4];
     let seen = peek(socket, &mut bytes)?;
     let Ok((header, word)) = Header::read_from_prefix(&bytes) else { return Ok(None) };
-    // Behind a shorter payload, the next message may have come.
+    // With a shorter payload, the bytes may belong to the next message.
     let has_word = seen == bytes.len() && header.payload_len() >= 4;
     Ok(word.first_chunk().filter(|_| has_word).map(|word| u32::from_ne_bytes(*word)))
 }
 
-/// The payload of the message whose header [`next`] returned, left in place: as much of it as can be looked at, which is
-/// all, unless the front-end has sent it apart from a header with descriptors.
+/// The payload of the message whose header [`next`] returned, left in place. It is complete unless the front-end has
+/// sent it apart from a header with descriptors.
 pub fn payload(socket: &UnixStream, header: Header) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; size_of::<Header>().saturating_add(header.payload_len())];
     let seen = peek(socket, &mut bytes)?;
@@ -119,27 +119,27 @@ pub fn payload(socket: &UnixStream, header: Header) -> io::Result<Vec<u8>> {
     Ok(bytes.split_off(size_of::<Header>().min(seen)))
 }
 
-/// Takes the message whose header [`next`] returned: its payload into `payload` (of exactly its length), and its
+/// Receives the message whose header [`next`] returned: its payload into `payload` (of exactly its length), and its
 /// descriptors.
 pub fn take(socket: &UnixStream, payload: &mut [u8]) -> io::Result<Vec<OwnedFd>> {
     let mut header = [0; size_of::<Header>()];
     let (read, descriptors) = receive(socket, &mut [IoSliceMut::new(&mut header)])?;
     let body = if payload.is_empty() { 0 } else { receive(socket, &mut [IoSliceMut::new(payload)])?.0 };
-    // INVARIANT: `next` saw the message whole, and nobody else reads this socket.
+    // INVARIANT: `next` saw the whole message, and only this thread reads the socket.
     if read != header.len() || body != payload.len() {
         return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
     }
     Ok(descriptors)
 }
 
-/// One recvmsg that does not wait: bytes read, and the descriptors that came along.
+/// One recvmsg that does not block: the number of bytes read, and the descriptors received with them.
 pub fn receive(socket: &UnixStream, into: &mut [IoSliceMut<'_>]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
     let received = net::recvmsg(socket, into, &mut control, flags)?;
     if received.flags.contains(ReturnFlags::CTRUNC) {
-        // More descriptors than any message has, or than this process may open: those that came are closed.
+        // More descriptors than a message may have, or than this process may open: those that were received are closed.
         return Err(Errno::NOBUFS.into());
     }
     let rights = control.drain().filter_map(|message| match message {
@@ -149,40 +149,40 @@ pub fn receive(socket: &UnixStream, into: &mut [IoSliceMut<'_>]) -> io::Result<(
     Ok((received.bytes, rights.flatten().collect()))
 }
 
-/// Reads as far as `bytes` goes without taking anything.
+/// Reads up to the length of `bytes` without consuming anything.
 fn peek(socket: &UnixStream, bytes: &mut [u8]) -> io::Result<usize> {
     let (read, _) = net::recv(socket, bytes, RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
     Ok(read)
 }
 
-/// Bytes that wait in the socket.
+/// Number of bytes that can be read from the socket.
 fn readable(socket: &UnixStream) -> io::Result<usize> {
     Ok(usize::try_from(ioctl_fionread(socket)?).unwrap_or(0))
 }
 
-/// Whether the peer has yet to read something that was sent. (SIOCOUTQ, which is TIOCOUTQ by another name: for a UNIX
-/// socket, what the peer has not taken, man 7 unix.)
+/// Whether the peer has not yet read something that was sent. (SIOCOUTQ, which has the same value as TIOCOUTQ: for a
+/// UNIX socket, the bytes that the peer has not read, man 7 unix.)
 pub fn is_unread(socket: &impl AsFd) -> bool {
     let mut count: libc::c_int = 0;
-    // SAFETY: TIOCOUTQ writes one int, to a place that is ours.
+    // SAFETY: TIOCOUTQ writes one int, and `count` is one.
     let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut count) };
     result == 0 && count > 0
 }
 
-/// Sends all of `message`, or nothing: a message of a few bytes fits a socket that is writable at all. `Ok(false)`:
-/// the socket is full; try again when it is writable.
+/// Sends all of `message`, or nothing: a message of a few bytes fits into any socket that is writable. `Ok(false)`: the
+/// socket is full; try again when it is writable.
 pub fn send_whole(socket: &impl AsFd, message: &(impl IntoBytes + Immutable)) -> io::Result<bool> {
     let bytes = message.as_bytes();
     match net::send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
         Ok(sent) if sent == bytes.len() => Ok(true),
-        // A UNIX stream socket takes a message of less than a page as a whole.
+        // A UNIX stream socket accepts a message of less than a page as a whole.
         Ok(_) => Err(io::Error::from(io::ErrorKind::WriteZero)),
         Err(Errno::WOULDBLOCK) => Ok(false),
         Err(e) => Err(e.into()),
     }
 }
 
-/// Whether a reply can be written without waiting (the crate writes with blocking calls).
+/// Whether a reply can be written without blocking (the crate uses blocking writes).
 pub fn is_writable(socket: &UnixStream) -> bool {
     is_polled(socket, PollFlags::OUT)
 }
@@ -247,7 +247,7 @@ mod tests {
         }
         let mut taken = [0; 3];
         assert_eq!(take(&ours, &mut taken).unwrap().len(), 1);
-        // Sent apart from its header, behind descriptors, it cannot be seen yet.
+        // A payload that is sent apart from its header, behind descriptors, cannot be seen yet.
         let (ours, theirs) = pair();
         theirs.send_with_fd(header.as_bytes(), theirs.as_raw_fd()).unwrap();
         (&theirs).write_all(&[1, 2, 3]).unwrap();

@@ -1,7 +1,7 @@
-//! What watches the device: the flight recorder, the names of addresses, the records of what went wrong, and the way
-//! of news to the control socket. One for the whole process; every thread that has something to tell shares it.
-//! Nothing here ever makes a thread of the device wait: rendering, writing and printing is the reporter's
-//! ([`reporter`]), and the control socket asks through mailboxes ([`query_channel`]).
+//! The device's instruments: the flight recorder, the names of addresses, the records of violations, faults and
+//! findings, and the events for the control socket. They exist once per process, and all threads share them. No call
+//! here makes a thread of the device wait: the reporter ([`reporter`]) renders, writes and prints, and the control
+//! thread sends its queries through mailboxes ([`query_channel`]).
 //!
 //! LOCKING: the names, the connection and the findings' track have a leaf mutex each.
 
@@ -30,42 +30,42 @@ use self::reporter::{Note, Reporter};
 use crate::front_end_check::{Finding, Findings};
 use crate::telemetry::reports::Reports;
 
-/// The clock of the device: one for all connections, so that records can be compared.
+/// The device's clock: the same for all connections, so that their records can be compared.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock(Instant);
 
 impl Clock {
-    /// A clock that begins now.
+    /// A clock that starts at zero now.
     pub fn start() -> Self {
         Self(Instant::now())
     }
 
-    /// How long it has been running.
+    /// Time since its start.
     pub fn now(self) -> Duration {
         self.0.elapsed()
     }
 
-    /// The same clock for those who know no clock of ours.
+    /// The same clock as the type that `device_model` uses.
     pub fn shared(self) -> device_model::jobs::scheduler::Clock {
         Arc::new(move || self.now())
     }
 }
 
-/// Whose track.
+/// The producer of a track.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Producer {
-    /// The session: the front-end's messages, misses, invalidations.
+    /// The session: messages of the front-end, misses, invalidations.
     Session,
-    /// One of the rings, by its queue.
+    /// One of the rings, by queue number.
     Ring(usize),
-    /// One of the engines.
+    /// One of the engines, by index.
     Engine(usize),
 }
 
-/// How long the end of the process waits for reports to be written.
+/// How long the process waits for the last reports when it ends.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// The track on which verdicts and faults are recorded, by whoever finds them.
+/// The track on which verdicts and faults are recorded; several threads write it.
 const FINDINGS: usize = 0;
 const SESSION: usize = 1;
 const RINGS: usize = 2;
@@ -81,30 +81,30 @@ impl Producer {
     }
 }
 
-/// How far the job on an engine is, for whoever asks.
+/// Progress of an engine's job, for the control thread.
 #[derive(Debug, Default)]
 struct Progress {
-    /// The number of the job, and 1; 0: none.
+    /// The job's number plus 1; 0: no job.
     job: AtomicU64,
-    /// The packet, and 1; 0: it has none.
+    /// The packet's index plus 1; 0: no packet.
     packet: AtomicU64,
     bytes: AtomicU64,
 }
 
-/// What [`Instruments::running`] says of an engine's job.
+/// State of an engine's job, as [`Instruments::running`] returns it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OnEngine {
-    /// Which engine.
+    /// The engine's index.
     pub engine: usize,
-    /// Which job.
+    /// The job's number.
     pub job: JobId,
-    /// The packet that it has come to.
+    /// The packet that it is executing.
     pub packet: Option<u64>,
-    /// Bytes that it has moved.
+    /// Bytes that it has transferred.
     pub bytes: u64,
 }
 
-/// All instruments.
+/// All instruments of the process.
 #[derive(Debug)]
 pub struct Instruments {
     clock: Clock,
@@ -112,19 +112,19 @@ pub struct Instruments {
     findings: Mutex<Option<TrackWriter>>,
     names: Mutex<Names>,
     progress: Box<[Progress]>,
-    /// What went wrong.
+    /// The violations and faults.
     pub reports: Reports,
-    /// What the front-end did.
+    /// The findings about the front-end.
     pub front_end: Findings,
-    /// News for the clients of the control socket.
+    /// Events for the clients of the control socket.
     pub outbox: Outbox,
-    /// The front-end that is served.
+    /// Queries to the threads of the current connection.
     pub query_channel: query_channel::QueryChannel,
     reporter: Reporter,
 }
 
 impl Instruments {
-    /// Instruments for a device with so many engines. Traces are written to `record_dir` by themselves, if there is one.
+    /// Instruments for a device with this many engines. The reporter writes traces to `record_dir`, if there is one.
     pub fn start(engines: usize, record_dir: Option<PathBuf>, stats: Arc<Stats>) -> io::Result<Arc<Self>> {
         let rings = RING_NAMES.iter().map(|name| (*name).to_owned());
         let engine_names = (0..engines).map(|index| format!("engine {index}"));
@@ -153,7 +153,7 @@ impl Instruments {
         self.clock
     }
 
-    /// The recorder's sink for this producer. There is one: a second one records nothing.
+    /// The recorder's sink of this producer. There is one sink each: a second one records nothing.
     pub fn sink(self: &Arc<Self>, producer: Producer) -> EventSink {
         let progress = match producer {
             Producer::Engine(index) => Some(index),
@@ -163,7 +163,7 @@ impl Instruments {
         EventSink { instruments: Arc::clone(self), writer, progress }
     }
 
-    /// What was recorded.
+    /// Copies of all recorded events.
     pub fn snapshot(&self) -> Vec<Snapshot> {
         self.recorder.snapshot()
     }
@@ -178,10 +178,10 @@ impl Instruments {
         RING_NAMES.get(queue).copied().unwrap_or("ring")
     }
 
-    /// What the engines are at.
+    /// What the engines are executing.
     pub fn running(&self) -> Vec<OnEngine> {
         let of = |(engine, progress): (usize, &Progress)| {
-            // ORDERING: Relaxed: the three may be of different steps, which is good enough to be looked at.
+            // ORDERING: Relaxed: the three values may be of different steps, which is good enough for display.
             let job = progress.job.load(Ordering::Relaxed).checked_sub(1).map(JobId::new)?;
             let packet = progress.packet.load(Ordering::Relaxed).checked_sub(1);
             Some(OnEngine { engine, job, packet, bytes: progress.bytes.load(Ordering::Relaxed) })
@@ -189,8 +189,8 @@ impl Instruments {
         self.progress.iter().enumerate().filter_map(of).collect()
     }
 
-    /// Keeps a violation, and has it reported: on the log, to the clients of the control socket, as a trace. Returns
-    /// its number. Does not wait.
+    /// Keeps a violation and has it reported: in the log, to the clients of the control socket, as a trace. Returns its
+    /// number. Does not block.
     pub fn violation(&self, violation: Violation) -> u64 {
         let (range, verdict, job) = (violation.range, violation.verdict, violation.job);
         let (id, print) = self.reports.violation(violation);
@@ -200,21 +200,21 @@ impl Instruments {
         id
     }
 
-    /// Keeps a fault, and has it told to the clients of the control socket. Does not wait.
+    /// Keeps a fault and has it reported to the clients of the control socket. Does not block.
     pub fn fault(&self, fault: Fault) {
         self.find(Event::Fault { job: fault.job, range: fault.range, access: fault.access });
         self.reports.fault(fault.clone());
         self.reporter.tell(Note::Fault(fault));
     }
 
-    /// Keeps what a front-end did, and has it reported: on the log, to the clients of the control socket, as a trace. Does
-    /// not wait.
+    /// Keeps a finding and has it reported: in the log, to the clients of the control socket, as a trace. Does not
+    /// block.
     pub fn finding(&self, finding: Finding) {
         let (id, print) = self.front_end.add(finding);
         self.reporter.tell(Note::Finding(id, print));
     }
 
-    /// The device has hung, or nearly: a trace is written if there is a place for it. Does not wait.
+    /// The device hangs, or did so for a while: a trace is written if `record_dir` is set. Does not block.
     pub fn incident(&self, what: &'static str) {
         self.reporter.tell(Note::Incident(what));
     }
@@ -232,7 +232,7 @@ impl Instruments {
     }
 }
 
-/// What a producer records with. Costs a few stores an event, and never waits.
+/// A producer's access to the recorder. An event costs a few stores, and recording never blocks.
 #[derive(Debug)]
 pub struct EventSink {
     instruments: Arc<Instruments>,
@@ -241,13 +241,13 @@ pub struct EventSink {
 }
 
 impl EventSink {
-    /// Records what has just happened.
+    /// Records an event that happens now.
     #[inline]
     pub fn record(&self, event: Event) {
         self.record_at(self.instruments.clock.now(), event);
     }
 
-    /// Records what happened at this time.
+    /// Records an event that happened at this time.
     #[inline]
     pub fn record_at(&self, at: Duration, event: Event) {
         if let Some(writer) = &self.writer {
@@ -255,12 +255,12 @@ impl EventSink {
         }
     }
 
-    /// All instruments.
+    /// The instruments that this sink belongs to.
     pub fn instruments(&self) -> &Arc<Instruments> {
         &self.instruments
     }
 
-    /// Says how far the engine's job is; `None`: it has none.
+    /// Publishes the progress of the engine's job; `None`: it has no job.
     #[inline]
     pub fn at_work(&self, job: Option<&Job>) {
         let Some(progress) = self.progress.and_then(|index| self.instruments.progress.get(index)) else {

@@ -1,5 +1,5 @@
-//! News for the clients of the control socket, on their way from the device's threads to the control thread: bounded,
-//! and never waited for. What does not fit is counted and forgotten.
+//! The queue of events from the device's threads to the clients of the control socket. It is bounded, and senders never
+//! wait: events that do not fit are counted and dropped.
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,31 +14,31 @@ use serde_json::{Value, json};
 
 use crate::wake::Waker;
 
-/// Events that wait for the control thread.
+/// Maximum number of events that wait for the control thread.
 const WAITING: usize = 256;
 
-/// The way of events to the control thread.
+/// The events that wait for the control thread.
 pub struct Outbox {
     events: Mutex<VecDeque<String>>,
     waker: Waker,
-    /// Whether there is a control thread.
+    /// Whether a control thread exists.
     open: AtomicBool,
     stats: Arc<Stats>,
 }
 
 impl Outbox {
-    /// An empty outbox that nobody reads yet.
+    /// An empty outbox without a reader.
     pub(super) fn new(stats: Arc<Stats>) -> io::Result<Self> {
         Ok(Self { events: Mutex::default(), waker: Waker::new()?, open: AtomicBool::new(false), stats })
     }
 
-    /// Somebody reads from now on.
+    /// The control thread reads the outbox from now on.
     pub fn open(&self) {
-        // ORDERING: Relaxed: an event more or less at the start.
+        // ORDERING: Relaxed: it does not matter whether the first events are kept.
         self.open.store(true, Ordering::Relaxed);
     }
 
-    /// Sends an event in QMP's form, with the time of day.
+    /// Sends an event in QMP's format, with the time of day.
     pub fn send(&self, name: &str, data: Value) {
         if !self.open.load(Ordering::Relaxed) {
             return;
@@ -56,13 +56,13 @@ impl Outbox {
         self.waker.wake();
     }
 
-    /// What has come since the last call.
+    /// The events since the last call.
     pub fn take(&self) -> VecDeque<String> {
         self.waker.clear();
         std::mem::take(&mut *self.lock())
     }
 
-    /// A client did not get so many events.
+    /// A client has missed this many events.
     pub fn dropped(&self, count: u64) {
         self.stats.events_dropped.add(count);
     }

@@ -1,5 +1,5 @@
-//! How the control thread asks the threads of the device. It leaves a question and waits for the answer for a bounded
-//! time; the device answers when it comes by, in bounded pieces, and never waits for whoever asked.
+//! The control thread's queries to the threads of the device. It leaves a query and waits a bounded time for the
+//! answer; the device answers in bounded pieces, between its other work, and never waits for the client.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -17,60 +17,60 @@ use crate::queues::mailbox::{Mail, Mailbox};
 use crate::wake::Waker;
 use device_model::session::miss_port::Waiter;
 
-/// How long an answer may take. The threads look at their mail within microseconds; a drain to the end of a session may
-/// take longer.
+/// Time limit for an answer. The threads read their queries within microseconds, but a drain at the end of a session
+/// may take longer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// A question for the session.
+/// A query to the session.
 #[derive(Debug)]
 pub enum Question {
-    /// What the mirror knows: at most so many ranges.
+    /// List the mirror's ranges, up to this number.
     Iotlb(usize, Sender<IotlbList>),
-    /// Which misses are not answered, and who waits for them: at most so many.
+    /// List the outstanding misses with their waiters, up to this number.
     Misses(usize, Sender<Vec<(MissRequest, Vec<Waiter>)>>),
-    /// Begin an audit, unless one is under way.
+    /// Start an audit, unless one is in progress.
     Audit(Sender<()>),
 }
 
-/// What the mirror knows.
+/// The ranges of the mirror.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IotlbList {
-    /// Ranges in order of addresses.
+    /// The ranges in order of address.
     pub ranges: Vec<MappedRange>,
-    /// There are more.
+    /// The mirror has more ranges than these.
     pub truncated: bool,
 }
 
-/// Why there is no answer.
+/// Why a query got no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoAnswer {
-    /// Nobody is there to be asked.
+    /// No front-end is connected.
     #[error("No front-end is connected")]
     NoFrontEnd,
-    /// The device did not come by.
+    /// The device did not answer in time.
     #[error("The device did not answer within {PATIENCE:?}")]
     Late,
 }
 
-/// The threads of a connection, as far as they can be asked.
+/// The threads of a connection that accept queries.
 #[derive(Clone)]
 pub struct Connection {
-    /// The session's mail.
+    /// Queries to the session.
     pub session: Sender<Question>,
     /// Wakes the session.
     pub waker: Waker,
-    /// The queue thread's mail.
+    /// Messages to the queue thread.
     pub queue: Mailbox,
-    /// The jobs.
+    /// The schedule of the jobs.
     pub scheduler: Arc<Scheduler>,
 }
 
-/// The threads of a connection can be asked until this is dropped, also if their session never begins.
+/// Makes a connection's threads available to queries until it is dropped, also if their session never starts.
 #[derive(Debug)]
 pub struct Connected(Arc<Instruments>);
 
 impl Instruments {
-    /// A front-end has connected: the control thread asks its threads from now on.
+    /// A front-end has connected: the control thread sends its queries to these threads from now on.
     pub fn connect(self: &Arc<Self>, connection: Connection) -> Connected {
         self.query_channel.set(Some(connection));
         Connected(Arc::clone(self))
@@ -83,16 +83,16 @@ impl Drop for Connected {
     }
 }
 
-/// An audit, for whoever asks.
+/// The state of audits, as the control socket reports it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AuditNews {
-    /// One is under way.
+    /// An audit is in progress.
     pub running: bool,
-    /// How far it is, or how the last one ended; `None`: there was none.
+    /// Progress or result of the last audit; `None` if there was none.
     pub report: Option<AuditReport>,
 }
 
-/// Where questions are left.
+/// The current connection and the audits, for the control thread.
 #[derive(Default)]
 pub struct QueryChannel {
     connection: Mutex<Option<Connection>>,
@@ -104,22 +104,22 @@ impl QueryChannel {
         *lock(&self.connection) = connection;
     }
 
-    /// The front-end is gone.
+    /// The front-end is gone: queries get no answer from now on.
     pub fn disconnect(&self) {
         self.set(None);
     }
 
-    /// The threads that can be asked.
+    /// The threads that accept queries now.
     pub fn connection(&self) -> Result<Connection, NoAnswer> {
         let connection = lock(&self.connection);
         connection.clone().ok_or(NoAnswer::NoFrontEnd)
     }
 
-    /// Asks the session.
+    /// Sends a query to the session and waits for the answer.
     pub fn ask<T>(&self, question: impl FnOnce(Sender<T>) -> Question) -> Result<T, NoAnswer> {
         let connection = self.connection()?;
         let (sender, answer) = channel();
-        // The session is at its end: the answer will say so.
+        // If the session is ending, waiting for the answer fails below.
         let _ = connection.session.send(question(sender));
         connection.waker.wake();
         wait(&answer)
@@ -132,7 +132,7 @@ impl QueryChannel {
         wait(&answer)
     }
 
-    /// The state of audits.
+    /// The state of audits, for reading or changing.
     pub fn audit(&self) -> MutexGuard<'_, AuditNews> {
         lock(&self.audit)
     }

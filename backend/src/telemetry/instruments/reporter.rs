@@ -1,5 +1,5 @@
-//! The reporter: a thread that puts names on what the device's threads have found, prints it, sends it to the clients of
-//! the control socket and writes traces, so that those threads go on at once. It ends with the instruments.
+//! The reporter: a thread that adds names to the device threads' records, prints them, sends them to the control
+//! socket's clients and writes traces, so that the device threads need not wait. It ends with the instruments.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,27 +17,27 @@ use crate::front_end_check;
 use crate::telemetry::reports::{Print, Rate};
 use crate::telemetry::trace;
 
-/// Notes that wait; more are dropped (the records themselves are kept elsewhere).
+/// Maximum number of pending notes; more are dropped (the records themselves are kept elsewhere).
 const WAITING: usize = 256;
-/// Traces that one process writes by itself.
+/// Maximum number of traces that one process writes unasked.
 const TRACES: u32 = 32;
 
-/// What the reporter is told.
+/// A note to the reporter.
 #[derive(Debug)]
 pub(super) enum Note {
-    /// The violation of this number was found.
+    /// The violation with this number was found.
     Violation(u64, Print),
-    /// The finding of this number was made.
+    /// The finding with this number was made.
     Finding(u64, Print),
-    /// A job needs what the front-end refused.
+    /// A job needs a page that the front-end refused.
     Fault(Fault),
-    /// Something that a trace helps to understand.
+    /// An event that a trace helps to understand.
     Incident(&'static str),
-    /// Somebody waits until everything before this is written down.
+    /// The sender waits until all earlier notes are written.
     Flush(Sender<()>),
 }
 
-/// The way to the reporter.
+/// The handle of the reporter.
 #[derive(Debug)]
 pub(super) struct Reporter {
     notes: SyncSender<Note>,
@@ -50,7 +50,7 @@ impl Reporter {
         (Self { notes, record_dir }, receiver)
     }
 
-    /// Does not wait.
+    /// Sends a note. Does not block.
     pub(super) fn tell(&self, note: Note) {
         if self.notes.try_send(note).is_err() {
             debug!("More happens than can be told: a note was dropped");
@@ -59,11 +59,11 @@ impl Reporter {
 }
 
 impl Reporter {
-    /// Waits until what was told so far is written down, for so long.
+    /// Waits until all earlier notes are written, but no longer than this.
     pub(super) fn flush(&self, patience: Duration) {
         let (done, written) = channel();
         self.tell(Note::Flush(done));
-        // Late is as good as never: the process ends.
+        // After the timeout the process ends without them.
         let _ = written.recv_timeout(patience);
     }
 }
@@ -86,11 +86,11 @@ impl Instruments {
             Note::Violation(id, print) => self.tell_violation(id, print, traces),
             Note::Finding(id, print) => self.tell_finding(id, print, traces),
             Note::Fault(fault) => self.tell_fault(&fault),
-            // Whoever waited may have given up.
+            // The sender may have stopped waiting.
             Note::Flush(done) => drop(done.send(())),
             Note::Incident(what) => {
                 let trace = self.trace_of(what, traces);
-                // A guest can bring it about as often as it likes.
+                // Rate-limited, because a guest can cause incidents as often as it likes.
                 if incidents.take(self.clock.now()) {
                     warn!("{what}. Trace: {trace}");
                 }
@@ -165,7 +165,7 @@ impl Instruments {
         self.outbox.send("FAULT", crate::telemetry::reports::fault_json(fault, &names));
     }
 
-    /// Writes a trace if there is a place for it; says where it is, or how to get one.
+    /// Writes a trace if `record_dir` is set; returns its path, or how to get one.
     fn trace_of(&self, what: &str, traces: &mut u32) -> String {
         let Some(folder) = &self.reporter.record_dir else { return HOW_TO_TRACE.to_owned() };
         if *traces >= TRACES {
@@ -180,7 +180,7 @@ impl Instruments {
         }
     }
 
-    /// Writes what was recorded as a trace; returns how many events that were.
+    /// Writes the recorded events as a trace; returns their number.
     pub fn write_trace(&self, path: &Path) -> io::Result<usize> {
         let snapshot = self.snapshot();
         trace::write(path, &snapshot)?;
@@ -188,6 +188,6 @@ impl Instruments {
     }
 }
 
-/// What stands where the name of a trace would.
+/// Shown where the path of a trace would be.
 pub(crate) const HOW_TO_TRACE: &str =
     "none; --record-dir DIR has one written for each, and the control command record writes one now";

@@ -1,4 +1,4 @@
-//! What becomes of a finding: kept, named, told, traced.
+//! How a record is kept, named, reported and traced.
 
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ fn violation(verdict: Verdict) -> Violation {
     }
 }
 
-/// Instruments that know whose the page is.
+/// Instruments in which the page has a name.
 fn instruments(record_dir: Option<PathBuf>) -> Arc<Instruments> {
     let instruments = Instruments::start(1, record_dir, Arc::default()).unwrap();
     instruments.outbox.open();

@@ -1,5 +1,5 @@
-//! One region of the front-end's memory, mapped into this process. Checked before it is mapped: the file has to
-//! be as long as the region says (a mapping past the end of a file only fails when it is touched, with SIGBUS).
+//! One region of the front-end's memory, mapped into this process. It is checked before it is mapped: the file must be
+//! as long as the region says (an access past the end of a file only fails when it is made, with SIGBUS).
 
 use std::ffi::c_void;
 use std::fs::File;
@@ -24,13 +24,13 @@ pub struct RegionSpec {
     pub file_offset: u64,
 }
 
-/// Why a region is refused.
+/// Why a region was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum RegionError {
     /// The region is empty, or wraps around in one of its address spaces.
     #[error("Memory region is no range")]
     Range(#[from] RangeError),
-    /// The region's place in the file is past what a file can have.
+    /// The region lies past the maximum file offset.
     #[error("Memory region of {size:#x} bytes at offset {offset:#x} lies beyond any file")]
     Offset {
         /// Length of the region.
@@ -41,12 +41,12 @@ pub enum RegionError {
     /// The file ends before the region does.
     #[error("Memory region needs {needed:#x} bytes of its file, which has {len:#x}")]
     ShortFile {
-        /// Bytes that the file would have to have.
+        /// Length that the file must have.
         needed: u64,
-        /// Bytes that it has.
+        /// Length that it has.
         len: u64,
     },
-    /// The descriptor cannot be asked for its length.
+    /// The length of the file cannot be determined.
     #[error("Memory region's file cannot be examined")]
     Stat(#[source] io::Error),
     /// mmap failed.
@@ -54,38 +54,38 @@ pub enum RegionError {
     Map {
         /// Length of the region.
         size: u64,
-        /// What mmap said.
+        /// Error of mmap.
         #[source]
         source: io::Error,
     },
 }
 
-/// A mapped region. Unmapped when dropped: by then, everything that used it has been drained.
+/// A mapped region. Dropping it unmaps it: everything that used it must have been drained before.
 pub struct Region {
     gpa: ByteRange<Gpa>,
     user: ByteRange<FrontendVa>,
     /// First byte of the region in this process.
     host: NonNull<u8>,
-    /// The whole mapping, which starts at a page of the file.
+    /// The whole mapping, which starts at a page boundary of the file.
     mapping: Mapping,
     spec: RegionSpec,
 }
 
-// SAFETY: INVARIANT: `host` points into `mapping`, which this region owns; a pointer is as good on any thread.
+// SAFETY: INVARIANT: `host` points into `mapping`, which this region owns; the pointer is valid on every thread.
 unsafe impl Send for Region {}
 
-/// Where the mapping of a region lies in its file: whole pages.
+/// Where the mapping of a region lies in its file, in whole pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct PlaceInFile {
     /// Where the mapping starts.
     offset: u64,
-    /// Bytes of the mapping before the region: it need not start at a page (QEMU's mmap_offset).
+    /// Bytes of the mapping before the region: a region need not start at a page boundary (QEMU's mmap_offset).
     skip: usize,
     /// Length of the mapping.
     len: usize,
-    /// Where the region ends.
+    /// End of the region in the file.
     end: u64,
-    /// Bytes of a page of the file.
+    /// Page size of the file.
     page: usize,
 }
 
@@ -100,7 +100,7 @@ impl PlaceInFile {
             .and_then(|size| size.checked_add(skip as usize))
             .and_then(|len| len.checked_next_multiple_of(page))
             .ok_or_else(beyond)?;
-        // The kernel counts in a signed number.
+        // File offsets are signed in the kernel.
         if i64::try_from(end).is_err() {
             return Err(beyond());
         }
@@ -141,19 +141,18 @@ impl Region {
         self.user
     }
 
-    /// Where the region's byte `offset` lies in this process; the caller has checked the offset against the
-    /// length.
+    /// The host address of the region's byte `offset`. The caller has checked the offset against the length.
     pub fn host_at(&self, offset: u64) -> *mut u8 {
         self.host.as_ptr().wrapping_add(offset as usize)
     }
 
-    /// What the front-end asked for.
+    /// The region as the front-end described it.
     pub fn spec(&self) -> RegionSpec {
         self.spec
     }
 
-    /// Replaces the region by zero pages, at the same place: what still points here can do no harm, and no
-    /// access of ours reaches the guest any more. All of it at once, for single pages fail on hugetlb.
+    /// Replaces the region by zero pages at the same address: remaining pointers stay harmless, and no access reaches
+    /// the guest any more. Replaces the whole mapping at once, because single pages fail on hugetlb.
     pub fn revoke(&self) -> io::Result<()> {
         self.mapping.replace_by_zeroes()
     }
@@ -163,16 +162,16 @@ impl Mapping {
     fn new(file: &File, PlaceInFile { offset, len, page, .. }: PlaceInFile) -> io::Result<Self> {
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::SHARED | MapFlags::NORESERVE;
-        // SAFETY: the kernel chooses the place, so nothing that exists is replaced.
+        // SAFETY: the kernel chooses the address, so no existing mapping is replaced.
         let base = unsafe { mm::mmap(ptr::null_mut(), len, protection, flags, file, offset) }?;
-        // Memory of the guest has no place in a core dump. Failing to say so changes nothing else.
-        // SAFETY: the range is the mapping just made, and what is in it stays as it is.
+        // Guest memory does not belong in a core dump. A failure here has no other effect.
+        // SAFETY: the range is the mapping just made, and the call does not change its content.
         let _ = unsafe { mm::madvise(base, len, Advice::LinuxDontDump) };
         let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
         match sigbus::RegionSlot::register(base.as_ptr() as usize, len, page) {
             Some(slot) => Ok(Self { base, len, slot }),
             None => {
-                // SAFETY: the range is the mapping just made, which nobody else knows of.
+                // SAFETY: the range is the mapping just made, and no pointer to it exists elsewhere.
                 unsafe { mm::munmap(base.as_ptr().cast(), len) }?;
                 Err(io::Error::from(io::ErrorKind::QuotaExceeded))
             }
@@ -180,7 +179,7 @@ impl Mapping {
     }
 
     fn replace_by_zeroes(&self) -> io::Result<()> {
-        // SAFETY: the range is this mapping, whole; whoever points into it sees zeroes from now on.
+        // SAFETY: the range is this whole mapping; accesses through remaining pointers see zeroes from now on.
         unsafe { zero_pages(self.base.as_ptr().cast(), self.len) }
     }
 }
@@ -195,24 +194,24 @@ impl Drop for Mapping {
     }
 }
 
-/// Puts zero pages, which no file is behind, over what is mapped there. Safe in a signal handler.
+/// Replaces the pages of a mapping by anonymous zero pages. Safe in a signal handler.
 ///
 /// # Safety
 ///
-/// The range is whole pages of a mapping of guest memory, which stays registered meanwhile. Nothing but guest memory is
-/// in them, so that whatever points there finds what a guest could have written.
+/// The range is whole pages of a mapping of guest memory, which stays registered during the call. The pages hold
+/// nothing but guest memory, so remaining pointers find what a guest could have written.
 pub(super) unsafe fn zero_pages(base: *mut c_void, len: usize) -> io::Result<()> {
     let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
-    // SAFETY: as the caller promises.
+    // SAFETY: the caller guarantees it.
     unsafe { mm::mmap_anonymous(base, len, ProtFlags::READ | ProtFlags::WRITE, flags) }?;
     Ok(())
 }
 
-/// The page size of a file: that of its file system where it has huge pages of its own, else the host's.
+/// The page size of a file: that of its file system if that is hugetlbfs, else the host's.
 fn page_size(file: &File) -> io::Result<usize> {
     const HUGETLBFS: i64 = 0x9584_58f6;
     let file_system = rustix::fs::fstatfs(file)?;
-    // Other file systems say here what they like to read at a time, which is not what mmap aligns to.
+    // Other file systems report their preferred block size here, which is not the alignment that mmap needs.
     let own = (file_system.f_type == HUGETLBFS).then_some(file_system.f_bsize);
     Ok(own.and_then(|size| usize::try_from(size).ok()).unwrap_or_else(rustix::param::page_size))
 }
@@ -270,7 +269,7 @@ mod tests {
             page_size(&memory(MemfdFlags::empty()).unwrap().into()).unwrap(),
             rustix::param::page_size()
         );
-        // A kernel without pages of 2 MiB has no such files.
+        // A kernel without 2 MiB pages has no such files.
         if let Ok(huge) = memory(MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB) {
             assert_eq!(page_size(&huge.into()).unwrap(), 2 << 20);
         }

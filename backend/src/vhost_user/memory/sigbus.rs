@@ -1,6 +1,6 @@
-//! A file that the front-end truncates under us turns an access into SIGBUS. The handler puts a zero page over
-//! the hole, so that the access in progress ends, and counts it, so that the session can be failed. Everything
-//! here is safe in a signal handler: atomics and mmap, no locks, no allocation.
+//! If the front-end truncates a mapped file, an access raises SIGBUS. The handler puts a zero page over the hole, so
+//! that the access completes, and counts it, so that the session can be ended. Everything here is safe in a signal
+//! handler: atomics and mmap, no locks, no allocation.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -9,8 +9,8 @@ use std::ptr;
 use std::sync::Once;
 use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
 
-/// Most regions of all sessions together. A memory table has 32 at the most; two tables live at once while one
-/// replaces the other.
+/// Maximum number of regions of all sessions together. A memory table has up to 32; two tables exist while one replaces
+/// the other.
 const SLOTS: usize = 128;
 
 struct RegionEntry {
@@ -24,58 +24,58 @@ static TABLE: [RegionEntry; SLOTS] = [const {
     RegionEntry { base: AtomicUsize::new(0), len: AtomicUsize::new(0), page: AtomicUsize::new(0) }
 }; SLOTS];
 
-/// Holes that were papered over since the start of the process.
+/// Holes that were filled since the start of the process.
 static HOLES: AtomicU64 = AtomicU64::new(0);
 
-/// The eventfd that is told of a hole; -1: nobody is.
+/// The eventfd that is signalled after a hole; -1 if there is none.
 static LISTENER: AtomicI32 = AtomicI32::new(-1);
 
-/// Has an eventfd told of holes, until [`wake_nobody`].
+/// Has an eventfd signalled after each hole, until [`wake_nobody`].
 pub fn wake_at_a_hole(eventfd: RawFd) {
     LISTENER.store(eventfd, Ordering::Release);
 }
 
-/// Before the eventfd is closed.
+/// Stops signalling the eventfd. Has to be called before the eventfd is closed.
 pub fn wake_nobody() {
     LISTENER.store(-1, Ordering::Release);
 }
 
-/// How often a region turned out to have no memory behind it, since the start of the process.
+/// How often a page of a region turned out to have no memory behind it, since the start of the process.
 pub fn holes() -> u64 {
     HOLES.load(Ordering::Acquire)
 }
 
-/// A mapping that the handler knows.
+/// A mapping that is registered with the handler.
 pub struct RegionSlot(usize);
 
 const BEING_FILLED: usize = usize::MAX;
 
 impl RegionSlot {
-    /// Makes a mapping known; `None` if there are too many.
+    /// Registers a mapping; `None` if there are too many.
     pub fn register(base: usize, len: usize, page: usize) -> Option<Self> {
         let index = TABLE.iter().position(|entry| {
-            // Claims a free entry: a `base` of 0 is free, and no mapping starts at 0.
+            // Claims a free entry: a `base` of 0 marks a free one, and no mapping starts at 0.
             entry.base.compare_exchange(0, BEING_FILLED, Ordering::AcqRel, Ordering::Relaxed).is_ok()
         })?;
         let entry = TABLE.get(index)?;
         entry.page.store(page, Ordering::Relaxed);
         entry.base.store(base, Ordering::Relaxed);
-        // ORDERING: Release: a handler that sees the length sees the rest.
+        // ORDERING: Release: a handler that sees the length also sees the other fields.
         entry.len.store(len, Ordering::Release);
         Some(Self(index))
     }
 
-    /// Takes the mapping off the table, before it is unmapped.
+    /// Unregisters the mapping. Has to be called before it is unmapped.
     pub fn forget(&self) {
         if let Some(entry) = TABLE.get(self.0) {
             entry.len.store(0, Ordering::Release);
-            // ORDERING: Release: whoever claims the entry finds its length at 0.
+            // ORDERING: Release: a thread that claims the entry sees a length of 0.
             entry.base.store(0, Ordering::Release);
         }
     }
 }
 
-/// Installs the handler, once for the process.
+/// Installs the handler, once per process.
 pub fn install() -> io::Result<()> {
     static ONCE: Once = Once::new();
     let mut result = Ok(());
@@ -84,11 +84,11 @@ pub fn install() -> io::Result<()> {
 }
 
 fn set_action(handler: libc::sighandler_t, flags: libc::c_int) -> io::Result<()> {
-    // SAFETY: all zeroes is a valid sigaction: the default action, no flags, an empty mask.
+    // SAFETY: an all-zero sigaction is valid: the default action, no flags, an empty mask.
     let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
     action.sa_sigaction = handler;
     action.sa_flags = flags;
-    // SAFETY: `action` is whole, and the old one is not asked for.
+    // SAFETY: `action` is initialised, and the old action is not requested.
     let result = unsafe { libc::sigaction(libc::SIGBUS, &raw const action, ptr::null_mut()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
@@ -99,7 +99,8 @@ extern "C" fn handler(_signal: libc::c_int, info: *mut libc::siginfo_t, _context
     // SAFETY: SIGBUS fills the address field.
     let address = unsafe { info.si_addr() } as usize;
     if !paper_over(address) {
-        // Not guest memory: a bug of ours. The access happens again with the default action, and kills.
+        // Not guest memory: a bug of MirrorGPU. The access is repeated with the default action, which kills the
+        // process.
         let _ = set_action(libc::SIG_DFL, 0);
     }
 }
@@ -115,14 +116,14 @@ fn paper_over(address: usize) -> bool {
         }
         let page = entry.page.load(Ordering::Relaxed);
         let start = address & !(page - 1);
-        // SAFETY: the page lies in a registered mapping of ours, which is not unmapped while it is registered.
+        // SAFETY: the page lies in a registered mapping, which is not unmapped while it is registered.
         let result = unsafe { super::region::zero_pages(start as *mut libc::c_void, page) };
         HOLES.fetch_add(1, Ordering::AcqRel);
         let listener = LISTENER.load(Ordering::Acquire);
         if listener >= 0 {
-            // SAFETY: the eventfd of a session that runs: it is closed after `wake_nobody`, and borrowed for one write.
+            // SAFETY: the eventfd is open: it is closed only after `wake_nobody`, and borrowed for one write.
             let listener = unsafe { BorrowedFd::borrow_raw(listener) };
-            // A full counter means that a wake-up is already due.
+            // A full counter means that a wake-up is already pending.
             let _ = rustix::io::write(listener, &1u64.to_ne_bytes());
         }
         return result.is_ok();
@@ -144,7 +145,7 @@ mod tests {
         let region = Region::map(spec, &file).unwrap();
         file.set_len(0x1000).unwrap();
         let before = holes();
-        // SAFETY: inside a mapping of 0x3000 bytes; the handler maps what the file no longer has.
+        // SAFETY: inside a mapping of 0x3000 bytes; the handler maps a page that the file no longer has.
         let byte = unsafe { region.host_at(0x2008).read_volatile() };
         assert_eq!((byte, holes() - before), (0, 1));
     }

@@ -1,5 +1,5 @@
-//! The memory table: all regions of the front-end's memory, and the way from its address spaces to ours. Regions
-//! do not overlap in either space. A change is made as a whole or not at all.
+//! The memory table: all regions of the front-end's memory, and the translation of its addresses to host addresses.
+//! Regions do not overlap in either address space. A change is applied as a whole or not at all.
 
 use std::fs::File;
 use std::io;
@@ -8,16 +8,16 @@ use device_model::addr::{ByteRange, FrontendVa, Gpa};
 
 use super::region::{Region, RegionError, RegionSpec};
 
-/// Most regions of a table: as many descriptors as one message can carry in the `vhost` crate.
+/// Maximum number of regions: as many descriptors as one message can carry in the `vhost` crate.
 pub const MAX_REGIONS: usize = 32;
 
-/// Why a table, or a change of it, is refused.
+/// Why a table, or a change of it, was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum TableError {
-    /// One of the regions cannot be taken.
+    /// One of the regions cannot be mapped.
     #[error("Region {index} of the memory table cannot be taken")]
     Region {
-        /// Its place in the message.
+        /// Its index in the message.
         index: usize,
         /// Why.
         #[source]
@@ -26,23 +26,23 @@ pub enum TableError {
     /// Two regions share addresses.
     #[error("Memory regions at guest-physical {first:#x} and {second:#x} overlap")]
     Overlap {
-        /// Guest-physical address of the one.
+        /// Guest-physical address of one region.
         first: u64,
-        /// Guest-physical address of the other.
+        /// Guest-physical address of the other region.
         second: u64,
     },
-    /// More regions than descriptors, or fewer.
+    /// The numbers of regions and descriptors differ.
     #[error("Memory table of {regions} regions came with {files} descriptors")]
     Descriptors {
-        /// Regions.
+        /// Number of regions.
         regions: usize,
-        /// Descriptors.
+        /// Number of descriptors.
         files: usize,
     },
     /// The table is full.
     #[error("Memory table already has {MAX_REGIONS} regions, the most that it can have")]
     Full,
-    /// There is no such region to remove.
+    /// The region to remove does not exist.
     #[error("Memory table has no region of {size:#x} bytes at guest-physical {gpa:#x}")]
     Unknown {
         /// Guest-physical address.
@@ -61,7 +61,7 @@ pub struct Translation {
     pub len: usize,
 }
 
-/// The regions, in no order.
+/// The regions, unordered.
 #[derive(Default)]
 pub struct MemoryTable {
     regions: Vec<Region>,
@@ -103,7 +103,7 @@ impl MemoryTable {
         self.regions.iter().any(|region| Self::matches(region, spec))
     }
 
-    /// Takes a region away, for the caller to drop. Its file offset is not compared: the front-end sends none.
+    /// Removes a region, for the caller to drop. Its file offset is not compared: the front-end sends none.
     pub fn remove(&mut self, spec: RegionSpec) -> Result<Region, TableError> {
         let index = self.regions.iter().position(|region| Self::matches(region, spec));
         index
@@ -121,20 +121,20 @@ impl MemoryTable {
         &self.regions
     }
 
-    /// Where a range of the front-end's addresses lies; `None` if it is not in one region.
+    /// The host range of a range of front-end addresses; `None` if it does not lie within one region.
     pub fn translate(&self, range: ByteRange<FrontendVa>) -> Option<Translation> {
         let region = self.regions.iter().find(|region| region.user().covers(range))?;
         let offset = range.first().raw() - region.user().first().raw();
         Some(Translation { host: region.host_at(offset), len: usize::try_from(range.len()).ok()? })
     }
 
-    /// The guest-physical address that the front-end calls `address`.
+    /// The guest-physical address of the front-end address `address`.
     pub fn gpa_of(&self, address: FrontendVa) -> Option<Gpa> {
         let region = self.regions.iter().find(|region| region.user().contains(address))?;
         region.gpa().first().checked_add(address.raw() - region.user().first().raw())
     }
 
-    /// Replaces all memory by zero pages ([`Region::revoke`]). Stops at the first region that resists.
+    /// Replaces all memory by zero pages ([`Region::revoke`]). Stops at the first region that fails.
     pub fn revoke(&self) -> io::Result<()> {
         self.regions.iter().try_for_each(Region::revoke)
     }

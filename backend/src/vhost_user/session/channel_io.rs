@@ -1,5 +1,5 @@
-//! The back-end channel's side of a session: answers in, MISSes out. What they mean is decided in
-//! [`device_model::session`].
+//! The session's I/O on the back-end channel: reads answers, sends MISSes. [`device_model::session`] decides what they
+//! mean.
 
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::vhost_user::channel::{Channel, ChannelError};
 use crate::vhost_user::peek;
 
 impl SessionState {
-    /// Takes a new back-end channel.
+    /// Installs a new back-end channel.
     pub(super) fn replace_channel(&mut self, channel: Channel) {
         if let Some(referee) = &mut self.referee {
             referee.channel_replaced();
@@ -24,7 +24,7 @@ impl SessionState {
         self.channel = Some(channel);
     }
 
-    /// Reads the answers that have come on the back-end channel.
+    /// Reads the answers that have arrived on the back-end channel.
     pub(super) fn read_answers(&mut self, now: Duration) {
         while let Some(channel) = &mut self.channel {
             match channel.next_answer() {
@@ -35,7 +35,7 @@ impl SessionState {
         }
     }
 
-    /// Takes an answer to the oldest miss.
+    /// Handles the answer to the oldest MISS.
     fn take_answer(&mut self, now: Duration, granted: bool) {
         if let Some(referee) = &mut self.referee {
             referee.miss_answered(now, granted);
@@ -51,17 +51,17 @@ impl SessionState {
         }
     }
 
-    /// A miss is settled: the front-end is judged by the answer, then the mirror takes it.
+    /// A miss is settled: the front-end checker judges the answer, then the mirror takes it.
     pub(super) fn settle(&mut self, now: Duration, settled: Settled) {
         self.judge_answer(now, settled.resolution());
         self.core.apply(now, settled);
-        // The waiters are told, and the mirror is tampered with, before the next answer is taken.
+        // The waiters are notified, and faults are injected into the mirror, before the next answer is read.
         self.carry_out(now);
     }
 
-    /// Ends the misses that were not answered in time.
+    /// Settles the misses that were not answered in time.
     pub(super) fn expire_misses(&mut self, now: Duration, main: &UnixStream) {
-        // A MISS may be unread, or, on the main socket, the ack of the UPDATE that comes before an answer.
+        // A MISS may be unread or, on the main socket, the ack of the UPDATE that precedes an answer.
         let channel = &self.channel;
         let has_unread = || channel.as_ref().is_some_and(Channel::is_unread) || peek::is_unread(main);
         for settled in self.core.expire(now, has_unread) {
@@ -69,7 +69,7 @@ impl SessionState {
         }
     }
 
-    /// Sends what misses the channel takes.
+    /// Sends as many misses as the channel accepts.
     pub(super) fn send_misses(&mut self, now: Duration) {
         self.take_requests(now);
         let Some(channel) = &mut self.channel else { return };
@@ -87,7 +87,7 @@ impl SessionState {
         }
     }
 
-    /// Takes what the other threads are missing.
+    /// Takes the miss requests of the other threads.
     fn take_requests(&mut self, now: Duration) {
         while let Some(request) = self.core.next_request() {
             self.faults.hold_back(now, request);
@@ -102,7 +102,7 @@ impl SessionState {
         self.carry_out(now);
     }
 
-    /// `--inject refuse-miss`: page by page, for it may strike only some.
+    /// `--inject refuse-miss`: decided page by page, because it may apply to some of them only.
     fn refuse_some(&mut self, now: Duration, request: MissRequest) {
         let MissRequest { missing, waiter } = request;
         for iova in missing.pages() {
@@ -116,7 +116,7 @@ impl SessionState {
         }
     }
 
-    /// Without a channel, nothing that is missing will ever come.
+    /// Without a channel, no outstanding miss will be answered.
     fn lose_channel(&mut self, now: Duration, error: &ChannelError) {
         if let Some(referee) = &mut self.referee {
             referee.channel_failed(now, error);

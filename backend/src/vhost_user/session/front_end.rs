@@ -1,5 +1,5 @@
-//! What the referee of `--check-front-end` is told, and what becomes of what it finds. Without the flag there is none, and
-//! nothing here costs more than a look whether there is. Judges nothing itself.
+//! Feeds the front-end checker (`--check-front-end`) and reports its findings. Without the flag there is no checker,
+//! and each call costs one test for it. Judges nothing itself.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -17,12 +17,12 @@ use crate::vhost_user::Header;
 use crate::vhost_user::peek::{self, Next};
 
 impl SessionState {
-    /// Has the front-end judged from its first message on. It has `miss_timeout` for an answer.
+    /// Checks the front-end from its first message on. `miss_timeout` is its time limit for an answer.
     pub fn appoint_referee(&mut self, miss_timeout: Duration) {
         self.referee = Some(Referee::new(self.core.offer(), miss_timeout));
     }
 
-    /// The message at the head of the socket will be handled now.
+    /// The message at the head of the socket is handled next.
     pub(super) fn judge_message(
         &mut self,
         now: Duration,
@@ -45,12 +45,12 @@ impl SessionState {
         Some(refusal)
     }
 
-    /// A MISS was settled; the mirror does not know it yet.
+    /// A MISS was settled, and the mirror has not been updated yet.
     pub(super) fn judge_answer(&mut self, now: Duration, resolution: &Resolution<Waiter>) {
         let Some(referee) = &mut self.referee else { return };
         match resolution.outcome {
             Outcome::TimedOut => referee.miss_timed_out(now, resolution.request),
-            // The channel was judged when it was lost.
+            // The front-end was judged when the channel was lost.
             Outcome::NoChannel => {}
             Outcome::Mapped { .. } | Outcome::Refused | Outcome::NotCovered => {
                 referee.miss_resolved(now, resolution, self.core.mirror());
@@ -58,17 +58,17 @@ impl SessionState {
         }
     }
 
-    /// Everything that the mirror held is gone, for a reason of our own.
+    /// The mirror was emptied for a reason of MirrorGPU's own.
     pub(super) fn forget_suspicions(&mut self) {
         if let Some(referee) = &mut self.referee {
             referee.mirror_emptied(ByteRange::everything());
         }
     }
 
-    /// Judges what time has shown, and tells what was found. `idle`: nothing is owed to the front-end.
+    /// Judges what can be judged by now, and reports the findings. `idle`: no reply to the front-end is pending.
     pub(super) fn judge_front_end(&mut self, now: Duration, socket: &UnixStream, idle: bool) {
         let Some(referee) = &mut self.referee else { return };
-        // Whatever was sent before an answer on the other socket is there by now.
+        // Everything that was sent before an answer on the other socket has arrived by now.
         let all_is_read = || matches!(peek::next(socket), Ok(Next::Empty | Next::Closed));
         if referee.wants_empty_socket() && idle && all_is_read() {
             referee.main_socket_empty(now);
@@ -77,7 +77,7 @@ impl SessionState {
         self.tell_findings();
     }
 
-    /// The session is over.
+    /// The session has ended.
     pub(super) fn judge_end(&mut self, end: &SessionEnd) {
         if let Some(referee) = &mut self.referee {
             referee.ended(self.scheduler.now(), end);
@@ -93,7 +93,7 @@ impl SessionState {
                 Severity::Likely => self.stats.findings_likely.add(1),
                 Severity::Note => self.stats.findings_noted.add(1),
             }
-            // Named and printed elsewhere: this thread has the front-end to serve.
+            // The reporter names and prints it: this thread has to serve the front-end.
             self.sink.instruments().finding(finding);
         }
     }

@@ -1,5 +1,5 @@
-//! What `--inject` does to a session, at its seams: what goes into it, what comes out of it, and what stands in the mirror
-//! afterwards. The session itself knows nothing of it. Everything is empty while nothing is turned on.
+//! Fault injection (`--inject`) at the session's seams: what goes in, what comes out, and what the mirror holds
+//! afterwards. The session itself knows nothing of it. Everything here is empty while no fault is turned on.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -12,41 +12,41 @@ use device_model::session::miss_port::MissRequest;
 
 use crate::faults::{Bug, Injection};
 
-/// Pages of which it is remembered where they were.
+/// Maximum number of pages whose old translation is remembered.
 const REMEMBERED: usize = 1 << 14;
 
-/// The last UPDATE, for the bugs that take it for more than it is.
+/// The last UPDATE, for the seeded bugs that misuse it.
 #[derive(Clone, Copy, Debug)]
 struct LastUpdate {
     range: ByteRange<Iova>,
     host: HostRange,
     claimed: Permissions,
-    /// An INVALIDATE of its range came since.
+    /// An INVALIDATE of its range has come since.
     invalidated: bool,
 }
 
-/// What misbehaves in a session, and what it keeps for that.
+/// The seeded bugs of a session, and the data that they need.
 pub(super) struct InjectedFaults {
     injection: Arc<Injection>,
-    /// What the INVALIDATE that is being drained should have taken away.
+    /// The ranges that the INVALIDATE being drained should have removed.
     unzapped: Vec<MappedRange>,
-    /// Where pages were before an INVALIDATE took them away.
+    /// Translations of pages before an INVALIDATE removed them.
     before: BTreeMap<Iova, u64>,
     last_update: Option<LastUpdate>,
-    /// Requests for misses that are held back, with the time at which they may go on.
+    /// Miss requests that are held back, with the time at which they may be sent.
     late: VecDeque<(Duration, MissRequest)>,
-    /// The INVALIDATE that is being drained was acked already.
+    /// The INVALIDATE being drained was already acked.
     acked_early: bool,
 }
 
 impl InjectedFaults {
-    /// Nothing has happened yet.
+    /// Nothing is held back or remembered.
     pub(super) fn new(injection: Arc<Injection>) -> Self {
         let (unzapped, before, late) = (Vec::new(), BTreeMap::new(), VecDeque::new());
         Self { injection, unzapped, before, last_update: None, late, acked_early: false }
     }
 
-    /// An INVALIDATE has come; returns the range that the session is told.
+    /// An INVALIDATE has come; returns the range that is passed on to the session.
     pub(super) fn invalidating(&mut self, mirror: &MirrorWriter, range: ByteRange<Iova>) -> ByteRange<Iova> {
         if let Some(update) = &mut self.last_update {
             update.invalidated |= update.range.page_aligned().overlaps(range.page_aligned());
@@ -55,7 +55,7 @@ impl InjectedFaults {
         if self.injection.fires(Bug::DrainEverything) { ByteRange::everything() } else { range }
     }
 
-    /// Notes what an INVALIDATE is about to take away.
+    /// Remembers the translations that an INVALIDATE is about to remove.
     fn note(&mut self, mirror: &MirrorWriter, range: ByteRange<Iova>) {
         let [keep, remember] = [Bug::DropZap, Bug::StaleTranslation].map(|bug| self.injection.is_on(bug));
         if !keep && !remember {
@@ -75,7 +75,7 @@ impl InjectedFaults {
         });
     }
 
-    /// Whether the ack of an INVALIDATE goes out before its drain is over, though this is in flight. Says so once.
+    /// Whether an INVALIDATE is acked before the end of its drain, while `left` is in flight. True once per drain.
     pub(super) fn acks_early(&mut self, left: InFlight) -> bool {
         if self.acked_early {
             return false;
@@ -89,13 +89,13 @@ impl InjectedFaults {
         self.acked_early
     }
 
-    /// Whether the INVALIDATE that is being drained was acked already.
+    /// Whether the INVALIDATE being drained was already acked.
     pub(super) fn has_acked_early(&self) -> bool {
         self.acked_early
     }
 
-    /// The drain of an INVALIDATE is over; returns whether it was acked before. What should be gone is there again, with
-    /// the seeded bug "drop zap".
+    /// The drain of an INVALIDATE is complete; returns whether it was acked before. The seeded bug "drop zap" restores
+    /// the removed ranges here.
     pub(super) fn drained(&mut self, mirror: &mut MirrorWriter) -> bool {
         for kept in self.unzapped.drain(..) {
             self.injection.fires(Bug::DropZap);
@@ -110,19 +110,18 @@ impl InjectedFaults {
         self.last_update = host.map(|host| LastUpdate { range, host, claimed, invalidated: false });
     }
 
-    /// A MISS is granted. An UPDATE that was invalidated meanwhile is cached all the same, with the seeded bug "keep staged
-    /// update".
+    /// A MISS is granted. The seeded bug "keep staged update" maps an UPDATE that was invalidated meanwhile.
     pub(super) fn granted(&mut self, mirror: &mut MirrorWriter) {
         if let Some(LastUpdate { range, host, claimed, invalidated: true }) = self.last_update.take()
             && self.injection.fires(Bug::KeepStagedUpdate)
         {
-            // What cannot be mapped does no harm.
+            // A range that cannot be mapped is not added, which is harmless.
             let _ = mirror.map(SpaceId::DEVICE, range, host, claimed);
         }
     }
 
-    /// The mirror has the answer to a MISS. The seeded bugs: it has the page where it was before, or with what the UPDATE
-    /// claimed.
+    /// The mirror has the answer to a MISS. The seeded bugs map the page where it was before, or with the permissions
+    /// that the UPDATE claimed.
     pub(super) fn mapped(
         &mut self,
         mirror: &mut MirrorWriter,
@@ -143,21 +142,21 @@ impl InjectedFaults {
         }
     }
 
-    /// Memory goes away: nothing that leads there is kept.
+    /// Memory is being removed: translations that lead to it are dropped.
     pub(super) fn forget(&mut self) {
         self.unzapped.clear();
         self.before.clear();
         self.last_update = None;
     }
 
-    /// Takes a request for misses; it comes back from [`Self::due`] when it may be sent, in order.
+    /// Holds a miss request back; [`Self::due`] returns it when it may be sent, in order.
     pub(super) fn hold_back(&mut self, now: Duration, request: MissRequest) {
         let delay = self.injection.delay(Bug::DelayMiss).unwrap_or_default();
         let behind = self.late.back().map(|(due, _)| *due).unwrap_or_default();
         self.late.push_back((now.saturating_add(delay).max(behind), request));
     }
 
-    /// A request whose time has come.
+    /// A request that may be sent now.
     pub(super) fn due(&mut self, now: Duration) -> Option<MissRequest> {
         self.late.front().filter(|(due, _)| *due <= now)?;
         self.late.pop_front().map(|(_, request)| request)
@@ -168,13 +167,13 @@ impl InjectedFaults {
         self.late.front().map(|(due, _)| *due)
     }
 
-    /// The device has stopped: requests are void.
+    /// The device has stopped: requests held back are void.
     pub(super) fn forget_misses(&mut self) {
         self.late.clear();
     }
 }
 
-/// The part of what is mapped that lies in `range`.
+/// The part of a mapped range that lies in `range`.
 fn part_of(mapped: MappedRange, range: ByteRange<Iova>) -> Option<MappedRange> {
     let first = mapped.range.first().max(range.first());
     let part = ByteRange::inclusive(first, mapped.range.last().min(range.last()))?;
@@ -186,9 +185,9 @@ fn map(mirror: &mut MirrorWriter, mapped: MappedRange) {
     let MappedRange { space, range, host, permissions } = mapped;
     let Ok(len) = usize::try_from(range.len()) else { return };
     let start = std::ptr::with_exposed_provenance_mut(host as usize);
-    // SAFETY: INVARIANT: the mirror had this range, and what it was made from is there until the memory table changes;
-    // `InjectedFaults::forget` comes before that.
+    // SAFETY: INVARIANT: the mirror had this range, and the memory behind it exists until the memory table changes;
+    // `InjectedFaults::forget` is called before that.
     let host = unsafe { HostRange::new(start, len) };
-    // What cannot be mapped does no harm.
+    // A range that cannot be mapped is not added, which is harmless.
     let _ = mirror.map(space, range, host, permissions);
 }

@@ -1,4 +1,4 @@
-//! The session's jobs: the schedule that the engines share. `--inject` may keep from it what the session says.
+//! The session's access to the jobs: the scheduler that the engines share. `--inject` may withhold calls from it.
 
 use std::sync::Arc;
 use std::time::Duration;

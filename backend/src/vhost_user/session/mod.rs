@@ -1,11 +1,11 @@
-//! One vhost-user session's I/O: a thread that reads the main socket, the back-end channel and the requests of the other
-//! threads, and never waits for any of them but in epoll. What is decided about them is decided in
-//! [`device_model::session`]; this thread hands it messages and times, and carries out its effects.
+//! The I/O of one vhost-user session: a thread that reads the main socket, the back-end channel and the requests of the
+//! other threads, and blocks in epoll only. [`device_model::session`] makes the decisions; this thread passes messages
+//! and times to it, and carries out its effects.
 //!
 //! QEMU holds its big lock while it waits for a reply, without a timeout, and serves no MISS until then. So nothing
-//! here waits for a drain: the thread goes back to epoll, where the end of the last section or pin, a hang-up, or the
-//! next deadline wakes it. A message that needs a drain first stays unread until the drain is over, so that the
-//! `vhost` crate handles it and replies at once.
+//! here waits for a drain: the thread returns to epoll, and the end of the last section or pin, a hang-up, or the next
+//! deadline wakes it. A message that needs a drain first stays unread until the drain has ended, so that the `vhost`
+//! crate handles it and replies at once.
 
 mod channel_io;
 mod front_end;
@@ -40,9 +40,9 @@ use crate::vhost_user::peek::{self, Next, PeekError};
 use crate::vhost_user::{Ack, Header, request};
 use crate::wake::{Poller, Waker};
 
-/// How long the rest of a message may take, and the first message of a connection.
+/// Time limit for the rest of a message, and for the first message of a connection.
 const MESSAGE_DEADLINE: Duration = Duration::from_secs(5);
-/// Messages that are read before everything else is looked at again.
+/// Messages that are read in one turn, before the other sources are checked again.
 const MESSAGES_A_TURN: u32 = 64;
 
 const MAIN: u64 = 0;
@@ -50,45 +50,45 @@ const CHANNEL: u64 = 1;
 const WAKE: u64 = 2;
 const SIGNAL: u64 = 3;
 
-/// Why a session is over.
+/// Why a session ended.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionEnd {
     /// The front-end has closed its end.
     #[error("The front-end has closed the connection")]
     Closed,
-    /// SIGTERM or SIGINT.
+    /// SIGTERM or SIGINT was received.
     #[error("A signal asked the process to end")]
     Signal,
-    /// What came is no vhost-user message.
+    /// The bytes received are not a vhost-user message.
     #[error("The front-end does not speak vhost-user")]
     NoMessage(#[from] PeekError),
-    /// A message did not come whole in time.
+    /// A message did not arrive completely in time.
     #[error("The front-end left a message unfinished for {MESSAGE_DEADLINE:?}")]
     Unfinished,
-    /// The `vhost` crate gave up on a message.
+    /// The `vhost` crate could not handle a message.
     #[error("Message {code} of the front-end cannot be handled")]
     Request {
         /// Its number.
         code: u32,
-        /// What the crate says.
+        /// Error of the crate.
         #[source]
         source: vhost::vhost_user::Error,
     },
-    /// A request was refused, and the front-end did not ask to be told.
+    /// A request was refused, and the front-end did not ask for a reply.
     #[error("Message {code} of the front-end is refused")]
     Refused {
         /// Its number.
         code: u32,
-        /// Why.
+        /// Reason of the refusal.
         #[source]
         why: Refusal,
     },
-    /// A message that should carry one descriptor does not.
+    /// A message that must carry exactly one descriptor does not.
     #[error("Message {code} came with {count} descriptors instead of one")]
     Descriptors {
         /// Its number.
         code: u32,
-        /// How many came.
+        /// Number of descriptors received.
         count: usize,
     },
     /// A socket or epoll failed.
@@ -97,20 +97,20 @@ pub enum SessionEnd {
     /// A file behind the guest's memory became shorter than the memory table says.
     #[error("The front-end's memory has lost pages that the memory table has: a file was truncated")]
     MemoryLost,
-    /// An engine did not reach the end of its step: memory was revoked.
+    /// An engine did not reach the end of its step in time: memory was revoked.
     #[error("An engine did not reach the end of a step: guest memory was revoked, and the session is over")]
     Revoked,
-    /// A thread of the device has failed: what it serves would never be answered.
+    /// A thread of the device has failed: requests to it would never be answered.
     #[error("A thread of the device has failed")]
     ThreadFailed(#[source] Arc<ThreadFailure>),
 }
 
-/// A reply that has not gone out yet.
+/// A reply that has not been sent yet.
 #[derive(Debug)]
 enum Outgoing {
-    /// The ack of an INVALIDATE that is held back (`--inject delay-ack`), until then.
+    /// The ack of an INVALIDATE; not sent before this time (`--inject delay-ack`), and no message is read until then.
     Held(Ack, Duration),
-    /// It did not fit the socket.
+    /// The reply did not fit into the socket: it is sent when there is room, and no message is read until then.
     Unsent {
         ack: Ack,
         /// It is the ack of an INVALIDATE.
@@ -126,24 +126,24 @@ pub struct Session {
     injection: Arc<Injection>,
     poller: Poller,
     waker: Waker,
-    /// The message that was taken, or looked at, last.
+    /// The header of the last message that was handled or peeked at.
     current: Option<Header>,
     outgoing: Option<Outgoing>,
     clock: Clock,
-    /// The main socket may have something to read.
+    /// The main socket may be readable.
     readable: bool,
-    /// When the message that has begun has to be whole.
+    /// When the message that has begun must be complete.
     message_due: Option<Duration>,
     signalled: bool,
-    /// The descriptor of the signals.
+    /// The signalfd.
     signal: RawFd,
-    /// Holes in guest memory before this session.
+    /// Holes in guest memory that were found before this session.
     holes: u64,
 }
 
 impl Session {
-    /// A session on `socket`. `waker` is what the other threads wake it with, `signal` becomes readable when the
-    /// process is asked to end.
+    /// A session on `socket`. The other threads wake it with `waker`; `signal` becomes readable when the process has to
+    /// end.
     pub fn new(
         socket: UnixStream,
         state: SessionState,
@@ -158,10 +158,10 @@ impl Session {
         poller.add(signal.as_fd().as_raw_fd(), SIGNAL, Events::EPOLLIN)?;
         let clock = state.sink.instruments().clock();
         let injection = Arc::clone(&state.injection);
-        // The crate handles one request at a time, on this thread: the mutex is what its trait asks for.
+        // The crate handles one request at a time, on this thread; the mutex is there because its trait requires it.
         let state = Arc::new(Mutex::new(state));
         let requests = BackendReqHandler::from_stream(socket.try_clone()?, Arc::clone(&state));
-        // Last, for a session that cannot begin takes its eventfd with it.
+        // Done last: a session that fails to start closes its eventfd.
         sigbus::wake_at_a_hole(waker.as_raw_fd());
         Ok(Self {
             socket,
@@ -181,7 +181,7 @@ impl Session {
         })
     }
 
-    /// Serves the front-end until the session ends; then everything that it used is drained and given back.
+    /// Serves the front-end until the session ends; then drains and releases everything that it used.
     pub fn run(mut self) -> SessionEnd {
         let end = loop {
             if let Err(end) = self.turn() {
@@ -235,7 +235,7 @@ impl Session {
         Ok(())
     }
 
-    /// Looks how far the drain is that is under way.
+    /// Checks how far the current drain is.
     fn poll_drain(&mut self, now: Duration) -> Result<(), SessionEnd> {
         self.ack_early()?;
         {
@@ -246,17 +246,17 @@ impl Session {
         self.carry_out()
     }
 
-    /// Whether no reply is due.
+    /// Whether no reply is pending.
     fn is_idle(&self) -> bool {
         self.outgoing.is_none() && self.lock().core.may_read()
     }
 
-    /// Whether the next message may be looked at, and there may be one.
+    /// Whether the next message may be read, and there may be one.
     fn may_read(&self) -> bool {
         self.readable && self.is_idle()
     }
 
-    /// Does what the session wants done.
+    /// Carries out the effects of the session core.
     fn carry_out(&mut self) -> Result<(), SessionEnd> {
         loop {
             let now = self.now();
@@ -281,13 +281,13 @@ impl Session {
                 }
                 Some(Effect::End(End::Revoked)) => return Err(SessionEnd::Revoked),
                 Some(Effect::Abort) => state::abort(),
-                // Everything else stays within the device, and a session that serves does not close.
+                // All other effects are carried out within the device, and a running session does not close.
                 Some(_) => {}
             }
         }
     }
 
-    /// The drain of an INVALIDATE is over.
+    /// The drain of an INVALIDATE has ended.
     fn acknowledge(&mut self, to: Option<Header>) -> Result<(), SessionEnd> {
         let was_early = {
             let mut state = self.lock();
@@ -307,8 +307,8 @@ impl Session {
         self.send(ack, true)
     }
 
-    /// The seeded bugs "ack before drain", "skip section" and "skip pin": the front-end hears of the end of a drain that
-    /// is not over.
+    /// The seeded bugs "ack before drain", "skip section" and "skip pin": the front-end gets the ack before the drain
+    /// has ended.
     fn ack_early(&mut self) -> Result<(), SessionEnd> {
         let Some(header) = self.current.filter(|header| header.code() == request::IOTLB_MSG) else {
             return Ok(());
@@ -324,7 +324,7 @@ impl Session {
         Ok(())
     }
 
-    /// Sends what was held back, or did not fit the socket.
+    /// Sends a reply that was held back, or did not fit into the socket.
     fn send_outgoing(&mut self, now: Duration) -> Result<(), SessionEnd> {
         match self.outgoing.take() {
             Some(Outgoing::Held(ack, due)) if due > now => self.outgoing = Some(Outgoing::Held(ack, due)),
@@ -343,14 +343,14 @@ impl Session {
                 MAIN => self.readable = true,
                 WAKE => self.waker.clear(),
                 SIGNAL => self.signalled = true,
-                // Answers are read at every turn.
+                // Answers are read in every turn.
                 _ => {}
             }
         }
         Ok(())
     }
 
-    /// Milliseconds until the next deadline, rounded up; -1: there is none.
+    /// Milliseconds until the next deadline, rounded up; -1 if there is none.
     fn timeout(&self) -> i32 {
         if self.may_read() {
             return 0;
@@ -375,7 +375,7 @@ impl Session {
         Ok(())
     }
 
-    /// Looks at the next message and takes it, or hands it over.
+    /// Peeks at the next message, and handles it here or passes it to the `vhost` crate.
     fn next_message(&mut self) -> Result<(), SessionEnd> {
         let header = match peek::next(&self.socket)? {
             Next::Whole(header) => header,
@@ -393,7 +393,7 @@ impl Session {
         };
         self.message_due = None;
         let now = self.now();
-        // The answer to a MISS comes before the UPDATE of the next one.
+        // The answer to a MISS is read before the UPDATE of the next one.
         let mut state = self.lock();
         state.read_answers(now);
         state.judge_message(now, &self.socket, header)?;
@@ -429,7 +429,7 @@ impl Session {
                 Message::Invalidate { range: faults.invalidating(core.mirror(), range), reply }
             }
             Ok(IotlbEvent::Update(iotlb::Update { range, target, read, write })) => {
-                // SAFETY: INVARIANT: a region of the memory table lies at this place until it is dropped, which happens
+                // SAFETY: INVARIANT: a region of the memory table stays mapped here until it is dropped, which happens
                 // only after everything in the mirror was invalidated and drained.
                 let host = memory.translate(target).map(|at| unsafe { HostRange::new(at.host, at.len) });
                 let update = Update { range, target, host, claimed: Permissions { read, write } };
@@ -442,7 +442,7 @@ impl Session {
 
     /// Lets the `vhost` crate handle the message at the head of the socket.
     fn hand_over(&mut self) -> Result<(), SessionEnd> {
-        // The crate writes its reply with blocking calls: only to a socket that has room for it.
+        // The crate replies with blocking writes, so the socket must have room for the reply.
         if !peek::is_writable(&self.socket) {
             return Err(SessionEnd::Io(io::Error::new(
                 io::ErrorKind::WouldBlock,
@@ -455,7 +455,7 @@ impl Session {
         let result = self.requests.handle_request();
         let now = self.now();
         let mut state = self.lock();
-        // After each message, also one that was refused: where memory was is forgotten with each drain of everything.
+        // After every message, also a refused one: each drain of everything forgets where memory is.
         state.memory_is_here();
         let refusal = state.take_refusal();
         if let (Err(source), None) = (result, &refusal) {
@@ -495,13 +495,13 @@ impl Session {
         }
     }
 
-    /// Gives everything back: rings stop, jobs come off, memory goes away when nothing uses it any more.
+    /// Releases everything: stops the rings, discards the jobs, and unmaps memory once nothing uses it.
     fn close(self) {
         let Self { state, requests, socket, poller, waker, signal, .. } = self;
         sigbus::wake_nobody();
-        // It stays readable, and must not keep the last drain from waiting.
+        // It stays readable, and would keep the wait for the last drain from blocking.
         let _ = poller.remove(signal);
-        // The front-end sees the end of the connection once everything is drained.
+        // The front-end sees the connection close only after everything is drained.
         drop(requests);
         let Some(state) = Arc::into_inner(state) else {
             unreachable!("The request handler was the only other owner")

@@ -1,5 +1,5 @@
-//! What the control thread asks of the session, which has the tables and the misses. Answers are given in bounded
-//! pieces, one a turn, when nothing else is to be done sooner; no other thread is waited for.
+//! Answers the queries of the control thread that need the session's mirror and misses. The work is done in bounded
+//! pieces, one per turn, after more urgent work; no other thread is waited for.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender};
@@ -12,10 +12,10 @@ use serde_json::{Value, json};
 use super::state::SessionState;
 use crate::telemetry::instruments::query_channel::{Connected, IotlbList, Question};
 
-/// Table entries that are looked at in one turn: about 10 µs.
+/// Table entries that are visited in one turn: about 10 µs.
 const ENTRIES_A_TURN: usize = 4096;
 
-/// A list of the mirror that is being made.
+/// A list of the mirror's ranges that is being built.
 struct Listing {
     list: IotlbList,
     most: usize,
@@ -23,31 +23,31 @@ struct Listing {
     answer: Sender<IotlbList>,
 }
 
-/// Queries, and what is being done about them.
+/// The queries, and the work that they have caused.
 pub struct Queries {
     mail: Receiver<Question>,
     /// In the order in which they get their turns.
     listings: VecDeque<Listing>,
-    /// Until this is dropped, the control thread may ask.
+    /// The control thread may send queries until this is dropped.
     _connected: Connected,
 }
 
 impl Queries {
-    /// None yet.
+    /// No queries yet.
     pub fn new(mail: Receiver<Question>, connected: Connected) -> Self {
         Self { mail, listings: VecDeque::new(), _connected: connected }
     }
 
-    /// When there is something to be done next.
+    /// When the next piece of work is due.
     pub fn deadline(&self, now: Duration) -> Option<Duration> {
         (!self.listings.is_empty()).then_some(now)
     }
 }
 
 impl SessionState {
-    /// Answers what was asked, as far as it goes in one turn.
+    /// Answers the queries that have come, as far as one turn allows.
     pub(super) fn answer_queries(&mut self, now: Duration) {
-        // Bounded: every client of the control socket has one question at a time.
+        // Bounded: every client of the control socket has one query at a time.
         while let Ok(question) = self.queries.mail.try_recv() {
             match question {
                 Question::Iotlb(most, answer) => {
@@ -57,7 +57,7 @@ impl SessionState {
                 Question::Misses(most, answer) => {
                     let pending = self.core.misses().pending().take(most);
                     let pending = pending.map(|(request, waiters)| (request, waiters.to_vec()));
-                    // The client may have given up, here and below.
+                    // The client may have stopped waiting, here and below.
                     let _ = answer.send(pending.collect());
                 }
                 Question::Audit(answer) => {
@@ -72,12 +72,12 @@ impl SessionState {
         self.carry_out(now);
     }
 
-    /// Goes on with one list: each gets a turn after those that were asked for before it.
+    /// Continues one list; the lists take turns.
     fn list_some(&mut self) {
         let Some(mut listing) = self.queries.listings.pop_front() else { return };
         let Listing { list, most, from, .. } = &mut listing;
         let next = self.core.mirror().mapped_some(SpaceId::DEVICE, *from, ENTRIES_A_TURN, |range| {
-            // What was cut where the last turn ended is put together again.
+            // Joins a range that the end of the last turn has split.
             let joined = list.ranges.last_mut().is_some_and(|last| last.append(&range));
             if !joined && list.ranges.len() < *most {
                 list.ranges.push(range);
@@ -94,7 +94,7 @@ impl SessionState {
         }
     }
 
-    /// An audit has come this far.
+    /// Records the progress of an audit.
     pub(super) fn audit_progress(&self, report: AuditReport) {
         let mut news = self.sink.instruments().query_channel.audit();
         (news.running, news.report) = (true, Some(report));
@@ -107,7 +107,7 @@ impl SessionState {
             let mut news = instruments.query_channel.audit();
             (news.running, news.report) = (false, Some(report));
         }
-        // A client that hears of it finds it.
+        // A client that receives the event finds the result.
         instruments.outbox.send("AUDIT_DONE", result);
     }
 }
@@ -144,14 +144,14 @@ mod tests {
     #[repr(align(4096))]
     struct Page([u8; PAGE_SIZE as usize]);
 
-    /// The turns after which the lists are complete that ask for so many ranges, all at once and in this order. One turn
-    /// does not get through the ranges of the mirror.
+    /// The turns after which lists of these lengths, all requested at once and in this order, are complete. One turn
+    /// does not cover all ranges of the mirror.
     fn turns_until_answered(most: &[usize]) -> Vec<usize> {
         let (settings, stats) = (DeviceSettings::for_tests(), Arc::new(Stats::default()));
         let instruments = Instruments::start(settings.engines, None, Arc::clone(&stats)).unwrap();
         let mut state = start(&settings, &stats, &instruments, &Waker::new().unwrap()).unwrap();
         let mut page = Box::new(Page([0; PAGE_SIZE as usize]));
-        // SAFETY: nothing looks at what these translations lead to, and the page outlives them.
+        // SAFETY: the memory behind these translations is never accessed, and the page outlives them.
         let host = unsafe { HostRange::new(page.0.as_mut_ptr(), page.0.len()) };
         for index in 0..ENTRIES_A_TURN as u64 * 5 / 2 {
             // A gap after each page keeps the ranges apart.

@@ -1,5 +1,5 @@
-//! The vhost-user requests that the `vhost` crate parses for us. Those that take memory away or stop a ring come
-//! here only after their drain (see [`super::Session`]). A refusal changes nothing.
+//! The vhost-user requests that the `vhost` crate parses. Those that remove memory or stop a ring arrive here only
+//! after their drain (see [`super::Session`]). A refused request changes nothing.
 
 use std::fs::File;
 use std::io;
@@ -30,23 +30,23 @@ use crate::queues::{MAX_QUEUE_SIZE, QUEUES};
 use crate::vhost_user::memory::table::MAX_REGIONS;
 use crate::vhost_user::memory::{MemoryTable, RegionSpec};
 
-/// What makes ACCESS_PLATFORM possible: the IOTLB needs acks and a channel for misses.
+/// What ACCESS_PLATFORM depends on: the IOTLB needs acks and a channel for misses.
 const IOTLB_NEEDS: VhostUserProtocolFeatures =
     VhostUserProtocolFeatures::REPLY_ACK.union(VhostUserProtocolFeatures::BACKEND_REQ);
 
-/// Protocol features that are really implemented.
+/// The protocol features that are implemented.
 const PROTOCOL_FEATURES: VhostUserProtocolFeatures = IOTLB_NEEDS
     .union(VhostUserProtocolFeatures::MQ)
     .union(VhostUserProtocolFeatures::CONFIG)
     .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
     .union(VhostUserProtocolFeatures::RESET_DEVICE);
 
-/// Bits that QEMU's vhost-user-gpu passes on from the driver without asking whether we offer them. The first two
-/// are implemented (and offered); a queue reset has no vhost-user message, so nothing is to be done about it.
+/// Bits that QEMU's vhost-user-gpu passes on from the driver without checking that they were offered. The first two are
+/// implemented (and offered); a queue reset has no vhost-user message, so it needs no work.
 const UNASKED: u64 =
     1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_F_RING_RESET;
 
-/// What the front-end may choose from, for a device with these features of its own.
+/// The features that the front-end may choose from, for a device with these device features.
 pub(super) fn offer(device_features: u64) -> Offer {
     let transport = 1 << VIRTIO_F_VERSION_1
         | 1 << VIRTIO_RING_F_INDIRECT_DESC
@@ -57,7 +57,7 @@ pub(super) fn offer(device_features: u64) -> Offer {
 }
 
 impl SessionState {
-    /// Refuses a request: nothing was changed. The front-end is told, if it asked to be.
+    /// Refuses a request that has changed nothing. The front-end gets an error reply, if it asked for one.
     fn refuse<T>(&mut self, refusal: Refusal) -> Result<T> {
         let error = io::Error::new(io::ErrorKind::InvalidInput, refusal.to_string());
         self.refusal = Some(refusal);
@@ -68,7 +68,7 @@ impl SessionState {
         result.or_else(|refusal| self.refuse(refusal))
     }
 
-    /// Carries out what a request has changed.
+    /// Carries out the effects of a request.
     fn follow(&mut self) {
         let now = self.now();
         self.carry_out(now);
@@ -85,11 +85,11 @@ impl SessionState {
     }
 
     fn shared_ring(&self, queue: usize) -> &SharedRing {
-        // PANIC: `queue` comes from the session, which has compared it with the number of rings.
+        // PANIC: `queue` comes from the session, which has checked it against the number of rings.
         &self.queue.rings[queue]
     }
 
-    /// What the driver calls the ring address that the front-end calls `address`.
+    /// The driver's address of the ring at the front-end address `address`.
     fn ring_address(&mut self, address: u64) -> Result<u64> {
         if self.core.has_iommu() {
             return Ok(address);
@@ -121,7 +121,7 @@ impl SessionState {
     }
 }
 
-/// A descriptor of the front-end never makes a thread of ours wait.
+/// Makes a descriptor of the front-end nonblocking, so that no thread of MirrorGPU blocks on it.
 fn set_nonblocking(file: &File) -> io::Result<()> {
     let flags = rustix::fs::fcntl_getfl(file)?;
     Ok(rustix::fs::fcntl_setfl(file, flags | OFlags::NONBLOCK)?)
@@ -219,7 +219,7 @@ impl VhostUserBackendReqHandlerMut for SessionState {
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
         let queue = usize::try_from(index).unwrap_or(usize::MAX);
         if queue >= QUEUES {
-            // The crate has no reply that says no, and the front-end waits for one: the session ends.
+            // The crate has no negative reply here, and the front-end waits for a reply: the session ends.
             return Err(Error::InvalidParam);
         }
         let base = self.shared_ring(queue).vring.queue_next_avail();
@@ -276,13 +276,13 @@ impl VhostUserBackendReqHandlerMut for SessionState {
     }
 
     fn get_config(&mut self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
-        // The crate lets no size pass above 4 KiB.
+        // The crate limits the size to 4 KiB.
         let (start, size) = (offset as usize, size as usize);
         match self.config_space.get(start..) {
-            // A front-end that is newer than we are asks for more: fields that we do not have read as 0. (QEMU 11 does,
-            // and takes a shorter answer for an error.)
+            // A newer front-end requests fields that this device does not have: they read as 0. (QEMU 11 does so, and
+            // takes a shorter answer for an error.)
             Some(bytes @ [_, ..]) => Ok(bytes.iter().copied().chain(repeat(0)).take(size).collect()),
-            // The crate tells the front-end with a payload of no bytes.
+            // The crate reports this to the front-end as an empty payload.
             _ => Err(Error::InvalidParam),
         }
     }
@@ -293,7 +293,7 @@ impl VhostUserBackendReqHandlerMut for SessionState {
     }
 
     fn set_gpu_socket(&mut self, _gpu_backend: GpuBackend) -> Result<()> {
-        // The session takes GPU_SET_SOCKET itself, to keep a duplicate of the socket.
+        // The session handles GPU_SET_SOCKET itself, to keep a duplicate of the socket.
         Err(Error::InvalidOperation("GPU_SET_SOCKET is taken by the session"))
     }
 
@@ -327,7 +327,7 @@ impl VhostUserBackendReqHandlerMut for SessionState {
 
     fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
         match self.memory.remove(spec_of(region)) {
-            // Unmapped here: everything is drained.
+            // Dropping it unmaps the region, which was drained before.
             Ok(region) => drop(region),
             Err(e) => return self.refuse(Refusal::other(e)),
         }

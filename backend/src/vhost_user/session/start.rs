@@ -1,5 +1,5 @@
-//! The start and the end of a session's threads. Every connection gets a mirror, a device, a queue thread and
-//! engines of its own, so that the next one starts from a clean state.
+//! Starts and ends a session's threads. Every connection gets its own mirror, device, queue thread and engines, so that
+//! the next one starts from a clean state.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -33,26 +33,26 @@ use crate::threads::ThreadFailures;
 use crate::wake::{Poller, Waker};
 use device_model::session::miss_port::MissPort;
 
-/// What a device is built from.
+/// The configuration of a device.
 #[derive(Clone, Debug)]
 pub struct DeviceSettings {
     /// Quotas and scanouts.
     pub device: DeviceConfig,
-    /// Engine threads.
+    /// Number of engine threads.
     pub engines: usize,
-    /// Bytes of the mirror's tables.
+    /// Maximum size of the mirror's tables in bytes.
     pub iotlb_limit: usize,
-    /// When the jobs that a drain waits for are preempted.
+    /// Time after which jobs that a drain waits for are preempted.
     pub drain_timeout: Duration,
-    /// How long an answer to a MISS may take.
+    /// Time limit for the answer to a MISS.
     pub miss_timeout: Duration,
-    /// What misbehaves.
+    /// The faults to inject.
     pub injection: Arc<Injection>,
 }
 
 #[cfg(test)]
 impl DeviceSettings {
-    /// A small device that does what it should.
+    /// A small device without injected faults.
     pub(crate) fn for_tests() -> Self {
         let (engines, iotlb_limit, miss_timeout) = (2, 64 << 20, Duration::from_secs(1));
         Self {
@@ -66,14 +66,14 @@ impl DeviceSettings {
     }
 }
 
-/// Starts the threads of a session; `waker` wakes the session. What it has started ends again if it fails.
+/// Starts the threads of a session; `waker` wakes the session. If one cannot start, those already started end.
 pub fn start(
     settings: &DeviceSettings,
     stats: &Arc<Stats>,
     instruments: &Arc<Instruments>,
     waker: &Waker,
 ) -> io::Result<SessionState> {
-    // One reader an engine, and one for the queue thread.
+    // One reader for each engine, and one for the queue thread.
     let config = MirrorConfig { readers: settings.engines + 1, table_limit: settings.iotlb_limit };
     let drain_waker = LastOneOut { session: waker.clone(), injection: Arc::clone(&settings.injection) };
     let (writer, mut readers) = mirror(config, Arc::new(drain_waker));
@@ -134,7 +134,7 @@ pub fn start(
     })
 }
 
-/// Lets the control thread ask the threads of this session from now on.
+/// Makes the threads of this session available to the control thread's queries.
 fn connect_query_channel(
     instruments: &Arc<Instruments>,
     waker: &Waker,
@@ -147,7 +147,7 @@ fn connect_query_channel(
     Queries::new(questions, connected)
 }
 
-/// Wakes the session for a drain whose last one is out.
+/// Wakes the session when the last section or pin that a drain waits for has ended.
 struct LastOneOut {
     session: Waker,
     injection: Arc<Injection>,
@@ -204,8 +204,7 @@ impl Common<'_> {
 }
 
 impl SessionState {
-    /// Ends the session's threads and gives its memory back, once nothing uses it any more. `poller` watches
-    /// `waker`.
+    /// Ends the session's threads and unmaps its memory, once nothing uses it. `poller` watches `waker`.
     pub fn close(mut self, poller: &Poller, waker: &Waker) {
         self.sink.instruments().query_channel.disconnect();
         let now = self.now();
@@ -214,13 +213,13 @@ impl SessionState {
         self.display.disconnect();
         while !self.is_closed(poller, waker) {}
         let Self { queue, engines, memory, .. } = self;
-        // Their threads end here, before memory goes away.
+        // Dropping them ends their threads, before memory is unmapped.
         drop(queue);
         drop(engines);
         drop(memory);
     }
 
-    /// Carries out what the end of the session wants done, and waits until there may be more.
+    /// Carries out the effects of the session's end, and waits until there may be more.
     fn is_closed(&mut self, poller: &Poller, waker: &Waker) -> bool {
         loop {
             let now = self.now();
@@ -232,14 +231,14 @@ impl SessionState {
                     self.core.revoked(now, proof);
                 }
                 Some(Effect::Abort) => abort(),
-                // The front-end is gone: nothing is answered any more.
+                // The front-end is gone: replies are dropped.
                 Some(_) => {}
                 None => break,
             }
         }
         let left = self.core.next_deadline().map_or(Duration::ZERO, |due| due.saturating_sub(self.now()));
         let timeout = i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
-        // A wait that fails is as good as one that is over: the deadlines of the drain hold all the same.
+        // A failed wait is treated like one that has ended: the deadlines of the drain apply either way.
         let _ = poller.wait(timeout.max(1), &mut Vec::new());
         waker.clear();
         let Self { core, turns, scheduler, .. } = self;

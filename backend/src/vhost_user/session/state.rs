@@ -1,5 +1,5 @@
-//! The session's state beside the sockets: the session core, and what it takes to carry its effects out within the
-//! device: rings, memory, threads, telemetry. Decides nothing: that is [`device_model::session`]'s.
+//! The session's state apart from the sockets: the session core, and what its effects need within the device: rings,
+//! memory, threads, telemetry. Makes no decisions: [`device_model::session`] does.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -32,42 +32,42 @@ use crate::vhost_user::Header;
 use crate::vhost_user::channel::Channel;
 use crate::vhost_user::memory::MemoryTable;
 
-/// The session core, whose replies are named by the messages' headers.
+/// The session core. The header of a message identifies its reply.
 pub(super) type Core = Session<Header, DeviceJobs>;
 
 /// The state of one connection.
 pub struct SessionState {
-    /// What decides.
+    /// Makes the session's decisions.
     pub(super) core: Core,
-    /// Where MISSes go, once the front-end has sent it.
+    /// The back-end channel, once the front-end has sent it.
     pub(super) channel: Option<Channel>,
     /// The queue thread.
     pub(crate) queue: QueueHandle,
     /// The engine threads.
     pub(super) engines: Engines,
-    /// The engines' processor time since they were told to leave.
+    /// The engines' processor time since they were asked to leave their jobs.
     pub(super) turns: Turns,
-    /// The engines' work, and the device's clock.
+    /// The jobs of the engines, and the device's clock.
     pub(crate) scheduler: Arc<Scheduler>,
     /// The display.
     pub(super) display: Display,
-    /// What is counted.
+    /// The counters.
     pub(super) stats: Arc<Stats>,
-    /// What is turned on by `--inject`.
+    /// The faults that `--inject` has turned on.
     pub(super) injection: Arc<Injection>,
-    /// What it does to the session.
+    /// Their effect on the session.
     pub(super) faults: InjectedFaults,
     /// Content of the device's configuration space.
     pub(super) config_space: Vec<u8>,
-    /// Why the request that the `vhost` crate handles is refused.
+    /// Why the request that the `vhost` crate is handling was refused.
     pub(super) refusal: Option<Refusal>,
     /// Where the session records what it does.
     pub(super) sink: EventSink,
     /// Where a thread of the device reports that it has failed.
     pub(super) failures: ThreadFailures,
-    /// What the control thread asks.
+    /// The queries of the control thread.
     pub(super) queries: Queries,
-    /// Checks the front-end, if that is wanted.
+    /// The front-end checker, if it is enabled.
     pub(super) referee: Option<Referee>,
     /// The front-end's memory. Dropped last, should this thread unwind: the threads above use it until they have ended.
     pub(super) memory: MemoryTable,
@@ -79,7 +79,7 @@ impl SessionState {
         self.scheduler.now()
     }
 
-    /// Carries out the session's effects up to the next one that is for the main socket.
+    /// Carries out the session's effects up to the next one that concerns the main socket.
     pub(super) fn carry_out(&mut self, now: Duration) {
         while let Some(effect) = self.core.next_effect_if(|effect| !is_for_the_socket(effect)) {
             self.carry_out_one(now, effect);
@@ -106,7 +106,7 @@ impl SessionState {
                 Waiter::Job(wait) => self.scheduler.miss_answered(wait, request, answer.for_job(request)),
                 Waiter::RingInput(wait) => self.tell_ring(wait, Side::Input, answer),
                 Waiter::RingOutput(wait) => self.tell_ring(wait, Side::Output, answer),
-                // They wait for no answer.
+                // These do not wait for an answer.
                 Waiter::Ahead(_) | Waiter::Audit(_) => {}
             },
             Effect::MirrorEmptied => {
@@ -115,7 +115,7 @@ impl SessionState {
             }
             Effect::Record { at, event } => self.sink.record_at(at, event),
             Effect::Fault(fault) => self.sink.instruments().fault(fault),
-            // Written and printed elsewhere: this thread has the front-end to serve.
+            // The reporter writes and prints it: this thread has to serve the front-end.
             Effect::Violation(violation) => drop(self.sink.instruments().violation(violation)),
             Effect::Incident(what) => self.sink.instruments().incident(what),
             Effect::AuditProgress(report) => self.audit_progress(report),
@@ -134,10 +134,10 @@ impl SessionState {
         self.queue.mailbox.post(Mail::MissAnswered { wait, side, answer });
     }
 
-    /// Brings the state that the queue thread sees of a ring to what the session has decided.
+    /// Updates the ring state that the queue thread sees to what the session core has decided.
     fn set_ring(&self, queue: usize, started: bool, enabled: bool) {
         let Some(ring) = self.queue.rings.get(queue) else { return };
-        // LOCKING: waits for the queue thread's copy in progress, and for nothing that waits for the session.
+        // LOCKING: waits for the queue thread's current copy, which itself does not wait for the session.
         ring.vring.set_queue_ready(started);
         ring.vring.set_enabled(enabled);
     }
@@ -148,7 +148,7 @@ impl SessionState {
         let Some(ring) = self.queue.rings.get(queue) else { return };
         let kick = ring.vring.get_ref().get_kick().as_ref().map(AsRawFd::as_raw_fd);
         if let Some(kick) = kick {
-            // Fails only if the front-end gave the same descriptor twice and it is gone already.
+            // Fails only if the front-end sent the same descriptor twice and it was already removed.
             let _ = self.queue.poller.remove(kick);
             ring.vring.set_kick(None);
         }
@@ -163,7 +163,7 @@ impl SessionState {
 
     fn reset_queues(&self, features: u64) {
         for ring in self.queue.rings.iter() {
-            // ORDERING: Release: a ring that is started after this is not served before the reset is heard of.
+            // ORDERING: Release: a ring started after this is not served before the queue thread sees the reset.
             ring.resets.fetch_add(1, Ordering::Release);
         }
         self.queue.mailbox.post(Mail::Reset);
@@ -177,7 +177,7 @@ impl SessionState {
         }
     }
 
-    /// Tells the names of addresses where a ring lies.
+    /// Records where a ring lies, for the names of addresses.
     fn name_ring(&self, queue: usize) {
         let Some(ring) = self.queue.rings.get(queue) else { return };
         let (places, size) = {
@@ -195,16 +195,16 @@ impl SessionState {
         instruments.names().ring_placed(instruments.clock().now(), name, parts.collect());
     }
 
-    /// Tells the session core where guest memory is now.
+    /// Passes the current location of guest memory to the session core.
     pub(super) fn memory_is_here(&mut self) {
         let regions = self.memory.regions().iter().filter_map(|region| {
-            // A guest-physical address is what the device uses as an address without an IOMMU: this is the one place
-            // where the one becomes the other.
+            // Without an IOMMU the device uses guest-physical addresses as I/O addresses: this is the only place that
+            // converts one to the other.
             let gpa = region.gpa();
             let range = ByteRange::inclusive(Iova::new(gpa.first().raw()), Iova::new(gpa.last().raw()))?;
             let len = usize::try_from(region.spec().size).ok()?;
-            // SAFETY: INVARIANT: the region lies at this place until it is dropped, which happens only after everything
-            // in the mirror was invalidated and drained, and with this list replaced.
+            // SAFETY: INVARIANT: the region stays mapped here until it is dropped, which happens only after everything
+            // in the mirror was invalidated and drained, and this list was replaced.
             let host = unsafe { HostRange::new(region.host_at(0), len) };
             Some(PhysicalRegion { range, host })
         });
@@ -226,7 +226,7 @@ impl SessionState {
         device_model::mmu::MemoryRevoked::all_regions_replaced()
     }
 
-    /// When something is to be done next, if nothing else happens before.
+    /// When the next action is due, if nothing else happens before.
     pub(super) fn next_deadline(&self) -> Option<Duration> {
         let queries = self.queries.deadline(self.now());
         let referee = self.referee.as_ref().and_then(Referee::deadline);
@@ -234,7 +234,7 @@ impl SessionState {
     }
 }
 
-/// Whether an effect is for the thread that owns the main socket.
+/// Whether an effect is carried out by the thread that owns the main socket.
 fn is_for_the_socket(effect: &Effect<Header>) -> bool {
     matches!(
         effect,
@@ -248,7 +248,7 @@ fn is_for_the_socket(effect: &Effect<Header>) -> bool {
     )
 }
 
-/// An engine is stuck in memory that goes away.
+/// Ends the process: an engine is stuck in memory that is being removed.
 pub(super) fn abort() -> ! {
     warn!("An engine is stuck, and its memory goes away: ending the process");
     std::process::abort()
