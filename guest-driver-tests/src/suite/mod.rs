@@ -6,7 +6,7 @@
 //! - `scenarios`: what they do, one file per group; on a `stage`, which uses a `machine`;
 //! - `score`: which scenarios catch which seeded bug;
 //! - `results`: what a run of the suite has shown; `failure`: why a scenario failed; `report`: how results are
-//! presented.
+//!   presented.
 //!
 //! Scenarios are written once for both levels: what differs between a guest without a VM and a real one is a machine.
 
