@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use guest_driver_tests::soft_guest::jobs::{place, whole};
 use guest_driver_tests::soft_guest::turns::Turns;
@@ -31,10 +31,11 @@ fn only_on_processor_0(thread: u32) {
     assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
 }
 
-/// How many threads keep an engine from its processor: each gets as much of it as the engine does, and fewer do where
-/// others are busy too.
-const HOGS: [usize; 4] = [16, 32, 64, 128];
-/// INVALIDATEs under so many.
+/// Threads that keep an engine from its processor.
+const HOGS: usize = 6;
+/// For how long they do. A host may starve an engine for two seconds before its guest loses the device.
+const HOGGED: Duration = Duration::from_millis(1200);
+/// INVALIDATEs until one is late.
 const TRIES: u32 = 8;
 /// Longer than a drain waits for an engine that could have left: 10 ms of drain timeout, and 50 ms for the step.
 const STARVED: Duration = Duration::from_millis(80);
@@ -62,27 +63,39 @@ fn invalidate_under_a_job(backend: &Backend, client: &mut JobGuest, engine: u32)
     let ticket = client.submit(spin.fill(whole(1), 1)).unwrap();
     client.wait_for_word(3, 0, 0x51).unwrap();
     let iova = client.buffers[0].segments(0, PAGE)[0].at;
-    let before = Turns::of(backend.pid(), engine).unwrap();
-    let latency = client.guest.front_end.invalidate(iova, PAGE).unwrap().latency;
-    let engine = Turns::of(backend.pid(), engine).unwrap().since(before);
+    schedule(engine, libc::SCHED_IDLE);
+    let (before, latency) = beside_hogs(|| {
+        let before = Turns::of(backend.pid(), engine).unwrap();
+        (before, client.guest.front_end.invalidate(iova, PAGE).unwrap().latency)
+    });
+    let turns = Turns::of(backend.pid(), engine).unwrap().since(before);
+    schedule(engine, libc::SCHED_OTHER);
     client.guest.driver.ok(&Command::ctx_destroy(1)).unwrap();
     assert_eq!(client.guest.driver.wait(ticket).unwrap().kind(), kind::ERR_UNSPEC);
     client.make_context(1).unwrap();
-    Ack { latency, engine }
+    Ack { latency, engine: turns }
 }
 
-/// Does something while so many threads have nothing to do on processor 0 but to keep others from it.
-fn beside<T>(hogs: usize, act: impl FnOnce() -> T) -> T {
-    let (stop, running) = (AtomicBool::new(false), AtomicUsize::new(0));
+/// Has the kernel schedule a thread by this policy.
+fn schedule(thread: u32, policy: i32) {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the kernel reads the parameters, which outlive the call.
+    let done = unsafe { libc::sched_setscheduler(thread.cast_signed(), policy, &raw const parameters) };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// Does something while threads have nothing to do on processor 0 but to keep an idle-class thread from it.
+fn beside_hogs<T>(act: impl FnOnce() -> T) -> T {
+    let (stop, running, begin) = (AtomicBool::new(false), AtomicUsize::new(0), Instant::now());
     let hog = || {
         only_on_processor_0(0);
         // ORDERING: numbers by themselves.
         running.fetch_add(1, Ordering::Relaxed);
-        while !stop.load(Ordering::Relaxed) {
+        while !stop.load(Ordering::Relaxed) && begin.elapsed() < HOGGED {
             std::hint::spin_loop();
         }
     };
-    /// Lets the threads go, also when what is done beside them panics.
+    /// Ends the threads, also when what is done beside them panics.
     struct Stop<'s>(&'s AtomicBool);
     impl Drop for Stop<'_> {
         fn drop(&mut self) {
@@ -91,8 +104,8 @@ fn beside<T>(hogs: usize, act: impl FnOnce() -> T) -> T {
     }
     std::thread::scope(|scope| {
         let _stop = Stop(&stop);
-        (0..hogs).for_each(|_| drop(scope.spawn(hog)));
-        while running.load(Ordering::Relaxed) < hogs {
+        (0..HOGS).for_each(|_| drop(scope.spawn(hog)));
+        while running.load(Ordering::Relaxed) < HOGS {
             std::thread::yield_now();
         }
         act()
@@ -106,14 +119,8 @@ fn an_engine_that_gets_no_processor_is_waited_for_and_nothing_is_revoked() {
     let [engine] = engines(&backend)[..] else { panic!("one engine was asked for") };
     only_on_processor_0(engine);
     let mut acks: Vec<Ack> = Vec::new();
-    for hogs in HOGS {
-        beside(hogs, || {
-            for _ in 0..TRIES {
-                if !acks.last().is_some_and(Ack::shows_starvation) {
-                    acks.push(invalidate_under_a_job(&backend, &mut client, engine));
-                }
-            }
-        });
+    while acks.len() < TRIES as usize && !acks.last().is_some_and(Ack::shows_starvation) {
+        acks.push(invalidate_under_a_job(&backend, &mut client, engine));
     }
     println!("{acks:?}");
     assert_eq!(backend.stats().unwrap().get("revocations").unwrap(), 0);
