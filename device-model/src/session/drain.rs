@@ -117,6 +117,12 @@ impl<T> Draining<T> {
         self.restart_grace_period(now)
     }
 
+    /// Preempts no job, however long that takes: for a test that has acked already.
+    pub fn without_ladder(mut self) -> Self {
+        self.evict_at = self.evict_at.map(|_| Duration::MAX);
+        self
+    }
+
     /// When to poll again if nothing wakes the session earlier.
     pub fn deadline(&self) -> Duration {
         self.evict_at.unwrap_or(self.poll_at)

@@ -161,6 +161,14 @@ impl<T, J: Jobs> Session<T, J> {
         matches!(self.pending, Pending::HandOver(None))
     }
 
+    /// For a test that has acked the INVALIDATE whose drain is under way: jobs are left alone until they end.
+    pub fn forget_ladder(&mut self) {
+        self.pending = match std::mem::replace(&mut self.pending, Pending::Nothing) {
+            Pending::Drain(draining) => Pending::Drain(draining.without_ladder()),
+            other => other,
+        };
+    }
+
     pub(super) fn draining(&self) -> Option<&Draining<After<T>>> {
         match &self.pending {
             Pending::Drain(draining) | Pending::Revoking(draining) => Some(draining),

@@ -316,7 +316,11 @@ impl Session {
         let early = {
             let mut state = self.lock();
             let left = state.core.in_flight();
-            left.is_some_and(|left| state.faults.acks_early(left))
+            let early = left.is_some_and(|left| state.faults.acks_early(left));
+            if early {
+                state.core.forget_ladder();
+            }
+            early
         };
         if early && header.needs_reply() {
             peek::send_whole(&self.socket, &Ack::new(header, true))?;
