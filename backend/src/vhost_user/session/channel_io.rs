@@ -41,12 +41,7 @@ impl SessionState {
             referee.miss_answered(now, granted);
         }
         match self.core.channel_answered(now, granted) {
-            Ok(settled) => {
-                settled.into_iter().for_each(|settled| self.settle(now, settled));
-                if granted {
-                    self.faults.granted(self.core.mirror_mut());
-                }
-            }
+            Ok(settled) => settled.into_iter().for_each(|settled| self.settle(now, settled)),
             Err(_) => self.lose_channel(now, &ChannelError::Unasked),
         }
     }

@@ -15,12 +15,11 @@ use crate::faults::{Bug, Injection};
 /// Maximum number of pages whose old translation is remembered.
 const REMEMBERED: usize = 1 << 14;
 
-/// The last UPDATE, for the seeded bugs that misuse it.
+/// An UPDATE whose MISS the front-end has not granted yet, for the seeded bug that believes it all the same.
 #[derive(Clone, Copy, Debug)]
-struct LastUpdate {
+struct Staged {
     range: ByteRange<Iova>,
     host: HostRange,
-    claimed: Permissions,
     /// An INVALIDATE of its range has come since.
     invalidated: bool,
 }
@@ -32,7 +31,10 @@ pub(super) struct InjectedFaults {
     unzapped: Vec<MappedRange>,
     /// Translations of pages before an INVALIDATE removed them.
     before: BTreeMap<Iova, u64>,
-    last_update: Option<LastUpdate>,
+    /// The permissions that the last UPDATE claimed.
+    claimed: Option<Permissions>,
+    /// By first address, and only while the bug is on.
+    staged: BTreeMap<Iova, Staged>,
     /// Miss requests that are held back, with the time at which they may be sent.
     late: VecDeque<(Duration, MissRequest)>,
     /// The INVALIDATE being drained was already acked.
@@ -42,14 +44,21 @@ pub(super) struct InjectedFaults {
 impl InjectedFaults {
     /// Nothing is held back or remembered.
     pub(super) fn new(injection: Arc<Injection>) -> Self {
-        let (unzapped, before, late) = (Vec::new(), BTreeMap::new(), VecDeque::new());
-        Self { injection, unzapped, before, last_update: None, late, acked_early: false }
+        Self {
+            injection,
+            unzapped: Vec::new(),
+            before: BTreeMap::new(),
+            claimed: None,
+            staged: BTreeMap::new(),
+            late: VecDeque::new(),
+            acked_early: false,
+        }
     }
 
     /// An INVALIDATE has come; returns the range that is passed on to the session.
     pub(super) fn invalidating(&mut self, mirror: &MirrorWriter, range: ByteRange<Iova>) -> ByteRange<Iova> {
-        if let Some(update) = &mut self.last_update {
-            update.invalidated |= update.range.page_aligned().overlaps(range.page_aligned());
+        for staged in self.staged.values_mut() {
+            staged.invalidated |= staged.range.page_aligned().overlaps(range.page_aligned());
         }
         self.note(mirror, range);
         if self.injection.fires(Bug::DrainEverything) { ByteRange::everything() } else { range }
@@ -104,19 +113,21 @@ impl InjectedFaults {
         std::mem::take(&mut self.acked_early)
     }
 
-    /// An UPDATE has come.
-    pub(super) fn updated(&mut self, update: &Update) {
-        let Update { range, host, claimed, .. } = *update;
-        self.last_update = host.map(|host| LastUpdate { range, host, claimed, invalidated: false });
-    }
-
-    /// A MISS is granted. The seeded bug "keep staged update" maps an UPDATE that was invalidated meanwhile.
-    pub(super) fn granted(&mut self, mirror: &mut MirrorWriter) {
-        if let Some(LastUpdate { range, host, claimed, invalidated: true }) = self.last_update.take()
-            && self.injection.fires(Bug::KeepStagedUpdate)
-        {
-            // A range that cannot be mapped is not added, which is harmless.
-            let _ = mirror.map(SpaceId::DEVICE, range, host, claimed);
+    /// An UPDATE has come. The seeded bug "keep staged update" gives it the memory of the UPDATE before it, if an
+    /// INVALIDATE came in between and the MISS was therefore sent again.
+    pub(super) fn updated(&mut self, update: &mut Update) {
+        let Update { range, host, claimed, .. } = update;
+        self.claimed = host.map(|_| *claimed);
+        if !self.injection.is_on(Bug::KeepStagedUpdate) {
+            return self.staged.clear();
+        }
+        let Some(new) = host else { return };
+        let before = self.staged.remove(&range.first());
+        if let Some(Staged { host: old, .. }) = before.filter(|old| old.invalidated && old.range == *range) {
+            self.injection.fires(Bug::KeepStagedUpdate);
+            *new = old;
+        } else if self.staged.len() < REMEMBERED {
+            self.staged.insert(range.first(), Staged { range: *range, host: *new, invalidated: false });
         }
     }
 
@@ -128,7 +139,8 @@ impl InjectedFaults {
         page: Iova,
         (range, host, permissions): (ByteRange<Iova>, HostRange, Permissions),
     ) {
-        if let Some(LastUpdate { claimed, .. }) = self.last_update
+        self.staged.remove(&range.first());
+        if let Some(claimed) = self.claimed
             && self.injection.fires(Bug::CacheClaimedPermission)
         {
             let _ = mirror.map(SpaceId::DEVICE, range, host, claimed);
@@ -146,7 +158,8 @@ impl InjectedFaults {
     pub(super) fn forget(&mut self) {
         self.unzapped.clear();
         self.before.clear();
-        self.last_update = None;
+        self.claimed = None;
+        self.staged.clear();
     }
 
     /// Holds a miss request back; [`Self::due`] returns it when it may be sent, in order.

@@ -436,8 +436,8 @@ impl Session {
                 // SAFETY: INVARIANT: a region of the memory table stays mapped here until it is dropped, which happens
                 // only after everything in the mirror was invalidated and drained.
                 let host = memory.translate(target).map(|at| unsafe { HostRange::new(at.host, at.len) });
-                let update = Update { range, target, host, claimed: Permissions { read, write } };
-                faults.updated(&update);
+                let mut update = Update { range, target, host, claimed: Permissions { read, write } };
+                faults.updated(&mut update);
                 Message::Update { update, reply }
             }
             Err(error) => Message::BadIotlb { error: Box::new(error), reply },
