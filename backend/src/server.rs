@@ -151,7 +151,7 @@ impl Server {
         let waker = Waker::new()?;
         let mut state = start(&self.device, &self.stats, &self.instruments, &waker)?;
         if self.check_front_end {
-            state.appoint_referee(self.device.miss_timeout);
+            state.check_front_end(self.device.miss_timeout);
         }
         let session = Session::new(stream, state, waker, &self.signals)?;
         info!("A front-end has connected");

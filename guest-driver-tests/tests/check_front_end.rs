@@ -45,7 +45,7 @@ fn words(words: &[u32]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_ne_bytes()).collect()
 }
 
-/// A front-end under judgement.
+/// A front-end that is being checked.
 struct Trial {
     backend: Backend,
     control: Control,

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use device_model::gpu::scanout::{
-    CursorPosition, DisplayAnswer, DisplayMode, DisplayModes, DisplayQuestion, Edid, Rect, ScanoutSource,
+    CursorPosition, DisplayAnswer, DisplayMode, DisplayModes, DisplayQuery, Edid, Rect, ScanoutSource,
 };
 use device_model::telemetry::stats::Stats;
 use vhost::vhost_user::GpuBackend;
@@ -62,13 +62,13 @@ impl Link {
     }
 
     /// Sends a query to the display and waits for the answer.
-    pub(super) fn ask(&mut self, question: DisplayQuestion) -> io::Result<DisplayAnswer> {
-        match question {
-            DisplayQuestion::Modes => {
+    pub(super) fn ask(&mut self, query: DisplayQuery) -> io::Result<DisplayAnswer> {
+        match query {
+            DisplayQuery::Modes => {
                 let modes = modes(&self.backend.get_display_info()?);
                 Ok(DisplayAnswer::Modes(Some(Box::new(modes))))
             }
-            DisplayQuestion::Edid { scanout } => Ok(DisplayAnswer::Edid(self.edid(scanout)?)),
+            DisplayQuery::Edid { scanout } => Ok(DisplayAnswer::Edid(self.edid(scanout)?)),
         }
     }
 

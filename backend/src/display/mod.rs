@@ -12,7 +12,7 @@
 mod link;
 mod picture;
 mod pixels;
-mod questions;
+mod queries;
 mod region;
 #[cfg(test)]
 mod tests;
@@ -24,12 +24,12 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use device_model::gpu::scanout::{DisplayAnswer, DisplayCommand, DisplayQuestion};
+use device_model::gpu::scanout::{DisplayAnswer, DisplayCommand, DisplayQuery};
 use device_model::locking::lock;
 use device_model::telemetry::stats::Stats;
 
 use picture::Picture;
-use questions::{DisplayQueries, Question};
+use queries::{DisplayQueries, QueuedQuery};
 
 use crate::threads::{DeviceThread, ThreadFailures};
 
@@ -62,7 +62,7 @@ struct Shared {
 #[derive(Default)]
 struct DisplayState {
     picture: Picture,
-    questions: DisplayQueries,
+    queries: DisplayQueries,
     connection: Connection,
     /// Counts connections, so that the end of an old one is not mistaken for the end of its successor.
     generation: u64,
@@ -131,15 +131,15 @@ impl Display {
     }
 
     /// Sends a query; the callback gets the answer, which is empty if there is no display or it takes too long.
-    pub fn ask(&self, ticket: u64, question: DisplayQuestion) {
-        self.inner.shared.ask(Question { ticket, what: question });
+    pub fn ask(&self, ticket: u64, query: DisplayQuery) {
+        self.inner.shared.ask(QueuedQuery { ticket, what: query });
     }
 
     /// The device was reset: nothing is shown any more, and earlier queries get no answer from now on.
     pub fn reset(&self) {
         let mut state = self.inner.shared.lock();
         state.picture.clear();
-        state.questions.clear();
+        state.queries.clear();
         drop(state);
         self.inner.shared.work.notify_one();
     }
@@ -208,20 +208,20 @@ impl Shared {
         }
     }
 
-    fn ask(&self, question: Question) {
+    fn ask(&self, query: QueuedQuery) {
         let deadline = Instant::now() + self.answer_timeout;
-        let added = self.lock().questions.add(question, deadline);
+        let added = self.lock().queries.add(query, deadline);
         match added {
             Ok(()) => {
                 self.work.notify_one();
                 self.clock.notify_one();
             }
-            Err(question) => self.answer(question, question.unanswered()),
+            Err(query) => self.answer(query, query.unanswered()),
         }
     }
 
-    fn answer(&self, question: Question, answer: DisplayAnswer) {
+    fn answer(&self, query: QueuedQuery, answer: DisplayAnswer) {
         let answers = lock(&self.answers);
-        answers(question.ticket, answer);
+        answers(query.ticket, answer);
     }
 }

@@ -244,7 +244,7 @@ fn display_info(enabled: &[usize]) -> Vec<u8> {
 fn questions_are_answered_by_the_display() {
     let (display, _stats, answers) = display(PATIENCE);
     let mut front_end = FrontEnd::connected(&display, 1);
-    display.ask(11, DisplayQuestion::Modes);
+    display.ask(11, DisplayQuery::Modes);
     assert_eq!(front_end.receive(), Some((GET_DISPLAY_INFO, vec![])));
     front_end.reply(GET_DISPLAY_INFO, &display_info(&[1]));
     let mut modes = Box::new([DisplayMode::default(); 16]);
@@ -252,7 +252,7 @@ fn questions_are_answered_by_the_display() {
     modes[1] = DisplayMode { rect, enabled: true, flags: 9 };
     assert_eq!(answers.recv_timeout(PATIENCE), Ok((11, DisplayAnswer::Modes(Some(modes)))));
 
-    display.ask(12, DisplayQuestion::Edid { scanout: 0 });
+    display.ask(12, DisplayQuery::Edid { scanout: 0 });
     assert_eq!(front_end.receive(), Some((GET_EDID, vec![0; 4])));
     let mut reply = vec![0xcd; 24 + 8 + 1024];
     reply[24..28].copy_from_slice(&256u32.to_le_bytes());
@@ -266,7 +266,7 @@ fn the_edid_of_a_scanout_that_the_display_may_not_have_is_not_asked_for() {
     let (display, _stats, answers) = display(PATIENCE);
     let mut front_end = FrontEnd::connected(&display, 1);
     for (ticket, enabled) in [(1, &[0, 1][..]), (2, &[0, 2])] {
-        display.ask(ticket, DisplayQuestion::Edid { scanout: 2 });
+        display.ask(ticket, DisplayQuery::Edid { scanout: 2 });
         assert_eq!(front_end.receive(), Some((GET_DISPLAY_INFO, vec![])));
         front_end.reply(GET_DISPLAY_INFO, &display_info(enabled));
     }
@@ -278,11 +278,11 @@ fn the_edid_of_a_scanout_that_the_display_may_not_have_is_not_asked_for() {
 fn an_edid_is_not_asked_for_if_the_display_cannot_give_one_nor_taken_if_it_is_too_long() {
     let (display, _stats, answers) = display(PATIENCE);
     let _without = FrontEnd::connected(&display, 2);
-    display.ask(1, DisplayQuestion::Edid { scanout: 0 });
+    display.ask(1, DisplayQuery::Edid { scanout: 0 });
     assert_eq!(answers.recv_timeout(PATIENCE), Ok((1, DisplayAnswer::Edid(None))));
 
     let mut front_end = FrontEnd::connected(&display, 1);
-    display.ask(2, DisplayQuestion::Edid { scanout: 0 });
+    display.ask(2, DisplayQuery::Edid { scanout: 0 });
     assert_eq!(front_end.receive(), Some((GET_EDID, vec![0; 4])));
     front_end.reply(GET_EDID, &[0xff; 24 + 8 + 1024]);
     assert_eq!(answers.recv_timeout(PATIENCE), Ok((2, DisplayAnswer::Edid(None))));
@@ -291,7 +291,7 @@ fn an_edid_is_not_asked_for_if_the_display_cannot_give_one_nor_taken_if_it_is_to
 #[test]
 fn without_a_display_questions_are_answered_with_nothing_and_pictures_wait() {
     let (display, stats, answers) = display(PATIENCE);
-    display.ask(1, DisplayQuestion::Modes);
+    display.ask(1, DisplayQuery::Modes);
     assert_eq!(answers.recv_timeout(PATIENCE), Ok((1, DisplayAnswer::Modes(None))));
     let image = Arc::new(Image::new(8, 8));
     let expected = paint(&image, 1);
@@ -309,8 +309,8 @@ fn a_silent_display_costs_a_question_its_time_and_nobody_else_anything() {
     let (display, _stats, answers) = display(Duration::from_millis(30));
     let (_silent, other) = FrontEnd::new();
     display.connect(other);
-    display.ask(1, DisplayQuestion::Modes);
-    display.ask(2, DisplayQuestion::Edid { scanout: 0 });
+    display.ask(1, DisplayQuery::Modes);
+    display.ask(2, DisplayQuery::Edid { scanout: 0 });
     assert_eq!(answers.recv_timeout(PATIENCE), Ok((1, DisplayAnswer::Modes(None))));
     assert_eq!(answers.recv_timeout(PATIENCE), Ok((2, DisplayAnswer::Edid(None))));
 
@@ -320,14 +320,14 @@ fn a_silent_display_costs_a_question_its_time_and_nobody_else_anything() {
     let expected = paint(&image, 1);
     show(&display, &image, B8G8R8X8, whole(&image));
     front_end.draw_until(&expected);
-    assert!(answers.try_recv().is_err(), "a question was answered twice");
+    assert!(answers.try_recv().is_err(), "a query was answered twice");
 }
 
 #[test]
 fn an_answer_that_comes_too_late_is_dropped_and_the_display_lives_on() {
     let (display, _stats, answers) = display(Duration::from_millis(30));
     let mut front_end = FrontEnd::connected(&display, 1);
-    display.ask(1, DisplayQuestion::Modes);
+    display.ask(1, DisplayQuery::Modes);
     assert_eq!(front_end.receive(), Some((GET_DISPLAY_INFO, vec![])));
     assert_eq!(answers.recv_timeout(PATIENCE), Ok((1, DisplayAnswer::Modes(None))));
     front_end.reply(GET_DISPLAY_INFO, &display_info(&[0]));
@@ -335,7 +335,7 @@ fn an_answer_that_comes_too_late_is_dropped_and_the_display_lives_on() {
     let expected = paint(&image, 1);
     show(&display, &image, B8G8R8X8, whole(&image));
     front_end.draw_until(&expected);
-    assert!(answers.try_recv().is_err(), "the question was answered twice");
+    assert!(answers.try_recv().is_err(), "the query was answered twice");
 }
 
 /// Dropping the last handle joins both threads: if it returns, neither leaks.
@@ -352,7 +352,7 @@ fn the_threads_end_though_the_display_is_silent_or_does_not_read() {
         assert_eq!(front_end.receive(), Some((GET_PROTOCOL_FEATURES, vec![])));
         let image = Arc::new(Image::new(1000, 1000));
         show(&display, &image, B8G8R8X8, whole(&image));
-        display.ask(1, DisplayQuestion::Modes);
+        display.ask(1, DisplayQuery::Modes);
         let (done, ended) = mpsc::channel();
         thread::spawn(move || {
             drop(display);
@@ -372,7 +372,7 @@ fn a_display_that_vanishes_or_talks_nonsense_is_replaced_by_the_next() {
     let (mut nonsense, other) = FrontEnd::new();
     display.connect(other);
     nonsense.reply(GET_EDID, &[0; 8]);
-    display.ask(1, DisplayQuestion::Modes);
+    display.ask(1, DisplayQuery::Modes);
     assert_eq!(answers.recv_timeout(PATIENCE), Ok((1, DisplayAnswer::Modes(None))));
     for _ in 0..2 {
         let mut front_end = FrontEnd::connected(&display, 1);
@@ -388,7 +388,7 @@ fn after_a_reset_nothing_is_shown_and_no_old_question_is_answered() {
     let expected = paint(&image, 1);
     show(&display, &image, B8G8R8X8, whole(&image));
     front_end.draw_until(&expected);
-    display.ask(1, DisplayQuestion::Modes);
+    display.ask(1, DisplayQuery::Modes);
     assert_eq!(front_end.receive(), Some((GET_DISPLAY_INFO, vec![])));
     display.reset();
     front_end.reply(GET_DISPLAY_INFO, &display_info(&[0]));
@@ -402,7 +402,7 @@ fn a_display_thread_that_panics_is_reported_and_the_display_still_ends() {
     let failures = no_failures();
     let callback = |_, _| panic!("the device has gone");
     let display = Display::spawn_with_timeout(Arc::default(), &failures, PATIENCE, callback).unwrap();
-    display.ask(1, DisplayQuestion::Modes);
+    display.ask(1, DisplayQuery::Modes);
     let start = Instant::now();
     while failures.first().is_none() {
         assert!(start.elapsed() < PATIENCE, "nothing was reported");

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::link::Link;
 use super::picture::DisplayUpdate;
-use super::questions::Question;
+use super::queries::QueuedQuery;
 use super::{Connection, DisplayState, Shared};
 
 /// What the display thread does next.
@@ -16,7 +16,7 @@ enum Next {
     /// Negotiate on a new socket.
     Open(UnixStream),
     /// Answer a query: with the display's answer if there is one.
-    Ask(Question),
+    Ask(QueuedQuery),
     /// Send an update to the display.
     Tell(DisplayUpdate),
     /// End the thread.
@@ -31,7 +31,7 @@ pub(super) fn serve(shared: &Shared) {
         let served = match next {
             Next::Quit => return,
             Next::Open(socket) => open(shared, socket, &mut link),
-            Next::Ask(question) => ask(shared, question, link.as_mut()),
+            Next::Ask(query) => ask(shared, query, link.as_mut()),
             Next::Tell(work) => link.as_mut().map_or(Ok(()), |link| link.tell(work)),
         };
         if let Err(error) = served {
@@ -46,20 +46,20 @@ fn open(shared: &Shared, socket: UnixStream, link: &mut Option<Link>) -> io::Res
     Ok(())
 }
 
-fn ask(shared: &Shared, question: Question, link: Option<&mut Link>) -> io::Result<()> {
-    let answered = link.map(|link| link.ask(question.what)).transpose();
-    if shared.lock().questions.take(question) {
+fn ask(shared: &Shared, query: QueuedQuery, link: Option<&mut Link>) -> io::Result<()> {
+    let answered = link.map(|link| link.ask(query.what)).transpose();
+    if shared.lock().queries.take(query) {
         let answer = answered.as_ref().ok().and_then(Option::clone);
-        shared.answer(question, answer.unwrap_or_else(|| question.unanswered()));
+        shared.answer(query, answer.unwrap_or_else(|| query.unanswered()));
     }
     answered.map(drop)
 }
 
 /// The clock thread: answers the queries that have timed out. Sleeps while none is pending.
 pub(super) fn give_up_late_questions(shared: &Shared) {
-    while let Some(question) = shared.wait_for_expiry() {
-        shared.report_late(question);
-        shared.answer(question, question.unanswered());
+    while let Some(query) = shared.wait_for_expiry() {
+        shared.report_late(query);
+        shared.answer(query, query.unanswered());
     }
 }
 
@@ -76,14 +76,14 @@ impl Shared {
     }
 
     /// Waits for a query that has timed out; `None` when the display ends.
-    fn wait_for_expiry(&self) -> Option<Question> {
+    fn wait_for_expiry(&self) -> Option<QueuedQuery> {
         let mut state = self.lock();
         while !state.quit {
             let now = Instant::now();
-            if let Some(question) = state.questions.take_expired(now) {
-                return Some(question);
+            if let Some(query) = state.queries.take_expired(now) {
+                return Some(query);
             }
-            state = match state.questions.time_left(now) {
+            state = match state.queries.time_left(now) {
                 None => self.clock.wait(state).unwrap_or_else(PoisonError::into_inner),
                 Some(left) => self.clock.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
             };
@@ -108,11 +108,11 @@ impl Shared {
     }
 
     /// Logs a timed-out query once per connection: the guest controls how often it happens.
-    fn report_late(&self, question: Question) {
+    fn report_late(&self, query: QueuedQuery) {
         if !std::mem::replace(&mut self.lock().late_reported, true) {
             log::warn!(
                 "The display has not answered {:?} within {:?}; the device answers from what it knows",
-                question.what,
+                query.what,
                 self.answer_timeout
             );
         }
@@ -145,8 +145,8 @@ fn next(state: &mut DisplayState, link: &mut Option<Link>) -> Option<Next> {
     if matches!(state.connection, Connection::None) {
         *link = None;
     }
-    if let Some(question) = state.questions.next() {
-        return Some(Next::Ask(question));
+    if let Some(query) = state.queries.next() {
+        return Some(Next::Ask(query));
     }
     link.as_ref().and_then(|_| state.picture.next()).map(Next::Tell)
 }

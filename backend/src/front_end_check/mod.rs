@@ -1,5 +1,5 @@
 //! Checks the front-end (`--check-front-end`) against the vhost-user protocol, and against what a vIOMMU must do for
-//! the devices behind it. The session reports its events to the [`Referee`], which produces findings, each for a rule
+//! the devices behind it. The session reports its events to the [`FrontEndCheck`], which produces findings, each for a rule
 //! of one table ([`rules`]). Has no influence on the session; without the flag there is no checker.
 //!
 //! Knows nothing of sockets and threads; time is a parameter. What has to be looked up in QEMU's source or the
@@ -52,7 +52,7 @@ pub struct World<'a> {
 
 /// Checks one connection.
 #[derive(Debug)]
-pub struct Referee {
+pub struct FrontEndCheck {
     order: Order,
     misses: Misses,
     stale: Stale,
@@ -61,7 +61,7 @@ pub struct Referee {
     message: Option<&'static str>,
 }
 
-impl Referee {
+impl FrontEndCheck {
     /// A checker for a front-end with this offer and this time limit for answers.
     pub fn new(offer: Offer, miss_timeout: Duration) -> Self {
         let (misses, stale) = (Misses::new(miss_timeout), Stale::default());

@@ -26,7 +26,7 @@ impl DrainWaker for Nobody {
 
 /// A front-end that has negotiated an IOMMU and sent a table of one region.
 struct Talk {
-    referee: Referee,
+    front_end_check: FrontEndCheck,
     memory: MemoryTable,
     mirror: MirrorWriter,
     _file: File,
@@ -40,7 +40,8 @@ impl Talk {
         let memory = MemoryTable::map(&[spec], std::slice::from_ref(&file)).unwrap();
         let (mirror, _) = mirror(MirrorConfig { readers: 1, table_limit: 1 << 20 }, Arc::new(Nobody));
         let offer = Offer { virtio: IOMMU, passed_on: 0, protocol: REPLY_ACK | 1 << 15 };
-        let mut this = Self { referee: Referee::new(offer, TIMEOUT), memory, mirror, _file: file };
+        let mut this =
+            Self { front_end_check: FrontEndCheck::new(offer, TIMEOUT), memory, mirror, _file: file };
         this.send(code::SET_PROTOCOL_FEATURES, false, &offer.protocol.to_ne_bytes());
         this.send(code::SET_FEATURES, true, &features.to_ne_bytes());
         this
@@ -49,7 +50,7 @@ impl Talk {
     fn send(&mut self, number: u32, need_reply: bool, payload: &[u8]) {
         let header = Header::request(number, payload.len() as u32, need_reply);
         let world = World { memory: &self.memory, mirror: &self.mirror };
-        self.referee.message(Duration::ZERO, header, payload, world);
+        self.front_end_check.message(Duration::ZERO, header, payload, world);
     }
 
     fn iotlb(&mut self, kind: u8, iova: u64, size: u64, user: u64, permission: u8) {
@@ -59,7 +60,7 @@ impl Talk {
     }
 
     fn rules(&mut self) -> Vec<Rule> {
-        self.referee.take().iter().map(|finding| finding.rule).collect()
+        self.front_end_check.take().iter().map(|finding| finding.rule).collect()
     }
 }
 
@@ -78,17 +79,17 @@ fn an_update_is_held_to_the_memory_table_and_to_its_own_fields() {
         (1, 0x1000, USER, 3, Rule::IotlbBadType),
     ] {
         let mut fresh = Talk::new(IOMMU);
-        fresh.referee.miss_sent(Duration::ZERO, miss(1));
+        fresh.front_end_check.miss_sent(Duration::ZERO, miss(1));
         fresh.iotlb(kind, 0x1000, size, user, permission);
         // The UPDATE is at fault, not the answer that follows it.
-        fresh.referee.miss_answered(Duration::ZERO, true);
-        fresh.referee.main_socket_empty(Duration::ZERO);
+        fresh.front_end_check.miss_answered(Duration::ZERO, true);
+        fresh.front_end_check.main_socket_empty(Duration::ZERO);
         assert_eq!(fresh.rules(), [rule], "{kind} {size:#x} {user:#x} {permission}");
     }
-    talk.referee.miss_sent(Duration::ZERO, miss(1));
+    talk.front_end_check.miss_sent(Duration::ZERO, miss(1));
     talk.iotlb(2, 0x1000, 0x1000, USER, 2);
-    talk.referee.miss_answered(Duration::ZERO, true);
-    assert!(!talk.referee.wants_empty_socket());
+    talk.front_end_check.miss_answered(Duration::ZERO, true);
+    assert!(!talk.front_end_check.wants_empty_socket());
     assert_eq!(talk.rules(), []);
 }
 
@@ -105,7 +106,7 @@ fn an_invalidate_that_nobody_awaits_is_found_and_named() {
     let mut payload = [0; 32];
     (payload[9], payload[25]) = (0x10, 3);
     talk.send(code::IOTLB_MSG, false, &payload);
-    let found = talk.referee.take();
+    let found = talk.front_end_check.take();
     assert_eq!((found[0].rule, found[0].message), (Rule::InvalidateNotAwaited, Some("IOTLB_MSG")));
     assert_eq!(found[0].range, ByteRange::new(Iova::new(0), 0x1000).ok());
 }
@@ -122,7 +123,7 @@ fn a_region_that_goes_away_is_looked_for_in_what_the_device_holds() {
         }
         let payload: Vec<u8> = [0, 0, SIZE, USER, 0].iter().flat_map(|word| word.to_ne_bytes()).collect();
         talk.send(code::REM_MEM_REG, true, &payload);
-        let found = talk.referee.take();
+        let found = talk.front_end_check.take();
         assert_eq!(found.iter().any(|one| one.rule == Rule::RegionRemovedWhileMapped), is_found, "{found:?}");
         assert!(found.iter().all(|one| !one.rule.row().severity.accuses()), "{found:?}");
     }
@@ -149,7 +150,7 @@ fn what_ends_a_session_is_judged_by_whose_fault_it_is() {
     ];
     for (end, rule) in cases {
         let mut talk = Talk::new(IOMMU);
-        talk.referee.ended(Duration::ZERO, &end);
+        talk.front_end_check.ended(Duration::ZERO, &end);
         assert_eq!(talk.rules(), rule.into_iter().collect::<Vec<_>>(), "{end:?}");
     }
 }
@@ -157,19 +158,19 @@ fn what_ends_a_session_is_judged_by_whose_fault_it_is() {
 #[test]
 fn a_refusal_adds_nothing_to_a_finding_and_is_a_note_without_one() {
     let mut talk = Talk::new(IOMMU | 1);
-    talk.referee.refused(Duration::ZERO, "not offered");
+    talk.front_end_check.refused(Duration::ZERO, "not offered");
     assert_eq!(talk.rules(), [Rule::FeatureNotOffered]);
     talk.send(code::SET_VRING_NUM, true, &[0, 0, 0, 0, 3, 0, 0, 0]);
-    talk.referee.refused(Duration::ZERO, "not a power of two");
+    talk.front_end_check.refused(Duration::ZERO, "not a power of two");
     assert_eq!(talk.rules(), [Rule::RequestRefused]);
 }
 
 #[test]
 fn a_channel_that_ends_is_no_fault_and_one_that_talks_nonsense_is() {
     let mut talk = Talk::new(IOMMU);
-    talk.referee.channel_failed(Duration::ZERO, &ChannelError::Closed);
+    talk.front_end_check.channel_failed(Duration::ZERO, &ChannelError::Closed);
     assert_eq!(talk.rules(), []);
-    talk.referee.channel_failed(Duration::ZERO, &ChannelError::Unasked);
-    talk.referee.channel_failed(Duration::ZERO, &ChannelError::NotAnAnswer(7));
+    talk.front_end_check.channel_failed(Duration::ZERO, &ChannelError::Unasked);
+    talk.front_end_check.channel_failed(Duration::ZERO, &ChannelError::NotAnAnswer(7));
     assert_eq!(talk.rules(), [Rule::AnswerUnasked, Rule::AnswerMalformed]);
 }

@@ -25,7 +25,7 @@ pub enum Side {
 
 /// A message to the queue thread.
 #[derive(Debug)]
-pub enum Mail {
+pub enum QueueMessage {
     /// The ring was started or enabled and has to be polled.
     RingReady(usize),
     /// An engine has finished a job.
@@ -59,30 +59,30 @@ pub enum Mail {
 /// The handle of the queue thread's mailbox; cheap to clone.
 #[derive(Clone)]
 pub struct Mailbox {
-    mail: Arc<Mutex<VecDeque<Mail>>>,
+    messages: Arc<Mutex<VecDeque<QueueMessage>>>,
     waker: Waker,
 }
 
 impl Mailbox {
     /// An empty mailbox, with an eventfd of its own.
     pub fn new() -> std::io::Result<Self> {
-        Ok(Self { mail: Arc::default(), waker: Waker::new()? })
+        Ok(Self { messages: Arc::default(), waker: Waker::new()? })
     }
 
     /// Adds a message and wakes the thread.
-    pub fn post(&self, mail: Mail) {
-        lock(&self.mail).push_back(mail);
+    pub fn post(&self, messages: QueueMessage) {
+        lock(&self.messages).push_back(messages);
         self.waker.wake();
     }
 
     /// Removes the oldest message.
-    pub fn take(&self) -> Option<Mail> {
-        lock(&self.mail).pop_front()
+    pub fn take(&self) -> Option<QueueMessage> {
+        lock(&self.messages).pop_front()
     }
 
     /// Whether there is no message.
     pub fn is_empty(&self) -> bool {
-        lock(&self.mail).is_empty()
+        lock(&self.messages).is_empty()
     }
 
     /// Clears the wake-ups made so far; a later message wakes the thread again.

@@ -25,7 +25,7 @@ use vhost_user_backend::VringT;
 
 use self::chain::RingError;
 use self::held::Held;
-use self::mailbox::{Mail, Mailbox, Side};
+use self::mailbox::{Mailbox, QueueMessage, Side};
 use self::ring::{Pending, Published, SharedRing, Taken, Virtqueue};
 use crate::display::Display;
 use crate::engines::engine::FinishedJob;
@@ -59,7 +59,7 @@ pub struct QueueHandle {
 
 impl Drop for QueueHandle {
     fn drop(&mut self) {
-        self.mailbox.post(Mail::Close);
+        self.mailbox.post(QueueMessage::Close);
         // The fields join the thread when they are dropped.
     }
 }
@@ -182,21 +182,21 @@ impl Queues<'_, '_> {
 
     fn empty_mailbox(&mut self) -> std::ops::ControlFlow<()> {
         self.thread.mailbox.clear_wake_up();
-        while let Some(mail) = self.thread.mailbox.take() {
-            match mail {
-                Mail::RingReady(queue) => self.ring_ready(queue),
-                Mail::JobFinished(finished) => self.job_finished(finished),
-                Mail::DisplayAnswered { ticket, answer } => {
+        while let Some(messages) = self.thread.mailbox.take() {
+            match messages {
+                QueueMessage::RingReady(queue) => self.ring_ready(queue),
+                QueueMessage::JobFinished(finished) => self.job_finished(finished),
+                QueueMessage::DisplayAnswered { ticket, answer } => {
                     self.thread.device.display_answer(ticket, answer, &mut self.effects);
                 }
-                Mail::MissAnswered { wait, side, answer } => self.miss_answered(wait, side, answer),
-                Mail::Describe(answer) => {
+                QueueMessage::MissAnswered { wait, side, answer } => self.miss_answered(wait, side, answer),
+                QueueMessage::Describe(answer) => {
                     // The client may have stopped waiting.
                     let _ = answer.send(self.thread.device.contexts());
                 }
-                Mail::Features(features) => self.thread.device.set_features(features),
-                Mail::Reset => self.reset(),
-                Mail::Close => {
+                QueueMessage::Features(features) => self.thread.device.set_features(features),
+                QueueMessage::Reset => self.reset(),
+                QueueMessage::Close => {
                     self.thread.stats.jobs_discarded.add(self.jobs);
                     return std::ops::ControlFlow::Break(());
                 }
@@ -265,7 +265,7 @@ impl Queues<'_, '_> {
         self.ready = [false; QUEUES];
     }
 
-    /// Takes commands off the rings, in turns, until there is mail or nothing is left.
+    /// Takes commands off the rings, in turns, until a message arrives or nothing is left.
     fn serve(&mut self) {
         for queue in 0..QUEUES {
             for _ in 0..TURN {

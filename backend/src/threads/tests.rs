@@ -13,7 +13,7 @@ use device_model::telemetry::stats::Stats;
 use super::*;
 use crate::faults::Injection;
 use crate::queues::CONTROL_QUEUE;
-use crate::queues::mailbox::Mail;
+use crate::queues::mailbox::QueueMessage;
 use crate::telemetry::instruments::Instruments;
 use crate::vhost_user::session::start::{DeviceSettings, start};
 use crate::vhost_user::session::{Session, SessionEnd, SessionState};
@@ -87,7 +87,7 @@ fn an_engine_that_panics_in_a_step_ends_the_session() {
 fn a_queue_thread_that_panics_with_a_ring_ends_the_session() {
     let end = end_after(|state, injection| {
         injection.panics.set("in a ring").unwrap();
-        state.queue.mailbox.post(Mail::RingReady(CONTROL_QUEUE));
+        state.queue.mailbox.post(QueueMessage::RingReady(CONTROL_QUEUE));
     });
     let expected = "A thread of the device has failed: Thread queue has panicked: Told to panic in a ring";
     assert_eq!(end, expected);
@@ -100,7 +100,7 @@ fn a_queue_thread_whose_epoll_fails_ends_the_session() {
         // SAFETY: the number of the epoll instance stays open, as another file; its owner closes it later.
         let mut epoll = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(state.queue.poller.as_raw_fd()) });
         rustix::io::dup2(null, &mut epoll).unwrap();
-        state.queue.mailbox.post(Mail::RingReady(CONTROL_QUEUE));
+        state.queue.mailbox.post(QueueMessage::RingReady(CONTROL_QUEUE));
     });
     let expected =
         "A thread of the device has failed: Thread queue cannot go on: Invalid argument (os error 22)";

@@ -109,7 +109,7 @@ fn prepare(device: &mut Device<()>) {
     }
 }
 
-/// The naive judgement of the operands, byte by byte of where they lie.
+/// A naive check of whether the operands overlap, byte by byte.
 fn lies_in_its_resources(program: &Program) -> bool {
     program.operands().all(|(_, operand)| {
         let range = operand.range;

@@ -169,7 +169,7 @@ pub type Edid = Vec<u8>;
 
 /// A question to the display. If no answer comes, the device answers from what it knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DisplayQuestion {
+pub enum DisplayQuery {
     /// The modes of all scanouts.
     Modes,
     /// The EDID of a scanout.
@@ -179,11 +179,11 @@ pub enum DisplayQuestion {
     },
 }
 
-/// The answer to a [`DisplayQuestion`]; `None`: there is no display, or it did not answer in time.
+/// The answer to a [`DisplayQuery`]; `None`: there is no display, or it did not answer in time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DisplayAnswer {
-    /// To [`DisplayQuestion::Modes`].
+    /// To [`DisplayQuery::Modes`].
     Modes(Option<Box<DisplayModes>>),
-    /// To [`DisplayQuestion::Edid`].
+    /// To [`DisplayQuery::Edid`].
     Edid(Option<Edid>),
 }

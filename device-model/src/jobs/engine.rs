@@ -99,7 +99,7 @@ enum Hold {
     /// Nothing: its pin was needed back while it spins, and it is not pinned again on this engine.
     Spin,
     /// Nothing: a section per step polls what it WAITs for. It is pinned when its WAIT is over.
-    Look,
+    Poll,
 }
 
 /// A job on an engine.
@@ -135,7 +135,7 @@ impl Running {
         }
         // Polling needs one word. What comes after the WAIT may be large, and is looked up when the WAIT is over.
         if work.job.is_waiting() {
-            return Self::on(work, Hold::Look);
+            return Self::on(work, Hold::Poll);
         }
         match reader.pin_as(mode, &work.job.working_set()) {
             Ok(pin) => Self::on(work, Hold::Pin(pin)),
@@ -172,14 +172,14 @@ impl Running {
     /// ends.
     pub fn step(mut self, reader: &Reader, host: &mut impl EngineHost) -> ControlFlow<Left, Self> {
         let spins = self.work.job.is_spinning();
-        if matches!(self.hold, Hold::Look) && !self.work.job.is_waiting() {
+        if matches!(self.hold, Hold::Poll) && !self.work.job.is_waiting() {
             return Self::start(reader, self.work);
         }
         let step = match &self.hold {
             _ if spins => Some(host.step(&mut self.work.job, &NoMemory)),
             Hold::Pin(pin) => step_or_leave(host, &mut self.work, pin),
             // An invalidation waits for this one step at most.
-            Hold::Sections | Hold::Look => step_or_leave(host, &mut self.work, &reader.enter()),
+            Hold::Sections | Hold::Poll => step_or_leave(host, &mut self.work, &reader.enter()),
             // What comes after the SPIN needs the pin that it gave back.
             Hold::Spin => None,
         };

@@ -10,7 +10,7 @@ use std::time::Duration;
 use job_stream::Mode;
 
 mod footprints;
-mod looks;
+mod polls;
 mod ready;
 mod suspects;
 mod wait;
@@ -23,10 +23,10 @@ use crate::mmu::{MappedRange, Missing};
 use crate::running_clock::RunningClock;
 use crate::telemetry::violation::{InvalidationInfo, Verdict};
 use footprints::Footprints;
-use looks::Looks;
+use polls::Polls;
 use ready::Ready;
 use suspects::Stands;
-pub use suspects::{Found, Judgement, Revealed, mapped_of};
+pub use suspects::{Found, JobVerdict, Revealed, mapped_of};
 use wait::Unanswered;
 pub use wait::{JobWait, pages_of};
 
@@ -46,8 +46,10 @@ pub struct ScheduledJob {
     seen: u64,
     /// The schedule's generation when it was submitted.
     generation: u64,
-    /// How often its WAITs have polled in vain: the interval between polls grows with it.
-    looks: u32,
+    /// How often its current WAIT has polled in vain: the interval between polls grows with it.
+    polls: u32,
+    /// When its current WAIT times out, which tells one WAIT from the next.
+    wait_ends: Duration,
     /// It has executed something.
     pub(crate) stepped: bool,
     /// It is done, and was parked once more to check whether its memory was unmapped under it.
@@ -64,7 +66,8 @@ impl ScheduledJob {
             failed: None,
             seen: 0,
             generation: 0,
-            looks: 0,
+            polls: 0,
+            wait_ends: Duration::ZERO,
             stepped: false,
             checked: false,
         }
@@ -123,8 +126,8 @@ enum Parked {
     Misses { work: ScheduledJob, unanswered: Unanswered },
     /// Waits for the end of an invalidation.
     Invalidation(ScheduledJob),
-    /// Waits for a value in memory, and polls it again at this running time; [`Looks`] has the poll.
-    Wait { work: ScheduledJob, look: Duration },
+    /// Waits for a value in memory, and polls it again at this running time; [`Polls`] has the poll.
+    Wait { work: ScheduledJob, poll: Duration },
 }
 
 impl Parked {
@@ -144,10 +147,10 @@ impl Parked {
     }
 }
 
-/// How soon a WAIT polls again at first; the interval doubles after each poll, up to [`LONGEST_LOOK`].
-const FIRST_LOOK: Duration = Duration::from_micros(50);
+/// How soon a WAIT polls again at first; the interval doubles after each poll, up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_micros(50);
 /// The longest interval between two polls of a WAIT.
-const LONGEST_LOOK: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(1);
 
 /// The queue of jobs for the engines.
 #[derive(Debug, Default)]
@@ -158,7 +161,7 @@ pub struct Schedule {
     clock: RunningClock,
     parked: BTreeMap<JobId, Parked>,
     /// INVARIANT: the polls of the jobs that are parked for a WAIT, and of no others.
-    looks: Looks,
+    polls: Polls,
     /// Every job from its first turn to its end, wherever it waits in between.
     footprints: Footprints,
     invalidations_ended: u64,
@@ -186,13 +189,13 @@ impl Schedule {
     /// Sets the time. WAITs whose next poll is due become ready.
     pub fn set_time(&mut self, now: Duration) {
         self.now = self.now.max(now);
-        let due = self.looks.take_due(self.running());
-        self.look(due);
+        let due = self.polls.take_due(self.running());
+        self.poll(due);
     }
 
     /// When the time has to be set next if nothing else happens.
-    pub fn next_look(&self) -> Option<Duration> {
-        self.clock.when(self.looks.next()?)
+    pub fn next_poll(&self) -> Option<Duration> {
+        self.clock.when(self.polls.next()?)
     }
 
     /// How long the device has been running. WAITs and SPINs are measured in it, so that a stop costs them no time.
@@ -240,10 +243,10 @@ impl Schedule {
     /// The front-end has answered a MISS that these jobs wait for or will need soon: judges earlier invalidations by
     /// it. A job in *fence* mode that has worked on memory, needs more of it, and finds it moved, fails: what it has
     /// done so far was on other memory.
-    pub fn reveal(&mut self, revealed: &Revealed, asked: &[JobId]) -> Vec<Judgement> {
+    pub fn reveal(&mut self, revealed: &Revealed, asked: &[JobId]) -> Vec<JobVerdict> {
         let Self { footprints, parked, .. } = self;
         let asked: BTreeSet<JobId> = asked.iter().copied().collect();
-        let judgements = footprints.judge(revealed, |id| {
+        let job_verdicts = footprints.judge(revealed, |id| {
             let work = parked.get(&id).map(Parked::work);
             let stands = match work {
                 Some(work) if work.checked => Stands::Checks,
@@ -252,18 +255,18 @@ impl Schedule {
             };
             (stands, work.and_then(|work| work.job.packet()))
         });
-        let moved = |judgement: &&Judgement| {
-            (judgement.verdict, judgement.mode) == (Verdict::Moved, Mode::Fence)
-                && asked.contains(&judgement.job)
+        let moved = |job_verdict: &&JobVerdict| {
+            (job_verdict.verdict, job_verdict.mode) == (Verdict::Moved, Mode::Fence)
+                && asked.contains(&job_verdict.job)
         };
-        for Judgement { job, range, access, .. } in judgements.iter().filter(moved) {
+        for JobVerdict { job, range, access, .. } in job_verdicts.iter().filter(moved) {
             let work = parked.get_mut(job).map(Parked::work_mut);
             if let Some(work) = work.filter(|work| work.stepped && !work.checked) {
                 let range = Missing { space: revealed.space, range: *range, access: *access };
                 work.failed.get_or_insert(JobError::Moved(range));
             }
         }
-        judgements
+        job_verdicts
     }
 
     /// Earlier mappings become meaningless: the memory table changes, or the device stops.
@@ -315,14 +318,14 @@ impl Schedule {
                     let work = ScheduledJob { checked: true, ..work };
                     return self.park_for_misses(work, missing, Vec::new());
                 }
-                self.look_at_what_it_writes(work.job.id());
+                self.poll_what_it_writes(work.job.id());
                 // Before the response can reach the guest, which may then unmap the memory.
                 self.footprints.end(work.job.id());
                 return Disposed::Finished(FinishedJob { job: work.job, outcome });
             }
             Leaves::SliceOver => {
                 // The job may have signalled meanwhile.
-                self.look_at_what_it_writes(work.job.id());
+                self.poll_what_it_writes(work.job.id());
                 self.ready.push_back(work);
             }
             Leaves::Waiting { until } => self.park_for_wait(work, until),
@@ -379,30 +382,33 @@ impl Schedule {
 
     /// Parks a job until its WAIT polls again, or times out.
     fn park_for_wait(&mut self, mut work: ScheduledJob, until: Duration) {
-        let pause = FIRST_LOOK.saturating_mul(1 << work.looks.min(8)).min(LONGEST_LOOK);
-        work.looks = work.looks.saturating_add(1);
-        let look = self.running().saturating_add(pause).min(until);
-        self.looks.add(look, work.job.id());
-        self.parked.insert(work.job.id(), Parked::Wait { work, look });
+        if std::mem::replace(&mut work.wait_ends, until) != until {
+            work.polls = 0;
+        }
+        let pause = FIRST_PAUSE.saturating_mul(1 << work.polls.min(8)).min(LONGEST_PAUSE);
+        work.polls = work.polls.saturating_add(1);
+        let poll = self.running().saturating_add(pause).min(until);
+        self.polls.add(poll, work.job.id());
+        self.parked.insert(work.job.id(), Parked::Wait { work, poll });
     }
 
     /// What WAITs poll may have changed: those that share a backing to which this job writes poll now. Others, which
     /// reach its memory through another resource, poll when their time comes.
-    fn look_at_what_it_writes(&mut self, job: JobId) {
+    fn poll_what_it_writes(&mut self, job: JobId) {
         for other in self.footprints.readers_of(job) {
-            if let Some(Parked::Wait { look, .. }) = self.parked.get(&other) {
-                let look = (*look, other);
-                self.looks.remove(look);
-                self.look(BTreeSet::from([look]));
+            if let Some(Parked::Wait { poll, .. }) = self.parked.get(&other) {
+                let poll = (*poll, other);
+                self.polls.remove(poll);
+                self.poll(BTreeSet::from([poll]));
             }
         }
     }
 
     /// Makes these waiting jobs ready to poll.
-    fn look(&mut self, jobs: BTreeSet<(Duration, JobId)>) {
+    fn poll(&mut self, jobs: BTreeSet<(Duration, JobId)>) {
         for (_, id) in jobs {
             if let Some(parked) = self.parked.remove(&id) {
-                self.ready.push_look(parked.into_work());
+                self.ready.push_poll(parked.into_work());
             }
         }
     }
@@ -441,7 +447,7 @@ impl Schedule {
         self.clock.pause(self.now);
         self.paused = true;
         self.stale_waits = self.waits;
-        self.looks.take_all();
+        self.polls.take_all();
         self.unpark(|_| true);
     }
 
@@ -457,7 +463,7 @@ impl Schedule {
         self.ready.clear();
         self.parked.clear();
         self.stale_waits = self.waits;
-        self.looks.take_all();
+        self.polls.take_all();
         self.footprints.clear();
         self.generation = self.generation.wrapping_add(1);
     }

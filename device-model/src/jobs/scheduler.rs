@@ -14,7 +14,7 @@ use crate::addr::{ByteRange, Iova, SpaceId};
 use crate::jobs::engine::Left;
 use crate::jobs::job::{Job, JobError, JobId};
 use crate::jobs::schedule::{
-    AtRest, Disposed, JobStatus, JobWait, Judgement, Revealed, Schedule, ScheduledJob, Turn,
+    AtRest, Disposed, JobStatus, JobVerdict, JobWait, Revealed, Schedule, ScheduledJob, Turn,
 };
 use crate::mmu::MappedRange;
 use crate::mmu::miss::MissRequest;
@@ -54,7 +54,7 @@ struct Shared {
 impl Shared {
     /// When an engine that goes to sleep has to wake by itself; `None`: no need, or another engine wakes in time.
     fn alarm_needed(&self) -> Option<Duration> {
-        self.schedule.next_look().filter(|look| self.alarm.is_none_or(|alarm| *look < alarm))
+        self.schedule.next_poll().filter(|poll| self.alarm.is_none_or(|alarm| *poll < alarm))
     }
 
     /// How many sleeping engines have something to do: one for each ready job, one to wake for the next poll of a WAIT
@@ -169,7 +169,7 @@ impl Scheduler {
     }
 
     /// The front-end has answered a MISS that these jobs wait for or will need soon.
-    pub fn reveal(&self, revealed: &Revealed, asked: &[JobId]) -> Vec<Judgement> {
+    pub fn reveal(&self, revealed: &Revealed, asked: &[JobId]) -> Vec<JobVerdict> {
         self.change(|schedule| schedule.reveal(revealed, asked))
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::addr::{ByteRange, Iova, SpaceId};
 use crate::jobs::job::JobId;
-use crate::jobs::schedule::{AtRest, JobWait, Judgement, Revealed, Schedule};
+use crate::jobs::schedule::{AtRest, JobVerdict, JobWait, Revealed, Schedule};
 use crate::mmu::MappedRange;
 use crate::mmu::miss::MissRequest;
 use crate::telemetry::violation::InvalidationInfo;
@@ -31,7 +31,7 @@ pub trait Jobs {
     /// How much was too much to be judged since the last call.
     fn take_unjudged(&mut self) -> u64;
     /// Judges earlier invalidations by the answer to a MISS that these jobs requested.
-    fn reveal(&mut self, revealed: &Revealed, asked: &[JobId]) -> Vec<Judgement>;
+    fn reveal(&mut self, revealed: &Revealed, asked: &[JobId]) -> Vec<JobVerdict>;
     /// Host addresses change their meaning: earlier invalidations can no longer be judged.
     fn forget_suspects(&mut self);
     /// The state of a job that is parked and waits for this page, in this wait.
@@ -77,7 +77,7 @@ impl Jobs for Schedule {
         Schedule::take_unjudged(self)
     }
 
-    fn reveal(&mut self, revealed: &Revealed, asked: &[JobId]) -> Vec<Judgement> {
+    fn reveal(&mut self, revealed: &Revealed, asked: &[JobId]) -> Vec<JobVerdict> {
         Schedule::reveal(self, revealed, asked)
     }
 

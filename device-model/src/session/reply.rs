@@ -91,9 +91,9 @@ impl<T, J: Jobs> Session<T, J> {
         }
     }
 
-    /// The unread message was handled, after [`Effect::HandOver`]. `refusal`: its handler refused it. `told`: the
-    /// handler has sent a reply that says so.
-    pub fn handed_over(&mut self, now: Duration, refusal: Option<Refusal>, told: bool) {
+    /// The unread message was handled, after [`Effect::HandOver`]. `refusal`: its handler refused it. `has_replied`: its
+    /// handler has sent a NACK that says so.
+    pub fn handed_over(&mut self, now: Duration, refusal: Option<Refusal>, has_replied: bool) {
         let Pending::HandOver(drained) = std::mem::replace(&mut self.pending, Pending::Nothing) else {
             return;
         };
@@ -109,7 +109,7 @@ impl<T, J: Jobs> Session<T, J> {
         }
         match refusal {
             None => {}
-            Some(refusal) if told => log::warn!("A request of the front-end is refused: {refusal}"),
+            Some(refusal) if has_replied => log::warn!("A request of the front-end is refused: {refusal}"),
             Some(refusal) => self.effect(Effect::End(End::Refused(refusal))),
         }
     }

@@ -11,7 +11,7 @@ use super::miss_port::{JobWait, Waiter};
 use super::{Jobs, Session};
 use crate::addr::{ByteRange, Iova, SpaceId};
 use crate::jobs::job::JobId;
-use crate::jobs::schedule::{AtRest, Judgement, Revealed, mapped_of};
+use crate::jobs::schedule::{AtRest, JobVerdict, Revealed, mapped_of};
 use crate::mmu::Invalidation;
 use crate::mmu::miss::{MissRequest, Resolution};
 use crate::telemetry::record::Event;
@@ -67,19 +67,19 @@ impl<T, J: Jobs> Session<T, J> {
     pub(super) fn judge(&mut self, now: Duration, resolution: &Resolution<Waiter>) {
         let Some(revealed) = Revealed::by(resolution) else { return };
         let asked: Vec<JobId> = resolution.waiters.iter().filter_map(|(_, waiter)| waiter.job()).collect();
-        for judgement in self.jobs.reveal(&revealed, &asked) {
-            self.stats.verdicts.count(judgement.mode, judgement.verdict, judgement.confidence);
-            if is_violation(&judgement) {
-                let violation = self.violation(now, &judgement);
+        for job_verdict in self.jobs.reveal(&revealed, &asked) {
+            self.stats.verdicts.count(job_verdict.mode, job_verdict.verdict, job_verdict.confidence);
+            if is_violation(&job_verdict) {
+                let violation = self.violation(now, &job_verdict);
                 self.effect(Effect::Violation(violation));
             }
         }
     }
 
-    fn violation(&self, at: Duration, judgement: &Judgement) -> Violation {
-        let Judgement { verdict, confidence, job, context, packet, mode, range, access, .. } = *judgement;
-        let acked = self.invalidations.ack_of(judgement.by.number);
-        let invalidation = InvalidationInfo { acked, ..judgement.by };
+    fn violation(&self, at: Duration, job_verdict: &JobVerdict) -> Violation {
+        let JobVerdict { verdict, confidence, job, context, packet, mode, range, access, .. } = *job_verdict;
+        let acked = self.invalidations.ack_of(job_verdict.by.number);
+        let invalidation = InvalidationInfo { acked, ..job_verdict.by };
         Violation { id: 0, at, verdict, confidence, mode, job, context, packet, range, access, invalidation }
     }
 
@@ -103,9 +103,9 @@ impl<T, J: Jobs> Session<T, J> {
 
 /// In fault mode the guest may unmap what it likes, and where the verdict is unknown no violation is reported. A job
 /// and an INVALIDATE make one violation, however many pages they share.
-fn is_violation(judgement: &Judgement) -> bool {
-    judgement.is_first
-        && judgement.verdict != Verdict::Benign
-        && judgement.confidence != Confidence::CannotTell
-        && judgement.mode != Mode::Fault
+fn is_violation(job_verdict: &JobVerdict) -> bool {
+    job_verdict.is_first
+        && job_verdict.verdict != Verdict::Benign
+        && job_verdict.confidence != Confidence::CannotTell
+        && job_verdict.mode != Mode::Fault
 }

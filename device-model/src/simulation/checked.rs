@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::bug::Bug;
 use super::engines::Host;
-use super::follower::Deed;
+use super::follower::JobEvent;
 use super::guest::page_at;
 use super::oracle::{Invariant, violation};
 use super::world::World;
@@ -160,10 +160,10 @@ impl<'a, 'h, 'w, 'o, M: JobMemory> Checked<'a, 'h, 'w, 'o, M> {
     }
 
     /// The job has made this access.
-    fn did(&self, deed: Deed<'_>) {
+    fn did(&self, event: JobEvent<'_>) {
         let mut host = self.host.borrow_mut();
         let Some(job) = self.by.job else { return };
-        if let Err(violation) = host.world.oracle.follow(job, deed, self.by.is_dead, self.times) {
+        if let Err(violation) = host.world.oracle.follow(job, event, self.by.is_dead, self.times) {
             host.world.fail(violation);
         }
     }
@@ -181,14 +181,14 @@ impl<M: JobMemory> JobMemory for Checked<'_, '_, '_, '_, M> {
             }
             _ => self.memory.read(space, at, into)?,
         }
-        self.did(Deed::Read { at, bytes: into });
+        self.did(JobEvent::Read { at, bytes: into });
         Ok(())
     }
 
     fn write(&self, space: SpaceId, at: Iova, from: &[u8]) -> Result<(), MemoryError> {
         self.before(at, from.len(), Access::Write);
         self.memory.write(space, at, from)?;
-        self.did(Deed::Write { at, bytes: from });
+        self.did(JobEvent::Write { at, bytes: from });
         Ok(())
     }
 
@@ -196,7 +196,7 @@ impl<M: JobMemory> JobMemory for Checked<'_, '_, '_, '_, M> {
         self.before(from, len, Access::Read);
         self.before(to, len, Access::Write);
         self.memory.copy(space, from, to, len)?;
-        self.did(Deed::Copy { from, to, len: len as u64 });
+        self.did(JobEvent::Copy { from, to, len: len as u64 });
         Ok(())
     }
 
@@ -212,14 +212,14 @@ impl<M: JobMemory> JobMemory for Checked<'_, '_, '_, '_, M> {
         }
         let is_store = matches!(operation, AtomicOperation::Store(_));
         if is_store && self.is(Bug::LoseStore) && self.memory.locate(space, at, Access::Write).is_some() {
-            self.did(Deed::Value { at, width, operation, old: 0 });
+            self.did(JobEvent::Value { at, width, operation, old: 0 });
             return Ok(0);
         }
         let old = self.memory.atomic(space, at, width, operation)?;
         if self.is(Bug::RepeatAtomic) && matches!(operation, AtomicOperation::Add(_)) {
             self.memory.atomic(space, at, width, operation)?;
         }
-        self.did(Deed::Value { at, width, operation, old });
+        self.did(JobEvent::Value { at, width, operation, old });
         Ok(old)
     }
 

@@ -140,7 +140,7 @@ impl World {
         let submitted = Submitted::new(queue, known.mode, program, (places, named));
         // A careful driver gives a job no memory that it is unmapping: the unmap returns after the ack.
         if self.flavor.careful && self.guest.pages_being_taken().any(|page| submitted.touches(page)) {
-            self.counts.deeds_left_out += 1;
+            self.counts.events_left_out += 1;
             return None;
         }
         if let Some(known) = self.context(device, context) {

@@ -26,7 +26,7 @@ pub(super) fn locate(backing: &[(u64, u32)], mut offset: u64) -> Option<(Iova, u
 
 /// An access that an engine has made for a job.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Deed<'a> {
+pub(super) enum JobEvent<'a> {
     Read {
         at: Iova,
         bytes: &'a [u8],
@@ -81,38 +81,38 @@ impl Follower {
     pub(super) fn follow(
         &mut self,
         (program, places): (&Program, &Places),
-        deed: Deed<'_>,
+        event: JobEvent<'_>,
         (now, ran): (Duration, Duration),
     ) -> Followed {
-        let wrong = |packet: usize, wanted: &str| Err(format!("Packet {packet} {wanted}, but: {deed:x?}"));
+        let wrong = |packet: usize, wanted: &str| Err(format!("Packet {packet} {wanted}, but: {event:x?}"));
         if self.told.is_some() {
             return wrong(self.packet, "has told its user fence already");
         }
-        if self.tells_failure((program, places), deed) {
+        if self.tells_failure((program, places), event) {
             self.told = Some(false);
             return Ok(());
         }
         self.skip(program);
         let Some(packet) = program.packets().get(self.packet) else {
             let told = user_fence(program)
-                .is_some_and(|(at, context)| stores(places, deed, (at, true), Some(context.done)));
+                .is_some_and(|(at, context)| stores(places, event, (at, true), Some(context.done)));
             self.told = Some(true);
             return if told { Ok(()) } else { wrong(self.packet, "does not exist") };
         };
         let right = match packet {
-            Packet::Fill(fill) => self.fill(places, fill, deed),
-            Packet::Copy(copy) => self.copy(places, copy, deed),
-            Packet::Checksum(sum) => self.checksum(places, sum, deed),
+            Packet::Fill(fill) => self.fill(places, fill, event),
+            Packet::Copy(copy) => self.copy(places, copy, event),
+            Packet::Checksum(sum) => self.checksum(places, sum, event),
             Packet::Signal(signal) => {
-                stores(places, deed, (signal.at, signal.wide), Some(signal.value)) && self.next_value()
+                stores(places, event, (signal.at, signal.wide), Some(signal.value)) && self.next_value()
             }
             Packet::Timestamp(stamp) => {
                 let time = now.as_nanos() as u64;
                 self.times.push(time);
-                stores(places, deed, (stamp.at, true), Some(time)) && self.next_value()
+                stores(places, event, (stamp.at, true), Some(time)) && self.next_value()
             }
-            Packet::Atomic(atomic) => self.atomic(places, atomic, deed),
-            Packet::Wait(wait) => self.wait(places, wait, deed, ran),
+            Packet::Atomic(atomic) => self.atomic(places, atomic, event),
+            Packet::Wait(wait) => self.wait(places, wait, event, ran),
             Packet::Nop(_) | Packet::Barrier(_) | Packet::Context(_) | Packet::Spin(_) => false,
         };
         if right { Ok(()) } else { wrong(self.packet, &format!("is {packet}")) }
@@ -161,9 +161,9 @@ impl Follower {
         self.next()
     }
 
-    fn tells_failure(&self, (program, places): (&Program, &Places), deed: Deed<'_>) -> bool {
+    fn tells_failure(&self, (program, places): (&Program, &Places), event: JobEvent<'_>) -> bool {
         user_fence(program)
-            .is_some_and(|(at, context)| stores(places, deed, (at, true), Some(context.failed)))
+            .is_some_and(|(at, context)| stores(places, event, (at, true), Some(context.failed)))
     }
 
     /// Counts bytes of a range that were processed.
@@ -176,39 +176,39 @@ impl Follower {
         len > 0 && self.done <= total
     }
 
-    fn fill(&mut self, places: &Places, fill: &Fill, deed: Deed<'_>) -> bool {
-        let Deed::Write { at, bytes } = deed else { return false };
+    fn fill(&mut self, places: &Places, fill: &Fill, event: JobEvent<'_>) -> bool {
+        let JobEvent::Write { at, bytes } = event else { return false };
         let pattern = fill.pattern.to_le_bytes();
         let from = self.done as usize % 4;
         let right = bytes.iter().zip(pattern.iter().cycle().skip(from)).all(|(is, wanted)| is == wanted);
         right && self.comes_to(places, fill.to, at) && self.advance(bytes.len() as u64, fill.to.length)
     }
 
-    fn copy(&mut self, places: &Places, copy: &Copy, deed: Deed<'_>) -> bool {
-        let Deed::Copy { from, to, len } = deed else { return false };
+    fn copy(&mut self, places: &Places, copy: &Copy, event: JobEvent<'_>) -> bool {
+        let JobEvent::Copy { from, to, len } = event else { return false };
         let target = copy.to.range(copy.from.length);
         self.comes_to(places, copy.from, from)
             && self.comes_to(places, target, to)
             && self.advance(len, copy.from.length)
     }
 
-    fn checksum(&mut self, places: &Places, sum: &Checksum, deed: Deed<'_>) -> bool {
+    fn checksum(&mut self, places: &Places, sum: &Checksum, event: JobEvent<'_>) -> bool {
         if self.done == sum.from.length {
             self.seen.bulk += 1;
-            return stores(places, deed, (sum.to, false), Some(self.crc.value().into())) && self.next();
+            return stores(places, event, (sum.to, false), Some(self.crc.value().into())) && self.next();
         }
-        let Deed::Read { at, bytes } = deed else { return false };
+        let JobEvent::Read { at, bytes } = event else { return false };
         let right = self.comes_to(places, sum.from, at);
         self.crc.update(bytes);
         self.done += bytes.len() as u64;
         right && self.done <= sum.from.length
     }
 
-    fn atomic(&mut self, places: &Places, atomic: &Atomic, deed: Deed<'_>) -> bool {
+    fn atomic(&mut self, places: &Places, atomic: &Atomic, event: JobEvent<'_>) -> bool {
         if let (Some(old), Some(to)) = (self.old, atomic.old) {
-            return stores(places, deed, (to, atomic.wide), Some(old)) && self.next_value();
+            return stores(places, event, (to, atomic.wide), Some(old)) && self.next_value();
         }
-        let Deed::Value { operation, old, .. } = deed else { return false };
+        let JobEvent::Value { operation, old, .. } = event else { return false };
         let wanted = match atomic.operation {
             job_stream::AtomicOperation::Add => AtomicOperation::Add(atomic.operand),
             job_stream::AtomicOperation::CompareAndSwap => {
@@ -216,13 +216,13 @@ impl Follower {
             }
         };
         self.old = Some(old);
-        let right = operation == wanted && is_at(places, deed, (atomic.at, atomic.wide));
+        let right = operation == wanted && is_at(places, event, (atomic.at, atomic.wide));
         right && (atomic.old.is_some() || self.next_value())
     }
 
-    fn wait(&mut self, places: &Places, wait: &Wait, deed: Deed<'_>, ran: Duration) -> bool {
-        let Deed::Value { operation: AtomicOperation::Load, old, .. } = deed else { return false };
-        let right = is_at(places, deed, (wait.at, wait.wide));
+    fn wait(&mut self, places: &Places, wait: &Wait, event: JobEvent<'_>, ran: Duration) -> bool {
+        let JobEvent::Value { operation: AtomicOperation::Load, old, .. } = event else { return false };
+        let right = is_at(places, event, (wait.at, wait.wide));
         self.first_look.get_or_insert(ran);
         if wait.holds(old) {
             self.seen.waits += 1;
@@ -249,16 +249,16 @@ fn place(places: &Places, at: At) -> Option<Iova> {
 }
 
 /// Whether this is an operation on the value at this place.
-fn is_at(places: &Places, deed: Deed<'_>, (at, wide): (At, bool)) -> bool {
+fn is_at(places: &Places, event: JobEvent<'_>, (at, wide): (At, bool)) -> bool {
     let wanted = if wide { Width::Wide } else { Width::Word };
-    matches!(deed, Deed::Value { at: there, width, .. } if place(places, at) == Some(there) && width == wanted)
+    matches!(event, JobEvent::Value { at: there, width, .. } if place(places, at) == Some(there) && width == wanted)
 }
 
 /// Whether this writes a value to this place.
-fn stores(places: &Places, deed: Deed<'_>, (at, wide): (At, bool), value: Option<u64>) -> bool {
-    let stored = match deed {
-        Deed::Value { operation: AtomicOperation::Store(stored), .. } => Some(stored),
+fn stores(places: &Places, event: JobEvent<'_>, (at, wide): (At, bool), value: Option<u64>) -> bool {
+    let stored = match event {
+        JobEvent::Value { operation: AtomicOperation::Store(stored), .. } => Some(stored),
         _ => None,
     };
-    stored.is_some() && stored == value && is_at(places, deed, (at, wide))
+    stored.is_some() && stored == value && is_at(places, event, (at, wide))
 }

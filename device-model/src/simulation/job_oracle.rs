@@ -3,7 +3,7 @@
 
 use job_stream::{Mode, Packet, SpinBehaviour};
 
-use super::follower::Deed;
+use super::follower::JobEvent;
 use super::guest::{Guest, page_at};
 use super::memory::Memory;
 use super::oracle::{Command, Invariant, Kind, Oracle, State, Violation, violation};
@@ -141,17 +141,17 @@ impl Oracle {
     pub(super) fn follow(
         &mut self,
         job: JobId,
-        deed: Deed<'_>,
+        event: JobEvent<'_>,
         dead: bool,
         times: (Duration, Duration),
     ) -> Checked {
         // A SPIN may outlast a reset: it touches nothing.
         self.job_touches(job)?;
         let Some(submitted) = self.stream_mut(job) else { return Ok(()) };
-        let followed = submitted.follow(deed, times);
+        let followed = submitted.follow(event, times);
         followed.or_else(|what| wrong(format!("Job {}: {what}", job.raw())))?;
         if dead && !submitted.follower.has_told_failure() {
-            return wrong(format!("Job {} works on though its context is lost: {deed:x?}", job.raw()));
+            return wrong(format!("Job {} works on though its context is lost: {event:x?}", job.raw()));
         }
         Ok(())
     }

@@ -16,7 +16,7 @@ use crate::addr::{Access, Iova, PAGE_SIZE};
 use crate::gpu::reply::Response;
 use crate::gpu::scanout::{Image, Rect};
 use crate::jobs::job::JobId;
-use crate::jobs::schedule::Judgement;
+use crate::jobs::schedule::JobVerdict;
 use crate::telemetry::violation::Verdict;
 
 /// The kind of a broken invariant.
@@ -296,15 +296,15 @@ impl Oracle {
     /// `careful`: no driver has done anything like it.
     pub(super) fn check_verdict(
         &self,
-        judgement: &Judgement,
+        job_verdict: &JobVerdict,
         guest: &Guest,
         careful: bool,
     ) -> Result<(), Violation> {
-        if judgement.verdict == Verdict::Benign {
+        if job_verdict.verdict == Verdict::Benign {
             return Ok(());
         }
-        let wrong = |what| Err(violation(Invariant::Verdict, format!("{judgement:?}, but {what}")));
-        let Some(command) = self.jobs.get(&judgement.job).and_then(|&number| self.commands.get(number))
+        let wrong = |what| Err(violation(Invariant::Verdict, format!("{job_verdict:?}, but {what}")));
+        let Some(command) = self.jobs.get(&job_verdict.job).and_then(|&number| self.commands.get(number))
         else {
             return wrong("there is no such job");
         };
@@ -317,7 +317,7 @@ impl Oracle {
             return wrong("the job had ended");
         }
         let remapped = |at| page_at(at).is_some_and(|page| guest.remapped_since(page, since));
-        if self.excused < since && !judgement.range.pages().any(remapped) {
+        if self.excused < since && !job_verdict.range.pages().any(remapped) {
             return wrong("nothing was remapped since the job began");
         }
         if self.excused < since && careful {

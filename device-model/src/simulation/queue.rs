@@ -16,7 +16,7 @@ use super::world::{DEVICES, ENGINES, PAGES, Readers, World};
 use crate::addr::{Access, Iova, SpaceId};
 use crate::gpu::device::{Device, DeviceConfig, Effect, features};
 use crate::gpu::reply::{Reply, Response};
-use crate::gpu::scanout::{DisplayAnswer, DisplayQuestion};
+use crate::gpu::scanout::{DisplayAnswer, DisplayQuery};
 use crate::jobs::job::{JobId, JobOutcome};
 use crate::jobs::schedule::FinishedJob;
 use crate::mmu::{JobMemory, MemoryError};
@@ -188,8 +188,8 @@ impl World {
                 Effect::Display(_) => {}
                 Effect::Ask { ticket, question } => {
                     let answer = match question {
-                        DisplayQuestion::Modes => DisplayAnswer::Modes(None),
-                        DisplayQuestion::Edid { .. } => DisplayAnswer::Edid(None),
+                        DisplayQuery::Modes => DisplayAnswer::Modes(None),
+                        DisplayQuery::Edid { .. } => DisplayAnswer::Edid(None),
                     };
                     let mut effects = Vec::new();
                     self.queue.devices[device].display_answer(ticket, answer, &mut effects);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::bug::Bug;
 use crate::addr::{ByteRange, Iova, SpaceId};
 use crate::jobs::job::JobId;
-use crate::jobs::schedule::{AtRest, JobWait, Judgement, Revealed, Schedule};
+use crate::jobs::schedule::{AtRest, JobVerdict, JobWait, Revealed, Schedule};
 use crate::mmu::MappedRange;
 use crate::mmu::miss::MissRequest;
 use crate::session::Jobs;
@@ -17,7 +17,7 @@ pub(super) struct SimJobs {
     pub(super) schedule: Schedule,
     bug: Option<Bug>,
     /// The verdicts that were not taken yet.
-    pub(super) judged: Vec<Judgement>,
+    pub(super) judged: Vec<JobVerdict>,
 }
 
 impl SimJobs {
@@ -71,14 +71,14 @@ impl Jobs for SimJobs {
         self.schedule.take_unjudged()
     }
 
-    fn reveal(&mut self, revealed: &Revealed, asked: &[JobId]) -> Vec<Judgement> {
-        let mut judgements = self.schedule.reveal(revealed, asked);
+    fn reveal(&mut self, revealed: &Revealed, asked: &[JobId]) -> Vec<JobVerdict> {
+        let mut job_verdicts = self.schedule.reveal(revealed, asked);
         if self.is(Bug::CallMovedBenign) {
-            let moved = judgements.iter_mut().filter(|judgement| judgement.verdict == Verdict::Moved);
-            moved.for_each(|judgement| judgement.verdict = Verdict::Benign);
+            let moved = job_verdicts.iter_mut().filter(|job_verdict| job_verdict.verdict == Verdict::Moved);
+            moved.for_each(|job_verdict| job_verdict.verdict = Verdict::Benign);
         }
-        self.judged.extend(judgements.iter().copied());
-        judgements
+        self.judged.extend(job_verdicts.iter().copied());
+        job_verdicts
     }
 
     fn forget_suspects(&mut self) {

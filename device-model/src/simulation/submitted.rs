@@ -7,7 +7,7 @@ use std::time::Duration;
 use job_stream::twin::{self, OutOfBounds, Outcome, interpret};
 use job_stream::{At, Mode, Program};
 
-use super::follower::{Deed, Follower, Places, locate};
+use super::follower::{Follower, JobEvent, Places, locate};
 use super::guest::{Guest, page_at};
 use super::memory::Memory;
 use crate::addr::{Access, PAGE_SIZE};
@@ -124,8 +124,8 @@ impl Submitted {
         }
     }
 
-    pub(super) fn follow(&mut self, deed: Deed<'_>, times: (Duration, Duration)) -> Result<(), String> {
-        self.follower.follow((&self.program, &self.places), deed, times)
+    pub(super) fn follow(&mut self, event: JobEvent<'_>, times: (Duration, Duration)) -> Result<(), String> {
+        self.follower.follow((&self.program, &self.places), event, times)
     }
 
     /// Drops the twin: what it would compute is unknown.

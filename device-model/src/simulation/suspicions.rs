@@ -9,7 +9,7 @@ use job_stream::Mode;
 use super::guest::{iova, page_at};
 use crate::addr::{Access, ByteRange, Iova};
 use crate::jobs::job::{Job, JobId};
-use crate::jobs::schedule::Judgement;
+use crate::jobs::schedule::JobVerdict;
 use crate::mmu::MappedRange;
 use crate::mmu::miss::{MissRequest, Outcome};
 use crate::telemetry::violation::{Confidence, Verdict};
@@ -166,13 +166,13 @@ fn verdict(
 }
 
 /// Whether the model gave exactly these verdicts.
-pub(super) fn is_what_was_told(wanted: &[Told], judgements: &[Judgement]) -> bool {
-    let pages = |judgement: &Judgement| {
-        let Judgement { job, access, verdict, confidence, .. } = *judgement;
-        let at = judgement.range.pages().filter_map(page_at);
+pub(super) fn match_job_verdicts(wanted: &[Told], job_verdicts: &[JobVerdict]) -> bool {
+    let pages = |job_verdict: &JobVerdict| {
+        let JobVerdict { job, access, verdict, confidence, .. } = *job_verdict;
+        let at = job_verdict.range.pages().filter_map(page_at);
         at.map(move |page| (job, page, access, verdict, confidence)).collect::<Vec<_>>()
     };
-    let mut told: Vec<Told> = judgements.iter().flat_map(pages).collect();
+    let mut told: Vec<Told> = job_verdicts.iter().flat_map(pages).collect();
     told.sort_by_key(|(job, page, access, ..)| (*job, *page, *access));
     wanted == told
 }

@@ -227,7 +227,7 @@ counts! {
     /// Translations that the mirror refused.
     maps_refused,
     /// Operations that a careful driver left out.
-    deeds_left_out,
+    events_left_out,
     /// Pages that the guest mapped to another frame at once.
     remaps,
     /// Pages that the guest mapped to another frame and back.

@@ -25,16 +25,16 @@ impl World {
 
     /// Checks that each verdict is that of the twin, and that no correct driver gets a violation.
     pub(super) fn check_verdicts(&mut self, wanted: &[suspicions::Told]) {
-        let judgements = std::mem::take(&mut self.session.core.jobs_mut().judged);
-        for judgement in &judgements {
-            self.event("verdict", judgement.range.first().raw(), judgement.verdict as u64);
-            self.counts.verdict(judgement.mode, judgement.verdict, judgement.confidence);
-            if let Err(violation) = self.oracle.check_verdict(judgement, &self.guest, self.flavor.careful) {
+        let job_verdicts = std::mem::take(&mut self.session.core.jobs_mut().judged);
+        for job_verdict in &job_verdicts {
+            self.event("verdict", job_verdict.range.first().raw(), job_verdict.verdict as u64);
+            self.counts.verdict(job_verdict.mode, job_verdict.verdict, job_verdict.confidence);
+            if let Err(violation) = self.oracle.check_verdict(job_verdict, &self.guest, self.flavor.careful) {
                 self.fail(violation);
             }
         }
-        if !suspicions::is_what_was_told(wanted, &judgements) {
-            let what = format!("The verdicts have to be {wanted:x?}, and are {judgements:x?}");
+        if !suspicions::match_job_verdicts(wanted, &job_verdicts) {
+            let what = format!("The verdicts have to be {wanted:x?}, and are {job_verdicts:x?}");
             self.fail(violation(Invariant::Verdict, what));
         }
     }

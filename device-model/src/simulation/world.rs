@@ -244,7 +244,7 @@ impl World {
         let (stamp, touched) = (self.stamp, self.touched);
         let at = |page: u8| if page == TOUCHED { touched } else { page.into() };
         if self.flavor.careful && !self.is_right(op, &at) {
-            self.counts.deeds_left_out += 1;
+            self.counts.events_left_out += 1;
             return;
         }
         match op {
@@ -356,8 +356,8 @@ impl World {
             let now = self.trace.hash();
             if before.replace(now) == Some(now) {
                 // Nothing happened: only time can help.
-                let look = self.session.schedule().next_look();
-                match [self.session.core.next_deadline(), look].into_iter().flatten().min() {
+                let poll = self.session.schedule().next_poll();
+                match [self.session.core.next_deadline(), poll].into_iter().flatten().min() {
                     Some(deadline) => self.passes(deadline.saturating_sub(self.now)),
                     None => break,
                 }

@@ -105,7 +105,7 @@ impl Verdict {
     }
 
     /// What the guest did, in words.
-    fn deed(self) -> &'static str {
+    fn sentence(self) -> &'static str {
         match self {
             Self::Benign => "The guest flushed memory of a job in flight, and left it mapped.",
             Self::Moved => {
@@ -196,7 +196,7 @@ pub struct Report<'a> {
 impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Violation { id, verdict, confidence, mode, job, access, range, .. } = self.violation;
-        writeln!(f, "Violation {id}: {} ({}). {}", verdict.name(), confidence.name(), verdict.deed())?;
+        writeln!(f, "Violation {id}: {} ({}). {}", verdict.name(), confidence.name(), verdict.sentence())?;
         write!(f, "  job           {}", job.raw())?;
         if let Some(context) = self.violation.context {
             write!(f, " of context {context}")?;

@@ -10,7 +10,7 @@ use crate::addr::{ByteRange, Iova};
 use crate::gpu::device::{Device, DeviceConfig, Effect, MAX_RESPONSE_BYTES, Usage, features};
 use crate::gpu::quota::Quotas;
 use crate::gpu::reply::Response;
-use crate::gpu::scanout::{DisplayAnswer, DisplayQuestion};
+use crate::gpu::scanout::{DisplayAnswer, DisplayQuery};
 use crate::jobs::job::{Job, JobError, JobId, JobOutcome, Step, StepContext};
 use crate::testing::memory::SparseMemory;
 use crate::testing::requests::{HEADER, ctx_destroy, unref};
@@ -113,7 +113,7 @@ struct Player {
     unanswered: Unanswered,
     jobs: Vec<Job>,
     newest_job: Option<JobId>,
-    asked: Vec<(u64, DisplayQuestion)>,
+    asked: Vec<(u64, DisplayQuery)>,
     /// Numbers that the guest has used for resources and for contexts.
     resources: BTreeSet<u32>,
     contexts: BTreeSet<u32>,
@@ -254,10 +254,10 @@ impl Player {
         });
     }
 
-    fn answer(&mut self, ticket: u64, question: DisplayQuestion) {
+    fn answer(&mut self, ticket: u64, question: DisplayQuery) {
         let answer = match question {
-            DisplayQuestion::Modes => DisplayAnswer::Modes(None),
-            DisplayQuestion::Edid { .. } => DisplayAnswer::Edid(None),
+            DisplayQuery::Modes => DisplayAnswer::Modes(None),
+            DisplayQuery::Edid { .. } => DisplayAnswer::Edid(None),
         };
         self.with_effects(|device, effects| device.display_answer(ticket, answer, effects));
     }

@@ -13,7 +13,7 @@ use device_model::mmu::miss::MissRequest;
 use device_model::telemetry::audit::AuditReport;
 
 use super::Instruments;
-use crate::queues::mailbox::{Mail, Mailbox};
+use crate::queues::mailbox::{Mailbox, QueueMessage};
 use crate::wake::Waker;
 use device_model::session::miss_port::Waiter;
 
@@ -128,7 +128,7 @@ impl QueryChannel {
     /// Asks the queue thread for the contexts of the device.
     pub fn contexts(&self) -> Result<Vec<ContextInfo>, NoAnswer> {
         let (sender, answer) = channel();
-        self.connection()?.queue.post(Mail::Describe(sender));
+        self.connection()?.queue.post(QueueMessage::Describe(sender));
         wait(&answer)
     }
 

@@ -18,8 +18,8 @@ use crate::vhost_user::peek;
 impl SessionState {
     /// Installs a new back-end channel.
     pub(super) fn replace_channel(&mut self, channel: Channel) {
-        if let Some(referee) = &mut self.referee {
-            referee.channel_replaced();
+        if let Some(front_end_check) = &mut self.front_end_check {
+            front_end_check.channel_replaced();
         }
         self.channel = Some(channel);
     }
@@ -37,8 +37,8 @@ impl SessionState {
 
     /// Handles the answer to the oldest MISS.
     fn take_answer(&mut self, now: Duration, granted: bool) {
-        if let Some(referee) = &mut self.referee {
-            referee.miss_answered(now, granted);
+        if let Some(front_end_check) = &mut self.front_end_check {
+            front_end_check.miss_answered(now, granted);
         }
         match self.core.channel_answered(now, granted) {
             Ok(settled) => settled.into_iter().for_each(|settled| self.settle(now, settled)),
@@ -73,8 +73,8 @@ impl SessionState {
         }
         while let Some(channel) = self.channel.as_mut().filter(|channel| channel.is_ready()) {
             let Some(miss) = self.core.next_miss(now) else { return };
-            if let Some(referee) = &mut self.referee {
-                referee.miss_sent(now, miss);
+            if let Some(front_end_check) = &mut self.front_end_check {
+                front_end_check.miss_sent(now, miss);
             }
             if let Err(e) = channel.send_miss(miss.iova, miss.access) {
                 return self.lose_channel(now, &e);
@@ -113,8 +113,8 @@ impl SessionState {
 
     /// Without a channel, no outstanding miss will be answered.
     fn lose_channel(&mut self, now: Duration, error: &ChannelError) {
-        if let Some(referee) = &mut self.referee {
-            referee.channel_failed(now, error);
+        if let Some(front_end_check) = &mut self.front_end_check {
+            front_end_check.channel_failed(now, error);
         }
         warn!("The back-end channel is gone, no translation can be asked for any more: {error}");
         self.channel = None;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use device_model::addr::{ByteRange, Iova, SpaceId};
 use device_model::jobs::job::JobId;
-use device_model::jobs::schedule::{AtRest, JobWait, Judgement, Revealed};
+use device_model::jobs::schedule::{AtRest, JobVerdict, JobWait, Revealed};
 use device_model::jobs::scheduler::Scheduler;
 use device_model::mmu::MappedRange;
 use device_model::mmu::miss::MissRequest;
@@ -65,7 +65,7 @@ impl Jobs for DeviceJobs {
         self.scheduler.take_unjudged()
     }
 
-    fn reveal(&mut self, revealed: &Revealed, asked: &[JobId]) -> Vec<Judgement> {
+    fn reveal(&mut self, revealed: &Revealed, asked: &[JobId]) -> Vec<JobVerdict> {
         self.scheduler.reveal(revealed, asked)
     }
 

@@ -465,8 +465,8 @@ impl Session {
         if let (Err(source), None) = (result, &refusal) {
             return Err(SessionEnd::Request { code: header.code(), source });
         }
-        let told = header.needs_reply() && state.core.has_reply_ack();
-        state.core.handed_over(now, refusal, told);
+        let has_replied = header.needs_reply() && state.core.has_reply_ack();
+        state.core.handed_over(now, refusal, has_replied);
         Ok(())
     }
 

@@ -25,7 +25,7 @@ struct Listing {
 
 /// The queries, and the work that they have caused.
 pub struct Queries {
-    mail: Receiver<Question>,
+    messages: Receiver<Question>,
     /// In the order in which they get their turns.
     listings: VecDeque<Listing>,
     /// The control thread may send queries until this is dropped.
@@ -34,8 +34,8 @@ pub struct Queries {
 
 impl Queries {
     /// No queries yet.
-    pub fn new(mail: Receiver<Question>, connected: Connected) -> Self {
-        Self { mail, listings: VecDeque::new(), _connected: connected }
+    pub fn new(messages: Receiver<Question>, connected: Connected) -> Self {
+        Self { messages, listings: VecDeque::new(), _connected: connected }
     }
 
     /// When the next piece of work is due.
@@ -48,7 +48,7 @@ impl SessionState {
     /// Answers the queries that have come, as far as one turn allows.
     pub(super) fn answer_queries(&mut self, now: Duration) {
         // Bounded: every client of the control socket has one query at a time.
-        while let Ok(question) = self.queries.mail.try_recv() {
+        while let Ok(question) = self.queries.messages.try_recv() {
             match question {
                 Question::Iotlb(most, answer) => {
                     let list = IotlbList::default();

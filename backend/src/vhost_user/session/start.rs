@@ -24,7 +24,7 @@ use crate::engines::Engines;
 use crate::engines::engine::{Engine, FinishedJob};
 use crate::engines::starvation::{ThreadName, Turns};
 use crate::faults::{Bug, Injection};
-use crate::queues::mailbox::{Mail, Mailbox};
+use crate::queues::mailbox::{Mailbox, QueueMessage};
 use crate::queues::ring::SharedRing;
 use crate::queues::{MAX_QUEUE_SIZE, QueueThread};
 use crate::telemetry::instruments::query_channel::Connection;
@@ -83,7 +83,7 @@ pub fn start(
     let answers = mailbox.clone();
     let failures = ThreadFailures::new(waker.clone());
     let display = Display::spawn(Arc::clone(stats), &failures, move |ticket, answer| {
-        answers.post(Mail::DisplayAnswered { ticket, answer });
+        answers.post(QueueMessage::DisplayAnswered { ticket, answer });
     })?;
     let device = Device::new(settings.device.clone());
     let (config_space, device_features) = (device.config_space().to_vec(), device::features());
@@ -130,7 +130,7 @@ pub fn start(
         sink: instruments.sink(Producer::Session),
         queries: questions,
         failures,
-        referee: None,
+        front_end_check: None,
     })
 }
 
@@ -194,7 +194,9 @@ impl Common<'_> {
             reader,
             scheduler: Arc::clone(self.scheduler),
             misses: self.misses.clone(),
-            finished: Box::new(move |finished: FinishedJob| mailbox.post(Mail::JobFinished(finished))),
+            finished: Box::new(move |finished: FinishedJob| {
+                mailbox.post(QueueMessage::JobFinished(finished))
+            }),
             stats: Arc::clone(self.stats),
             injection: Arc::clone(&self.settings.injection),
             sink: self.instruments.sink(Producer::Engine(index)),

@@ -23,9 +23,9 @@ use crate::display::Display;
 use crate::engines::Engines;
 use crate::engines::starvation::Turns;
 use crate::faults::{Bug, Injection};
-use crate::front_end_check::Referee;
+use crate::front_end_check::FrontEndCheck;
 use crate::queues::QueueHandle;
-use crate::queues::mailbox::{Mail, Side};
+use crate::queues::mailbox::{QueueMessage, Side};
 use crate::telemetry::instruments::{EventSink, Instruments};
 use crate::threads::ThreadFailures;
 use crate::vhost_user::Header;
@@ -68,7 +68,7 @@ pub struct SessionState {
     /// The queries of the control thread.
     pub(super) queries: Queries,
     /// The front-end checker, if it is enabled.
-    pub(super) referee: Option<Referee>,
+    pub(super) front_end_check: Option<FrontEndCheck>,
     /// The front-end's memory. Dropped last, should this thread unwind: the threads above use it until they have ended.
     pub(super) memory: MemoryTable,
 }
@@ -90,7 +90,7 @@ impl SessionState {
         match effect {
             Effect::SetRing { queue, started, enabled } => self.set_ring(queue, started, enabled),
             Effect::ForgetKick { queue } => self.forget_kick(queue),
-            Effect::ServeRing { queue } => self.queue.mailbox.post(Mail::RingReady(queue)),
+            Effect::ServeRing { queue } => self.queue.mailbox.post(QueueMessage::RingReady(queue)),
             Effect::SetFeatures(features) => self.set_device_features(features),
             Effect::ResetDevice { features } => self.reset_queues(features),
             Effect::Started => (0..QUEUES).for_each(|queue| self.name_ring(queue)),
@@ -131,7 +131,7 @@ impl SessionState {
     }
 
     fn tell_ring(&self, wait: device_model::session::miss_port::RingWait, side: Side, answer: MissAnswer) {
-        self.queue.mailbox.post(Mail::MissAnswered { wait, side, answer });
+        self.queue.mailbox.post(QueueMessage::MissAnswered { wait, side, answer });
     }
 
     /// Updates the ring state that the queue thread sees to what the session core has decided.
@@ -158,7 +158,7 @@ impl SessionState {
         for ring in self.queue.rings.iter() {
             ring.vring.set_queue_event_idx(features & 1 << VIRTIO_RING_F_EVENT_IDX != 0);
         }
-        self.queue.mailbox.post(Mail::Features(features));
+        self.queue.mailbox.post(QueueMessage::Features(features));
     }
 
     fn reset_queues(&self, features: u64) {
@@ -166,8 +166,8 @@ impl SessionState {
             // ORDERING: Release: a ring started after this is not served before the queue thread sees the reset.
             ring.resets.fetch_add(1, Ordering::Release);
         }
-        self.queue.mailbox.post(Mail::Reset);
-        self.queue.mailbox.post(Mail::Features(features));
+        self.queue.mailbox.post(QueueMessage::Reset);
+        self.queue.mailbox.post(QueueMessage::Features(features));
     }
 
     fn stopped(&mut self) {
@@ -229,8 +229,11 @@ impl SessionState {
     /// When the next action is due, if nothing else happens before.
     pub(super) fn next_deadline(&self) -> Option<Duration> {
         let queries = self.queries.deadline(self.now());
-        let referee = self.referee.as_ref().and_then(Referee::deadline);
-        [self.core.next_deadline(), self.faults.next_due(), queries, referee].into_iter().flatten().min()
+        let front_end_check = self.front_end_check.as_ref().and_then(FrontEndCheck::deadline);
+        [self.core.next_deadline(), self.faults.next_due(), queries, front_end_check]
+            .into_iter()
+            .flatten()
+            .min()
     }
 }
 

@@ -8,7 +8,7 @@ use crate::gpu::error::CommandError;
 use crate::gpu::reply::Reply;
 use crate::gpu::request::{GetCapset, GetCapsetInfo, GetEdid, Nothing, SetScanout};
 use crate::gpu::ring::RingCommand;
-use crate::gpu::scanout::{DisplayQuestion, ScanoutSource};
+use crate::gpu::scanout::{DisplayQuery, ScanoutSource};
 use crate::jobs::program::WEDGE;
 
 /// The fewest pixels of a scanout in either direction (QEMU's virtio-gpu refuses less).
@@ -16,7 +16,7 @@ pub const MIN_SCANOUT: u32 = 16;
 
 impl<P> Device<P> {
     pub(super) fn display_info(&mut self, _: Nothing, _: &mut Shown) -> Handled<P> {
-        Ok(Answer::Ask(DisplayQuestion::Modes))
+        Ok(Answer::Ask(DisplayQuery::Modes))
     }
 
     pub(super) fn edid(&mut self, request: GetEdid, _: &mut Shown) -> Handled<P> {
@@ -24,7 +24,7 @@ impl<P> Device<P> {
         if scanout >= scanouts {
             return Err(CommandError::NoEdid { scanout, scanouts });
         }
-        Ok(Answer::Ask(DisplayQuestion::Edid { scanout }))
+        Ok(Answer::Ask(DisplayQuery::Edid { scanout }))
     }
 
     /// In order with the transfers and flushes around it: the image is shown with what was drawn into it before, and

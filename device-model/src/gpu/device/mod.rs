@@ -21,7 +21,7 @@ use crate::gpu::reply::{Reply, Response};
 use crate::gpu::request::{Fence, Header};
 use crate::gpu::resource::{Resources, Retired};
 use crate::gpu::ring::{Ring, RingCommand};
-use crate::gpu::scanout::{DisplayAnswer, DisplayCommand, DisplayQuestion, MAX_SCANOUTS};
+use crate::gpu::scanout::{DisplayAnswer, DisplayCommand, DisplayQuery, MAX_SCANOUTS};
 use crate::jobs::job::{Job, JobOutcome};
 use crate::jobs::transfer::Transfer;
 use crate::telemetry::names::BackingChange;
@@ -104,7 +104,7 @@ pub enum Effect<P> {
         /// To be returned with the answer.
         ticket: u64,
         /// The question.
-        question: DisplayQuestion,
+        question: DisplayQuery,
     },
 }
 
@@ -126,7 +126,7 @@ enum Answer<P> {
     /// When the in-order ring reaches this command.
     InOrder(RingCommand),
     /// When the display has answered this question.
-    Ask(DisplayQuestion),
+    Ask(DisplayQuery),
     /// When all current jobs of the context are done.
     Behind(ContextId),
     /// Queue this job; if it has a fence, the end of the job is the answer.
@@ -171,7 +171,7 @@ pub struct Device<P> {
     /// What was removed or detached while a job used it.
     retiring: Vec<(Call<P>, Retired)>,
     fences: Timelines<(P, Response)>,
-    asked: BTreeMap<u64, (Call<P>, DisplayQuestion)>,
+    asked: BTreeMap<u64, (Call<P>, DisplayQuery)>,
     /// The number of the next job, and of the next question: never reset.
     next_job: u64,
     next_ticket: u64,
@@ -369,7 +369,7 @@ impl<P> Device<P> {
         self.features & (1 << feature) != 0
     }
 
-    fn ask(&mut self, call: Call<P>, question: DisplayQuestion, effects: &mut Vec<Effect<P>>) {
+    fn ask(&mut self, call: Call<P>, question: DisplayQuery, effects: &mut Vec<Effect<P>>) {
         let ticket = self.next_ticket;
         self.next_ticket = ticket.wrapping_add(1);
         self.asked.insert(ticket, (call, question));

@@ -8,8 +8,8 @@ use crate::gpu::reply::Reply;
 use crate::gpu::resource::Format;
 use crate::gpu::ring::{CursorChange, CursorWork};
 use crate::gpu::scanout::{
-    CURSOR_SIZE, CursorPixels, DisplayAnswer, DisplayCommand, DisplayMode, DisplayModes, DisplayQuestion,
-    Edid, Image, MAX_SCANOUTS, Rect, ScanoutSource,
+    CURSOR_SIZE, CursorPixels, DisplayAnswer, DisplayCommand, DisplayMode, DisplayModes, DisplayQuery, Edid,
+    Image, MAX_SCANOUTS, Rect, ScanoutSource,
 };
 use crate::wire::gpu::EDID_BYTES;
 
@@ -106,9 +106,9 @@ impl Scanouts {
     }
 
     /// The guest's reply once the display has answered, or failed to.
-    pub(super) fn reply(&mut self, question: DisplayQuestion, answer: DisplayAnswer) -> Reply {
+    pub(super) fn reply(&mut self, question: DisplayQuery, answer: DisplayAnswer) -> Reply {
         match question {
-            DisplayQuestion::Modes => {
+            DisplayQuery::Modes => {
                 if let DisplayAnswer::Modes(Some(modes)) = answer {
                     self.modes = modes;
                     // Scanouts that the device does not have are ignored.
@@ -119,7 +119,7 @@ impl Scanouts {
                 }
                 Reply::DisplayInfo(self.modes.clone())
             }
-            DisplayQuestion::Edid { scanout } => match answer {
+            DisplayQuery::Edid { scanout } => match answer {
                 DisplayAnswer::Edid(Some(edid)) if (1..=EDID_BYTES).contains(&edid.len()) => {
                     Reply::Edid(edid)
                 }

@@ -17,9 +17,9 @@ use crate::mmu::{
     Permissions, Width, mirror,
 };
 
-struct Nobody;
+struct NoWaker;
 
-impl DrainWaker for Nobody {
+impl DrainWaker for NoWaker {
     fn wake(&self) {}
 }
 
@@ -31,7 +31,7 @@ struct Rig {
 /// A mirror in which the page of the job is mapped.
 fn rig() -> Rig {
     let config = MirrorConfig { readers: 1, table_limit: 1 << 20 };
-    let (writer, mut readers) = mirror(config, Arc::new(Nobody));
+    let (writer, mut readers) = mirror(config, Arc::new(NoWaker));
     let mut rig = Rig { writer, reader: readers.pop().unwrap() };
     rig.map();
     rig

@@ -2,7 +2,7 @@
 //!
 //! Jobs that name one backing share its list of pages, so a job costs as much as its packets name, not as much as the
 //! backing holds. A page is looked up in the backings in use, and jobs are examined only where one of them uses the
-//! page. The cost is bounded by [`PIECES`] and [`LOOKS`]; what exceeds them is not judged, and counted.
+//! page. The cost is bounded by [`PIECES`] and [`LOOKUPS`]; what exceeds them is not judged, and counted.
 //!
 //! Knows values only; knows nothing of where a job is, and nothing of who asks the front-end.
 
@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use job_stream::Mode;
 
-use super::suspects::{Judgement, Revealed, Settled, Stands, Suspects};
+use super::suspects::{JobVerdict, Revealed, Settled, Stands, Suspects};
 use crate::addr::{Access, ByteRange, Iova, PAGE_SHIFT, PAGE_SIZE, SpaceId};
 use crate::jobs::backing::{Entries, Stretch};
 use crate::jobs::job::{Job, JobId};
@@ -25,7 +25,7 @@ use crate::telemetry::violation::{Confidence, InvalidationInfo, Verdict};
 const PIECES: usize = 1 << 16;
 
 /// The most look-ups of a page's users for one answer.
-const LOOKS: usize = 1 << 16;
+const LOOKUPS: usize = 1 << 16;
 
 /// The most pages that are requested at the end of a job.
 const PAGES_ASKED: usize = 1024;
@@ -263,11 +263,11 @@ impl Footprints {
         &mut self,
         revealed: &Revealed,
         stands: impl Fn(JobId) -> (Stands, Option<usize>),
-    ) -> Vec<Judgement> {
-        let mut looks = LOOKS;
+    ) -> Vec<JobVerdict> {
+        let mut lookups = LOOKUPS;
         let mut found: Vec<(JobId, Access, ByteRange<Iova>, Settled)> = Vec::new();
         for settled in self.suspects.settle(revealed) {
-            for (id, ranges) in self.users(&settled, &mut looks) {
+            for (id, ranges) in self.users(&settled, &mut lookups) {
                 let part = |range| (id, settled.access, range, settled.clone());
                 found.extend(merged(ranges).into_iter().map(part));
             }
@@ -282,16 +282,16 @@ impl Footprints {
             let (confidence, context, mode) =
                 (footprint.confidence(stands), footprint.context, footprint.mode);
             let (job, by) = (id, *by);
-            Some(Judgement { verdict, confidence, job, context, packet, mode, range, access, by, is_first })
+            Some(JobVerdict { verdict, confidence, job, context, packet, mode, range, access, by, is_first })
         };
         found.into_iter().filter_map(judge).collect()
     }
 
     /// The jobs that lost this range, and which pages of it each of them uses.
-    fn users(&mut self, settled: &Settled, looks: &mut usize) -> BTreeMap<JobId, Vec<ByteRange<Iova>>> {
-        let (mut found, begun_with) = (BTreeMap::<JobId, Vec<ByteRange<Iova>>>::new(), *looks);
+    fn users(&mut self, settled: &Settled, lookups: &mut usize) -> BTreeMap<JobId, Vec<ByteRange<Iova>>> {
+        let (mut found, begun_with) = (BTreeMap::<JobId, Vec<ByteRange<Iova>>>::new(), *lookups);
         for UsedBacking { entries, jobs, union, .. } in self.backings.values_mut() {
-            *looks = looks.saturating_sub(1);
+            *lookups = lookups.saturating_sub(1);
             let union = union.get_or_insert_with(|| Union::of(jobs, &self.jobs));
             let used = |stretch: &Stretch| union.by_judged.within(stretch.offsets).next().is_some();
             let stretches: Vec<Stretch> = entries.within(settled.range).filter(used).collect();
@@ -307,22 +307,22 @@ impl Footprints {
                 let pages = found.entry(*id).or_default();
                 for stretch in &stretches {
                     for range in part.parts_of(settled.access, *stretch) {
-                        *looks = looks.saturating_sub(1);
+                        *lookups = lookups.saturating_sub(1);
                         pages.push(range.page_aligned());
                     }
-                    *looks = looks.saturating_sub(1);
+                    *lookups = lookups.saturating_sub(1);
                     // A page that the guest has listed many times is counted once.
-                    if *looks == 0 || pages.last() == Some(&settled.range) {
+                    if *lookups == 0 || pages.last() == Some(&settled.range) {
                         break;
                     }
                 }
-                if *looks == 0 {
+                if *lookups == 0 {
                     // Whether this job uses it stays unknown.
                     self.unjudged = self.unjudged.saturating_add(1);
                 }
             }
         }
-        self.looked = self.looked.saturating_add(begun_with.saturating_sub(*looks) as u64);
+        self.looked = self.looked.saturating_add(begun_with.saturating_sub(*lookups) as u64);
         found
     }
 

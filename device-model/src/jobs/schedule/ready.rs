@@ -24,21 +24,21 @@ pub(super) struct Ready {
 #[derive(Debug, Default)]
 struct ReadyQueue {
     work: VecDeque<ScheduledJob>,
-    looks: VecDeque<ScheduledJob>,
+    polls: VecDeque<ScheduledJob>,
     /// The last job taken did not poll, so one that does is next.
-    is_turn_of_looks: bool,
+    is_turn_of_polls: bool,
 }
 
 impl ReadyQueue {
     fn is_empty(&self) -> bool {
-        self.work.is_empty() && self.looks.is_empty()
+        self.work.is_empty() && self.polls.is_empty()
     }
 
     fn pop(&mut self) -> Option<ScheduledJob> {
-        let is_turn = self.is_turn_of_looks || self.work.is_empty();
-        let look = if is_turn { self.looks.pop_front() } else { None };
-        self.is_turn_of_looks = look.is_none();
-        look.or_else(|| self.work.pop_front())
+        let is_turn = self.is_turn_of_polls || self.work.is_empty();
+        let poll = if is_turn { self.polls.pop_front() } else { None };
+        self.is_turn_of_polls = poll.is_none();
+        poll.or_else(|| self.work.pop_front())
     }
 }
 
@@ -61,8 +61,8 @@ impl Ready {
     }
 
     /// Adds a job whose WAIT polls.
-    pub(super) fn push_look(&mut self, work: ScheduledJob) {
-        self.queue(&work).looks.push_back(work);
+    pub(super) fn push_poll(&mut self, work: ScheduledJob) {
+        self.queue(&work).polls.push_back(work);
     }
 
     /// The highest priority first, but a job that was passed over [`PATIENCE`] times comes next.
@@ -83,11 +83,11 @@ impl Ready {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &ScheduledJob> {
-        self.queues.iter().flat_map(|queue| queue.work.iter().chain(&queue.looks))
+        self.queues.iter().flat_map(|queue| queue.work.iter().chain(&queue.polls))
     }
 
     pub(super) fn len(&self) -> usize {
-        self.queues.iter().map(|queue| queue.work.len().saturating_add(queue.looks.len())).sum()
+        self.queues.iter().map(|queue| queue.work.len().saturating_add(queue.polls.len())).sum()
     }
 
     pub(super) fn clear(&mut self) {

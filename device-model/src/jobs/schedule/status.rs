@@ -62,7 +62,7 @@ impl Schedule {
             }
             Parked::Misses { work, unanswered } => at_rest(work, JobState::Misses(unanswered.pages())),
             Parked::Invalidation(work) => at_rest(work, JobState::Invalidation),
-            Parked::Wait { work, look } => at_rest(work, JobState::Value(*look)),
+            Parked::Wait { work, poll } => at_rest(work, JobState::Value(*poll)),
         });
         let mut jobs: Vec<_> = ready.chain(parked).collect();
         jobs.sort_unstable_by_key(|job| job.id);

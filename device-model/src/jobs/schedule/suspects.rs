@@ -63,7 +63,7 @@ impl Revealed {
 
 /// What an INVALIDATE turned out to mean for memory that a job uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Judgement {
+pub struct JobVerdict {
     /// What it meant. With [`Confidence::CannotTell`]: what it seems to have meant.
     pub verdict: Verdict,
     /// How sure that is.

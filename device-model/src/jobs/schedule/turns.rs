@@ -63,7 +63,7 @@ fn a_job_whose_slice_is_over_comes_after_the_others() {
 }
 
 #[test]
-fn a_wait_looks_again_later_and_later_and_at_once_when_a_job_has_ended_that_writes_there() {
+fn a_wait_polls_at_growing_intervals_and_at_once_when_a_job_that_writes_there_ends() {
     let mut schedule = Schedule::new();
     schedule.resume(Duration::ZERO);
     let (shared, at) = (backing(), At::new(Space::resource(1), 0));
@@ -76,7 +76,7 @@ fn a_wait_looks_again_later_and_later_and_at_once_when_a_job_has_ended_that_writ
     for pause in [50, 100, 200, 400, 800, 1000, 1000] {
         let leaves = Leaves::Waiting { until: Duration::from_secs(1) };
         let _ = schedule.dispose(Left { work: waiting, leaves });
-        assert_eq!(schedule.next_look(), Some(now + Duration::from_micros(pause)));
+        assert_eq!(schedule.next_poll(), Some(now + Duration::from_micros(pause)));
         schedule.set_time(now + Duration::from_micros(pause - 1));
         assert!(next(&mut schedule).is_none());
         now += Duration::from_micros(pause);
@@ -85,13 +85,32 @@ fn a_wait_looks_again_later_and_later_and_at_once_when_a_job_has_ended_that_writ
     }
     let leaves = Leaves::Waiting { until: now + Duration::from_micros(7) };
     let _ = schedule.dispose(Left { work: waiting, leaves });
-    assert_eq!(schedule.next_look(), Some(now + Duration::from_micros(7)), "no later than it gives up");
+    assert_eq!(schedule.next_poll(), Some(now + Duration::from_micros(7)), "no later than it gives up");
     schedule.submit(job(2, Priority::Normal));
     let stranger = next(&mut schedule).unwrap();
     let _ = schedule.dispose(Left { work: stranger, leaves: Leaves::Finished(JobOutcome::Done) });
     assert!(next(&mut schedule).is_none(), "that one writes nothing that is waited for");
     let _ = schedule.dispose(Left { work: other, leaves: Leaves::Finished(JobOutcome::Done) });
-    assert_eq!((next(&mut schedule).unwrap().job.id().raw(), schedule.next_look()), (0, None));
+    assert_eq!((next(&mut schedule).unwrap().job.id().raw(), schedule.next_poll()), (0, None));
+}
+
+/// A job may wait for one value after the other.
+#[test]
+fn the_next_wait_of_a_job_polls_as_soon_as_the_first() {
+    let mut schedule = Schedule::new();
+    schedule.resume(Duration::ZERO);
+    schedule.submit(job(0, Priority::Normal));
+    let mut waiting = next(&mut schedule).unwrap();
+    let mut now = Duration::ZERO;
+    for (pause, wait) in [(50, 0), (100, 0), (200, 0), (50, 1), (100, 1)] {
+        let until = Duration::from_secs(1) + Duration::from_millis(wait);
+        let _ = schedule.dispose(Left { work: waiting, leaves: Leaves::Waiting { until } });
+        assert_eq!(schedule.next_poll(), Some(now + Duration::from_micros(pause)), "WAIT {wait}");
+        now += Duration::from_micros(pause);
+        schedule.set_time(now);
+        waiting = next(&mut schedule).unwrap();
+    }
+    drop(waiting);
 }
 
 /// The guest is stopped meanwhile, and with it the writer of the value that the job waits for.
@@ -108,20 +127,20 @@ fn a_stop_costs_a_wait_none_of_its_time() {
     let leaves = Leaves::Waiting { until: schedule.running() + Duration::from_micros(30) };
     let _ = schedule.dispose(Left { work: waiting, leaves: leaves.clone() });
     let due = ms(140) + Duration::from_micros(30);
-    assert_eq!((schedule.running(), schedule.next_look()), (ms(40), Some(due)));
+    assert_eq!((schedule.running(), schedule.next_poll()), (ms(40), Some(due)));
     schedule.pause(ms(140));
     schedule.set_time(ms(900));
-    assert_eq!((schedule.running(), schedule.next_look()), (ms(40), None));
+    assert_eq!((schedule.running(), schedule.next_poll()), (ms(40), None));
     schedule.resume(ms(1140));
     let waiting = next(&mut schedule).unwrap();
     let _ = schedule.dispose(Left { work: waiting, leaves });
     let due = ms(1140) + Duration::from_micros(30);
-    assert_eq!((schedule.running(), schedule.next_look()), (ms(40), Some(due)));
+    assert_eq!((schedule.running(), schedule.next_poll()), (ms(40), Some(due)));
 }
 
 /// A poll takes almost no time, but there may be a thousand of them.
 #[test]
-fn a_job_with_work_to_do_comes_after_one_look_and_not_after_all() {
+fn a_job_with_work_to_do_comes_after_one_poll_and_not_after_all() {
     let mut schedule = Schedule::new();
     schedule.resume(Duration::ZERO);
     (0..64).for_each(|id| schedule.submit(job(id, Priority::Normal)));
@@ -139,7 +158,7 @@ fn a_job_with_work_to_do_comes_after_one_look_and_not_after_all() {
 }
 
 #[test]
-fn looks_that_are_due_soon_come_with_one_that_is_due() {
+fn polls_that_are_due_soon_come_with_one_that_is_due() {
     let mut schedule = Schedule::new();
     schedule.resume(Duration::ZERO);
     (0..2).for_each(|id| schedule.submit(job(id, Priority::Normal)));
@@ -152,5 +171,5 @@ fn looks_that_are_due_soon_come_with_one_that_is_due() {
     assert!(next(&mut schedule).is_none());
     schedule.set_time(Duration::from_micros(50));
     assert_eq!([next(&mut schedule), next(&mut schedule)].map(|work| work.unwrap().job.id().raw()), [0, 1]);
-    assert_eq!(schedule.next_look(), None);
+    assert_eq!(schedule.next_poll(), None);
 }

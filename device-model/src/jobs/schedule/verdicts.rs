@@ -34,9 +34,9 @@ fn overlapped() -> (Schedule, ScheduledJob) {
     (schedule, work)
 }
 
-fn verdicts(judgements: &[Judgement]) -> Vec<(Verdict, Confidence, u64, bool)> {
-    let short = |j: &Judgement| (j.verdict, j.confidence, j.by.number, j.is_first);
-    judgements.iter().map(short).collect()
+fn verdicts(job_verdicts: &[JobVerdict]) -> Vec<(Verdict, Confidence, u64, bool)> {
+    let short = |j: &JobVerdict| (j.verdict, j.confidence, j.by.number, j.is_first);
+    job_verdicts.iter().map(short).collect()
 }
 
 #[test]
@@ -48,11 +48,11 @@ fn the_next_answer_says_what_an_invalidation_meant_and_says_it_once() {
     ] {
         let (mut schedule, work) = overlapped();
         let id = work.job.id();
-        let judgements = schedule.reveal(&shows(found), &[id]);
+        let job_verdicts = schedule.reveal(&shows(found), &[id]);
         let is_first = verdict != Verdict::Benign;
-        assert_eq!(verdicts(&judgements), [(verdict, Confidence::Certain, 3, is_first)]);
+        assert_eq!(verdicts(&job_verdicts), [(verdict, Confidence::Certain, 3, is_first)]);
         assert_eq!(
-            (judgements[0].job, judgements[0].range, judgements[0].access),
+            (job_verdicts[0].job, job_verdicts[0].range, job_verdicts[0].access),
             (id, page(BACKING), Access::Read)
         );
         assert_eq!(schedule.reveal(&shows(found), &[id]), []);
@@ -86,8 +86,8 @@ fn what_was_not_mapped_or_not_for_this_access_was_not_taken_away() {
 #[test]
 fn an_answer_that_another_job_asked_for_makes_a_verdict_likely() {
     let (mut schedule, work) = overlapped();
-    let judgements = schedule.reveal(&shows(Found::Nothing), &[]);
-    assert_eq!(verdicts(&judgements), [(Verdict::Gone, Confidence::Likely, 3, true)]);
+    let job_verdicts = schedule.reveal(&shows(Found::Nothing), &[]);
+    assert_eq!(verdicts(&job_verdicts), [(Verdict::Gone, Confidence::Likely, 3, true)]);
     drop(work);
 }
 
@@ -110,8 +110,8 @@ fn the_fence_of_a_job_in_fence_mode_waits_until_its_memory_was_found_again() {
     let page_missing = Missing { space: SpaceId::DEVICE, range: page(BACKING), access: Access::Read };
     assert_eq!((wait.job, missing, ahead), (id, vec![page_missing], vec![]));
     assert!(schedule.touches(SpaceId::DEVICE, page(BACKING)));
-    let judgements = schedule.reveal(&shows(Found::Nothing), &[id]);
-    assert_eq!(verdicts(&judgements), [(Verdict::Gone, Confidence::Certain, 3, true)]);
+    let job_verdicts = schedule.reveal(&shows(Found::Nothing), &[id]);
+    assert_eq!(verdicts(&job_verdicts), [(Verdict::Gone, Confidence::Certain, 3, true)]);
     schedule.miss_answered(wait, request(BACKING), Err(JobError::Refused(page_missing)));
     let work = take(&mut schedule);
     // Its memory was still mapped when it worked on it.
@@ -136,8 +136,8 @@ fn a_job_in_fence_mode_that_has_worked_on_memory_that_was_moved_ends_with_that()
         let id = work.job.id();
         let work = ScheduledJob { stepped, ..work };
         let wait = wait_of(schedule.dispose(Left { work, leaves: missing(&[BACKING]) }));
-        let judgements = schedule.reveal(&shows(Found::Memory(FRAME + 4096)), &[id]);
-        assert_eq!(verdicts(&judgements), [(Verdict::Moved, Confidence::Certain, 3, true)]);
+        let job_verdicts = schedule.reveal(&shows(Found::Memory(FRAME + 4096)), &[id]);
+        assert_eq!(verdicts(&job_verdicts), [(Verdict::Moved, Confidence::Certain, 3, true)]);
         schedule.miss_answered(wait, request(BACKING), Ok(()));
         let moved = Missing { space: SpaceId::DEVICE, range: page(BACKING), access: Access::Read };
         assert_eq!(take(&mut schedule).failed, stepped.then_some(JobError::Moved(moved)));
@@ -160,8 +160,9 @@ fn a_verdict_about_a_part_leaves_the_rest_to_be_judged() {
     assert_eq!(verdicts(&schedule.reveal(&second, &ids)), [(Verdict::Benign, Confidence::Certain, 1, false)]);
     assert_eq!(verdicts(&schedule.reveal(&third, &ids)), [(Verdict::Moved, Confidence::Certain, 1, true)]);
     let rest = Revealed { pages: all, ..shows(Found::Memory(FRAME)) };
-    let judgements = schedule.reveal(&rest, &ids);
-    let ranges: Vec<_> = judgements.iter().map(|judgement| (judgement.range, judgement.verdict)).collect();
+    let job_verdicts = schedule.reveal(&rest, &ids);
+    let ranges: Vec<_> =
+        job_verdicts.iter().map(|job_verdict| (job_verdict.range, job_verdict.verdict)).collect();
     assert_eq!(ranges, [(page(BACKING), Verdict::Benign), (page(BACKING + 3 * 4096), Verdict::Benign)]);
     drop(work);
 }
@@ -183,8 +184,9 @@ fn what_two_jobs_use_is_judged_whole_for_both() {
         schedule.suspect(by(1), &[MappedRange { range: part, ..three }]);
     }
     let gone = Revealed { pages: page(BACKING + 4096), ..shows(Found::Nothing) };
-    let judgements = schedule.reveal(&gone, &[]);
-    let jobs: Vec<_> = judgements.iter().map(|judgement| (judgement.job.raw(), judgement.verdict)).collect();
+    let job_verdicts = schedule.reveal(&gone, &[]);
+    let jobs: Vec<_> =
+        job_verdicts.iter().map(|job_verdict| (job_verdict.job.raw(), job_verdict.verdict)).collect();
     assert_eq!(jobs, [(1 << 32, Verdict::Gone)]);
     drop(pages);
 }

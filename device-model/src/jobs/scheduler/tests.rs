@@ -44,11 +44,11 @@ fn one_engine_watches_for_the_time_of_the_next_wait() {
     submit(&mut shared.schedule, 0);
     let Turn::Run(work) = shared.schedule.turn() else { panic!("It is ready") };
     let _ = shared.schedule.dispose(Left { work, leaves: Leaves::Waiting { until: ms(1000) } });
-    let look = Duration::from_micros(50);
-    assert_eq!((shared.alarm_needed(), shared.wanted()), (Some(look), 1));
-    shared.alarm = Some(look + ms(1));
-    assert_eq!((shared.alarm_needed(), shared.wanted()), (Some(look), 1), "too late");
-    shared.alarm = Some(look);
+    let poll = Duration::from_micros(50);
+    assert_eq!((shared.alarm_needed(), shared.wanted()), (Some(poll), 1));
+    shared.alarm = Some(poll + ms(1));
+    assert_eq!((shared.alarm_needed(), shared.wanted()), (Some(poll), 1), "too late");
+    shared.alarm = Some(poll);
     assert_eq!((shared.alarm_needed(), shared.wanted()), (None, 0));
     submit(&mut shared.schedule, 1);
     shared.alarm = None;

@@ -17,7 +17,7 @@ use super::miss_port::{JobWait, MissAnswer, MissPort, MissRequest as PortRequest
 use super::*;
 use crate::addr::{Access, ByteRange, FrontendVa, Iova, PAGE_SIZE};
 use crate::jobs::job::JobId;
-use crate::jobs::schedule::{AtRest, Judgement, Revealed};
+use crate::jobs::schedule::{AtRest, JobVerdict, Revealed};
 use crate::mmu::miss::{MissRequest, Outcome};
 use crate::mmu::{
     DrainWaker, MappedRange, MirrorConfig, Missing, Permissions, Pin, PinMode, PinRange, Reader, mirror,
@@ -54,7 +54,7 @@ struct Noted {
     judged: bool,
     suspected: Vec<(InvalidationInfo, Vec<MappedRange>)>,
     /// What the next answer reveals.
-    judgements: Vec<Judgement>,
+    job_verdicts: Vec<JobVerdict>,
     asked: Vec<JobId>,
     touched: bool,
     parked: Option<AtRest>,
@@ -105,9 +105,9 @@ impl Jobs for Noted {
         std::mem::take(&mut self.unjudged)
     }
 
-    fn reveal(&mut self, _revealed: &Revealed, asked: &[JobId]) -> Vec<Judgement> {
+    fn reveal(&mut self, _revealed: &Revealed, asked: &[JobId]) -> Vec<JobVerdict> {
         self.asked = asked.to_vec();
-        std::mem::take(&mut self.judgements)
+        std::mem::take(&mut self.job_verdicts)
     }
 
     fn forget_suspects(&mut self) {

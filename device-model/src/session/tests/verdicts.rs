@@ -5,8 +5,8 @@ use job_stream::Mode;
 use super::*;
 use crate::telemetry::violation::{Confidence, Verdict};
 
-fn judgement(verdict: Verdict, confidence: Confidence, mode: Mode, is_first: bool) -> Judgement {
-    Judgement {
+fn job_verdict(verdict: Verdict, confidence: Confidence, mode: Mode, is_first: bool) -> JobVerdict {
+    JobVerdict {
         verdict,
         confidence,
         job: JobId::new(1),
@@ -43,21 +43,21 @@ fn nothing_is_looked_up_where_no_job_is_judged() {
 fn a_violation_is_reported_once_and_only_where_somebody_can_be_blamed() {
     use Confidence::{CannotTell, Certain, Likely};
     let cases = [
-        (judgement(Verdict::Gone, Certain, Mode::Fence, true), true),
-        (judgement(Verdict::Moved, Likely, Mode::Strict, true), true),
-        (judgement(Verdict::Moved, Certain, Mode::Fence, false), false),
-        (judgement(Verdict::Benign, Certain, Mode::Fence, true), false),
-        (judgement(Verdict::Gone, CannotTell, Mode::Fence, true), false),
-        (judgement(Verdict::Gone, Certain, Mode::Fault, true), false),
+        (job_verdict(Verdict::Gone, Certain, Mode::Fence, true), true),
+        (job_verdict(Verdict::Moved, Likely, Mode::Strict, true), true),
+        (job_verdict(Verdict::Moved, Certain, Mode::Fence, false), false),
+        (job_verdict(Verdict::Benign, Certain, Mode::Fence, true), false),
+        (job_verdict(Verdict::Gone, CannotTell, Mode::Fence, true), false),
+        (job_verdict(Verdict::Gone, Certain, Mode::Fault, true), false),
     ];
-    for (judgement, is_reported) in cases {
+    for (job_verdict, is_reported) in cases {
         let mut rig = running();
         rig.ask(ms(0), Waiter::Job(wait(1)), missing(4, 1, Access::Write));
         rig.sent(ms(0));
-        rig.core.jobs_mut().judgements = vec![judgement];
+        rig.core.jobs_mut().job_verdicts = vec![job_verdict];
         rig.answer(ms(1), false);
         let violations = rig.effects().iter().filter(|effect| matches!(effect, Effect::Violation(_))).count();
-        assert_eq!(violations, usize::from(is_reported), "{judgement:?}");
+        assert_eq!(violations, usize::from(is_reported), "{job_verdict:?}");
     }
 }
 
@@ -68,7 +68,8 @@ fn a_violation_names_the_time_of_the_ack() {
     rig.core.replied(ms(3));
     rig.ask(ms(4), Waiter::Job(wait(1)), missing(4, 1, Access::Write));
     rig.sent(ms(4));
-    rig.core.jobs_mut().judgements = vec![judgement(Verdict::Gone, Confidence::Certain, Mode::Fence, true)];
+    rig.core.jobs_mut().job_verdicts =
+        vec![job_verdict(Verdict::Gone, Confidence::Certain, Mode::Fence, true)];
     rig.answer(ms(5), false);
     let violation = rig.effects().into_iter().find_map(|effect| match effect {
         Effect::Violation(violation) => Some(violation),

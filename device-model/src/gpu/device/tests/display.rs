@@ -122,7 +122,7 @@ fn the_scanout_of_another_resource_with_the_same_id_is_not_flushed() {
 fn modes(h: &mut Harness, answer: Option<DisplayModes>) -> Response {
     let id = h.send(&get_display_info());
     let (ticket, question) = h.asked.pop().unwrap();
-    assert_eq!(question, DisplayQuestion::Modes);
+    assert_eq!(question, DisplayQuery::Modes);
     assert!(h.response(id).is_none());
     h.answer(ticket, DisplayAnswer::Modes(answer.map(Box::new)));
     h.response(id).unwrap().clone()
@@ -149,7 +149,7 @@ fn without_an_answer_the_guest_gets_the_last_one_or_1024x768() {
 fn edid(h: &mut Harness, answer: Option<Vec<u8>>) -> Response {
     let id = h.send(&get_edid(1));
     let (ticket, question) = h.asked.pop().unwrap();
-    assert_eq!(question, DisplayQuestion::Edid { scanout: 1 });
+    assert_eq!(question, DisplayQuery::Edid { scanout: 1 });
     h.answer(ticket, DisplayAnswer::Edid(answer));
     h.response(id).unwrap().clone()
 }

@@ -54,8 +54,8 @@ fn responses_to_the_same_command_are_the_same_to_the_last_byte() {
                 h.answer(
                     ticket,
                     match question {
-                        DisplayQuestion::Modes => DisplayAnswer::Modes(None),
-                        DisplayQuestion::Edid { .. } => DisplayAnswer::Edid(None),
+                        DisplayQuery::Modes => DisplayAnswer::Modes(None),
+                        DisplayQuery::Edid { .. } => DisplayAnswer::Edid(None),
                     },
                 );
             }

@@ -27,7 +27,7 @@ struct Harness {
     completed: Vec<(u64, Response)>,
     jobs: Vec<Job>,
     shown: Vec<DisplayCommand>,
-    asked: Vec<(u64, DisplayQuestion)>,
+    asked: Vec<(u64, DisplayQuery)>,
 }
 
 impl Harness {

@@ -63,7 +63,7 @@ fn mapped(range: ByteRange<Iova>, host: u64) -> MappedRange {
 }
 
 /// What an INVALIDATE costs if all that jobs use is mapped.
-fn looks_of(footprints: &mut Footprints, range: ByteRange<Iova>) -> u64 {
+fn lookups_of(footprints: &mut Footprints, range: ByteRange<Iova>) -> u64 {
     let before = footprints.looked;
     let judged = footprints.judged(SpaceId::DEVICE, range);
     let single = judged.iter().flat_map(|range| range.pages());
@@ -81,23 +81,23 @@ fn with_waits(backing: &Backing, jobs: u64) -> Footprints {
 }
 
 #[test]
-fn an_invalidate_of_a_page_that_no_job_has_looks_at_nothing_whatever_jobs_there_are() {
+fn an_invalidate_of_a_page_that_no_job_has_costs_no_lookup() {
     let backing = scattered(PAGES);
     for jobs in [0, 1, 256, 1024] {
         let mut footprints = with_waits(&backing, jobs);
-        assert_eq!(looks_of(&mut footprints, page(10)), 0, "{jobs} jobs");
-        assert_eq!(looks_of(&mut footprints, page(1 << 40)), 0, "{jobs} jobs");
+        assert_eq!(lookups_of(&mut footprints, page(10)), 0, "{jobs} jobs");
+        assert_eq!(lookups_of(&mut footprints, page(1 << 40)), 0, "{jobs} jobs");
     }
 }
 
 #[test]
-fn an_invalidate_of_everything_looks_at_each_page_and_not_at_each_page_of_each_job() {
+fn an_invalidate_of_everything_looks_up_each_page_once_and_not_for_each_job() {
     let backing = scattered(PAGES);
     for jobs in [1, 256, 1024] {
         let mut footprints = with_waits(&backing, jobs);
-        let looks = looks_of(&mut footprints, ByteRange::everything());
+        let lookups = lookups_of(&mut footprints, ByteRange::everything());
         // To find the pages, to note each, and to know that there is work and whose it is.
-        assert_eq!(looks, 2 * PAGES + 2, "{jobs} jobs");
+        assert_eq!(lookups, 2 * PAGES + 2, "{jobs} jobs");
         assert_eq!(footprints.take_unjudged(), 0);
     }
 }
@@ -116,17 +116,17 @@ fn jobs_share_the_pages_of_their_backing_and_add_what_their_packets_name() {
 }
 
 #[test]
-fn an_answer_looks_at_the_jobs_that_use_the_page() {
+fn an_answer_looks_up_only_the_jobs_that_use_the_page() {
     let backing = scattered(PAGES);
     let mut footprints = with_waits(&backing, 256);
-    looks_of(&mut footprints, ByteRange::everything());
+    lookups_of(&mut footprints, ByteRange::everything());
     let before = footprints.looked;
     let found = Found::Nothing;
     let gone = Revealed { space: SpaceId::DEVICE, pages: page(7), access: Access::Read, found };
-    let judgements = footprints.judge(&gone, |_| (Stands::Apart, None));
-    assert_eq!(judgements.len(), 256);
+    let job_verdicts = footprints.judge(&gone, |_| (Stands::Apart, None));
+    assert_eq!(job_verdicts.len(), 256);
     assert_eq!(
-        judgements.iter().map(|judgement| judgement.job.raw()).collect::<Vec<_>>(),
+        job_verdicts.iter().map(|job_verdict| job_verdict.job.raw()).collect::<Vec<_>>(),
         (0..256).collect::<Vec<_>>()
     );
     assert!(footprints.looked - before <= 2 * 256 + 1, "{}", footprints.looked - before);
@@ -148,13 +148,13 @@ fn a_page_that_is_listed_ten_thousand_times_costs_a_bounded_number_of_looks() {
         let stream = Stream::new().fill(place(1, PAGE_SIZE).range(64), 0);
         footprints.begin(&job_on(id, Mode::Fence, stream, std::slice::from_ref(&backing)));
     }
-    looks_of(&mut footprints, ByteRange::everything());
+    lookups_of(&mut footprints, ByteRange::everything());
     let before = footprints.looked;
     let found = Found::Nothing;
     let gone = Revealed { space: SpaceId::DEVICE, pages: page(1), access: Access::Read, found };
-    let judgements = footprints.judge(&gone, |_| (Stands::Apart, None));
-    assert_eq!(judgements.iter().map(|judgement| judgement.job.raw()).collect::<Vec<_>>(), [0]);
-    assert!(footprints.looked - before <= LOOKS as u64);
+    let job_verdicts = footprints.judge(&gone, |_| (Stands::Apart, None));
+    assert_eq!(job_verdicts.iter().map(|job_verdict| job_verdict.job.raw()).collect::<Vec<_>>(), [0]);
+    assert!(footprints.looked - before <= LOOKUPS as u64);
     assert!(footprints.take_unjudged() > 200, "the jobs that were not looked at are counted");
 }
 
@@ -169,7 +169,7 @@ fn jobs_that_name_more_pieces_than_are_kept_are_counted_and_never_judged() {
         footprints.begin(&job_on(id, Mode::Strict, stream, std::slice::from_ref(&backing)));
     }
     assert_eq!((footprints.pieces, footprints.take_unjudged(), footprints.take_unjudged()), (64_000, 2, 0));
-    looks_of(&mut footprints, ByteRange::everything());
+    lookups_of(&mut footprints, ByteRange::everything());
     let found = Found::Nothing;
     let gone = Revealed { space: SpaceId::DEVICE, pages: page(1), access: Access::Write, found };
     assert_eq!(footprints.judge(&gone, |_| (Stands::Needs, None)).len(), 8);
@@ -368,8 +368,8 @@ impl Both {
     fn answer(&mut self, number: u64, access: Access, host: Option<u64>) {
         let found = host.map_or(Found::Nothing, Found::Memory);
         let revealed = Revealed { space: SpaceId::DEVICE, pages: page(number), access, found };
-        let judgements = self.real.judge(&revealed, |_| (Stands::Apart, None));
-        assert_eq!(told(judgements), self.twin.reveal(number, access, host));
+        let job_verdicts = self.real.judge(&revealed, |_| (Stands::Apart, None));
+        assert_eq!(told(job_verdicts), self.twin.reveal(number, access, host));
     }
 
     /// The same frame gains a permission, or another one takes its place.
@@ -427,11 +427,11 @@ proptest! {
     }
 }
 
-fn told(judgements: Vec<Judgement>) -> Vec<Told> {
-    let pages = |judgement: Judgement| {
-        let Judgement { job, access, verdict, by, .. } = judgement;
-        let pages = judgement.range.pages().map(move |at| at.raw() / PAGE_SIZE);
+fn told(job_verdicts: Vec<JobVerdict>) -> Vec<Told> {
+    let pages = |job_verdict: JobVerdict| {
+        let JobVerdict { job, access, verdict, by, .. } = job_verdict;
+        let pages = job_verdict.range.pages().map(move |at| at.raw() / PAGE_SIZE);
         pages.map(move |page| (job.raw(), access, page, verdict, by.number)).collect::<Vec<_>>()
     };
-    judgements.into_iter().flat_map(pages).collect()
+    job_verdicts.into_iter().flat_map(pages).collect()
 }

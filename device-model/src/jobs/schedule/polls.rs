@@ -11,17 +11,17 @@ const TOGETHER: Duration = Duration::from_micros(250);
 
 /// The polls to come, by time.
 #[derive(Debug, Default)]
-pub(super) struct Looks(BTreeSet<(Duration, JobId)>);
+pub(super) struct Polls(BTreeSet<(Duration, JobId)>);
 
-impl Looks {
+impl Polls {
     /// The job polls again at this time.
     pub(super) fn add(&mut self, at: Duration, job: JobId) {
         self.0.insert((at, job));
     }
 
     /// The job polls earlier, or no longer.
-    pub(super) fn remove(&mut self, look: (Duration, JobId)) {
-        self.0.remove(&look);
+    pub(super) fn remove(&mut self, poll: (Duration, JobId)) {
+        self.0.remove(&poll);
     }
 
     /// When the first poll is due.
