@@ -2,14 +2,19 @@
 //! cannot start because a later thread or descriptor is not available. If a thread fails or panics, half of the device
 //! would be left in service: the failure is reported, and the session ends. Knows nothing of what the threads do.
 
+mod interrupt;
 #[cfg(test)]
 mod tests;
 
 use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, OnceLock};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use device_model::locking::lock;
 
 use crate::wake::Waker;
 
@@ -60,11 +65,17 @@ impl ThreadFailures {
     }
 }
 
-/// A running thread of a device. Dropping it waits for its end: its owner must have told it to end.
+/// How long a thread that was told to end may take before a system call that keeps it is interrupted.
+const BLOCKED: Duration = Duration::from_millis(20);
+
+/// A running thread of a device. Dropping it waits for its end: its owner must have told it to end. A front-end can make
+/// a write to its own descriptors block, whatever is checked before: such a system call is interrupted.
 #[derive(Debug)]
 pub struct DeviceThread {
     /// `None` only while it is being dropped.
     handle: Option<JoinHandle<()>>,
+    /// Disconnected at the thread's end. The lock makes it shareable; only the drop uses it.
+    ended: Mutex<Receiver<()>>,
 }
 
 impl DeviceThread {
@@ -75,8 +86,11 @@ impl DeviceThread {
         failures: &ThreadFailures,
         body: impl FnOnce() -> io::Result<()> + Send + 'static,
     ) -> io::Result<Self> {
+        interrupt::install()?;
         let (failures, own_name) = (failures.clone(), name.to_owned());
+        let (running, ended) = channel::<()>();
         let run = move || {
+            let _running = running;
             // Unwinding closes the thread's sections and drops its pins. State shared with other threads is behind
             // locks that ignore poison, and the session ends.
             match catch_unwind(AssertUnwindSafe(body)) {
@@ -89,7 +103,7 @@ impl DeviceThread {
             }
         };
         let handle = thread::Builder::new().name(name.to_owned()).spawn(run)?;
-        Ok(Self { handle: Some(handle) })
+        Ok(Self { handle: Some(handle), ended: Mutex::new(ended) })
     }
 }
 
@@ -99,6 +113,9 @@ impl Drop for DeviceThread {
         if let Some(handle) =
             self.handle.take().filter(|handle| handle.thread().id() != thread::current().id())
         {
+            while lock(&self.ended).recv_timeout(BLOCKED) == Err(RecvTimeoutError::Timeout) {
+                interrupt::interrupt(&handle);
+            }
             // A panic was already reported.
             let _ = handle.join();
         }

@@ -4,16 +4,21 @@
 //! `MIRRORGPU_SESSIONS` sets the number of sessions where there may be any (for the soak: 50000, about a million messages).
 
 use std::net::Shutdown;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use guest_driver_tests::soft_guest::frames::Dice;
 use guest_driver_tests::soft_guest::wire::{self, NEED_REPLY, REPLY, VERSION};
 use guest_driver_tests::soft_guest::*;
+use rustix::fs::OFlags;
+use vmm_sys_util::eventfd::EventFd;
 
 const GET_FEATURES: u32 = 1;
 const LAST_REQUEST: u32 = 44;
+/// Within this time, a stop is answered and the next front-end is served; on an idle machine it takes a few milliseconds.
+const PROMPT: Duration = Duration::from_millis(500);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a session may leave behind of memory, after however many of them.
 const KEPT_KIB: u64 = 1024;
@@ -190,7 +195,7 @@ fn descriptors_that_do_not_belong_there_are_closed() {
 #[test]
 fn ring_messages_with_any_index_and_in_any_order_do_no_harm() {
     let mut victim = Victim::new();
-    let event = vmm_sys_util::eventfd::EventFd::new(0).unwrap();
+    let event = EventFd::new(0).unwrap();
     for request in [8_u32, 9, 10, 11, 12, 13, 14, 18] {
         for index in [0_u32, 1, 2, 255, 256, 0x1_0000, u32::MAX] {
             for value in [0_u32, 1, 3, 64, 0x8000, 0xffff, 0x1_0000, u32::MAX] {
@@ -238,7 +243,7 @@ fn iotlb_messages_of_any_content_at_any_time_do_no_harm() {
 #[test]
 fn random_messages_do_no_harm() {
     let mut victim = Victim::new();
-    let event = vmm_sys_util::eventfd::EventFd::new(0).unwrap();
+    let event = EventFd::new(0).unwrap();
     for seed in 0..sessions() {
         if seed == sessions() / 4 {
             victim.settle_memory();
@@ -365,4 +370,55 @@ fn a_front_end_that_vanishes_during_a_drain_is_no_trouble() {
     let surface = guest.surface(Format::B8G8R8X8, 32, 32).unwrap();
     guest.driver.ok(&Command::transfer(surface.resource, surface.rect(), 0)).unwrap();
     assert_eq!(backend.stats().unwrap().get("connections").unwrap(), 11);
+}
+
+/// Makes an eventfd that the back-end shares block whoever writes or reads it.
+fn make_blocking(event: &EventFd) {
+    // SAFETY: the eventfd is open as long as it is borrowed.
+    let event = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
+    let flags = rustix::fs::fcntl_getfl(event).unwrap();
+    rustix::fs::fcntl_setfl(event, flags - OFlags::NONBLOCK).unwrap();
+}
+
+/// The front-end shares its open file descriptions, so it can make them block after the back-end has set them up.
+#[test]
+fn eventfds_that_the_front_end_makes_blocking_hold_nothing_up() {
+    let backend = Backend::start(&["--log-level", "warn"]).unwrap();
+    for which in ["call", "error", "kick"] {
+        let mut guest = SoftGuest::boot(&backend, GuestConfig::headless()).unwrap();
+        let setup = guest.driver.ring(Queue::Control).setup();
+        let event = match which {
+            "call" => setup.call.try_clone().unwrap(),
+            "error" => setup.error.try_clone().unwrap(),
+            _ => setup.kick.try_clone().unwrap(),
+        };
+        make_blocking(&event);
+        if which == "kick" {
+            // Each wakes the back-end, which often finds that it was taken back.
+            for _ in 0..1000 {
+                event.write(1).unwrap();
+                event.read().unwrap();
+            }
+        } else {
+            event.write(u64::MAX - 1).unwrap();
+        }
+        if which == "error" {
+            guest.driver.ring(Queue::Control).jump(u16::MAX).unwrap();
+        } else {
+            let ticket = guest.driver.submit(&Command::edid(0)).unwrap();
+            let begin = Instant::now();
+            while guest.driver.try_wait(ticket).unwrap().is_none() {
+                assert!(begin.elapsed() < PATIENCE, "A command is not answered: the {which} eventfd blocks");
+                std::thread::yield_now();
+            }
+        }
+        let stopped = guest.stop().unwrap();
+        assert!(stopped.waits.iter().all(|wait| *wait < PROMPT), "{which}: {stopped:?}");
+        drop(guest);
+        let begin = Instant::now();
+        drop(SoftGuest::boot(&backend, GuestConfig::headless()).unwrap());
+        assert!(begin.elapsed() < PROMPT, "{which}: the next front-end waited {:?}", begin.elapsed());
+    }
+    let ended = backend.terminate(PATIENCE).unwrap();
+    assert!(ended.status.success(), "{}", ended.stderr);
 }

@@ -6,6 +6,7 @@ pub mod chain;
 mod held;
 pub mod mailbox;
 pub mod ring;
+pub mod ring_event;
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -21,7 +22,6 @@ use device_model::telemetry::record::Event;
 use device_model::telemetry::stats::Stats;
 use epoll::Events;
 use log::{debug, warn};
-use vhost_user_backend::VringT;
 
 use self::chain::RingError;
 use self::held::Held;
@@ -175,7 +175,7 @@ impl Queues<'_, '_> {
             *ready = true;
             if let Some(shared) = self.thread.rings.get(*token as usize) {
                 // No kick is there if the session has replaced the eventfd meanwhile: its message does the rest.
-                let _ = shared.vring.read_kick();
+                shared.kick.clear();
             }
         }
     }
@@ -377,7 +377,7 @@ impl Queues<'_, '_> {
             match self.rings[queue].publish() {
                 Published::Nothing => {
                     if self.thread.injection.fires(Bug::SpuriousInterrupt) {
-                        self.rings[queue].interrupt_for_nothing();
+                        self.rings[queue].interrupt();
                     }
                 }
                 Published::Missing(missing) => self.ask_for_output(queue, missing),
@@ -399,6 +399,7 @@ impl Queues<'_, '_> {
 
     fn broke(&self, queue: usize, error: &RingError) {
         self.thread.stats.ring_errors.add(1);
+        self.rings[queue].signal_error();
         // Logged once per start of the ring: the guest cannot repeat it without the front-end.
         warn!("Queue {queue} is broken until the driver resets it: {}", crate::error::chain(error));
     }

@@ -6,11 +6,10 @@
 //! ring, and waits for at most one copy.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::fs::File;
-use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, TryLockError};
+use std::time::{Duration, Instant};
 
 use device_model::addr::SpaceId;
 use device_model::locking::lock;
@@ -21,6 +20,7 @@ use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemory, Permissions};
 
 use super::chain::{self, Chain, RingError, Segment};
 use super::mailbox::Side;
+use super::ring_event::RingEvent;
 use crate::faults::{Bug, Injection};
 use device_model::session::miss_port::{MissAnswer, RingWait, pages_of};
 
@@ -31,17 +31,51 @@ const COPY_CHUNK: usize = 64 << 10;
 
 /// The state of a ring that session and queue thread share.
 pub struct SharedRing {
-    /// Addresses, indices, kick and call.
+    /// Addresses and indices. It has no eventfds: it would use them under its lock.
     pub vring: VringMutex<RingMemory>,
     /// The ring was started again: its used index has to be read from guest memory.
     pub fresh: AtomicBool,
-    /// The front-end's error eventfd (VHOST_USER_SET_VRING_ERR), which `VringState` stores but does not expose.
-    pub error_event: Mutex<Option<File>>,
+    /// The driver adds commands (VHOST_USER_SET_VRING_KICK).
+    pub kick: RingEvent,
+    /// The device has completed some (VHOST_USER_SET_VRING_CALL).
+    pub call: RingEvent,
+    /// The ring is broken (VHOST_USER_SET_VRING_ERR).
+    pub error: RingEvent,
+    /// Held while the driver is interrupted, so that a stopped ring interrupts it no more.
+    interrupting: Mutex<()>,
     /// Number of device resets. A message about the latest may not have reached the queue thread yet.
     pub resets: AtomicU64,
 }
 
+/// How long a stop waits for an interrupt that the front-end blocks.
+const BLOCKED_INTERRUPT: Duration = Duration::from_millis(50);
+
 impl SharedRing {
+    /// A ring that was not started.
+    pub fn new(vring: VringMutex<RingMemory>) -> Self {
+        Self {
+            vring,
+            fresh: AtomicBool::new(false),
+            kick: RingEvent::default(),
+            call: RingEvent::default(),
+            error: RingEvent::default(),
+            interrupting: Mutex::new(()),
+            resets: AtomicU64::new(0),
+        }
+    }
+
+    /// Waits for an interrupt that was begun before the ring was stopped. Only a front-end that makes its eventfd block
+    /// in mid-write makes this last, and gets its interrupt late.
+    pub fn await_interrupt(&self) {
+        let begin = Instant::now();
+        while let Err(TryLockError::WouldBlock) = self.interrupting.try_lock() {
+            if begin.elapsed() > BLOCKED_INTERRUPT {
+                return log::warn!("The front-end blocks the call eventfd of a ring that it stops");
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
+
     /// Runs `work` on the vring under its lock. The session needs that lock to end cleanly, and the vring panics on a
     /// poisoned one: a panic in `work` resumes after the lock was released.
     fn locked<T>(&self, work: impl FnOnce(&mut VringState<RingMemory>) -> T) -> T {
@@ -49,15 +83,6 @@ impl SharedRing {
         let done = catch_unwind(AssertUnwindSafe(|| work(&mut vring)));
         drop(vring);
         done.unwrap_or_else(|panic| resume_unwind(panic))
-    }
-
-    /// Signals to the front-end that the ring is broken.
-    fn signal_error(&self) {
-        let event = lock(&self.error_event);
-        if let Some(mut event) = event.as_ref() {
-            // A full counter is already a signal, and a closed one has no reader.
-            let _ = event.write(&1u64.to_ne_bytes());
-        }
     }
 }
 
@@ -341,15 +366,19 @@ impl<'a> Virtqueue<'a> {
                 front.response.clear();
             }
         }
-        self.shared.locked(|vring| {
+        let (published, notify) = self.shared.locked(|vring| {
             if !self.is_running(vring) {
-                return Published::Nothing;
+                return (Published::Nothing, false);
             }
             match self.find_used_index(vring) {
                 Ok(()) => self.publish_all(vring),
-                Err(published) => published,
+                Err(published) => (published, false),
             }
-        })
+        });
+        if notify {
+            self.interrupt();
+        }
+        published
     }
 
     /// Reads the used index of a ring that was started again: no MISS is served during SET_VRING_ADDR.
@@ -373,7 +402,8 @@ impl<'a> Virtqueue<'a> {
         Ok(())
     }
 
-    fn publish_all(&mut self, vring: &mut VringState<RingMemory>) -> Published {
+    /// Publishes what can be published; also returns whether the driver has to be interrupted.
+    fn publish_all(&mut self, vring: &mut VringState<RingMemory>) -> (Published, bool) {
         let mut any = false;
         let result = loop {
             match self.publish_one(vring) {
@@ -382,10 +412,7 @@ impl<'a> Virtqueue<'a> {
                 Err(published) => break published,
             }
         };
-        if any {
-            self.notify(vring);
-        }
-        result
+        (result, any && self.needs_interrupt(vring))
     }
 
     /// Publishes the oldest answer; `false` if there is none.
@@ -428,24 +455,21 @@ impl<'a> Virtqueue<'a> {
         Ok(written)
     }
 
-    fn notify(&self, vring: &mut VringState<RingMemory>) {
+    fn needs_interrupt(&self, vring: &mut VringState<RingMemory>) -> bool {
         let needed = vring.needs_notification();
         // The driver's notification flags may be on a missing page. A spurious interrupt is harmless.
         let unknown = !self.memory.take_missing().is_empty();
-        if (unknown || needed.unwrap_or(true)) && !self.injection.fires(Bug::NoInterrupt) {
-            // The eventfd is the front-end's: if it is full or closed, there is no reader to notify.
-            let _ = vring.signal_used_queue();
-        }
+        (unknown || needed.unwrap_or(true)) && !self.injection.fires(Bug::NoInterrupt)
     }
 
-    /// Interrupts the driver although nothing was completed.
-    pub fn interrupt_for_nothing(&self) {
-        self.shared.locked(|vring| {
-            if self.is_running(vring) {
-                // See `notify`.
-                let _ = vring.signal_used_queue();
-            }
-        });
+    /// Interrupts the driver, unless the ring was stopped meanwhile.
+    ///
+    /// LOCKING: not under the vring's mutex, which the session takes to stop the ring: the eventfd is the front-end's.
+    pub fn interrupt(&self) {
+        let _interrupting = lock(&self.shared.interrupting);
+        if self.shared.locked(|vring| self.is_running(vring)) {
+            self.shared.call.signal();
+        }
     }
 
     /// Identifies this start of the ring in a miss request.
@@ -492,9 +516,14 @@ impl<'a> Virtqueue<'a> {
         Published::Missing(missing)
     }
 
+    /// The caller reports the error, once it holds no lock.
     fn break_ring(&mut self, error: RingError) -> RingError {
         self.broken = true;
-        self.shared.signal_error();
         error
+    }
+
+    /// Signals to the front-end that the ring is broken.
+    pub fn signal_error(&self) {
+        self.shared.error.signal();
     }
 }

@@ -1,5 +1,6 @@
 //! How a session with its real threads ends when one of them fails.
 
+use std::io::{Read, Write};
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -119,4 +120,27 @@ fn a_dropped_thread_has_ended_and_one_that_does_its_work_reports_nothing() {
     });
     drop(thread.unwrap());
     assert!(ended.load(Ordering::Acquire) && failures.first().is_none());
+}
+
+/// The front-end can make a descriptor of its own block after it was checked.
+#[test]
+fn a_thread_that_blocks_in_a_system_call_is_interrupted_when_it_has_to_end() {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let (blocks, is_blocking) = std::sync::mpsc::channel();
+    let waker = Waker::new().unwrap();
+    let thread = DeviceThread::spawn("blocked", &ThreadFailures::new(waker), move || {
+        blocks.send(()).unwrap();
+        // `read_exact` would try again.
+        let mut byte = [0];
+        match (&reader).read(&mut byte) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(()),
+            other => panic!("The read was not interrupted: {other:?}"),
+        }
+    })
+    .unwrap();
+    is_blocking.recv().unwrap();
+    let begin = std::time::Instant::now();
+    drop(thread);
+    assert!(begin.elapsed() >= BLOCKED);
+    writer.write_all(&[1]).unwrap_err();
 }

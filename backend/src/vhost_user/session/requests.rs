@@ -8,9 +8,7 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
 
 use device_model::addr::FrontendVa;
-use device_model::locking::lock;
 use epoll::Events;
-use rustix::fs::OFlags;
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
@@ -102,16 +100,17 @@ impl SessionState {
 
     fn start_ring(&mut self, queue: usize, kick: File) -> Result<()> {
         self.forget_kick(queue);
-        if let Err(e) = set_nonblocking(&kick) {
+        let fd = kick.as_raw_fd();
+        if let Err(e) = self.shared_ring(queue).kick.set(Some(kick)) {
             return self.refuse(Refusal::other(e));
         }
         let events = Events::EPOLLIN | Events::EPOLLET;
-        if let Err(e) = self.queue.poller.add(kick.as_raw_fd(), queue as u64, events) {
+        if let Err(e) = self.queue.poller.add(fd, queue as u64, events) {
+            let _ = self.shared_ring(queue).kick.set(None);
             return self
                 .refuse(Refusal::other(format!("Kick descriptor of ring {queue} cannot be polled: {e}")));
         }
         let ring = self.shared_ring(queue);
-        ring.vring.set_kick(Some(kick));
         // ORDERING: Release pairs with the queue thread's Acquire.
         ring.fresh.store(true, Ordering::Release);
         let now = self.now();
@@ -119,12 +118,6 @@ impl SessionState {
         self.follow();
         Ok(())
     }
-}
-
-/// Makes a descriptor of the front-end nonblocking, so that no thread of MirrorGPU blocks on it.
-fn set_nonblocking(file: &File) -> io::Result<()> {
-    let flags = rustix::fs::fcntl_getfl(file)?;
-    Ok(rustix::fs::fcntl_setfl(file, flags | OFlags::NONBLOCK)?)
 }
 
 fn spec_of(region: &VhostUserMemoryRegion) -> RegionSpec {
@@ -238,20 +231,18 @@ impl VhostUserBackendReqHandlerMut for SessionState {
 
     fn set_vring_call(&mut self, index: u8, file: Option<File>) -> Result<()> {
         let queue = self.ring(u32::from(index))?;
-        if let Some(Err(e)) = file.as_ref().map(set_nonblocking) {
-            return self.refuse(Refusal::other(e));
+        match self.shared_ring(queue).call.set(file) {
+            Ok(_) => Ok(()),
+            Err(e) => self.refuse(Refusal::other(e)),
         }
-        self.shared_ring(queue).vring.set_call(file);
-        Ok(())
     }
 
     fn set_vring_err(&mut self, index: u8, file: Option<File>) -> Result<()> {
         let queue = self.ring(u32::from(index))?;
-        if let Some(Err(e)) = file.as_ref().map(set_nonblocking) {
-            return self.refuse(Refusal::other(e));
+        match self.shared_ring(queue).error.set(file) {
+            Ok(_) => Ok(()),
+            Err(e) => self.refuse(Refusal::other(e)),
         }
-        *lock(&self.shared_ring(queue).error_event) = file;
-        Ok(())
     }
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {

@@ -2,9 +2,8 @@
 //! the next one starts from a clean state.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::Arc;
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use device_model::gpu::device::{self, Device, DeviceConfig};
@@ -163,8 +162,7 @@ impl DrainWaker for LastOneOut {
 
 fn shared_ring(memory: &RingMemory) -> io::Result<SharedRing> {
     let vring = VringMutex::new(memory.clone(), MAX_QUEUE_SIZE).map_err(io::Error::other)?;
-    let (fresh, resets) = (AtomicBool::new(false), AtomicU64::new(0));
-    Ok(SharedRing { vring, fresh, error_event: Mutex::new(None), resets })
+    Ok(SharedRing::new(vring))
 }
 
 /// What all engines share.

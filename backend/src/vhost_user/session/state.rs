@@ -1,6 +1,7 @@
 //! The session's state apart from the sockets: the session core, and what its effects need within the device: rings,
 //! memory, threads, telemetry. Makes no decisions: [`device_model::session`] does.
 
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -140,17 +141,17 @@ impl SessionState {
         // LOCKING: waits for the queue thread's current copy, which itself does not wait for the session.
         ring.vring.set_queue_ready(started);
         ring.vring.set_enabled(enabled);
+        if !started || !enabled {
+            ring.await_interrupt();
+        }
     }
 
     /// Stops watching a ring's kick eventfd.
     pub(super) fn forget_kick(&self, queue: usize) {
-        use std::os::fd::AsRawFd;
         let Some(ring) = self.queue.rings.get(queue) else { return };
-        let kick = ring.vring.get_ref().get_kick().as_ref().map(AsRawFd::as_raw_fd);
-        if let Some(kick) = kick {
+        if let Ok(Some(kick)) = ring.kick.set(None) {
             // Fails only if the front-end sent the same descriptor twice and it was already removed.
-            let _ = self.queue.poller.remove(kick);
-            ring.vring.set_kick(None);
+            let _ = self.queue.poller.remove(kick.as_raw_fd());
         }
     }
 
