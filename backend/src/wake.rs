@@ -68,6 +68,12 @@ impl Poller {
         epoll::ctl(self.fd, ControlOptions::EPOLL_CTL_DEL, fd, Event::new(Events::empty(), 0))
     }
 
+    /// Like [`Self::add`], until the [`Watch`] is dropped.
+    pub fn watch(self: &Arc<Self>, fd: RawFd, token: u64, events: Events) -> io::Result<Watch> {
+        self.add(fd, token, events)?;
+        Ok(Watch { poller: Arc::clone(self), fd })
+    }
+
     /// Waits for events, at most `timeout` milliseconds (-1: without limit), and returns their tokens.
     pub fn wait(&self, timeout: i32, tokens: &mut Vec<u64>) -> io::Result<()> {
         tokens.clear();
@@ -97,6 +103,19 @@ impl Poller {
 impl AsRawFd for Poller {
     fn as_raw_fd(&self) -> RawFd {
         self.fd
+    }
+}
+
+/// A file that is watched, and has to stay open as long. An epoll instance forgets a file only when its last descriptor is
+/// closed (epoll(7)): the other side of a socket may have more of them, and this number comes back for another file.
+pub struct Watch {
+    poller: Arc<Poller>,
+    fd: RawFd,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let _ = self.poller.remove(self.fd);
     }
 }
 

@@ -4,17 +4,27 @@
 //! `MIRRORGPU_SESSIONS` sets the number of sessions where there may be any (for the soak: 50000, about a million messages).
 
 use std::net::Shutdown;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use guest_driver_tests::soft_guest::frames::Dice;
 use guest_driver_tests::soft_guest::wire::{self, NEED_REPLY, REPLY, VERSION};
 use guest_driver_tests::soft_guest::*;
+use rustix::event::EventfdFlags;
 use rustix::fs::OFlags;
 use vmm_sys_util::eventfd::EventFd;
 
 const GET_FEATURES: u32 = 1;
+const SET_FEATURES: u32 = 2;
+const GET_VRING_BASE: u32 = 11;
+const SET_VRING_KICK: u32 = 12;
+const SET_VRING_CALL: u32 = 13;
+const SET_VRING_ERR: u32 = 14;
+const GET_PROTOCOL_FEATURES: u32 = 15;
+const SET_PROTOCOL_FEATURES: u32 = 16;
+const SET_BACKEND_REQ_FD: u32 = 21;
+const GPU_SET_SOCKET: u32 = 33;
 const LAST_REQUEST: u32 = 44;
 /// Within this time, a stop is answered and the next front-end is served; on an idle machine it takes a few milliseconds.
 const PROMPT: Duration = Duration::from_millis(500);
@@ -109,14 +119,18 @@ fn try_send(stream: &UnixStream, request: u32, flags: u32, body: &[u8], fds: &[R
     let _ = wire::send(stream, request, flags, body, fds);
 }
 
-/// Negotiates far enough that replies and all messages are allowed.
+/// Negotiates everything, in QEMU's order, so that replies and all messages are allowed. The back-end must go along.
 fn negotiate(stream: &UnixStream) {
-    try_send(stream, GET_FEATURES, VERSION, &[], &[]);
-    let Ok(Some(offered)) = wire::receive(stream) else { return };
-    try_send(stream, 2, VERSION, &offered.body, &[]);
-    try_send(stream, 15, VERSION, &[], &[]);
-    let Ok(Some(protocol)) = wire::receive(stream) else { return };
-    try_send(stream, 16, VERSION, &protocol.body, &[]);
+    let ask = |request| {
+        wire::send(stream, request, VERSION, &[], &[]).unwrap();
+        wire::receive(stream).unwrap().unwrap_or_else(|| panic!("no reply to request {request}")).body
+    };
+    let features = ask(GET_FEATURES);
+    let protocol = ask(GET_PROTOCOL_FEATURES);
+    wire::send(stream, SET_PROTOCOL_FEATURES, VERSION, &protocol, &[]).unwrap();
+    wire::send(stream, SET_FEATURES, VERSION | NEED_REPLY, &features, &[]).unwrap();
+    let reply = wire::receive(stream).unwrap().expect("a reply to SET_FEATURES");
+    assert_eq!((reply.request, reply.body.as_slice()), (SET_FEATURES, &[0; 8][..]));
 }
 
 /// Waits until the other side has read everything or closed the connection, without relying on a reply.
@@ -421,4 +435,54 @@ fn eventfds_that_the_front_end_makes_blocking_hold_nothing_up() {
     }
     let ended = backend.terminate(PATIENCE).unwrap();
     assert!(ended.status.success(), "{}", ended.stderr);
+}
+
+/// What a request with a descriptor brings: a file of a kind that it may bring.
+fn file_for(request: u32) -> (OwnedFd, Box<dyn std::any::Any>) {
+    if [SET_BACKEND_REQ_FD, GPU_SET_SOCKET].contains(&request) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        return (theirs.into(), Box::new(ours));
+    }
+    let event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+    (event, Box::new(()))
+}
+
+/// Descriptors of one file are one registration for epoll, whatever becomes of the one that was registered.
+#[test]
+fn a_descriptor_may_come_again_and_again() {
+    let mut victim = Victim::new();
+    let ring = 0u64.to_ne_bytes();
+    let requests: [(u32, &[u8]); 5] = [
+        (SET_BACKEND_REQ_FD, &[]),
+        (GPU_SET_SOCKET, &[]),
+        (SET_VRING_KICK, &ring),
+        (SET_VRING_CALL, &ring),
+        (SET_VRING_ERR, &ring),
+    ];
+    for (request, body) in requests {
+        let stream = victim.connect();
+        negotiate(&stream);
+        let files = [file_for(request), file_for(request)];
+        // The same one, another one, and the first one again, each several times.
+        for which in [0, 0, 0, 0, 1, 0, 1, 1, 1, 0, 0] {
+            let (file, _) = &files[which];
+            let sent = wire::send(&stream, request, VERSION | NEED_REPLY, body, &[file.as_raw_fd()]);
+            sent.unwrap_or_else(|e| {
+                panic!("request {request} with file {which}: {e}\n{}", victim.backend.stderr())
+            });
+            let reply =
+                wire::receive(&stream).unwrap_or_else(|e| panic!("request {request} with file {which}: {e}"));
+            let reply =
+                reply.unwrap_or_else(|| panic!("request {request} with file {which} ends the session"));
+            assert_eq!((reply.request, reply.body.as_slice()), (request, &[0; 8][..]), "file {which}");
+            if request == SET_VRING_KICK {
+                // A ring that is started takes no other kick.
+                wire::send(&stream, GET_VRING_BASE, VERSION, body, &[]).unwrap();
+                assert!(wire::receive(&stream).unwrap().is_some());
+            }
+        }
+        drop(stream);
+        victim.must_answer(&format!("request {request} with the same descriptors"));
+    }
+    victim.judge();
 }

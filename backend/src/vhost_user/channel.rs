@@ -2,16 +2,21 @@
 //! message that does not fit into a full socket is kept and sent first. Knows nothing of what the answers mean.
 
 use std::io::{self, IoSliceMut};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 use device_model::addr::{Access, Iova};
+use epoll::Events;
 
 use super::iotlb::{self, MissMsg};
 use super::{Ack, peek};
+use crate::wake::{Poller, Watch};
 
 /// The back-end's end of the channel.
 pub struct Channel {
+    /// Dropped before the socket is closed.
+    _watch: Watch,
     socket: UnixStream,
     /// A MISS that did not fit into the socket.
     unsent: Option<MissMsg>,
@@ -38,13 +43,16 @@ pub enum ChannelError {
 }
 
 impl Channel {
-    /// Takes the descriptor that the front-end sent; it must be a UNIX stream socket.
-    pub fn new(descriptor: OwnedFd) -> io::Result<Self> {
+    /// Takes the descriptor that the front-end sent; it must be a UNIX stream socket. `poller` reports its events with
+    /// this token.
+    pub fn new(descriptor: OwnedFd, poller: &Arc<Poller>, token: u64) -> io::Result<Self> {
         let socket = UnixStream::from(descriptor);
         // Fails for anything but a UNIX socket.
         socket.local_addr()?;
         socket.set_nonblocking(true)?;
-        Ok(Self { socket, unsent: None, partial: [0; size_of::<Ack>()], have: 0 })
+        let events = Events::EPOLLIN | Events::EPOLLOUT | Events::EPOLLET;
+        let watch = poller.watch(socket.as_raw_fd(), token, events)?;
+        Ok(Self { _watch: watch, socket, unsent: None, partial: [0; size_of::<Ack>()], have: 0 })
     }
 
     /// Whether [`Self::send_miss`] may be called now.
@@ -111,7 +119,7 @@ mod tests {
 
     fn pair() -> (Channel, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        (Channel::new(ours.into()).unwrap(), theirs)
+        (Channel::new(ours.into(), &Arc::new(Poller::new().unwrap()), 0).unwrap(), theirs)
     }
 
     #[test]

@@ -124,7 +124,7 @@ pub struct Session {
     requests: BackendReqHandler<Mutex<SessionState>>,
     state: Arc<Mutex<SessionState>>,
     injection: Arc<Injection>,
-    poller: Poller,
+    poller: Arc<Poller>,
     waker: Waker,
     /// The header of the last message that was handled or peeked at.
     current: Option<Header>,
@@ -150,7 +150,7 @@ impl Session {
         waker: Waker,
         signal: &impl AsFd,
     ) -> io::Result<Self> {
-        let poller = Poller::new()?;
+        let poller = Arc::new(Poller::new()?);
         let edge = Events::EPOLLET;
         let main = Events::EPOLLIN | Events::EPOLLOUT | Events::EPOLLRDHUP | edge;
         poller.add(socket.as_raw_fd(), MAIN, main)?;
@@ -472,9 +472,7 @@ impl Session {
 
     fn take_channel(&mut self, header: Header) -> Result<Message<Header>, SessionEnd> {
         let descriptor = self.take_descriptor(header)?;
-        let channel = Channel::new(descriptor)?;
-        let events = Events::EPOLLIN | Events::EPOLLOUT | Events::EPOLLET;
-        self.poller.add(channel.as_fd().as_raw_fd(), CHANNEL, events)?;
+        let channel = Channel::new(descriptor, &self.poller, CHANNEL)?;
         self.lock().replace_channel(channel);
         Ok(Message::Channel { reply: header.needs_reply().then_some(header) })
     }
