@@ -50,7 +50,17 @@ impl Victim {
         line.split_whitespace().next().unwrap().parse().ok()
     }
 
-    /// Bytes of address space that the process has taken.
+    /// Bytes of address space that the process has taken, once that no longer changes: threads may still start or end.
+    fn settled_address_space(&self) -> u64 {
+        let mut sizes = vec![self.address_space()];
+        while sizes.len() < 5 || sizes.iter().rev().take(5).any(|size| Some(size) != sizes.last()) {
+            assert!(sizes.len() < 500, "the address space does not settle: {sizes:?}");
+            std::thread::sleep(Duration::from_millis(10));
+            sizes.push(self.address_space());
+        }
+        self.address_space()
+    }
+
     fn address_space(&self) -> u64 {
         let sizes = std::fs::read_to_string(format!("/proc/{}/statm", self.backend.pid())).unwrap();
         let pages: u64 = sizes.split_whitespace().next().unwrap().parse().unwrap();
@@ -147,7 +157,7 @@ fn a_start_that_lacks_threads_leaves_nothing_behind_and_the_next_one_is_served()
     for stacks in 1.. {
         let mut victim = Victim::new();
         let when = format!("with room for {stacks} stacks");
-        let room = victim.address_space() + (stacks << 21) + (1 << 20);
+        let room = victim.settled_address_space() + (stacks << 21) + (1 << 20);
         victim.limit(Resource::As, Some(room));
         let outcome = victim.connect();
         println!("{when}: {outcome:?} {}", victim.backend.stderr());
