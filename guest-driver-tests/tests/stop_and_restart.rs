@@ -8,6 +8,7 @@ use guest_driver_tests::soft_guest::*;
 use job_stream::{At, Compare, Context, Mode, Space, SpinBehaviour, Stream};
 
 const QUIET: Duration = Duration::from_millis(200);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 fn boot(args: &[&str]) -> (Backend, SoftGuest, Surface) {
     let backend = Backend::start(args).unwrap();
@@ -286,4 +287,32 @@ fn a_stop_costs_a_wait_none_of_its_time() {
     let ticket = guest.driver.submit(&Command::submit_3d(1, &vain).fenced(2)).unwrap();
     assert_eq!(guest.driver.wait(ticket).unwrap().kind(), kind::ERR_UNSPEC);
     assert!(begin.elapsed() >= Duration::from_millis(100));
+}
+
+/// A SPIN that ignores preemption has no guest any more when its front-end has been killed.
+#[test]
+fn a_stubborn_job_does_not_keep_the_next_front_end_waiting() {
+    for behaviour in [SpinBehaviour::Stubborn, SpinBehaviour::Wedged] {
+        let backend = Backend::start(&["--log-level", "warn"]).unwrap();
+        let mut waits = Vec::new();
+        // The shortest of a few: a busy machine makes each longer.
+        for _ in 0..5 {
+            let mut guest = SoftGuest::boot(&backend, GuestConfig::headless()).unwrap();
+            guest.driver.ok(&Command::ctx_create(1)).unwrap();
+            let duration = if behaviour == SpinBehaviour::Wedged { 0 } else { 10_000_000_000 };
+            let spin = Stream::new().spin(behaviour, duration).finish();
+            let _ = guest.driver.submit(&Command::submit_3d(1, &spin)).unwrap();
+            let before = backend.stats().unwrap().get("job_steps").unwrap();
+            let spins = backend.wait_for_stats(PATIENCE, |stats| {
+                stats.get("job_steps").is_ok_and(|steps| steps > before + 3)
+            });
+            assert!(spins.unwrap());
+            drop(guest);
+            let begin = Instant::now();
+            drop(SoftGuest::boot(&backend, GuestConfig::headless()).unwrap());
+            waits.push(begin.elapsed());
+        }
+        let shortest = waits.iter().min().unwrap();
+        assert!(*shortest < Duration::from_millis(80), "{behaviour:?}: {waits:?}");
+    }
 }

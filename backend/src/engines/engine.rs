@@ -89,6 +89,14 @@ impl EngineHost for Host<'_> {
         self.scheduler.must_leave(work) || self.has_moved && self.injection.fires(Bug::ForcePreempt)
     }
 
+    fn now(&self) -> Duration {
+        self.last.unwrap_or_else(|| self.scheduler.now())
+    }
+
+    fn is_closing(&self) -> bool {
+        self.scheduler.is_closing()
+    }
+
     fn is_wanted(&self) -> bool {
         self.scheduler.is_wanted()
     }

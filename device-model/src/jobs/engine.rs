@@ -32,8 +32,8 @@ pub const SLICE_STEPS: u32 = 32;
 /// How soon a SPIN is polled again.
 pub const SPIN_STEP: Duration = Duration::from_micros(50);
 
-/// How many steps of [`SPIN_STEP`] a SPIN may stay on an engine that has to stop: 100 ms.
-const STUBBORN_STEPS: u32 = 2_000;
+/// How long a stubborn SPIN may stay on an engine that has to stop.
+const STUBBORN: Duration = Duration::from_millis(100);
 
 /// The surroundings of an engine.
 pub trait EngineHost {
@@ -43,6 +43,14 @@ pub trait EngineHost {
 
     /// Whether the engine has to give this job back now: the device stops, or was reset since the job was taken.
     fn must_leave(&self, work: &ScheduledJob) -> bool;
+
+    /// The device's time at the end of the last step, or later.
+    fn now(&self) -> Duration;
+
+    /// Whether the session ends: then even a stubborn job gives its engine back at once.
+    fn is_closing(&self) -> bool {
+        false
+    }
 
     /// Whether another job wants the engine.
     fn is_wanted(&self) -> bool {
@@ -109,8 +117,8 @@ pub struct Running {
     work: ScheduledJob,
     hold: Hold,
     steps: u32,
-    /// Steps since the engine had to stop.
-    overstayed: u32,
+    /// Since when a stubborn job has kept the engine, although it has to leave.
+    overstays: Option<Duration>,
 }
 
 impl Running {
@@ -158,7 +166,7 @@ impl Running {
     }
 
     fn on(work: ScheduledJob, hold: Hold) -> ControlFlow<Left, Self> {
-        ControlFlow::Continue(Self { work, hold, steps: 0, overstayed: 0 })
+        ControlFlow::Continue(Self { work, hold, steps: 0, overstays: None })
     }
 
     /// Runs one step. `reader` is the one that the job was started with.
@@ -219,8 +227,13 @@ impl Running {
         if self.is_evicted() || host.must_leave(&self.work) {
             self.hold = Hold::Spin;
         }
-        self.overstayed = if host.must_leave(&self.work) { self.overstayed.saturating_add(1) } else { 0 };
-        if self.overstayed > STUBBORN_STEPS {
+        if !host.must_leave(&self.work) {
+            self.overstays = None;
+            return ControlFlow::Continue(self);
+        }
+        let now = host.now();
+        let since = *self.overstays.get_or_insert(now);
+        if host.is_closing() || now.saturating_sub(since) >= STUBBORN {
             return self.leave(Leaves::Preempted);
         }
         ControlFlow::Continue(self)

@@ -31,6 +31,8 @@ pub struct Scheduler {
     ready: Condvar,
     /// Mirrors [`Schedule::is_stopped`], so that each step can read it without the lock.
     stopped: AtomicBool,
+    /// The session ends.
+    closing: AtomicBool,
     /// Mirrors [`Schedule::generation`].
     generation: AtomicU64,
     /// Mirrors [`Schedule::has_ready`] in the same way.
@@ -75,9 +77,10 @@ impl Scheduler {
         let schedule = Schedule::new();
         let running = AtomicU64::new(schedule.clock().word());
         let shared = Mutex::new(Shared { schedule, sleeping: 0, alarm: None });
-        let (stopped, wanted) = (AtomicBool::new(true), AtomicBool::new(false));
+        let (stopped, closing, wanted) =
+            (AtomicBool::new(true), AtomicBool::new(false), AtomicBool::new(false));
         let generation = AtomicU64::new(0);
-        Self { shared, ready: Condvar::new(), stopped, generation, wanted, running, clock }
+        Self { shared, ready: Condvar::new(), stopped, closing, generation, wanted, running, clock }
     }
 
     /// Adds a new job.
@@ -146,6 +149,12 @@ impl Scheduler {
         // ORDERING: Acquire pairs with the Release in `publish`: an engine that sees a start sees the reset before it.
         // A stop that is not seen yet drains the section or the pin under which this is asked.
         self.stopped.load(Ordering::Acquire) || self.generation.load(Ordering::Relaxed) != work.generation()
+    }
+
+    /// Whether the session ends: no job has to be kept.
+    pub fn is_closing(&self) -> bool {
+        // ORDERING: Relaxed: seeing it one step later is soon enough.
+        self.closing.load(Ordering::Relaxed)
     }
 
     /// Takes back a job that has left its engine. (See [`MissPort::give_back`](crate::session::miss_port::MissPort).)
@@ -256,6 +265,7 @@ impl Scheduler {
         self.running.store(schedule.clock().word(), Ordering::Relaxed);
         self.stopped.store(schedule.is_stopped(), Ordering::Release);
         self.wanted.store(schedule.has_ready(), Ordering::Relaxed);
+        self.closing.store(schedule.is_closing(), Ordering::Relaxed);
         let wanted = shared.wanted();
         drop(shared);
         for _ in 0..wanted {

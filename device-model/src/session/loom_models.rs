@@ -227,6 +227,10 @@ struct Touch<'a> {
 }
 
 impl EngineHost for Touch<'_> {
+    fn now(&self) -> Duration {
+        Duration::ZERO
+    }
+
     fn step(&mut self, _: &mut Job, _: &impl JobMemory) -> Step {
         // SAFETY: loom's own cell; it reports an access at the same time.
         assert_eq!(self.frame.with(|frame| unsafe { *frame }), 0, "the next driver's");

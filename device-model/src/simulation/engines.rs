@@ -294,6 +294,10 @@ impl Host<'_, '_> {
 }
 
 impl EngineHost for Host<'_, '_> {
+    fn now(&self) -> Duration {
+        self.world.now
+    }
+
     fn step(&mut self, job: &mut Job, memory: &impl JobMemory) -> Step {
         let (id, now, mode) = (job.id(), self.world.now, job.mode());
         self.world.counts.steps += 1;

@@ -76,19 +76,36 @@ struct Script {
     steps: VecDeque<Step>,
     stopped: bool,
     wanted: bool,
+    closing: bool,
+    now: Duration,
 }
 
 fn script(steps: impl IntoIterator<Item = Step>) -> Script {
-    Script { steps: steps.into_iter().collect(), stopped: false, wanted: false }
+    Script {
+        steps: steps.into_iter().collect(),
+        stopped: false,
+        wanted: false,
+        closing: false,
+        now: Duration::ZERO,
+    }
 }
 
 impl EngineHost for Script {
     fn step(&mut self, _: &mut Job, _: &impl JobMemory) -> Step {
+        self.now += Duration::from_millis(1);
         if self.steps.len() > 1 { self.steps.pop_front().unwrap() } else { self.steps[0] }
     }
 
     fn must_leave(&self, _: &ScheduledJob) -> bool {
         self.stopped
+    }
+
+    fn now(&self) -> Duration {
+        self.now
+    }
+
+    fn is_closing(&self) -> bool {
+        self.closing
     }
 
     fn is_wanted(&self) -> bool {
@@ -226,13 +243,15 @@ fn a_stubborn_spin_gives_its_pin_back_and_keeps_its_engine() {
 }
 
 #[test]
-fn a_stop_bears_a_stubborn_spin_for_a_while_and_no_longer() {
-    let rig = rig();
-    let mut host = Script { stopped: true, ..script([Step::Spinning { stubborn: true }]) };
-    let spin = Stream::new().spin(SpinBehaviour::Stubborn, 1_000_000);
-    let running = Running::start(&rig.reader, work(Mode::Fault, spin)).continue_value().unwrap();
-    let wanted = (STUBBORN_STEPS + 1, Some(Leaves::Preempted));
-    assert_eq!(run(&rig, running, &mut host, 2 * STUBBORN_STEPS), wanted);
+fn a_stop_waits_for_a_stubborn_spin_for_a_time_and_the_end_of_a_session_does_not() {
+    // A step takes a millisecond. The time counts from the end of the first step.
+    for (closing, steps) in [(false, 101), (true, 1)] {
+        let rig = rig();
+        let mut host = Script { stopped: true, closing, ..script([Step::Spinning { stubborn: true }]) };
+        let spin = Stream::new().spin(SpinBehaviour::Stubborn, 1_000_000);
+        let running = Running::start(&rig.reader, work(Mode::Fault, spin)).continue_value().unwrap();
+        assert_eq!(run(&rig, running, &mut host, 1000), (steps, Some(Leaves::Preempted)));
+    }
 }
 
 /// Really steps the job, over memory that only counts accesses.
@@ -270,6 +289,10 @@ impl JobMemory for Counted<'_> {
 }
 
 impl EngineHost for Touches {
+    fn now(&self) -> Duration {
+        self.now
+    }
+
     fn step(&mut self, job: &mut Job, _: &impl JobMemory) -> Step {
         self.now += SPIN_STEP;
         let context = StepContext { now: self.now, running: self.now, budget: STEP_BYTES };
@@ -322,6 +345,10 @@ fn however_a_spin_ends_a_job_that_has_to_leave_touches_no_memory_after_it() {
 struct Reach(Vec<Result<(), MemoryError>>);
 
 impl EngineHost for Reach {
+    fn now(&self) -> Duration {
+        Duration::ZERO
+    }
+
     fn step(&mut self, job: &mut Job, memory: &impl JobMemory) -> Step {
         let at = Iova::new(AT);
         let store = memory.atomic(SpaceId::DEVICE, at, Width::Wide, AtomicOperation::Store(0));
@@ -355,6 +382,10 @@ fn a_step_that_spins_has_no_memory() {
 struct Real;
 
 impl EngineHost for Real {
+    fn now(&self) -> Duration {
+        Duration::ZERO
+    }
+
     fn step(&mut self, job: &mut Job, memory: &impl JobMemory) -> Step {
         job.step(memory, STEP_BYTES)
     }
