@@ -3,14 +3,14 @@
 //! other; the schedule arbitrates between queues, also between those of one context. Knows the order, modes and
 //! amounts; knows nothing of commands or of what jobs do.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use job_stream::{Mode, Priority};
 
 use crate::gpu::error::CommandError;
-use crate::gpu::quota::{Budget, Quota, Quotas};
+use crate::gpu::quota::{Budget, Quota, Quotas, SharedBudget};
 use crate::jobs::job::{JobError, JobId, Treatment};
 use crate::jobs::program::Execution;
 
@@ -34,7 +34,9 @@ pub(crate) struct QueueId {
 
 #[derive(Debug)]
 struct Context {
-    attached: BTreeSet<u32>,
+    /// Resources, with how often each is attached: Linux attaches and detaches once per GEM handle (linux:
+    /// drivers/gpu/drm/virtio/virtgpu_gem.c, virtio_gpu_gem_object_open).
+    attached: BTreeMap<u32, u32>,
     /// Set by the first job.
     mode: Option<Mode>,
     priority: Priority,
@@ -42,6 +44,10 @@ struct Context {
     lost: bool,
     /// The guest has destroyed it: it is removed when its queues are empty.
     orphan: bool,
+    /// Its unfinished jobs.
+    jobs: u64,
+    /// The packets of these jobs.
+    packets: u64,
 }
 
 /// An unfinished job.
@@ -106,8 +112,8 @@ pub(crate) struct Contexts<C> {
     next_context: u64,
     next_barrier: u64,
     limit: u64,
-    jobs: Budget,
-    packets: Budget,
+    jobs: SharedBudget,
+    packets: SharedBudget,
 }
 
 impl<C> Contexts<C> {
@@ -121,8 +127,8 @@ impl<C> Contexts<C> {
             next_context: 0,
             next_barrier: 0,
             limit: quotas.contexts,
-            jobs: Budget::new(Quota::QueuedJobs, quotas.queued_jobs),
-            packets: Budget::new(Quota::Packets, MAX_PACKETS),
+            jobs: SharedBudget::new(Quota::QueuedJobs, quotas.queued_jobs, quotas.contexts),
+            packets: SharedBudget::new(Quota::Packets, MAX_PACKETS, quotas.contexts),
         }
     }
 
@@ -139,8 +145,11 @@ impl<C> Contexts<C> {
         contexts.take(1)?;
         let id = ContextId(self.next_context);
         self.next_context = self.next_context.wrapping_add(1);
-        let (attached, priority) = (BTreeSet::new(), Priority::Normal);
-        self.contexts.insert(id, Context { attached, mode: None, priority, lost: false, orphan: false });
+        let (attached, priority) = (BTreeMap::new(), Priority::Normal);
+        self.contexts.insert(
+            id,
+            Context { attached, mode: None, priority, lost: false, orphan: false, jobs: 0, packets: 0 },
+        );
         self.by_number.insert(ctx, id);
         Ok(())
     }
@@ -189,13 +198,19 @@ impl<C> Contexts<C> {
     }
 
     pub(crate) fn attach(&mut self, ctx: u32, resource: u32) -> Result<(), CommandError> {
-        self.context_mut(ctx)?.1.attached.insert(resource);
+        let count = self.context_mut(ctx)?.1.attached.entry(resource).or_default();
+        *count = count.saturating_add(1);
         Ok(())
     }
 
     pub(crate) fn detach(&mut self, ctx: u32, id: u32) -> Result<ContextId, CommandError> {
         let (found, context) = self.context_mut(ctx)?;
-        if context.attached.remove(&id) { Ok(found) } else { Err(CommandError::NotAttached { id, ctx }) }
+        let count = context.attached.get_mut(&id).ok_or(CommandError::NotAttached { id, ctx })?;
+        *count = count.saturating_sub(1);
+        if *count == 0 {
+            context.attached.remove(&id);
+        }
+        Ok(found)
     }
 
     /// The resource is gone; a new one may get its id.
@@ -219,7 +234,7 @@ impl<C> Contexts<C> {
     }
 
     pub(crate) fn check_attached(&self, ctx: u32, id: u32) -> Result<(), CommandError> {
-        let attached = self.context(ctx)?.1.attached.contains(&id);
+        let attached = self.context(ctx)?.1.attached.contains_key(&id);
         if attached { Ok(()) } else { Err(CommandError::NotAttached { id, ctx }) }
     }
 
@@ -240,11 +255,13 @@ impl<C> Contexts<C> {
         Ok(Treatment { context: Some(ctx), mode, priority: asked.1.unwrap_or(context.priority) })
     }
 
-    /// Reserves room for a job, or nothing.
-    pub(crate) fn take_room(&mut self, packets: u64) -> Result<(), CommandError> {
-        self.jobs.take(1)?;
-        if let Err(refusal) = self.packets.take(packets) {
-            self.jobs.give_back(1);
+    /// Reserves room for a job of this context, or nothing.
+    pub(crate) fn take_room(&mut self, id: ContextId, packets: u64) -> Result<(), CommandError> {
+        let contexts = self.contexts.len() as u64;
+        let Some(context) = self.contexts.get_mut(&id) else { return Ok(()) };
+        self.jobs.take(&mut context.jobs, 1, contexts)?;
+        if let Err(refusal) = self.packets.take(&mut context.packets, packets, contexts) {
+            self.jobs.give_back(&mut context.jobs, 1);
             return Err(refusal.into());
         }
         Ok(())
@@ -288,7 +305,7 @@ impl<C> Contexts<C> {
             Some(Item::Job(mut submission)) => {
                 match lost.then(|| submission.execution.fail(JobError::ContextLost)) {
                     Some(Err(error)) => {
-                        self.give_room_back(submission.packets);
+                        self.give_room_back(id.context, submission.packets);
                         Some(submission.call.map_or(Next::Nothing, |call| Next::Answer(call, Err(error))))
                     }
                     // A job of a lost context still runs if it has a user fence to write.
@@ -335,7 +352,7 @@ impl<C> Contexts<C> {
         let id = self.running.remove(&job)?;
         let queue = self.queues.get_mut(&id)?;
         let running = queue.running.take_if(|running| running.id == job)?;
-        self.give_room_back(running.packets);
+        self.give_room_back(id.context, running.packets);
         if failed {
             self.lose(id.context);
         }
@@ -356,14 +373,16 @@ impl<C> Contexts<C> {
         self.by_number.clear();
         self.contexts.clear();
         self.running.clear();
-        self.jobs.give_back(self.jobs.used());
-        self.packets.give_back(self.packets.used());
+        self.jobs.clear();
+        self.packets.clear();
         calls
     }
 
-    fn give_room_back(&mut self, packets: u64) {
-        self.jobs.give_back(1);
-        self.packets.give_back(packets);
+    fn give_room_back(&mut self, id: ContextId, packets: u64) {
+        if let Some(context) = self.contexts.get_mut(&id) {
+            self.jobs.give_back(&mut context.jobs, 1);
+            self.packets.give_back(&mut context.packets, packets);
+        }
     }
 
     /// The numbers of contexts and jobs.

@@ -107,6 +107,65 @@ impl Budget {
     }
 }
 
+/// One quota that contexts share. Each context has an equal share to itself; what no context has to itself is a pool for
+/// all. So a context that is alone may use everything, and one that comes later still has its share: until the others have
+/// given back what they took from the pool, all together may then use more than the limit, at most twice as much.
+#[derive(Debug)]
+pub(crate) struct SharedBudget {
+    quota: Quota,
+    limit: u64,
+    share: u64,
+    /// The sum of what all use.
+    used: u64,
+    /// The sum of what each uses beyond its share.
+    pooled: u64,
+}
+
+impl SharedBudget {
+    /// `most`: the largest number of contexts.
+    pub(crate) fn new(quota: Quota, limit: u64, most: u64) -> Self {
+        Self { quota, limit, share: limit.checked_div(most).unwrap_or(limit).max(1), used: 0, pooled: 0 }
+    }
+
+    /// Takes `wanted` for a context that uses `own`, or nothing if that is too much. `contexts`: the number of them.
+    pub(crate) fn take(&mut self, own: &mut u64, wanted: u64, contexts: u64) -> Result<(), OverQuota> {
+        let refusal = OverQuota { quota: self.quota, wanted, used: self.used, limit: self.limit };
+        let new = own.checked_add(wanted).ok_or(refusal)?;
+        let extra = self.beyond_share(new).saturating_sub(self.beyond_share(*own));
+        let pool = self.limit.saturating_sub(self.share.saturating_mul(contexts));
+        let pooled = self.pooled.checked_add(extra).ok_or(refusal)?;
+        if extra > 0 && pooled > pool {
+            return Err(refusal);
+        }
+        (self.pooled, *own) = (pooled, new);
+        self.used = self.used.saturating_add(wanted);
+        Ok(())
+    }
+
+    /// Returns what was taken for a context that uses `own`.
+    pub(crate) fn give_back(&mut self, own: &mut u64, amount: u64) {
+        debug_assert!(amount <= *own, "{amount} {} given back of {own}", self.quota);
+        let new = own.saturating_sub(amount);
+        let extra = self.beyond_share(*own).saturating_sub(self.beyond_share(new));
+        self.pooled = self.pooled.saturating_sub(extra);
+        self.used = self.used.saturating_sub(amount);
+        *own = new;
+    }
+
+    /// All contexts are gone.
+    pub(crate) fn clear(&mut self) {
+        (self.used, self.pooled) = (0, 0);
+    }
+
+    pub(crate) fn used(&self) -> u64 {
+        self.used
+    }
+
+    fn beyond_share(&self, own: u64) -> u64 {
+        own.saturating_sub(self.share)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -120,5 +179,40 @@ mod tests {
         assert_eq!(budget.used(), 10);
         budget.give_back(4);
         assert_eq!(budget.take(4), Ok(()));
+    }
+
+    #[test]
+    fn a_context_that_is_alone_may_use_everything_and_one_that_comes_later_has_its_share() {
+        let mut budget = SharedBudget::new(Quota::QueuedJobs, 64, 8);
+        let (mut first, mut second) = (0, 0);
+        budget.take(&mut first, 64, 1).unwrap();
+        let full = OverQuota { quota: Quota::QueuedJobs, wanted: 1, used: 64, limit: 64 };
+        assert_eq!(budget.take(&mut first, 1, 1), Err(full));
+        for _ in 0..8 {
+            budget.take(&mut second, 1, 2).unwrap();
+        }
+        assert_eq!(budget.take(&mut second, 1, 2), Err(OverQuota { used: 72, ..full }));
+        assert_eq!((first, second, budget.used()), (64, 8, 72));
+        // The first one has to give back what is now the other's share before it gets more.
+        for _ in 0..8 {
+            budget.give_back(&mut first, 1);
+            assert!(budget.take(&mut first, 1, 2).is_err() || budget.used() <= 64);
+        }
+        let all = first;
+        budget.give_back(&mut first, all);
+        budget.take(&mut second, 48, 2).unwrap();
+        assert_eq!(budget.take(&mut second, 1, 2), Err(OverQuota { used: 56, ..full }));
+        budget.take(&mut first, 8, 2).unwrap();
+        assert_eq!(budget.used(), 64);
+    }
+
+    #[test]
+    fn however_contexts_come_all_together_use_at_most_twice_the_limit() {
+        let mut budget = SharedBudget::new(Quota::QueuedJobs, 1024, 64);
+        for contexts in 1..=64 {
+            let mut own = 0;
+            while budget.take(&mut own, 1, contexts).is_ok() {}
+            assert!(own >= 16 && budget.used() < 2048);
+        }
     }
 }

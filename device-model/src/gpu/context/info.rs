@@ -44,7 +44,7 @@ impl<C> Contexts<C> {
             mode: context.mode,
             priority: context.priority,
             lost: context.lost,
-            attached: context.attached.iter().copied().collect(),
+            attached: context.attached.keys().copied().collect(),
             rings: self.rings(*id),
         });
         contexts.collect()

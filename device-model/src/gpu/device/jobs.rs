@@ -116,7 +116,7 @@ impl<P> Device<P> {
         let treatment = self.contexts.treatment(ctx, asked, self.config.jobs.default_mode)?;
         let packets = program.packets().len() as u64;
         let operands = Operands::new(program, |id| self.space(ctx, id))?;
-        self.contexts.take_room(packets)?;
+        self.contexts.take_room(queue.context, packets)?;
         let execution = Execution::new(operands, Duration::from_nanos(limits.wait_ns));
         Ok(Answer::Job(queue, Box::new(Submission { call: None, execution, treatment, packets })))
     }

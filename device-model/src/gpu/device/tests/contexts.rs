@@ -204,3 +204,39 @@ fn a_blob_that_is_not_plain_guest_memory_is_refused_and_costs_nothing() {
     }
     assert_eq!(h.device.usage(), before);
 }
+
+/// Linux attaches and detaches a resource once for each handle that a process has of it.
+#[test]
+fn a_resource_stays_attached_until_it_is_detached_as_often_as_it_was_attached() {
+    let mut h = two_contexts();
+    assert_eq!(h.status(&ctx_attach(1, 5)), OK_NODATA);
+    assert_eq!(h.status(&ctx_detach(1, 5)), OK_NODATA);
+    h.submit_on((1, 0), 1, signal(0, 1));
+    assert_eq!(h.jobs.len(), 1, "one handle is left");
+    h.end(0, JobOutcome::Done);
+    h.answers();
+    assert_eq!(h.status(&ctx_detach(1, 5)), OK_NODATA);
+    assert_eq!(h.status(&ctx_detach(1, 5)), ERR_INVALID_RESOURCE_ID);
+    assert_eq!(h.status(&submit_3d(1, &signal(0, 1).finish_bytes())), ERR_INVALID_RESOURCE_ID);
+    assert_eq!(h.status(&submit_3d(2, &signal(0, 1).finish_bytes())), OK_NODATA);
+}
+
+/// Another process of the guest may have queued as many jobs as there is room for.
+#[test]
+fn a_context_that_queues_all_jobs_leaves_each_other_context_its_share() {
+    let mut h = two_contexts();
+    let (most, contexts) = (Quotas::default().queued_jobs, Quotas::default().contexts);
+    let share = most / contexts;
+    for fence in 1..=most - share {
+        h.submit_on((1, 0), fence, Stream::new());
+    }
+    assert_eq!(h.answers(), [], "each waits for the first");
+    let one_more = submit_3d(1, &Stream::new().finish_bytes());
+    assert_eq!(h.status(&one_more), ERR_OUT_OF_MEMORY, "the other context's share is kept");
+    h.answers();
+    for fence in 1..=share {
+        h.submit_on((2, 0), fence, Stream::new());
+    }
+    assert_eq!(h.answers(), []);
+    assert_eq!(h.jobs.len(), 2, "the other context's job runs");
+}
