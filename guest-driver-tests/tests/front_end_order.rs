@@ -47,7 +47,7 @@ fn a_reset_that_only_one_ring_tells_of_stops_no_other() {
     for used in [Queue::Control, Queue::Cursor] {
         let backend = Backend::start::<&str>(&[]).unwrap();
         let mut guest = boot_without_reset(&backend);
-        let (info, cursor) = (Command::display_info(), Command::move_cursor(0, (1, 1)));
+        let (info, cursor) = (Command::display_info(), Command::move_cursor(0, (1, 1), 0));
         for round in 0..3 {
             // The other ring stands at 0 before and after.
             match used {

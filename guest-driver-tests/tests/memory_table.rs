@@ -201,7 +201,7 @@ fn an_invalidation_without_an_iommu_is_survived() {
         let image = picture(256, 256, 2);
         surface.draw(&image).unwrap();
         assert_eq!(guest.front_end.invalidate(iova, size).unwrap().status, 0, "{iova}+{size:#x}");
-        guest.driver.cursor_ok(&Command::move_cursor(0, (1, 1))).unwrap();
+        guest.driver.cursor_ok(&Command::move_cursor(0, (1, 1), 0)).unwrap();
         guest.must_show(&surface, &image).unwrap();
         must_rest(&backend);
     }

@@ -79,7 +79,7 @@ fn a_ring_whose_misses_are_answered_late_is_not_broken() {
     for queue in [Queue::Control, Queue::Cursor] {
         let command = match queue {
             Queue::Control => Command::display_info(),
-            Queue::Cursor => Command::move_cursor(0, (1, 1)),
+            Queue::Cursor => Command::move_cursor(0, (1, 1), 0),
         };
         let late = backend.stats().unwrap().get("miss_timeouts").unwrap();
         guest.front_end.hold_misses(true);

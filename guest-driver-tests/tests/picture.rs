@@ -105,7 +105,7 @@ fn rings_of_every_kind_serve_commands_over_many_laps() {
                 surface.draw(&image).unwrap();
                 for lap in 0..u32::from(size) {
                     guest.driver.ok(&Command::transfer(surface.resource, surface.rect(), 0)).unwrap();
-                    guest.driver.cursor_ok(&Command::move_cursor(0, (lap, 0))).unwrap();
+                    guest.driver.cursor_ok(&Command::move_cursor(0, (lap, 0), 0)).unwrap();
                 }
                 guest.must_show(&surface, &image).unwrap();
             }
@@ -235,13 +235,22 @@ fn a_cursor_is_shown_moved_and_hidden() {
     let cursor = display.seen().cursor;
     assert_eq!((cursor.at, cursor.hot, cursor.visible), ((10, 20), (3, 4), true));
     assert!(cursor.pixels.iter().zip(&image).all(|(shown, drawn)| shown & 0xff_ffff == *drawn));
-    guest.driver.cursor_ok(&Command::move_cursor(0, (30, 40))).unwrap();
+    guest.driver.cursor_ok(&Command::move_cursor(0, (30, 40), surface.resource)).unwrap();
     let display = guest.display.as_ref().unwrap();
     assert!(display.wait(LONG, |seen| seen.cursor.at == (30, 40) && seen.cursor.visible));
     guest.driver.cursor_ok(&Command::update_cursor(0, (30, 40), 0, (0, 0))).unwrap();
     let display = guest.display.as_ref().unwrap();
     assert!(display.wait(LONG, |seen| !seen.cursor.visible));
-    assert_eq!(backend.stats().unwrap().get("cursor_commands").unwrap(), 3);
+    // A move shows and hides it too, as with QEMU's own device.
+    for (at, resource) in [((31, 41), surface.resource), ((32, 42), 0)] {
+        guest.driver.cursor_ok(&Command::move_cursor(0, at, resource)).unwrap();
+        let display = guest.display.as_ref().unwrap();
+        let is_seen = |seen: &display::Seen| {
+            if resource == 0 { !seen.cursor.visible } else { seen.cursor.visible && seen.cursor.at == at }
+        };
+        assert!(display.wait(LONG, is_seen));
+    }
+    assert_eq!(backend.stats().unwrap().get("cursor_commands").unwrap(), 5);
 }
 
 #[test]

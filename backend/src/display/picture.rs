@@ -55,18 +55,13 @@ struct Scanout {
 #[derive(Debug, Default)]
 struct Cursor {
     position: CursorPosition,
-    /// The image; `None`: the cursor is hidden.
+    /// The image; a hidden cursor keeps it, and a move may show it again.
     look: Option<CursorLook>,
-    news: CursorNews,
-}
-
-/// What has to be sent for a cursor. A later variant includes the earlier ones.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-enum CursorNews {
-    #[default]
-    None,
-    Place,
-    Look,
+    is_visible: bool,
+    /// The display does not know all of this yet.
+    is_unsent: bool,
+    /// The display does not have the image yet.
+    is_look_unsent: bool,
 }
 
 impl Picture {
@@ -106,8 +101,9 @@ impl Picture {
         for scanout in &mut self.scanouts {
             scanout.shown = None;
             scanout.set_all_dirty();
-            let visible = scanout.cursor.look.is_some();
-            scanout.cursor.news = if visible { CursorNews::Look } else { CursorNews::None };
+            let cursor = &mut scanout.cursor;
+            cursor.is_look_unsent = cursor.look.is_some();
+            cursor.is_unsent = cursor.is_look_unsent && cursor.is_visible;
         }
     }
 
@@ -115,10 +111,8 @@ impl Picture {
     pub(super) fn clear(&mut self) {
         for scanout in &mut self.scanouts {
             scanout.set_source(None);
-            let position = scanout.cursor.position;
-            if scanout.cursor.look.is_some() {
-                scanout.cursor.hide(position);
-            }
+            let Cursor { position, is_visible, .. } = scanout.cursor;
+            scanout.cursor = Cursor { position, is_unsent: is_visible, ..Cursor::default() };
         }
     }
 }
@@ -172,32 +166,37 @@ impl Scanout {
 
 impl Cursor {
     fn show(&mut self, position: CursorPosition, look: CursorLook) -> bool {
-        *self = Self { position, look: Some(look), news: CursorNews::Look };
+        *self = Self { position, look: Some(look), is_visible: true, is_unsent: true, is_look_unsent: true };
         false
     }
 
+    /// Moves the cursor, and shows it if it has an image.
     fn go(&mut self, position: CursorPosition) -> bool {
         self.position = position;
         if self.look.is_some() {
-            self.news = self.news.max(CursorNews::Place);
+            (self.is_visible, self.is_unsent) = (true, true);
         }
         false
     }
 
     fn hide(&mut self, position: CursorPosition) -> bool {
-        *self = Self { position, look: None, news: CursorNews::Look };
+        self.position = position;
+        (self.is_visible, self.is_unsent) = (false, true);
         false
     }
 
     fn next(&mut self) -> Option<DisplayUpdate> {
+        if !std::mem::take(&mut self.is_unsent) {
+            return None;
+        }
         let position = self.position;
-        match (std::mem::take(&mut self.news), &self.look) {
-            (CursorNews::None, _) => None,
-            (_, None) => Some(DisplayUpdate::CursorHide { position }),
-            (CursorNews::Place, Some(_)) => Some(DisplayUpdate::CursorMove { position }),
-            (CursorNews::Look, Some(look)) => {
-                Some(DisplayUpdate::CursorLook { position, look: look.clone() })
-            }
+        match &self.look {
+            Some(look) if self.is_visible => Some(if std::mem::take(&mut self.is_look_unsent) {
+                DisplayUpdate::CursorLook { position, look: look.clone() }
+            } else {
+                DisplayUpdate::CursorMove { position }
+            }),
+            _ => Some(DisplayUpdate::CursorHide { position }),
         }
     }
 }
@@ -305,6 +304,20 @@ mod tests {
         look(&mut picture, 2, 7);
         picture.apply(DisplayCommand::HideCursor(CursorPosition { scanout: 2, x: 8, y: 1 }));
         assert_eq!(told(&mut picture), ["hide 2 8"]);
+        let go = |picture: &mut Picture, x| {
+            picture.apply(DisplayCommand::MoveCursor(CursorPosition { scanout: 2, x, y: 1 }));
+        };
+        go(&mut picture, 9);
+        assert_eq!(told(&mut picture), ["look 2 9"], "the display has not had this image yet");
+        picture.apply(DisplayCommand::HideCursor(CursorPosition { scanout: 2, x: 9, y: 1 }));
+        assert_eq!(told(&mut picture), ["hide 2 9"]);
+        picture.forget_told();
+        assert!(told(&mut picture).is_empty());
+        go(&mut picture, 10);
+        assert_eq!(told(&mut picture), ["look 2 10"], "another display");
+        picture.apply(DisplayCommand::HideCursor(CursorPosition { scanout: 2, x: 9, y: 1 }));
+        go(&mut picture, 11);
+        assert_eq!(told(&mut picture), ["move 2 11"]);
     }
 
     #[test]

@@ -135,9 +135,9 @@ pub fn update_cursor(position: CursorPosition, id: u32, hot: (u32, u32)) -> Vec<
     cursor(command::UPDATE_CURSOR, position, id, hot)
 }
 
-/// MOVE_CURSOR, for the cursor queue.
-pub fn move_cursor(position: CursorPosition) -> Vec<u8> {
-    cursor(command::MOVE_CURSOR, position, 0, (0, 0))
+/// MOVE_CURSOR, for the cursor queue; resource 0 hides the cursor.
+pub fn move_cursor(position: CursorPosition, id: u32) -> Vec<u8> {
+    cursor(command::MOVE_CURSOR, position, id, (0, 0))
 }
 
 fn cursor(kind: u32, position: CursorPosition, id: u32, hot: (u32, u32)) -> Vec<u8> {

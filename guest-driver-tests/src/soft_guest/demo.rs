@@ -67,7 +67,7 @@ fn show(directory: &Path, mode: &'static str, lazy: bool, progress: &dyn Fn(&str
     let cursor = cursor(&mut guest)?;
     for frame in 0..FRAMES {
         draw(&mut guest, &screens[frame as usize % 2], frame, lazy)?;
-        guest.driver.cursor_ok(&Command::move_cursor(0, (frame * 4, frame * 3)))?;
+        guest.driver.cursor_ok(&Command::move_cursor(0, (frame * 4, frame * 3), cursor.resource))?;
         take_buffers_away(&mut guest, lazy)?;
     }
     let wanted = pixels(FRAMES - 1);

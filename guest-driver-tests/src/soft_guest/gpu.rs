@@ -273,9 +273,9 @@ impl Command {
         Self::new(kind::UPDATE_CURSOR, &[scanout, x, y, 0, resource, hot.0, hot.1, 0])
     }
 
-    /// MOVE_CURSOR, for the cursor queue.
-    pub fn move_cursor(scanout: u32, (x, y): (u32, u32)) -> Self {
-        Self::new(kind::MOVE_CURSOR, &[scanout, x, y, 0, 0, 0, 0, 0])
+    /// MOVE_CURSOR, for the cursor queue; resource 0 hides the cursor.
+    pub fn move_cursor(scanout: u32, (x, y): (u32, u32), resource: u32) -> Self {
+        Self::new(kind::MOVE_CURSOR, &[scanout, x, y, 0, resource, 0, 0, 0])
     }
 
     /// Header and body.

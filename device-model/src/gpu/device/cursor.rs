@@ -1,7 +1,7 @@
 //! Handlers: the cursor. Commands are executed at once, unless the picture of the cursor is still being drawn, or
 //! another cursor command of the same scanout waits for that.
 
-use super::{Answer, Device, Handled, Shown};
+use super::{Answer, Device, Handled, Shown, scanouts};
 use crate::gpu::error::CommandError;
 use crate::gpu::reply::Reply;
 use crate::gpu::request::UpdateCursor;
@@ -23,10 +23,12 @@ impl<P> Device<P> {
         self.change_cursor(request, change, shown)
     }
 
-    /// Uses only the position (virtio 1.3, 5.7.6.10).
+    /// Uses only the position (virtio 1.3, 5.7.6.10), and whether there is a resource: QEMU's own device shows the cursor
+    /// if there is one, and hides it if not (qemu: hw/display/virtio-gpu.c, update_cursor). Drivers rely on it.
     pub(super) fn move_cursor(&mut self, request: UpdateCursor, shown: &mut Shown) -> Handled<P> {
         self.check_scanout(request.position.scanout)?;
-        self.change_cursor(request, CursorChange::Move, shown)
+        let change = if request.resource == 0 { CursorChange::Hide } else { CursorChange::Move };
+        self.change_cursor(request, change, shown)
     }
 
     fn change_cursor(
@@ -41,7 +43,7 @@ impl<P> Device<P> {
         };
         let work = CursorWork { request, change };
         if drawn && !self.ring.has_cursor(work.request.position.scanout) {
-            shown.push(self.scanouts.cursor(work));
+            shown.push(scanouts::cursor_command(work));
             return Ok(Answer::Now(Reply::NoData));
         }
         self.ring.room()?;

@@ -402,7 +402,7 @@ impl<P> Device<P> {
                     self.retire_unused(effects);
                 }
                 RingCommand::Cursor(work) => {
-                    effects.push(Effect::Display(self.scanouts.cursor(work)));
+                    effects.push(Effect::Display(scanouts::cursor_command(work)));
                     self.finish(call, Ok(Reply::NoData), effects);
                 }
             }

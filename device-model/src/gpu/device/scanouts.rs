@@ -1,4 +1,4 @@
-//! What the device shows: the image of each scanout, the visible cursors, and the display's last answers. Knows values
+//! What the device shows: the image of each scanout, and the display's last answers. Knows values
 //! of `crate::gpu::scanout`; knows nothing of commands or ids.
 
 use std::sync::Arc;
@@ -21,8 +21,6 @@ const DEFAULT_MODE: DisplayMode =
 #[derive(Debug, Default)]
 struct Scanout {
     source: Option<ScanoutSource>,
-    /// Whether the last UPDATE_CURSOR gave it a cursor.
-    cursor: bool,
 }
 
 /// All scanouts. Their number is between 1 and [`MAX_SCANOUTS`].
@@ -84,27 +82,6 @@ impl Scanouts {
         })
     }
 
-    /// The display command for a cursor command. A hidden cursor moves invisibly.
-    pub(super) fn cursor(&mut self, work: CursorWork) -> DisplayCommand {
-        let CursorWork { request, change } = work;
-        let position = request.position;
-        let place = usize::try_from(position.scanout).ok().and_then(|index| self.all.get_mut(index));
-        let mut seen = false;
-        let seen = place.map_or(&mut seen, |place| &mut place.cursor);
-        match change {
-            CursorChange::Define { image, format } => {
-                *seen = true;
-                let pixels = cursor_pixels(&image, format);
-                DisplayCommand::UpdateCursor { position, hot_x: request.hot_x, hot_y: request.hot_y, pixels }
-            }
-            CursorChange::Move if *seen => DisplayCommand::MoveCursor(position),
-            CursorChange::Move | CursorChange::Hide => {
-                *seen = false;
-                DisplayCommand::HideCursor(position)
-            }
-        }
-    }
-
     /// The guest's reply once the display has answered, or failed to.
     pub(super) fn reply(&mut self, question: DisplayQuery, answer: DisplayAnswer) -> Reply {
         match question {
@@ -137,6 +114,20 @@ impl Scanouts {
 }
 
 const _: () = assert!(MAX_SCANOUTS == crate::wire::gpu::MAX_SCANOUTS as usize);
+
+/// The display command for a cursor command.
+pub(super) fn cursor_command(work: CursorWork) -> DisplayCommand {
+    let CursorWork { request, change } = work;
+    let position = request.position;
+    match change {
+        CursorChange::Define { image, format } => {
+            let pixels = cursor_pixels(&image, format);
+            DisplayCommand::UpdateCursor { position, hot_x: request.hot_x, hot_y: request.hot_y, pixels }
+        }
+        CursorChange::Move => DisplayCommand::MoveCursor(position),
+        CursorChange::Hide => DisplayCommand::HideCursor(position),
+    }
+}
 
 /// The pixels of a cursor as a8r8g8b8. The caller has checked the size of the image. Formats without an alpha channel
 /// are opaque.

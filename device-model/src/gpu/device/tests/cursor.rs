@@ -9,7 +9,7 @@ fn each_misuse_of_the_cursor_gets_its_error_and_changes_nothing() {
     h.resource(1, 64, 63, 0x10_0000);
     let nowhere = CursorPosition { scanout: 2, ..AT };
     assert_eq!(h.status_of_cursor(&update_cursor(nowhere, 0, (0, 0))), ERR_INVALID_SCANOUT_ID);
-    assert_eq!(h.status_of_cursor(&move_cursor(nowhere)), ERR_INVALID_SCANOUT_ID);
+    assert_eq!(h.status_of_cursor(&move_cursor(nowhere, 0)), ERR_INVALID_SCANOUT_ID);
     assert_eq!(h.status_of_cursor(&update_cursor(AT, 2, (0, 0))), ERR_INVALID_RESOURCE_ID);
     assert_eq!(h.status_of_cursor(&update_cursor(AT, 1, (0, 0))), ERR_INVALID_PARAMETER);
     assert!(h.shown.is_empty());
@@ -47,25 +47,23 @@ fn the_pixels_of_a_cursor_become_a8r8g8b8_whatever_their_format() {
 }
 
 #[test]
-fn a_hidden_cursor_stays_hidden_when_it_moves() {
+fn a_move_shows_the_cursor_with_a_resource_and_hides_it_without() {
     let mut h = Harness::new();
     h.resource(1, 64, 64, 0x10_0000);
-    h.send_cursor(&move_cursor(AT));
     h.send_cursor(&update_cursor(AT, 1, (0, 0)));
-    h.send_cursor(&move_cursor(AT));
+    for id in [1, 0, 0, 1] {
+        h.send_cursor(&move_cursor(AT, id));
+    }
     h.send_cursor(&update_cursor(AT, 0, (0, 0)));
-    h.send_cursor(&move_cursor(AT));
-    h.send_cursor(&update_cursor(AT, 1, (0, 0)));
-    h.device.reset();
-    h.send_cursor(&move_cursor(AT));
+    h.send_cursor(&move_cursor(AT, 1));
     let [
-        DisplayCommand::HideCursor(AT),
         DisplayCommand::UpdateCursor { .. },
         DisplayCommand::MoveCursor(AT),
         DisplayCommand::HideCursor(AT),
         DisplayCommand::HideCursor(AT),
-        DisplayCommand::UpdateCursor { .. },
+        DisplayCommand::MoveCursor(AT),
         DisplayCommand::HideCursor(AT),
+        DisplayCommand::MoveCursor(AT),
     ] = h.shown.as_slice()
     else {
         panic!("{:?}", h.shown)
@@ -79,8 +77,8 @@ fn a_cursor_that_is_being_drawn_is_shown_when_it_is_done_and_not_overtaken() {
     h.answers();
     let transfer = h.send(&transfer_to_host_2d(1, rect(0, 0, 64, 64), 0));
     let update = h.send_cursor(&update_cursor(AT, 1, (0, 0)));
-    let moved = h.send_cursor(&move_cursor(CursorPosition { x: 11, ..AT }));
-    let other = h.send_cursor(&move_cursor(CursorPosition { scanout: 0, ..AT }));
+    let moved = h.send_cursor(&move_cursor(CursorPosition { x: 11, ..AT }, 1));
+    let other = h.send_cursor(&move_cursor(CursorPosition { scanout: 0, ..AT }, 1));
     assert_eq!(h.answers(), [(other, OK_NODATA)], "the cursor of another scanout does not wait");
     h.shown.clear();
     h.run();

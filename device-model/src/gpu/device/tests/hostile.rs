@@ -132,7 +132,7 @@ fn every_truncation_of_every_command_is_an_error_and_an_unharmed_device() {
             assert_eq!(h.status(&request[..len]), ERR_INVALID_PARAMETER);
         }
     }
-    for request in [update_cursor(Default::default(), 0, (0, 0)), move_cursor(Default::default())] {
+    for request in [update_cursor(Default::default(), 0, (0, 0)), move_cursor(Default::default(), 0)] {
         for len in 0..request.len() {
             assert_eq!(h.status_of_cursor(&request[..len]), ERR_INVALID_PARAMETER);
         }

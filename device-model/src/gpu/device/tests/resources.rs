@@ -90,6 +90,6 @@ fn unknown_commands_and_those_of_the_other_queue_are_refused() {
     for kind in [0, 0xff, 0x10b, 0x10e, 0x208, 0x209, 0x1100, u32::MAX] {
         assert_eq!(h.status(&raw(kind, &[0; 64])), ERR_UNSPEC);
     }
-    assert_eq!(h.status(&move_cursor(Default::default())), ERR_UNSPEC);
+    assert_eq!(h.status(&move_cursor(Default::default(), 0)), ERR_UNSPEC);
     assert_eq!(h.status_of_cursor(&get_display_info()), ERR_UNSPEC);
 }

@@ -84,7 +84,7 @@ fn control() -> impl Strategy<Value = Vec<u8>> {
 fn cursor() -> impl Strategy<Value = Vec<u8>> {
     (id(), id(), any::<bool>()).prop_map(|(scanout, id, moves)| {
         let position = CursorPosition { scanout, x: 1, y: 2 };
-        if moves { move_cursor(position) } else { update_cursor(position, id, (0, 0)) }
+        if moves { move_cursor(position, id) } else { update_cursor(position, id, (0, 0)) }
     })
 }
 
