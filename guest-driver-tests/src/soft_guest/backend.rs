@@ -23,9 +23,20 @@ pub const PROGRAM_VARIABLE: &str = "MIRRORGPU_BACKEND";
 const READY: &str = "listening on ";
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The program: from the environment, or the one next to the running test, freshly built.
+/// The program that the user has named.
+static NAMED: OnceLock<PathBuf> = OnceLock::new();
+
+/// Has all back-ends of this process run this program. Only the first call counts.
+pub fn use_program(program: &Path) {
+    let _ = NAMED.set(program.to_owned());
+}
+
+/// The program: one that was named, from the environment, or the one next to the running test, freshly built.
 pub fn program() -> Result<PathBuf> {
     static PROGRAM: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
+    if let Some(program) = NAMED.get() {
+        return Ok(program.clone());
+    }
     if let Some(program) = std::env::var_os(PROGRAM_VARIABLE) {
         return Ok(program.into());
     }

@@ -42,7 +42,7 @@ pub mod virtqueue;
 pub mod wire;
 
 pub use addr::{Gpa, Iova, PAGE, Permission, UserAddr};
-pub use backend::Backend;
+pub use backend::{Backend, use_program};
 pub use control::Stats;
 pub use display::Manner;
 pub use driver::Queue;

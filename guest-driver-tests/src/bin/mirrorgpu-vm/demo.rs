@@ -51,6 +51,9 @@ struct Shown {
 
 /// Shows it.
 pub(crate) fn run(arguments: &Arguments) -> Result<u8, RigError> {
+    if let Some(backend) = &arguments.options.backend {
+        soft_guest::use_program(backend);
+    }
     if let Some(bug) = &arguments.breaks {
         return break_bug::run(bug, arguments.soft, &arguments.options);
     }

@@ -6,6 +6,7 @@ use guest_driver_tests::rig::options::Options;
 use guest_driver_tests::rig::report::say;
 use guest_driver_tests::rig::run::Rig;
 use guest_driver_tests::rig::topology::Topology;
+use guest_driver_tests::soft_guest::use_program;
 use guest_driver_tests::suite::report::console::Teller;
 use guest_driver_tests::suite::report::timeline::Timeline;
 use guest_driver_tests::suite::report::trace::Trace;
@@ -78,6 +79,9 @@ enum LevelChoice {
 /// Runs what was asked for.
 pub(crate) fn run(arguments: &Arguments) -> Result<u8, RigError> {
     let (begin, started) = (Instant::now(), SystemTime::now());
+    if let Some(backend) = &arguments.options.backend {
+        use_program(backend);
+    }
     let topologies = match arguments.topology.as_slice() {
         [] => Topology::all()?,
         names => names.iter().map(|name| Topology::named(name)).collect::<Result<_, _>>()?,

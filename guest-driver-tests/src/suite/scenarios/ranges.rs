@@ -139,6 +139,7 @@ fn odd(stage: &mut Stage<'_>, ranges: &[(Iova, u64)]) -> Result<()> {
     let buffer = stage.buffer(PAGES)?;
     stage.run_job(context, Stream::new().fill(buffer.whole(), 1))?;
     for &(iova, size) in ranges {
+        all_answered(stage)?;
         let before = stage.stats()?;
         let ack = stage.soft()?.front_end.invalidate(iova, size)?;
         ensure!(ack.status == 0, "INVALIDATE {iova}+{size:#x} was acked with status {}", ack.status);
@@ -157,6 +158,16 @@ fn odd(stage: &mut Stage<'_>, ranges: &[(Iova, u64)]) -> Result<()> {
 /// 6: size 0 is the whole space.
 pub(crate) fn size_zero(stage: &mut Stage<'_>) -> Result<()> {
     odd(stage, &[(Iova(0), 0)])
+}
+
+/// Waits for the answers to all MISSes. A job that looks ahead may ask for a page a second time, and end before the second
+/// answer, which would then count as one from after the INVALIDATE.
+fn all_answered(stage: &mut Stage<'_>) -> Result<()> {
+    stage.until("The answer to each MISS", |stage| {
+        let counts = stage.soft()?.front_end.miss_counts();
+        let answered = counts.updates + counts.refused + counts.ignored;
+        Ok(stage.stats()?.get("misses")? == answered)
+    })
 }
 
 /// 7: up to 2^64, and wrapping, as QEMU sends them.
