@@ -1,6 +1,7 @@
 //! The MirrorGPU process: sockets, threads, timers, memory maps and the command line around `device-model`, which is
 //! the device itself.
 
+pub mod allocator;
 pub mod args;
 pub mod capabilities;
 pub mod control;

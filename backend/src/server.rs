@@ -13,6 +13,7 @@ use log::{info, warn};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
+use crate::allocator;
 use crate::listener::{Inherited, ListenError, PathListener};
 use crate::signals::StopSignals;
 use crate::telemetry::instruments::Instruments;
@@ -107,6 +108,7 @@ impl Server {
                 // A temporary lack of threads or descriptors: only this front-end is disconnected.
                 Err(e) => warn!("A front-end cannot be served: {e}"),
             }
+            allocator::trim();
             if self.once {
                 break;
             }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use guest_driver_tests::soft_guest::frames::Dice;
 use guest_driver_tests::soft_guest::wire::{self, NEED_REPLY, REPLY, VERSION};
 use guest_driver_tests::soft_guest::*;
+use job_stream::{SpinBehaviour, Stream};
 use rustix::event::EventfdFlags;
 use rustix::fs::OFlags;
 use vmm_sys_util::eventfd::EventFd;
@@ -485,4 +486,59 @@ fn a_descriptor_may_come_again_and_again() {
         victim.must_answer(&format!("request {request} with the same descriptors"));
     }
     victim.judge();
+}
+
+/// What sessions that used all they may leave behind of memory, within a second.
+const KEPT_AFTER_PLENTY_KIB: u64 = 2048;
+
+/// Fills what the quotas allow: backings of many entries, jobs of many packets, contexts, and large commands.
+fn use_plenty(guest: &mut SoftGuest) {
+    let buffer = guest.dma.space().allocate(64, Permission::ReadWrite).unwrap();
+    let entries: Vec<_> = (0..4096).flat_map(|entry| buffer.segments((entry % 64) * PAGE, 16)).collect();
+    for resource in 1000..1004 {
+        let _ = guest.driver.run(&Command::create_buffer(resource, 4096 * 16)).unwrap();
+        let _ = guest.driver.run(&Command::attach_backing(resource, &entries)).unwrap();
+    }
+    for resource in 2000..2064 {
+        let _ = guest.driver.run(&Command::create_2d(resource, Format::B8G8R8X8, 1024, 1024)).unwrap();
+    }
+    let stuck = Stream::new().spin(SpinBehaviour::Preemptible, 60_000_000_000).finish();
+    let long = (0..2000).fold(Stream::new(), |stream, word| stream.nop(word % 4)).finish();
+    for ctx in 1..=32 {
+        let _ = guest.driver.run(&Command::ctx_create(ctx)).unwrap();
+        let _ = guest.driver.run(&Command::submit_3d(ctx, &stuck)).unwrap();
+        for _ in 0..4 {
+            let _ = guest.driver.run(&Command::submit_3d(ctx, &long)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn memory_that_a_session_has_used_goes_back_to_the_system() {
+    let mut backend = Backend::start(&["--log-level", "error"]).unwrap();
+    drop(SoftGuest::boot(&backend, GuestConfig::headless()).unwrap());
+    let before = backend.resident_kib().unwrap();
+    let mut most = 0;
+    for _ in 0..3 {
+        let mut guest = SoftGuest::boot(&backend, GuestConfig::headless()).unwrap();
+        use_plenty(&mut guest);
+        most = most.max(backend.resident_kib().unwrap());
+        drop(guest);
+    }
+    let begin = Instant::now();
+    let mut kept = u64::MAX;
+    while kept > KEPT_AFTER_PLENTY_KIB && begin.elapsed() < PATIENCE {
+        wire::wait_readable(&[], Some(Duration::from_millis(100))).unwrap();
+        kept = backend.resident_kib().unwrap().saturating_sub(before);
+    }
+    println!("{before} KiB, at most {most} KiB, {kept} KiB more after {:?}", begin.elapsed());
+    assert!(backend.is_running());
+    assert!(
+        most > before + 2 * KEPT_AFTER_PLENTY_KIB,
+        "at most {most} KiB after {before} KiB: nothing was used"
+    );
+    assert!(
+        kept <= KEPT_AFTER_PLENTY_KIB,
+        "{kept} KiB more than the {before} KiB before, at most {most} KiB"
+    );
 }
