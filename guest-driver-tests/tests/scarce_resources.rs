@@ -173,3 +173,18 @@ fn a_start_that_lacks_threads_leaves_nothing_behind_and_the_next_one_is_served()
     }
     assert!(let_go >= 3, "only {let_go} starts failed");
 }
+
+#[test]
+fn a_resource_that_the_host_has_no_memory_for_is_refused_and_the_session_goes_on() {
+    let mut victim = Victim::new();
+    let mut guest = SoftGuest::boot(&victim.backend, GuestConfig::headless()).unwrap();
+    let room = victim.settled_address_space() + (64 << 20);
+    victim.limit(Resource::As, Some(room));
+    // 128 MiB.
+    let large = Command::create_2d(7, Format::B8G8R8X8, 8192, 4096);
+    assert_eq!(guest.driver.run(&large).unwrap().kind(), kind::ERR_OUT_OF_MEMORY);
+    victim.limit(Resource::As, None);
+    guest.driver.ok(&large).unwrap();
+    drop(guest);
+    victim.must_be_idle("after a resource that was refused");
+}

@@ -219,7 +219,7 @@ mod tests {
     }
 
     fn set(picture: &mut Picture, scanout: u32, shown: Rect) {
-        let image = Arc::new(Image::new(100, 80));
+        let image = Arc::new(Image::new(100, 80).unwrap());
         let order = ChannelOrder { blue: 0, green: 1, red: 2 };
         let source = Some(ScanoutSource { image, order, rect: shown });
         picture.apply(DisplayCommand::SetScanout { scanout, source });

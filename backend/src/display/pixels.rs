@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn a_rect_inside_the_shown_part_is_read_from_the_right_place() {
-        let image = Arc::new(Image::new(4, 3));
+        let image = Arc::new(Image::new(4, 3).unwrap());
         for (index, pixel) in image.lock().chunks_exact_mut(4).enumerate() {
             pixel.copy_from_slice(&[index as u8, 100, 200, 77]);
         }
@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn a_source_beyond_its_image_gives_black_of_the_announced_size() {
-        let image = Arc::new(Image::new(2, 2));
+        let image = Arc::new(Image::new(2, 2).unwrap());
         image.lock().fill(0xff);
         let order = ChannelOrder { blue: 0, green: 1, red: 2 };
         let source = ScanoutSource { image, order, rect: rect(u32::MAX, u32::MAX, 2, 2) };

@@ -147,7 +147,7 @@ fn opaque(pixels: &[u8]) -> Vec<u8> {
 fn a_picture_larger_than_a_message_arrives_exactly() {
     let (display, stats, _answers) = display(PATIENCE);
     let mut front_end = FrontEnd::connected(&display, 3);
-    let image = Arc::new(Image::new(641, 483));
+    let image = Arc::new(Image::new(641, 483).unwrap());
     let expected = paint(&image, 7);
     show(&display, &image, B8G8R8X8, whole(&image));
     front_end.draw_until(&expected);
@@ -169,7 +169,7 @@ fn every_format_and_a_part_of_an_image_look_right() {
     let (display, _stats, _answers) = display(PATIENCE);
     let mut front_end = FrontEnd::connected(&display, 0);
     for (blue, green, red) in [(0, 1, 2), (2, 1, 0), (1, 2, 3), (3, 2, 1)] {
-        let image = Arc::new(Image::new(50, 40));
+        let image = Arc::new(Image::new(50, 40).unwrap());
         let order = ChannelOrder { blue, green, red };
         let rect = Rect { x: 10, y: 5, width: 30, height: 20 + u32::from(blue) };
         let mut expected = Vec::new();
@@ -196,7 +196,7 @@ fn a_slow_front_end_gets_few_updates_and_the_last_picture() {
     const FLUSHES: u64 = 1000;
     let (display, stats, _answers) = display(PATIENCE);
     let mut front_end = FrontEnd::connected(&display, 1);
-    let image = Arc::new(Image::new(640, 480));
+    let image = Arc::new(Image::new(640, 480).unwrap());
     show(&display, &image, B8G8R8X8, whole(&image));
     let mut expected = Vec::new();
     for frame in 0..FLUSHES {
@@ -293,7 +293,7 @@ fn without_a_display_questions_are_answered_with_nothing_and_pictures_wait() {
     let (display, stats, answers) = display(PATIENCE);
     display.ask(1, DisplayQuery::Modes);
     assert_eq!(answers.recv_timeout(PATIENCE), Ok((1, DisplayAnswer::Modes(None))));
-    let image = Arc::new(Image::new(8, 8));
+    let image = Arc::new(Image::new(8, 8).unwrap());
     let expected = paint(&image, 1);
     show(&display, &image, B8G8R8X8, whole(&image));
     for _ in 0..3 {
@@ -316,7 +316,7 @@ fn a_silent_display_costs_a_question_its_time_and_nobody_else_anything() {
 
     // The display thread is still blocked on the silent socket: a new connection unblocks it.
     let mut front_end = FrontEnd::connected(&display, 1);
-    let image = Arc::new(Image::new(8, 8));
+    let image = Arc::new(Image::new(8, 8).unwrap());
     let expected = paint(&image, 1);
     show(&display, &image, B8G8R8X8, whole(&image));
     front_end.draw_until(&expected);
@@ -331,7 +331,7 @@ fn an_answer_that_comes_too_late_is_dropped_and_the_display_lives_on() {
     assert_eq!(front_end.receive(), Some((GET_DISPLAY_INFO, vec![])));
     assert_eq!(answers.recv_timeout(PATIENCE), Ok((1, DisplayAnswer::Modes(None))));
     front_end.reply(GET_DISPLAY_INFO, &display_info(&[0]));
-    let image = Arc::new(Image::new(8, 8));
+    let image = Arc::new(Image::new(8, 8).unwrap());
     let expected = paint(&image, 1);
     show(&display, &image, B8G8R8X8, whole(&image));
     front_end.draw_until(&expected);
@@ -350,7 +350,7 @@ fn the_threads_end_though_the_display_is_silent_or_does_not_read() {
             front_end.reply(GET_PROTOCOL_FEATURES, &[0; 8]);
         }
         assert_eq!(front_end.receive(), Some((GET_PROTOCOL_FEATURES, vec![])));
-        let image = Arc::new(Image::new(1000, 1000));
+        let image = Arc::new(Image::new(1000, 1000).unwrap());
         show(&display, &image, B8G8R8X8, whole(&image));
         display.ask(1, DisplayQuery::Modes);
         let (done, ended) = mpsc::channel();
@@ -365,7 +365,7 @@ fn the_threads_end_though_the_display_is_silent_or_does_not_read() {
 #[test]
 fn a_display_that_vanishes_or_talks_nonsense_is_replaced_by_the_next() {
     let (display, _stats, answers) = display(PATIENCE);
-    let image = Arc::new(Image::new(300, 200));
+    let image = Arc::new(Image::new(300, 200).unwrap());
     let expected = paint(&image, 3);
     show(&display, &image, B8G8R8X8, whole(&image));
     drop(FrontEnd::connected(&display, 1));
@@ -384,7 +384,7 @@ fn a_display_that_vanishes_or_talks_nonsense_is_replaced_by_the_next() {
 fn after_a_reset_nothing_is_shown_and_no_old_question_is_answered() {
     let (display, _stats, answers) = display(PATIENCE);
     let mut front_end = FrontEnd::connected(&display, 1);
-    let image = Arc::new(Image::new(8, 8));
+    let image = Arc::new(Image::new(8, 8).unwrap());
     let expected = paint(&image, 1);
     show(&display, &image, B8G8R8X8, whole(&image));
     front_end.draw_until(&expected);

@@ -303,7 +303,8 @@ impl<'a> Virtqueue<'a> {
         }
     }
 
-    /// Reads the rest of the chain into `request`; `false` if the chain exceeds the limit. Allocates only for bytes
+    /// Reads the rest of the chain into `request`; `false` if the chain exceeds the limit, or the
+    /// host has no memory for it. Allocates only for bytes
     /// whose pages were found to be mapped, one chunk at a time.
     fn read_request(&self, chain: &Chain, request: &mut Vec<u8>) -> Result<bool, Vec<Missing>> {
         let len: u128 = chain.readable.iter().map(|segment| segment.len()).sum();
@@ -315,6 +316,9 @@ impl<'a> Virtqueue<'a> {
             let end = before + segment.len() as usize;
             while request.len() < end {
                 let Some(rest) = rest_of(*segment, request.len() - before) else { return Ok(false) };
+                if request.try_reserve(COPY_CHUNK).is_err() {
+                    return Ok(false);
+                }
                 self.read_chunk(rest, request)?;
             }
             before = end;

@@ -273,6 +273,12 @@ pub enum CommandError {
         /// Rows.
         height: u32,
     },
+    /// The host has no memory for an image.
+    #[error("The host has no memory for an image of {bytes} bytes")]
+    NoMemory {
+        /// Its size.
+        bytes: u64,
+    },
     /// The guest exceeded a quota.
     #[error(transparent)]
     OverQuota(#[from] OverQuota),
@@ -318,7 +324,7 @@ impl CommandError {
             | Self::NoSuchContext { .. }
             | Self::ContextLost { .. } => response::ERR_INVALID_CONTEXT_ID,
             Self::NoSuchScanout { .. } => response::ERR_INVALID_SCANOUT_ID,
-            Self::OverQuota(_) => response::ERR_OUT_OF_MEMORY,
+            Self::OverQuota(_) | Self::NoMemory { .. } => response::ERR_OUT_OF_MEMORY,
             Self::Unknown { .. }
             | Self::BlobNotShown
             | Self::NoBacking { .. }

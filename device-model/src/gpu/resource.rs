@@ -145,7 +145,12 @@ impl Resources {
             self.count.give_back(1);
             return Err(refusal.into());
         }
-        let image = Some(Picture { format, image: Arc::new(Image::new(width, height)) });
+        let Some(image) = Image::new(width, height) else {
+            self.count.give_back(1);
+            self.bytes.give_back(bytes);
+            return Err(CommandError::NoMemory { bytes });
+        };
+        let image = Some(Picture { format, image: Arc::new(image) });
         self.by_id.insert(id, Resource { id, image, backing: None, bytes });
         Ok(())
     }

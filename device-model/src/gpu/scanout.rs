@@ -4,6 +4,8 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
+use zerocopy::FromZeros;
+
 use crate::locking::lock;
 
 /// The most scanouts of a device (virtio 1.3, 5.7.4: VIRTIO_GPU_MAX_SCANOUTS).
@@ -35,10 +37,13 @@ pub struct Image {
 }
 
 impl Image {
-    /// A black image of `width` × `height` pixels; the caller has bounded and accounted for the size.
-    pub fn new(width: u32, height: u32) -> Self {
-        let bytes = width as usize * height as usize * 4;
-        Self { width, height, pixels: Mutex::new(vec![0; bytes].into_boxed_slice()) }
+    /// A black image of `width` × `height` pixels; the caller has bounded and accounted for the size. `None`: this host
+    /// has no memory for it.
+    pub fn new(width: u32, height: u32) -> Option<Self> {
+        let bytes = (width as usize).checked_mul(height as usize)?.checked_mul(4)?;
+        // Zeroed by the system, so that only pages that are drawn on take memory.
+        let pixels = <[u8]>::new_box_zeroed_with_elems(bytes).ok()?;
+        Some(Self { width, height, pixels: Mutex::new(pixels) })
     }
 
     /// Width in pixels.

@@ -84,7 +84,7 @@ proptest! {
     fn a_transfer_copies_what_its_naive_twin_copies_and_touches_no_other_page(
         (entries, (width, height), rect, offset, budget) in case()
     ) {
-        let image = Arc::new(Image::new(width, height));
+        let image = Arc::new(Image::new(width, height).unwrap());
         let expected = twin(&image, &entries, rect, offset);
         let mut pixels = vec![0; image.stride() * height as usize];
         for (at, to) in &expected {
@@ -125,7 +125,7 @@ proptest! {
 
 #[test]
 fn the_working_set_ranges_are_in_order_and_no_two_touch() {
-    let image = Arc::new(Image::new(1024, 64));
+    let image = Arc::new(Image::new(1024, 64).unwrap());
     let entries = [(0x9000_0000, 4096), (0x1000_0000, 4096), (0x1000_1000, 4096), (0x5000_0800, 64 << 10)];
     let set = transfer(&image, &entries, rect(0, 0, 8, 8), 0).working_set();
     let range = |at, len| ByteRange::new(Iova::new(at), len).unwrap();
@@ -138,7 +138,7 @@ fn the_working_set_ranges_are_in_order_and_no_two_touch() {
 
 #[test]
 fn rows_far_apart_leave_the_pages_between_them_out_of_the_working_set() {
-    let image = Arc::new(Image::new(4096, 8));
+    let image = Arc::new(Image::new(4096, 8).unwrap());
     let set = transfer(&image, &[(0x10_0000, 8 * 4 * 4096)], rect(0, 0, 1, 3), 0).working_set();
     let firsts: Vec<_> = set.iter().map(|pin| (pin.range.first().raw(), pin.range.len())).collect();
     assert_eq!(firsts, [(0x10_0000, 4), (0x10_4000, 4), (0x10_8000, 4)]);
@@ -146,7 +146,7 @@ fn rows_far_apart_leave_the_pages_between_them_out_of_the_working_set() {
 
 #[test]
 fn the_working_set_of_a_million_rows_is_one_range() {
-    let image = Arc::new(Image::new(4, 1 << 20));
+    let image = Arc::new(Image::new(4, 1 << 20).unwrap());
     let set = transfer(&image, &[(0x10_0000, 16 << 20)], rect(1, 0, 1, 1 << 20), 0).working_set();
     assert_eq!(set.len(), 1);
     assert_eq!(set[0].range.len(), (16 << 20) - 12);
@@ -154,7 +154,7 @@ fn the_working_set_of_a_million_rows_is_one_range() {
 
 #[test]
 fn a_missing_page_stops_the_job_there_and_what_was_copied_is_not_read_again() {
-    let image = Arc::new(Image::new(1024, 4));
+    let image = Arc::new(Image::new(1024, 4).unwrap());
     let entries = [(0x4000, 4096), (0x8000, 4096), (0x20_0000, 8192)];
     let mut transfer = transfer(&image, &entries, rect(0, 0, 1024, 4), 0);
     let mut memory = memory(&entries);
@@ -174,7 +174,7 @@ fn a_missing_page_stops_the_job_there_and_what_was_copied_is_not_read_again() {
 
 #[test]
 fn a_step_looks_up_a_bounded_number_of_runs_however_short_they_are() {
-    let image = Arc::new(Image::new(4, 1 << 16));
+    let image = Arc::new(Image::new(4, 1 << 16).unwrap());
     let entries = [(0x100_0000, 1 << 20)];
     let mut transfer = transfer(&image, &entries, rect(0, 0, 1, 1 << 16), 0);
     let memory = memory(&entries);
@@ -184,7 +184,7 @@ fn a_step_looks_up_a_bounded_number_of_runs_however_short_they_are() {
 
 #[test]
 fn a_step_takes_no_more_than_its_budget_and_at_least_a_byte() {
-    let image = Arc::new(Image::new(1024, 64));
+    let image = Arc::new(Image::new(1024, 64).unwrap());
     let entries = [(0x100_0000, 256 << 10)];
     let memory = memory(&entries);
     let mut quarter = transfer(&image, &entries, rect(0, 0, 1024, 64), 0);
@@ -195,7 +195,7 @@ fn a_step_takes_no_more_than_its_budget_and_at_least_a_byte() {
 
 #[test]
 fn a_job_waits_for_nobody_who_has_the_image() {
-    let image = Arc::new(Image::new(16, 16));
+    let image = Arc::new(Image::new(16, 16).unwrap());
     let entries = [(0x1000, 1024)];
     let mut transfer = transfer(&image, &entries, rect(0, 0, 16, 16), 0);
     let memory = memory(&entries);
@@ -208,7 +208,7 @@ fn a_job_waits_for_nobody_who_has_the_image() {
 
 #[test]
 fn rows_behind_the_end_of_the_backing_are_left_as_they_are() {
-    let image = Arc::new(Image::new(16, 16));
+    let image = Arc::new(Image::new(16, 16).unwrap());
     image.lock().fill(7);
     let entries = [(0x1000, 100)];
     let mut transfer = transfer(&image, &entries, rect(0, 0, 16, 16), 0);
@@ -224,7 +224,7 @@ fn rows_behind_the_end_of_the_backing_are_left_as_they_are() {
 
 #[test]
 fn an_offset_that_wraps_is_refused() {
-    let image = Arc::new(Image::new(16, 16));
+    let image = Arc::new(Image::new(16, 16).unwrap());
     let new = |offset| Transfer::new(image.clone(), backing(&[(0x1000, 4)]), rect(0, 15, 1, 1), offset);
     assert!(new(u64::MAX - 64).is_ok());
     assert_eq!(new(u64::MAX - 63).err(), Some(CommandError::OffsetWraps { offset: u64::MAX - 63 }));
@@ -232,7 +232,7 @@ fn an_offset_that_wraps_is_refused() {
 
 #[test]
 fn a_pin_that_covers_too_little_is_a_bug_that_ends_the_job() {
-    let image = Arc::new(Image::new(16, 16));
+    let image = Arc::new(Image::new(16, 16).unwrap());
     let entries = [(0x1000, 1024)];
     let mut memory = memory(&entries);
     memory.pin(Vec::new());

@@ -142,3 +142,12 @@ fn every_truncation_of_every_command_is_an_error_and_an_unharmed_device() {
         Usage { resources: 1, resource_bytes: 4096, backing_entries: 1, ..Usage::default() }
     );
 }
+
+#[test]
+fn an_image_that_the_host_has_no_memory_for_is_refused_and_costs_no_quota() {
+    let quotas = Quotas { resource_bytes: u64::MAX, resources: 1, ..Quotas::default() };
+    let mut h = Harness::with(DeviceConfig { quotas, ..DeviceConfig::default() });
+    // 2^62 bytes.
+    assert_eq!(h.status(&create_2d(1, 1, 1 << 31, 1 << 29)), ERR_OUT_OF_MEMORY);
+    assert_eq!(h.status(&create_2d(1, 1, 64, 64)), OK_NODATA);
+}
