@@ -4,6 +4,9 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// The exit code if the rig itself failed, or was called wrongly: `git bisect run` ends at it and blames no revision.
+pub const RIG_FAILED: u8 = 128;
+
 /// An error of the rig.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say what the variants and their fields are")]

@@ -1,6 +1,7 @@
 //! The command line that `demo` and `verify` share.
 
 use crate::rig::accel::Accel;
+use crate::rig::error::RIG_FAILED;
 use clap::{Args, Parser, ValueEnum};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -117,8 +118,13 @@ fn seconds(text: &str) -> Result<Duration, String> {
 
 /// Parses the command line. `cargo demo -- --flag` and `cargo verify -- --flag` arrive with the alias's own `--` before it,
 /// which would make arguments of all flags: a `--` that comes first, or behind the alias's one word, is dropped.
+/// A wrong command line ends the process with [`RIG_FAILED`].
 pub fn parse<T: Parser>() -> T {
-    T::parse_from(without_separator(std::env::args_os().collect()))
+    T::try_parse_from(without_separator(std::env::args_os().collect())).unwrap_or_else(|error| {
+        // If the terminal is gone, the exit code is all that is left to say.
+        let _ = error.print();
+        std::process::exit(if error.use_stderr() { RIG_FAILED.into() } else { 0 });
+    })
 }
 
 fn without_separator<S: AsRef<std::ffi::OsStr>>(mut arguments: Vec<S>) -> Vec<S> {

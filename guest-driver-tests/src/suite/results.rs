@@ -1,6 +1,7 @@
 //! What a run of the suite has shown: one case for each scenario at each level and topology, with its outcome and the
 //! evidence. Values only; knows neither how a scenario is run nor how a result is presented.
 
+use crate::rig::error::RIG_FAILED;
 use serde::Serialize;
 use serde_json::Value;
 use std::fmt;
@@ -194,12 +195,13 @@ impl Results {
         counts
     }
 
-    /// The exit code of the process: 1 if something failed, else 2 if the rig did, else 125 if nothing ran, else 0.
-    /// So `git bisect run` can tell a bad revision from one that cannot be tested.
+    /// The exit code of the process: 1 if something failed, else [`RIG_FAILED`] if the rig did, else 125 if nothing ran,
+    /// else 0. `git bisect run` takes 1 for a bad revision, skips one with 125, and ends at a code of 128 or more: for a
+    /// broken rig it must blame no revision (git-bisect(1)).
     pub fn exit_code(&self) -> u8 {
         match self.counts() {
             Counts { failed: 1.., .. } => 1,
-            Counts { broken: 1.., .. } => 2,
+            Counts { broken: 1.., .. } => RIG_FAILED,
             Counts { passed: 0, flaky: 0, .. } => 125,
             _ => 0,
         }
@@ -237,7 +239,7 @@ mod tests {
         let skipped = Outcome::Skipped(String::new());
         assert_eq!(results(&[Outcome::Passed, skipped.clone()]).exit_code(), 0);
         assert_eq!(results(&[Outcome::Passed, broken.clone(), failed]).exit_code(), 1);
-        assert_eq!(results(&[Outcome::Passed, broken]).exit_code(), 2);
+        assert_eq!(results(&[Outcome::Passed, broken]).exit_code(), RIG_FAILED);
         assert_eq!(results(&[skipped]).exit_code(), 125);
         assert_eq!(results(&[Outcome::Flaky(String::new())]).exit_code(), 0);
         assert_eq!(results(&[]).exit_code(), 125);

@@ -9,7 +9,7 @@ mod shell;
 mod test;
 
 use clap::{Parser, Subcommand};
-use guest_driver_tests::rig::error::RigError;
+use guest_driver_tests::rig::error::{RIG_FAILED, RigError};
 use guest_driver_tests::rig::options;
 use std::process::ExitCode;
 
@@ -26,7 +26,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Run scenarios; ends with 0 if all held, 1 if one failed, 2 if the rig did, 125 if none could be run
+    /// Run scenarios; ends with 0 if all held, 1 if one failed, 125 if none could be run, 128 if the rig failed
     Test(Box<test::Arguments>),
     /// List the scenarios, and where each is shown
     List(list::Arguments),
@@ -55,5 +55,5 @@ fn main() -> ExitCode {
 
 fn failed(error: &RigError) -> ExitCode {
     eprintln!("mirrorgpu-vm: {error}");
-    ExitCode::from(2)
+    ExitCode::from(RIG_FAILED)
 }
