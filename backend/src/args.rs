@@ -73,6 +73,12 @@ pub struct Args {
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = value_parser!(u32).range(1..=16))]
     pub scanouts: u32,
 
+    /// Be a 2D display only: offer neither jobs nor anything that they need (VIRTIO_GPU_F_VIRGL, CONTEXT_INIT, blobs).
+    ///
+    /// For guests that only need a screen. Linux 7.3 refuses to hibernate while VIRGL is negotiated.
+    #[arg(long)]
+    pub no_jobs: bool,
+
     /// How an invalidation meets the jobs of a context that does not say: strict, fence, preempt, fault or
     /// registration-cache.
     #[arg(long, value_name = "MODE", default_value = "fence", value_parser = mode)]
@@ -142,6 +148,8 @@ pub struct QuotaArgs {
     pub max_contexts: u32,
 
     /// Most jobs that wait or run.
+    ///
+    /// Each context has an equal share of them to itself, this number divided by --max-contexts; the rest is for all.
     #[arg(long, value_name = "COUNT", default_value_t = 1024, value_parser = value_parser!(u32).range(1..))]
     pub max_queued_jobs: u32,
 

@@ -115,6 +115,7 @@ fn device_settings(args: &Args, injection: &Arc<Injection>) -> DeviceSettings {
             },
             announced_scanouts: args.scanouts,
             jobs: JobConfig {
+                offered: !args.no_jobs,
                 default_mode: args.default_mode,
                 allow_incoherent: args.allow_incoherent,
                 engines: u32::try_from(args.engines()).unwrap_or(u32::MAX),

@@ -145,3 +145,23 @@ fn a_device_without_a_display_says_how_many_scanouts_it_has_and_answers_at_once(
     assert_eq!(edid.body()[8..16], [0, 255, 255, 255, 255, 255, 255, 0]);
     assert!(begin.elapsed() < Duration::from_millis(500), "{:?}", begin.elapsed());
 }
+
+#[test]
+fn a_device_without_jobs_is_a_display_and_nothing_else() {
+    let backend = Backend::start(&["--no-jobs"]).unwrap();
+    let mut guest = SoftGuest::boot(&backend, GuestConfig::default()).unwrap();
+    // Device-specific bits: EDID alone. And no capability set.
+    assert_eq!(guest.front_end.features() & 0xff_ffff, 1 << 1);
+    assert_eq!(guest.front_end.config_space().unwrap()[12..16], [0; 4]);
+    for (command, error) in [
+        (Command::ctx_create(1), kind::ERR_UNSPEC),
+        (Command::create_buffer(9, 4096), kind::ERR_UNSPEC),
+        (Command::capset_info(0), kind::ERR_INVALID_PARAMETER),
+    ] {
+        assert_eq!(guest.driver.run(&command).unwrap().kind(), error, "{command:?}");
+    }
+    let image = picture(64, 64, 3);
+    let surface = guest.surface(Format::B8G8R8X8, 64, 64).unwrap();
+    surface.draw(&image).unwrap();
+    guest.must_show(&surface, &image).unwrap();
+}

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use device_model::gpu::device::{self, Device, DeviceConfig};
+use device_model::gpu::device::{Device, DeviceConfig};
 use device_model::jobs::scheduler::Scheduler;
 use device_model::mmu::{DrainWaker, MirrorConfig, Reader, RingMemory, mirror};
 use device_model::session::{Config, Effect, Session};
@@ -85,7 +85,7 @@ pub fn start(
         answers.post(QueueMessage::DisplayAnswered { ticket, answer });
     })?;
     let device = Device::new(settings.device.clone());
-    let (config_space, device_features) = (device.config_space().to_vec(), device::features());
+    let (config_space, device_features) = (device.config_space().to_vec(), device.offered_features());
     let memory = RingMemory::new(ring_reader);
     let queue = QueueThread {
         device,

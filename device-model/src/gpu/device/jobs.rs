@@ -23,6 +23,8 @@ use crate::wire::payload::MemEntries;
 /// How the device treats jobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct JobConfig {
+    /// Whether the device offers jobs at all: contexts, buffers, blobs and the capability set.
+    pub offered: bool,
     /// The mode of a context that requests none.
     pub default_mode: Mode,
     /// Whether a context may ask for the registration cache, which is incoherent.
@@ -33,7 +35,7 @@ pub struct JobConfig {
 
 impl Default for JobConfig {
     fn default() -> Self {
-        Self { default_mode: Mode::Fence, allow_incoherent: false, engines: 1 }
+        Self { offered: true, default_mode: Mode::Fence, allow_incoherent: false, engines: 1 }
     }
 }
 

@@ -52,7 +52,7 @@ pub const RINGS: u8 = 64;
 /// Bytes of the longest response.
 pub const MAX_RESPONSE_BYTES: usize = payload::MAX_RESPONSE;
 
-/// The device-specific features that the device offers (virtio 1.3, 5.7.3).
+/// The device-specific features that the device offers, unless it has no jobs (virtio 1.3, 5.7.3).
 pub const fn features() -> u64 {
     1 << VIRTIO_GPU_F_EDID
         | 1 << VIRTIO_GPU_F_VIRGL
@@ -196,14 +196,21 @@ impl<P> Device<P> {
         }
     }
 
-    /// Sets the features that the guest accepted (SET_FEATURES); those not in [`features`] are ignored.
+    /// The device-specific features that this device offers. Without jobs it is a 2D display: Linux then takes no path
+    /// of its 3D driver, and may hibernate (linux: drivers/gpu/drm/virtio/virtgpu_drv.c).
+    pub fn offered_features(&self) -> u64 {
+        if self.config.jobs.offered { features() } else { 1 << VIRTIO_GPU_F_EDID }
+    }
+
+    /// Sets the features that the guest accepted (SET_FEATURES); those that are not offered are ignored.
     pub fn set_features(&mut self, accepted: u64) {
-        self.features = accepted & features();
+        self.features = accepted & self.offered_features();
     }
 
     /// The configuration space (virtio 1.3, 5.7.4).
     pub fn config_space(&self) -> [u8; CONFIG_BYTES] {
-        payload::config(self.config.announced_scanouts.min(self.config.scanouts), 1)
+        let scanouts = self.config.announced_scanouts.min(self.config.scanouts);
+        payload::config(scanouts, self.config.jobs.offered.into())
     }
 
     /// The most bytes of a command that the device uses: the caller need not copy more out of the guest. A longer
