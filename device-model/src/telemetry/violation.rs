@@ -107,12 +107,12 @@ impl Verdict {
     /// What the guest did, in words.
     fn sentence(self) -> &'static str {
         match self {
-            Self::Benign => "The guest flushed memory of a job in flight, and left it mapped.",
+            Self::Benign => "The guest flushed memory of a job in flight and left it mapped.",
             Self::Moved => {
-                "The guest put other memory in the place of memory that a job was still to use: the job saw one, or \
-                 would have seen the other."
+                "The guest remapped an address that a job in flight still uses to other memory: depending on timing, the \
+                 job uses the old page or the new one."
             }
-            Self::Gone => "The guest unmapped memory that a job was still to use.",
+            Self::Gone => "The guest unmapped memory that a job in flight still uses.",
         }
     }
 }
@@ -130,8 +130,8 @@ impl Confidence {
     fn meaning(self) -> &'static str {
         match self {
             Self::Certain => "certain: no correct driver does this",
-            Self::Likely => "likely: a correct driver could look like this by an accident; look at the trace",
-            Self::CannotTell => "cannot tell: this record accuses nobody",
+            Self::Likely => "likely: in rare cases a correct driver causes the same events; check the trace",
+            Self::CannotTell => "cannot tell: the events fit a correct driver too",
         }
     }
 }
@@ -139,29 +139,30 @@ impl Confidence {
 /// The most likely mistake of the driver, and how to fix it.
 fn likely_cause(mode: Mode, verdict: Verdict) -> &'static str {
     match (mode, verdict) {
-        (_, Verdict::Benign) => "none: flushing more than was unmapped is allowed",
+        (_, Verdict::Benign) => "none: a driver may flush more than it unmapped",
         (Mode::Strict | Mode::Fence, Verdict::Gone) => {
             "the driver unmapped or freed a buffer (dma_unmap, unpin, munmap) before the fence of a job that uses it \
-             had signalled. Wait for the fence of this very job, and for the answer to UNREF or DETACH_BACKING. If it \
-             did: compare the two ranges, for an unmap that is larger than its buffer, or comes a second time when the \
-             address is another's. A bus device without page faults would have touched foreign memory"
+             had signalled. Wait for the fence of this job, and for the response to UNREF or DETACH_BACKING, first. If \
+             the driver does wait, compare the two ranges: an unmap may be larger than its buffer, or a second unmap of \
+             one buffer may hit an address that now belongs to another. A DMA device without page faults would have \
+             accessed memory that belongs to someone else"
         }
         (Mode::Strict | Mode::Fence, Verdict::Moved) => {
-            "the driver gave the address of a buffer to other memory before the fence of a job that uses it had \
-             signalled: a buffer was reused in flight, or its address given out again. Do both after the fence of this \
-             very job only. A bus device without page faults would have gone on with the old page"
+            "the driver mapped other memory at the address of a buffer before the fence of a job that uses the buffer \
+             had signalled: it reused the buffer, or its address, too early. Wait for the fence of this job first. A DMA \
+             device without page faults would have kept using the old page"
         }
         (Mode::Preempt, _) => {
-            "the driver let go of a buffer that a job still names. Preemption only pauses a job: take it off for good, \
-             or let it end, before its memory goes"
+            "the driver released a buffer that a job still references. Preemption only pauses a job: cancel the job, or \
+             wait for its fence, before unmapping its memory"
         }
         (Mode::Fault, _) => {
-            "the program freed memory that its job still uses. With page faults that is no danger to others, but the \
-             job cannot go on"
+            "the program freed memory that its job still uses. With page faults this harms no other memory, but the job \
+             cannot continue"
         }
         (Mode::RegistrationCache, _) => {
-            "memory was unmapped while it was registered. With this mode the device goes on with the old page: \
-             unregister, and wait for what runs, before unmapping"
+            "memory was unmapped while it was registered. In this mode the device keeps using the old page: unregister \
+             the memory and wait for the jobs that use it before unmapping"
         }
     }
 }
@@ -171,12 +172,12 @@ impl Fault {
     pub fn advice(&self) -> &'static str {
         match self.access {
             Access::Write => {
-                "the device may not write there: look whether the buffer is mapped for writes (DMA_BIDIRECTIONAL or \
-                 DMA_FROM_DEVICE), to its whole length, before the job is submitted and until its fence has signalled"
+                "the device may not write there: check that the whole buffer is mapped for writes (DMA_BIDIRECTIONAL or \
+                 DMA_FROM_DEVICE) from before the job is submitted until its fence has signalled"
             }
             Access::Read => {
-                "the device may not read there: look whether the buffer is mapped, to its whole length, before the job \
-                 is submitted and until its fence has signalled"
+                "the device may not read there: check that the whole buffer is mapped from before the job is submitted \
+                 until its fence has signalled"
             }
         }
     }
@@ -203,7 +204,7 @@ impl fmt::Display for Report<'_> {
         }
         write!(f, ", mode {mode}")?;
         if let Some(packet) = self.violation.packet {
-            write!(f, ", had come to packet {packet}")?;
+            write!(f, ", at packet {packet}")?;
         }
         writeln!(f, "\n  needed        {range} for {access}")?;
         for name in self.names {
@@ -213,8 +214,8 @@ impl fmt::Display for Report<'_> {
         writeln!(f, "  how sure      {}", confidence.meaning())?;
         writeln!(f, "  likely cause  {}", wrapped(likely_cause(*mode, *verdict)))?;
         let repeat = format!(
-            "run the same jobs against a device with the same mode (--default-mode {mode}); --inject step-delay=1ms \
-             makes jobs longer, so that it shows more often"
+            "run the same jobs on a device with --default-mode {mode}; --inject step-delay=1ms makes jobs take longer, \
+             which makes the race more likely"
         );
         writeln!(f, "  to repeat     {}", wrapped(&repeat))?;
         write!(f, "  trace         {}", self.trace)
@@ -301,10 +302,10 @@ mod tests {
         let lines: Vec<&str> = report.lines().collect();
         assert_eq!(
             lines[0],
-            "Violation 3: GONE (certain). The guest unmapped memory that a job was still to use."
+            "Violation 3: GONE (certain). The guest unmapped memory that a job in flight still uses."
         );
         let expected = [
-            "  job           12 of context 4, mode fence, had come to packet 2",
+            "  job           12 of context 4, mode fence, at packet 2",
             "  needed        0x10000+0x1000 for read",
             "                which is resource 7 (backing entry 0, offset 0x2000)",
             "  taken away    by INVALIDATE 41 of 0x0+0x1000000",
@@ -318,11 +319,9 @@ mod tests {
     }
 
     #[test]
-    fn whoever_moved_memory_is_not_told_of_an_unmap() {
+    fn the_likely_cause_of_moved_memory_is_not_an_unmap() {
         let cause = |verdict| likely_cause(Mode::Fence, verdict);
-        assert!(
-            cause(Verdict::Moved).contains("reused in flight") && !cause(Verdict::Gone).contains("reused")
-        );
+        assert!(cause(Verdict::Moved).contains("too early") && !cause(Verdict::Gone).contains("too early"));
         assert!(cause(Verdict::Gone).contains("larger than its buffer"));
     }
 
