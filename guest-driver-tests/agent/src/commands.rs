@@ -3,6 +3,7 @@
 use crate::error::AgentError;
 use crate::operations::Operations;
 use crate::port::Port;
+use crate::program::Programs;
 use crate::screen::Screen;
 use crate::second_kernel;
 use crate::stock::Stock;
@@ -22,11 +23,13 @@ pub(crate) struct Agent {
     /// What the rig has made with it.
     operations: Operations,
     stock: Stock,
+    programs: Programs,
 }
 
 impl Agent {
     pub(crate) fn new(port: Port) -> Self {
-        Self { port, screen: None, gpu: None, operations: Operations::default(), stock: Stock::default() }
+        let (operations, stock, programs) = Default::default();
+        Self { port, screen: None, gpu: None, operations, stock, programs }
     }
 
     /// Serves the rig's commands for ever. A command that fails is reported, and the next one awaited.
@@ -63,6 +66,7 @@ impl Agent {
                 self.operations.run(gpu, operation).map(|outcome| Event::Operated { outcome })
             }
             Command::Stock(command) => self.stock.handle(command).map(Event::Stock),
+            Command::Program(program) => self.programs.run(&program).map(Event::Ended),
             Command::GiveBack => {
                 self.operations = Operations::default();
                 self.gpu.take().ok_or(AgentError::NotTaken)?.give_back()?;

@@ -2,9 +2,9 @@
 //! the screen through KMS, runs jobs, and does what the rig asks for over the second serial port. Made of system (what
 //! an init does), port (lines in and out), screen (KMS), drm_jobs and drm_rings (jobs through the stock driver, whose
 //! ioctls are virtgpu), vfio_jobs (jobs through a driver of our own, which is vfio), storm (what both do with jobs in
-//! flight), operations (what the rig wants of that driver, one by one), stock (scenarios with the stock driver), and
-//! commands. A second kernel is loaded and entered by second_kernel. Instead of the rig, a person may
-//! have the guest (console). Unsafe code: system, second_kernel, console, port, mapping, virtgpu, stock/process and
+//! flight), operations (what the rig wants of that driver, one by one), stock (scenarios with the stock driver), program
+//! (programs that were packed with it), and commands. A second kernel is loaded and entered by second_kernel. Instead of the rig, a person may
+//! have the guest (console). Unsafe code: system, second_kernel, console, port, program, mapping, virtgpu, stock/process and
 //! vfio/container. It draws, compares bytes,
 //! counts and reports.
 
@@ -16,6 +16,7 @@ mod error;
 mod mapping;
 mod operations;
 mod port;
+mod program;
 mod screen;
 mod second_kernel;
 mod stock;
@@ -42,8 +43,8 @@ fn run() -> Result<(), AgentError> {
     let loaded = system::load_modules("/modules");
     console::serve()?;
     let mut port = Port::open("/dev/ttyS1")?;
-    match loaded.and_then(|()| system::wait_for_card()) {
-        Ok(_) => port.send(&Event::Ready { kernel: system::kernel_release()? })?,
+    match loaded.and_then(|()| system::wait_for_display()) {
+        Ok(()) => port.send(&Event::Ready { kernel: system::kernel_release()? })?,
         Err(error) => port.send(&error.event())?,
     }
     Agent::new(port).serve()

@@ -60,6 +60,8 @@ pub enum Command {
     },
     /// Something with the stock driver; answered by `Stock`.
     Stock(StockCommand),
+    /// Run a program that was packed with the agent; answered by `Ended`.
+    Program(Program),
     /// Reset the device and give it back to its driver; answered by `Rebound`.
     GiveBack,
     /// Load a second kernel; answered by `Loaded`.
@@ -123,6 +125,34 @@ pub struct Word {
     pub value: u32,
 }
 
+/// A program to run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Program {
+    /// Where it is in the guest.
+    pub path: String,
+    /// Its arguments.
+    pub arguments: Vec<String>,
+    /// The longest that it may run.
+    pub seconds: u64,
+    /// Huge pages that the kernel is to hold ready for it; 0: as many as it has.
+    pub huge_pages: u32,
+}
+
+/// How a program has ended. With neither a code nor a signal it did not end in time, and was killed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// Its exit code.
+    pub code: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// It could not even be killed: it hangs in the kernel.
+    pub hangs: bool,
+    /// How long it ran.
+    pub milliseconds: u64,
+    /// What it printed; of a long output, the beginning and the end.
+    pub output: String,
+}
+
 /// Bugs that drivers have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -175,6 +205,8 @@ pub enum Event {
     },
     /// What came of something with the stock driver.
     Stock(StockEvent),
+    /// A program has ended.
+    Ended(Ended),
     /// A command failed; the agent goes on.
     Failed {
         /// What failed, in a sentence.

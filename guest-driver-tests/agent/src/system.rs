@@ -14,6 +14,8 @@ const COMPRESSED: libc::c_int = 4;
 /// How the numbers of virtio-gpu stand in sysfs (virtio 1.3, 4.1.2.1).
 const VIRTIO: &str = "0x1af4";
 const VIRTIO_GPU: &str = "0x1050";
+/// In a guest with this file no driver of a display is loaded.
+const NO_DISPLAY: &str = "/no-display";
 const CARD_WAIT: Duration = Duration::from_secs(20);
 
 /// Mounts what the agent looks at.
@@ -29,6 +31,11 @@ pub(crate) fn mount_all() -> Result<(), AgentError> {
 /// Mounts the kernel's tracing.
 pub(crate) fn mount_tracing() -> Result<(), AgentError> {
     mount(c"tracefs", c"/sys/kernel/tracing").doing("mount the kernel's tracing")
+}
+
+/// Mounts a file system in memory on /tmp.
+pub(crate) fn mount_memory() -> io::Result<()> {
+    mount(c"tmpfs", c"/tmp")
 }
 
 fn mount(kind: &CStr, at: &CStr) -> io::Result<()> {
@@ -78,6 +85,11 @@ fn load_module(file: &File, parameters: &CStr, flags: libc::c_int) -> io::Result
             error => Err(error),
         },
     }
+}
+
+/// Waits for the display, unless the guest was packed without a driver for it.
+pub(crate) fn wait_for_display() -> Result<(), AgentError> {
+    if Path::new(NO_DISPLAY).exists() { Ok(()) } else { wait_for_card().map(drop) }
 }
 
 /// The first display device, as soon as the driver has made it.

@@ -3,13 +3,22 @@
 
 use crate::rig::error::{Doing, RigError};
 use crate::rig::process::run;
+use crate::rig::report::say;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, SystemTime};
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// How apt names its package lists, one per line: release, component, address of the mirror.
 const TARGET_FORMAT: &str = "$(RELEASE)|$(COMPONENT)|$(REPO_URI)";
+
+/// The release that comes after one. A mirror's alias `stable` can lag behind the release that it names, so it is not used.
+const NEXT: [(&str, &str); 1] = [("bookworm", "trixie")];
+/// Package lists of this age are still good: several fetches in a row read them once.
+const FRESH: Duration = Duration::from_secs(600);
+/// Written after the package lists were fetched.
+const STAMP: &str = "updated";
 
 /// A Debian release with its backports, from which packages come.
 pub(crate) struct Apt {
@@ -32,9 +41,10 @@ impl Apt {
         has_tools.then(|| Self { folder: folder.to_owned(), codename, suites })
     }
 
-    /// The release that is called stable today, which may be newer than this system.
-    pub(crate) fn stable(folder: &Path) -> Option<Self> {
-        Some(Self { suites: with_backports("stable"), ..Self::of_this_system(folder)? })
+    /// The release after this system's; on the newest one that is known, this system's own.
+    pub(crate) fn newer(folder: &Path) -> Option<Self> {
+        let own = Self::of_this_system(folder)?;
+        Some(Self { suites: with_backports(release_after(&own.codename)), ..own })
     }
 
     /// The release itself.
@@ -49,7 +59,8 @@ impl Apt {
         backports
     }
 
-    /// Fetches the package lists of the release and its backports, from the mirror that the system is configured for.
+    /// Fetches the package lists of the release and its backports, from the mirror that the system is configured for;
+    /// unless they have just been fetched.
     pub(crate) fn update(&self) -> Result<(), RigError> {
         let targets = run(Command::new("apt-get").args([
             "indextargets",
@@ -70,10 +81,23 @@ impl Apt {
         let signed =
             if Path::new(KEYRING).exists() { format!("[signed-by={KEYRING}] ") } else { String::new() };
         let lines = self.suites.each_ref().map(|suite| format!("deb {signed}{mirror} {suite} main\n"));
-        self.write("sources.list", &lines.concat())?;
+        let sources = lines.concat();
+        if self.is_fresh(&sources) {
+            return Ok(());
+        }
+        say(&format!("Fetching the package lists of Debian {}, aside from the system's own", self.release()));
+        self.write("sources.list", &sources)?;
         // For this apt nothing is installed, so the dependencies are complete.
         self.write("state/status", "")?;
-        run(&mut self.command("apt-get", &["update"])).map(drop)
+        run(&mut self.command("apt-get", &["update"]))?;
+        self.write(STAMP, "")
+    }
+
+    fn is_fresh(&self, sources: &str) -> bool {
+        let updated = fs::metadata(self.folder.join(STAMP)).and_then(|stamp| stamp.modified());
+        let age = updated.ok().and_then(|time| SystemTime::now().duration_since(time).ok());
+        let same = fs::read_to_string(self.folder.join("sources.list")).is_ok_and(|text| text == sources);
+        same && age.is_some_and(|age| age < FRESH)
     }
 
     /// The version of `package` in the release itself.
@@ -87,30 +111,43 @@ impl Apt {
         })
     }
 
-    /// The package that the meta package `meta` stands for.
-    pub(crate) fn first_dependency(&self, meta: &str, suite: &str) -> Result<String, RigError> {
+    /// The package that the meta package `meta` stands for: the first that it depends on whose name begins with
+    /// `prefix`. Others may come before it.
+    pub(crate) fn first_dependency(&self, meta: &str, suite: &str, prefix: &str) -> Result<String, RigError> {
         let name = format!("{meta}/{suite}");
         let text = run(&mut self.command("apt-cache", &["show", &name]))?;
-        first_dependency(&text)
-            .ok_or_else(|| RigError::Missing(format!("The package {name} depends on nothing: give --kernel")))
+        dependencies(&text).into_iter().find(|name| name.starts_with(prefix)).ok_or_else(|| {
+            RigError::Missing(format!("The package {name} depends on no {prefix}…: give --kernel"))
+        })
     }
 
-    /// Fetches `package` and, if requested, all its dependencies, and unpacks them into `to`.
+    /// The packages that `package` depends on; of alternatives, the first.
+    pub(crate) fn dependencies(&self, package: &str) -> Result<Vec<String>, RigError> {
+        Ok(dependencies(&run(&mut self.command("apt-cache", &["show", package]))?))
+    }
+
+    /// The packages whose names begin with `prefix`.
+    pub(crate) fn named(&self, prefix: &str) -> Result<Vec<String>, RigError> {
+        let names = run(&mut self.command("apt-cache", &["pkgnames", prefix]))?;
+        Ok(names.lines().map(str::to_owned).collect())
+    }
+
+    /// Fetches these packages, as `name` or `name=version`, and, if requested, all their dependencies, and unpacks them
+    /// into `to`. The suite decides where several have a package.
     pub(crate) fn unpack(
         &self,
-        package: &str,
+        packages: &[&str],
         suite: &str,
         depends: bool,
         to: &Path,
     ) -> Result<(), RigError> {
         let archives = self.folder.join("cache/archives");
         let mut fetch = if depends {
-            let verb =
-                ["install", "--yes", "--download-only", "--no-install-recommends", "-t", suite, package];
-            self.command("apt-get", &verb)
+            self.command("apt-get", &["install", "--yes", "--download-only", "--no-install-recommends"])
         } else {
-            self.command("apt-get", &["download", "-t", suite, package])
+            self.command("apt-get", &["download"])
         };
+        fetch.args(["-t", suite]).args(packages);
         run(fetch.current_dir(&archives))?;
         fs::create_dir_all(to).doing(format!("create {}", to.display()))?;
         for archive in files(&archives)?.iter().filter(|path| path.extension().is_some_and(|it| it == "deb"))
@@ -160,6 +197,10 @@ fn with_backports(release: &str) -> [String; 2] {
     [release.to_owned(), format!("{release}-backports")]
 }
 
+fn release_after(codename: &str) -> &str {
+    NEXT.iter().find(|(release, _)| *release == codename).map_or(codename, |(_, next)| next)
+}
+
 fn debian_codename(os_release: &str) -> Option<String> {
     let value = |key: &str| {
         let mut lines = os_release.lines();
@@ -185,9 +226,10 @@ fn candidate(policy: &str) -> Option<String> {
     (version != "(none)").then(|| version.to_owned())
 }
 
-fn first_dependency(show: &str) -> Option<String> {
-    let line = show.lines().find_map(|line| line.strip_prefix("Depends: "))?;
-    line.split([' ', ',']).next().map(str::to_owned)
+fn dependencies(show: &str) -> Vec<String> {
+    let line = show.lines().find_map(|line| line.strip_prefix("Depends: ")).unwrap_or_default();
+    let names = line.split(',').filter_map(|wish| wish.split_whitespace().next());
+    names.map(str::to_owned).collect()
 }
 
 #[cfg(test)]
@@ -218,8 +260,30 @@ mod tests {
     }
 
     #[test]
-    fn a_meta_package_stands_for_the_first_that_it_depends_on() {
-        let show = "Package: linux-image-amd64\nDepends: linux-image-6.12-amd64 (= 6.12.1)\n";
-        assert_eq!(first_dependency(show).as_deref(), Some("linux-image-6.12-amd64"));
+    fn dependencies_are_names_without_versions_and_alternatives() {
+        let show = "Package: linux-image-amd64\nDepends: linux-base-amd64 (= 7.3.4-1), dracut | initramfs-tools (>= 1), \
+                    linux-image-7.3.4-amd64 (= 7.3.4-1)\nRecommends: apparmor\n\nPackage: x\nDepends: y\n";
+        assert_eq!(dependencies(show), ["linux-base-amd64", "dracut", "linux-image-7.3.4-amd64"]);
+        assert!(dependencies("Package: linux-headers-7.3.4-common\n").is_empty());
+    }
+
+    #[test]
+    fn the_newer_release_has_a_name_of_its_own_and_is_the_same_where_none_is_known() {
+        assert_eq!(with_backports(release_after("bookworm")), ["trixie", "trixie-backports"]);
+        assert_eq!(release_after("trixie"), "trixie");
+    }
+
+    #[test]
+    fn package_lists_are_fresh_for_a_while_and_for_the_same_sources() {
+        let folder = tempfile::tempdir().unwrap();
+        let (codename, suites) = ("trixie".to_owned(), with_backports("trixie"));
+        let apt = Apt { folder: folder.path().to_owned(), codename, suites };
+        apt.write("sources.list", "deb a\n").unwrap();
+        assert!(!apt.is_fresh("deb a\n"));
+        apt.write(STAMP, "").unwrap();
+        assert!(apt.is_fresh("deb a\n") && !apt.is_fresh("deb b\n"));
+        let stamp = fs::File::options().write(true).open(folder.path().join(STAMP)).unwrap();
+        stamp.set_modified(SystemTime::now() - FRESH).unwrap();
+        assert!(!apt.is_fresh("deb a\n"));
     }
 }

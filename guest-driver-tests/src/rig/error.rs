@@ -42,6 +42,8 @@ pub enum RigError {
         modules.display()
     )]
     NoModule { module: String, release: String, modules: PathBuf },
+    #[error("The module in {} cannot be built for {release}:\n{words}", folder.display())]
+    Build { folder: PathBuf, release: String, words: String },
     #[error("The module {} cannot be read: {why}", path.display())]
     BadModule { path: PathBuf, why: String },
     #[error("The agent at {} is not static, and would not start as /init: RUSTFLAGS was overridden", .0.display())]

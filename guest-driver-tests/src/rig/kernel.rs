@@ -67,7 +67,26 @@ impl Kernel {
     /// Whether it has this module, or the built-in code that the module consists of.
     pub fn has_module(&self, module: &str) -> bool {
         let is_file = |files: BTreeMap<String, PathBuf>| files.contains_key(&canonical(module));
-        self.module_files().is_ok_and(is_file) || self.is_builtin(module)
+        self.module_files().is_ok_and(is_file) || self.is_builtin(module) || self.is_switched_on(module)
+    }
+
+    /// Whether its configuration has `=y` for what is called like the module. What can only be built in, as udmabuf is, is
+    /// no module, and does not stand in modules.builtin.
+    fn is_switched_on(&self, module: &str) -> bool {
+        self.option(&canonical(module).to_uppercase()).as_deref() == Some("y")
+    }
+
+    /// The value of the option `CONFIG_name` in its configuration, if that is known and sets it.
+    pub fn option(&self, name: &str) -> Option<String> {
+        let beside = self.image.with_file_name(format!("config-{}", self.release));
+        let config =
+            [self.modules.join("config"), beside].iter().find_map(|path| fs::read_to_string(path).ok())?;
+        option(&config, name).map(str::to_owned)
+    }
+
+    /// The folder of its modules.
+    pub fn modules(&self) -> &Path {
+        &self.modules
     }
 
     fn is_builtin(&self, module: &str) -> bool {
@@ -152,6 +171,11 @@ fn release_of(image: &[u8]) -> Option<String> {
     version.split(' ').next().map(str::to_owned)
 }
 
+/// The value of an option in a kernel's configuration.
+fn option<'a>(config: &'a str, name: &str) -> Option<&'a str> {
+    config.lines().find_map(|line| line.strip_prefix("CONFIG_")?.strip_prefix(name)?.strip_prefix('='))
+}
+
 /// The name of a module's file, with dashes and underscores made one.
 pub(crate) fn module_name(path: &Path) -> Option<String> {
     let file = path.file_name()?.to_str()?;
@@ -200,6 +224,28 @@ mod tests {
         assert_eq!(has, [true, true, true, false]);
         let error = kernel.module_with_dependencies("nouveau").unwrap_err();
         assert!(matches!(error, RigError::NoModule { module, .. } if module == "nouveau"));
+    }
+
+    #[test]
+    fn what_can_only_be_built_in_is_found_in_the_configuration() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &[u8]| fs::write(folder.path().join(name), text).unwrap();
+        file("modules.order", b"");
+        file("vmlinuz", &image_with("7.3 x"));
+        let config = b"CONFIG_UDMABUF_X=m\nCONFIG_UDMABUF=y\n# CONFIG_VGEM is not set\nCONFIG_TTM=m\n";
+        let has = || {
+            let kernel = Kernel::open(&folder.path().join("vmlinuz"), Some(folder.path())).unwrap();
+            assert!(kernel.module_with_dependencies("udmabuf").map_or(true, |files| files.is_empty()));
+            ["udmabuf", "vgem", "ttm"].map(|module| kernel.has_module(module))
+        };
+        assert_eq!(has(), [false, false, false]);
+        // Older packages have the configuration beside the image, newer ones beside the modules.
+        for name in ["config-7.3", "config"] {
+            file(name, config);
+            assert_eq!(has(), [true, false, false]);
+            fs::remove_file(folder.path().join(name)).unwrap();
+        }
+        assert_eq!(option("CONFIG_A=y\nCONFIG_AB=\"x\"\n", "AB"), Some("\"x\""));
     }
 
     /// The output of `xz --check=crc32`, with which Linux compresses modules, for a module that needs two others.

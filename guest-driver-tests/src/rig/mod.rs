@@ -1,8 +1,10 @@
 //! The rig: boots a real Linux guest on stock QEMU with the back-end attached, makes it draw, and checks what both
 //! sides report. Made of, from the outside in:
 //!
-//! - tools: `packages` and `apt` (QEMU and a kernel, found or fetched), `cargo_build` (the agent, the back-end),
+//! - tools: `packages`, `debian_kernel`, `store` and `apt` (QEMU and a kernel, found or fetched), `cargo_build` (the agent, the back-end),
 //!   `accel` (KVM or not);
+//! - modules of one's own: `kbuild` (what builds them for the guest's kernel), `module_source` (a folder that is built), `selftests`
+//!   (the kernel's own tests);
 //! - the guest's parts: `topology` (a file of qemu-configs), `variation` (what a scenario needs beyond it), `kernel`
 //!   (image and modules), `initramfs`;
 //! - processes and their sockets: `process`, `json_lines`, `qmp`, `qemu`, `backend_process`, `guest`;
@@ -20,6 +22,7 @@ pub mod backend_process;
 pub mod blame;
 pub mod cargo_build;
 pub mod console;
+mod debian_kernel;
 mod disk;
 pub mod error;
 pub mod evidence;
@@ -29,8 +32,10 @@ pub mod initramfs;
 pub mod instruments;
 pub mod jobs;
 pub mod json_lines;
+pub mod kbuild;
 pub mod kernel;
 mod memory;
+pub mod module_source;
 mod modules;
 pub mod options;
 pub mod packages;
@@ -41,9 +46,11 @@ pub mod report;
 pub mod run;
 pub mod scenario;
 pub mod screen;
+pub mod selftests;
 pub mod shell;
 pub mod stats;
 pub mod stock;
+mod store;
 pub mod topology;
 pub mod variation;
 pub mod vfio;

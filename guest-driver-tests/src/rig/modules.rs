@@ -3,7 +3,10 @@
 
 use crate::rig::error::{Doing, RigError};
 use crate::rig::initramfs::Initramfs;
+use crate::rig::kbuild::Kbuild;
 use crate::rig::kernel::{Kernel, module_name};
+use crate::rig::module_source;
+use crate::rig::options::Options;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -12,19 +15,51 @@ use std::path::{Path, PathBuf};
 const PARAMETERS: [(&str, &str); 2] =
     [("drm_kms_helper", "fbdev_emulation=0"), ("vfio_iommu_type1", "allow_unsafe_interrupts=1")];
 
-/// Files of modules, in the order of loading.
+/// The user's own modules.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Own {
+    /// Their files, in the order of loading.
+    pub(crate) files: Vec<PathBuf>,
+    /// Parameters that each is loaded with.
+    pub(crate) parameters: String,
+}
+
+impl Own {
+    /// Those that the options name; what is given as source is built.
+    pub(crate) fn of(options: &Options, kernel: &Kernel) -> Result<Self, RigError> {
+        let mut own = Self { files: options.module.clone(), parameters: options.module_parameters.clone() };
+        own.build(&options.module_source, kernel, options)?;
+        Ok(own)
+    }
+
+    /// Builds modules, and adds them.
+    pub(crate) fn build(
+        &mut self,
+        sources: &[PathBuf],
+        kernel: &Kernel,
+        options: &Options,
+    ) -> Result<(), RigError> {
+        for source in sources {
+            let kbuild = Kbuild::of(kernel, options.no_install)?;
+            self.files.extend(module_source::build(source, &kbuild)?);
+        }
+        Ok(())
+    }
+}
+
+/// Modules in the order of loading: files, with the parameters.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Modules(Vec<PathBuf>);
+pub(crate) struct Modules(Vec<(PathBuf, String)>);
 
 impl Modules {
     /// The modules `wanted` of a kernel with all that they need, then the user's `own`. One of these with the name of
     /// one of the kernel's replaces it.
-    pub(crate) fn of(kernel: &Kernel, wanted: &[&str], own: &[PathBuf]) -> Result<Self, RigError> {
+    pub(crate) fn of(kernel: &Kernel, wanted: &[&str], own: &Own) -> Result<Self, RigError> {
         let mut files: Vec<PathBuf> = Vec::new();
         for module in wanted {
             add(&mut files, kernel.module_with_dependencies(module)?);
         }
-        for file in own {
+        for file in &own.files {
             add(&mut files, kernel.dependencies_of(file)?);
             let name = module_name(file);
             match files.iter_mut().find(|known| module_name(known) == name) {
@@ -32,17 +67,24 @@ impl Modules {
                 None => files.push(file.clone()),
             }
         }
-        Ok(Self(files))
+        let with_parameters = |file: PathBuf| {
+            let parameters = match own.files.contains(&file) {
+                true if !own.parameters.is_empty() => own.parameters.clone(),
+                _ => parameters(&file).to_owned(),
+            };
+            (file, parameters)
+        };
+        Ok(Self(files.into_iter().map(with_parameters).collect()))
     }
 
     /// Packs them into the folder `modules`, with the list that the agent reads.
     pub(crate) fn pack(&self, archive: &mut Initramfs) -> Result<(), RigError> {
         archive.folder("modules");
         let mut list = String::new();
-        for path in &self.0 {
+        for (path, parameters) in &self.0 {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             let bytes = fs::read(path).doing(format!("read the module {}", path.display()))?;
-            list.push_str(&format!("{name} {}\n", parameters(path)));
+            list.push_str(&format!("{name} {parameters}\n"));
             archive.file(&format!("modules/{name}"), &bytes);
         }
         archive.file("modules/list", list.as_bytes());
@@ -88,7 +130,13 @@ mod tests {
         let vgem = file("kernel/vgem.ko", b"\0depends=drm\0");
         let (own, mine) = (file("virtio-gpu.ko", b"\0depends=drm\0"), file("mine.ko", b"\0depends=vgem\0"));
         let kernel = Kernel::open(&image, Some(folder.path())).unwrap();
-        let files = |own: &[PathBuf]| Modules::of(&kernel, &["virtio-gpu"], own).unwrap().0;
+        let files = |own: &[PathBuf]| {
+            let own = Own { files: own.to_vec(), parameters: "bug=x".into() };
+            let modules = Modules::of(&kernel, &["virtio-gpu"], &own).unwrap().0;
+            let told = modules.iter().filter(|(_, parameters)| parameters == "bug=x").count();
+            assert_eq!(told, own.files.len(), "only one's own are told");
+            modules.into_iter().map(|(file, _)| file).collect::<Vec<_>>()
+        };
         assert_eq!(files(&[]), [drm.clone(), stock.clone()]);
         assert_eq!(files(std::slice::from_ref(&own)), [drm.clone(), own]);
         assert_eq!(files(std::slice::from_ref(&mine)), [drm, stock, vgem, mine]);

@@ -10,12 +10,12 @@ use std::time::Duration;
 #[derive(Clone, Debug, Args)]
 pub struct Options {
     /// QEMU to run (10 or newer, with vhost-user-gpu-pci), or a number: that version or a newer one, fetched from the
-    /// backports of Debian's stable release if need be. Default: the one on the PATH if it will do, else one that is
+    /// backports of Debian 13 if need be. Default: the one on the PATH if it will do, else one that is
     /// fetched from Debian and unpacked under .cache
     #[arg(long, value_name = "PROGRAM|VERSION", value_parser = qemu_choice)]
     pub qemu: Option<QemuChoice>,
-    /// Kernel to boot: an image, a version (6.1), or a package of Debian's (linux-image-…); the latter two are fetched if
-    /// need be. Default: Debian's newest, fetched and unpacked under .cache
+    /// Kernel to boot: an image, a version (6.1, 7.3), or a package of Debian's (linux-image-…); the latter two are fetched
+    /// if need be, from this system's release, the one after it, or the backports of either. Default: Debian's newest, fetched and unpacked under .cache
     #[arg(long, value_name = "IMAGE|VERSION|PACKAGE", value_parser = kernel_choice)]
     pub kernel: Option<KernelChoice>,
     /// Folder of the kernel's modules. Default: /lib/modules/RELEASE, where --kernel is given
@@ -25,6 +25,13 @@ pub struct Options {
     /// the same (virtio-gpu.ko). Plain or xz-compressed; may be given again
     #[arg(long, value_name = "FILE")]
     pub module: Vec<PathBuf>,
+    /// Folder with the source of your own module (a Kbuild file and C), which is built for the guest's kernel with gcc and
+    /// make, outside the folder, and loaded as --module is. The kernel's headers are fetched if need be. May be given again
+    #[arg(long, value_name = "FOLDER")]
+    pub module_source: Vec<PathBuf>,
+    /// Parameters for your own modules, as NAME=VALUE words
+    #[arg(long, value_name = "WORDS", default_value = "")]
+    pub module_parameters: String,
     /// Your own initramfs (cpio, compressed or not), for more files: the agent's own is laid over it
     #[arg(long, value_name = "FILE")]
     pub initramfs: Option<PathBuf>,

@@ -2,12 +2,13 @@
 //! .cache, or Debian, in this order. It prints each action before it starts it, and installs nothing.
 
 use crate::rig::apt::Apt;
+use crate::rig::debian_kernel::KernelSource;
 use crate::rig::error::{Doing, RigError};
 use crate::rig::kernel::Kernel;
 use crate::rig::options::{KernelChoice, Options, QemuChoice};
 use crate::rig::process::run;
 use crate::rig::report::say;
-use crate::rig::workspace;
+use crate::rig::store::{Release, Store};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,11 +18,11 @@ const QEMU_PROGRAM: &str = "qemu-system-x86_64";
 const QEMU_PACKAGE: &str = "qemu-system-x86";
 const QEMU_DEVICE: &str = "vhost-user-gpu-pci";
 const KERNEL_PACKAGE: &str = "linux-image-amd64";
-const KERNEL_OLDEST: (u32, u32) = (6, 12);
-const LIBRARIES: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
+/// The oldest kernel that is taken without being asked for.
+pub(crate) const KERNEL_OLDEST: (u32, u32) = (6, 12);
+/// Where unpacked packages have their libraries.
+pub(crate) const LIBRARIES: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
 const LOADER: &str = "ld-linux-x86-64.so.2";
-/// This file marks a folder of unpacked packages as complete.
-const COMPLETE: &str = "complete";
 
 /// A QEMU that can be run.
 #[derive(Clone, Debug)]
@@ -66,13 +67,17 @@ impl Qemu {
     }
 }
 
+/// The loader of the C library among packages that were unpacked into `root`.
+pub(crate) fn loader(root: &Path) -> PathBuf {
+    let places = LIBRARIES.map(|folder| root.join(folder).join(LOADER));
+    places.into_iter().find(|path| path.is_file()).unwrap_or_else(|| root.join(LOADER))
+}
+
 /// An unpacked program runs with the libraries of its own release, through their loader.
 fn command(program: &Path, unpacked: Option<&Path>) -> Command {
     let Some(root) = unpacked else { return Command::new(program) };
-    let folders = LIBRARIES.map(|folder| root.join(folder));
-    let loader = folders.iter().map(|folder| folder.join(LOADER)).find(|path| path.is_file());
-    let mut command = Command::new(loader.unwrap_or_else(|| root.join(LOADER)));
-    let paths = folders.map(|folder| folder.to_string_lossy().into_owned()).join(":");
+    let paths = LIBRARIES.map(|folder| root.join(folder).to_string_lossy().into_owned()).join(":");
+    let mut command = Command::new(loader(root));
     command.arg("--library-path").arg(paths).arg(program);
     for data in ["usr/share/qemu", "usr/share/seabios"] {
         command.arg("-L").arg(root.join(data));
@@ -93,7 +98,7 @@ pub struct Tools {
 impl Tools {
     /// Finds both, and fetches what is missing unless that is forbidden.
     pub fn find(options: &Options) -> Result<Self, RigError> {
-        let store = Store { folder: workspace().join(".cache/rig") };
+        let store = Store::of_this_checkout();
         let source = match options.qemu {
             Some(QemuChoice::Version(oldest)) if oldest > QEMU_OLDEST => Source::newer(oldest),
             _ => Source::USUAL,
@@ -103,9 +108,9 @@ impl Tools {
         if options.no_install && (qemu.is_none() || kernel.is_none()) {
             return Err(missing(qemu.is_none().then_some(source.oldest), kernel.is_none()));
         }
-        let mut qemu = qemu.map_or_else(|| store.fetch_qemu(&source), Ok)?;
+        let mut qemu = qemu.map_or_else(|| fetch_qemu(&store, &source), Ok)?;
         qemu.arguments.clone_from(&options.qemu_arg);
-        let kernel = kernel.map_or_else(|| store.fetch_kernel(&KernelSource::of(options)), Ok)?;
+        let kernel = kernel.map_or_else(|| fetch_kernel(&store, &KernelSource::of(options)), Ok)?;
         Ok(Self { qemu, kernel })
     }
 
@@ -114,7 +119,7 @@ impl Tools {
         options: &Options,
         qemu: u32,
     ) -> (Result<Option<Qemu>, RigError>, Result<Option<Kernel>, RigError>) {
-        let store = Store { folder: workspace().join(".cache/rig") };
+        let store = Store::of_this_checkout();
         let source = if qemu > QEMU_OLDEST { Source::newer(qemu) } else { Source::USUAL };
         (find_qemu(options, &store, &source), find_kernel(options, &store))
     }
@@ -122,63 +127,44 @@ impl Tools {
 
 /// A static busybox, for a guest with a shell: from the PATH, or fetched.
 pub fn busybox(options: &Options) -> Result<Vec<u8>, RigError> {
-    let store = Store { folder: workspace().join(".cache/rig") };
-    let path = store.folder.join(BUSYBOX.1).join("bin/busybox");
-    if !path.is_file() {
+    let store = Store::of_this_checkout();
+    let paths = ["bin/busybox", "usr/bin/busybox"].map(|path| store.path(BUSYBOX.1).join(path));
+    let find = || paths.iter().find(|path| path.is_file());
+    if find().is_none() {
         if options.no_install {
             let text = "A shell in the guest needs Debian's busybox-static, which is not here, and --no-install forbids \
                         to fetch it";
             return Err(RigError::Missing(text.into()));
         }
-        let apt = store.apt(false)?;
+        let apt = store.apt(Release::Own)?;
+        let apt = apt.ok_or_else(|| {
+            RigError::Missing(
+                "A shell in the guest needs Debian's busybox-static, which is fetched on Debian".into(),
+            )
+        })?;
         say("Fetching busybox-static (about 1 MB), and unpacking it; it is not installed");
-        store.fill(BUSYBOX.1, |to| apt.unpack(BUSYBOX.0, apt.release(), false, to))?;
+        store.fill(BUSYBOX.1, |to| apt.unpack(&[BUSYBOX.0], apt.release(), false, to))?;
     }
-    fs::read(&path).doing(format!("read {}", path.display()))
+    let path = find().ok_or_else(|| RigError::check("The package busybox-static has no busybox in it"))?;
+    fs::read(path).doing(format!("read {}", path.display()))
 }
 
 /// The package, and the folder that it is unpacked into.
 const BUSYBOX: (&str, &str) = ("busybox-static", "busybox");
-
-/// Which of Debian's kernels, and the folder that it is unpacked into.
-enum KernelSource {
-    Newest,
-    Version(u32, u32),
-    Package(String),
-}
-
-impl KernelSource {
-    fn of(options: &Options) -> Self {
-        match &options.kernel {
-            Some(KernelChoice::Version(major, minor)) => Self::Version(*major, *minor),
-            Some(KernelChoice::Package(package)) => Self::Package(package.clone()),
-            Some(KernelChoice::Image(_)) | None => Self::Newest,
-        }
-    }
-
-    fn folder(&self) -> String {
-        match self {
-            Self::Newest => "kernel".into(),
-            Self::Version(major, minor) => format!("kernel-{major}.{minor}"),
-            Self::Package(package) => package.clone(),
-        }
-    }
-}
 
 /// Where a fetched QEMU comes from, and how old it may be.
 struct Source {
     oldest: u32,
     /// The folder that it is unpacked into.
     folder: &'static str,
-    /// From the release that is called stable today, not from this system's.
-    stable: bool,
+    release: Release,
 }
 
 impl Source {
-    const USUAL: Self = Self { oldest: QEMU_OLDEST, folder: "qemu", stable: false };
+    const USUAL: Self = Self { oldest: QEMU_OLDEST, folder: "qemu", release: Release::Own };
 
     fn newer(oldest: u32) -> Self {
-        Self { oldest, folder: "qemu-stable", stable: true }
+        Self { oldest, folder: "qemu-stable", release: Release::Newer }
     }
 }
 
@@ -194,126 +180,42 @@ fn find_qemu(options: &Options, store: &Store, source: &Source) -> Result<Option
         Some(Err(error)) => say(&format!("Passing over the QEMU on the PATH: {error}")),
         None => {}
     }
-    store.qemu(source)
+    qemu_at_hand(store, source)
 }
 
 fn find_kernel(options: &Options, store: &Store) -> Result<Option<Kernel>, RigError> {
     match &options.kernel {
         Some(KernelChoice::Image(image)) => Kernel::open(image, options.modules.as_deref()).map(Some),
-        _ => store.kernel(&KernelSource::of(options).folder()),
+        _ => KernelSource::of(options).at_hand(store),
     }
 }
 
-/// The folder of what was fetched.
-struct Store {
-    folder: PathBuf,
+fn qemu_at_hand(store: &Store, source: &Source) -> Result<Option<Qemu>, RigError> {
+    let Some(root) = store.complete(source.folder) else { return Ok(None) };
+    let program = root.join("usr/bin").join(QEMU_PROGRAM);
+    Qemu::check(&program, Some(&root), source.oldest).map(Some)
 }
 
-impl Store {
-    fn qemu(&self, source: &Source) -> Result<Option<Qemu>, RigError> {
-        let root = self.folder.join(source.folder);
-        let program = root.join("usr/bin").join(QEMU_PROGRAM);
-        if !root.join(COMPLETE).exists() {
-            return Ok(None);
-        }
-        Qemu::check(&program, Some(&root), source.oldest).map(Some)
-    }
-
-    fn kernel(&self, folder: &str) -> Result<Option<Kernel>, RigError> {
-        let root = self.folder.join(folder);
-        if !root.join(COMPLETE).exists() {
-            return Ok(None);
-        }
-        let images = crate::rig::apt::files(&root.join("boot"))?;
-        let is_image = |path: &&PathBuf| path.to_string_lossy().contains("vmlinuz-");
-        let Some(image) = images.iter().find(is_image) else { return Ok(None) };
-        let name = image.file_name().unwrap_or_default().to_string_lossy();
-        let release = name.trim_start_matches("vmlinuz-");
-        let folders = ["usr/lib/modules", "lib/modules"].map(|folder| root.join(folder).join(release));
-        Kernel::open(image, folders.iter().find(|folder| folder.is_dir()).map(PathBuf::as_path)).map(Some)
-    }
-
-    fn fetch_qemu(&self, source: &Source) -> Result<Qemu, RigError> {
-        let apt = self.apt(source.stable)?;
-        let suite = suite(&apt, first_number(&apt.version(QEMU_PACKAGE)?) >= source.oldest);
-        say(&format!(
-            "QEMU {} or newer is not here: fetching {QEMU_PACKAGE} of {suite} with what it depends on \
-             (about 40 MB), and unpacking it into {}; nothing is installed",
-            source.oldest,
-            self.folder.join(source.folder).display()
-        ));
-        self.fill(source.folder, |to| apt.unpack(QEMU_PACKAGE, &suite, true, to))?;
-        self.qemu(source)?
-            .ok_or_else(|| RigError::check("The unpacked packages of QEMU have no QEMU in them"))
-    }
-
-    fn fetch_kernel(&self, source: &KernelSource) -> Result<Kernel, RigError> {
-        let apt = self.apt(false)?;
-        let folder = source.folder();
-        let suites = [apt.release().to_owned(), apt.backports().to_owned()];
-        let newest = || -> Result<String, RigError> {
-            Ok(suite(&apt, two_numbers(&apt.version(KERNEL_PACKAGE)?) >= KERNEL_OLDEST))
-        };
-        let (package, suite) = match source {
-            KernelSource::Newest => {
-                let suite = newest()?;
-                (apt.first_dependency(KERNEL_PACKAGE, &suite)?, suite)
-            }
-            KernelSource::Version(major, minor) => kernel_of(&apt, &suites, (*major, *minor))?,
-            KernelSource::Package(package) => (package.clone(), newest()?),
-        };
-        say(&format!(
-            "Fetching the kernel for the guest, {package} of {suite} (about 110 MB), and unpacking it into {}; \
-             it is not installed",
-            self.folder.join(&folder).display()
-        ));
-        self.fill(&folder, |to| apt.unpack(&package, &suite, false, to))?;
-        self.kernel(&folder)?
-            .ok_or_else(|| RigError::check(format!("The package {package} has no kernel image in it")))
-    }
-
-    /// Fills the folder `name` again; only a complete one is used later.
-    fn fill(&self, name: &str, unpack: impl FnOnce(&Path) -> Result<(), RigError>) -> Result<(), RigError> {
-        let to = self.folder.join(name);
-        if to.exists() {
-            fs::remove_dir_all(&to).doing(format!("remove {}", to.display()))?;
-        }
-        unpack(&to)?;
-        fs::write(to.join(COMPLETE), "").doing(format!("write to {}", to.display()))
-    }
-
-    fn apt(&self, stable: bool) -> Result<Apt, RigError> {
-        let apt = if stable {
-            Apt::stable(&self.folder.join("apt-stable"))
-        } else {
-            Apt::of_this_system(&self.folder.join("apt"))
-        };
-        let apt = apt.ok_or_else(|| missing(Some(QEMU_OLDEST), true))?;
-        say(&format!("Fetching the package lists of Debian {}, aside from the system's own", apt.release()));
-        apt.update()?;
-        Ok(apt)
-    }
+fn fetch_qemu(store: &Store, source: &Source) -> Result<Qemu, RigError> {
+    let apt = store.apt(source.release)?.ok_or_else(|| missing(Some(source.oldest), false))?;
+    let suite = suite(&apt, first_number(&apt.version(QEMU_PACKAGE)?) >= source.oldest);
+    say(&format!(
+        "QEMU {} or newer is not here: fetching {QEMU_PACKAGE} of {suite} with what it depends on (about 40 MB), and \
+         unpacking it into {}; nothing is installed",
+        source.oldest,
+        store.path(source.folder).display()
+    ));
+    store.fill(source.folder, |to| apt.unpack(&[QEMU_PACKAGE], &suite, true, to))?;
+    qemu_at_hand(store, source)?
+        .ok_or_else(|| RigError::check("The unpacked packages of QEMU have no QEMU in them"))
 }
 
-/// The package of the kernel with this version, and the suite that has it.
-fn kernel_of(apt: &Apt, suites: &[String], wanted: (u32, u32)) -> Result<(String, String), RigError> {
-    let mut found = Vec::new();
-    for suite in suites {
-        let package = apt.first_dependency(KERNEL_PACKAGE, suite)?;
-        let version = two_numbers(package.trim_start_matches("linux-image-"));
-        if version == wanted {
-            return Ok((package, suite.clone()));
-        }
-        found.push(package);
-    }
-    let (major, minor) = wanted;
-    Err(RigError::Missing(format!(
-        "Debian has no kernel {major}.{minor} here, only {}: give an image with --kernel",
-        found.join(" and ")
-    )))
+fn fetch_kernel(store: &Store, source: &KernelSource) -> Result<Kernel, RigError> {
+    source.fetch(store)?.ok_or_else(|| missing(None, true))
 }
 
-fn suite(apt: &Apt, release_will_do: bool) -> String {
+/// The suite of a release to fetch from: its backports, unless its own package will do.
+pub(crate) fn suite(apt: &Apt, release_will_do: bool) -> String {
     if release_will_do { apt.release().to_owned() } else { apt.backports().to_owned() }
 }
 
@@ -353,7 +255,8 @@ fn first_number(version: &str) -> u32 {
     two_numbers(version).0
 }
 
-fn two_numbers(version: &str) -> (u32, u32) {
+/// The first two.
+pub(crate) fn two_numbers(version: &str) -> (u32, u32) {
     let version = version.split_once(':').map_or(version, |(_epoch, rest)| rest);
     let mut numbers = version.split(|character: char| !character.is_ascii_digit());
     let mut next = || numbers.next().and_then(|number| number.parse().ok()).unwrap_or(0);

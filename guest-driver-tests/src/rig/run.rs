@@ -11,7 +11,8 @@ use crate::rig::evidence;
 use crate::rig::guest::Guest;
 use crate::rig::initramfs::Initramfs;
 use crate::rig::instruments::{self, Verdicts};
-use crate::rig::modules::Modules;
+use crate::rig::kernel::Kernel;
+use crate::rig::modules::{Modules, Own};
 use crate::rig::options::Options;
 use crate::rig::packages::Tools;
 use crate::rig::process::wait_until;
@@ -26,6 +27,7 @@ use job_stream::Mode;
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -48,9 +50,11 @@ pub struct Rig {
     /// Its fault injection.
     pub(super) inject: Vec<String>,
     /// The user's own modules.
-    modules: Vec<PathBuf>,
+    modules: Own,
     /// The user's own files.
     initramfs: Option<PathBuf>,
+    /// Programs for the guest's folder `programs`, by name.
+    programs: Arc<Vec<(String, Vec<u8>)>>,
     /// Whether it can check QEMU: a back-end other than the checkout's may not.
     pub(super) judges: bool,
     timeout: Duration,
@@ -75,9 +79,21 @@ impl Rig {
             say(&format!("The back-end is told to misbehave: {}", options.inject.join(", ")));
         }
         let (inject, judges) = (options.inject.clone(), options.backend.is_none());
-        let (modules, initramfs) = (options.module.clone(), options.initramfs.clone());
+        let (modules, initramfs) = (Own::of(options, &tools.kernel)?, options.initramfs.clone());
         let (timeout, keep) = (options.timeout, options.keep);
-        Ok(Self { tools, accel, agent, backend, inject, modules, initramfs, judges, timeout, keep })
+        Ok(Self {
+            tools,
+            accel,
+            agent,
+            backend,
+            inject,
+            modules,
+            initramfs,
+            programs: Arc::default(),
+            judges,
+            timeout,
+            keep,
+        })
     }
 
     /// What runs use, by name.
@@ -99,6 +115,24 @@ impl Rig {
         let mut other = self.clone();
         other.inject.extend(inject.iter().map(|&bug| bug.to_owned()));
         other
+    }
+
+    /// The same with a program in the guest's folder `programs`, and with modules that are built from source.
+    pub fn equipped(
+        &self,
+        program: (String, Vec<u8>),
+        sources: &[PathBuf],
+        options: &Options,
+    ) -> Result<Self, RigError> {
+        let mut other = self.clone();
+        other.modules.build(sources, &self.tools.kernel, options)?;
+        Arc::make_mut(&mut other.programs).push(program);
+        Ok(other)
+    }
+
+    /// The guest's kernel.
+    pub fn kernel(&self) -> &Kernel {
+        &self.tools.kernel
     }
 
     /// Whether the device is MirrorGPU, and not QEMU's own.
@@ -142,14 +176,23 @@ impl Rig {
         variation: &Variation,
         more: impl FnOnce(&mut Initramfs),
     ) -> Result<Vec<u8>, RigError> {
-        let vfio = VFIO_MODULES.iter().copied().filter(|_| topology.has_iommu());
-        let wanted =
-            topology.modules.iter().map(String::as_str).chain(vfio).chain([BUS_MODULE, DISPLAY_MODULE]);
-        let wanted: Vec<_> = wanted.chain(variation.modules.iter().copied()).collect();
+        let drivers: &[&str] = if variation.no_driver { &[] } else { &[DISPLAY_MODULE] };
+        let vfio = VFIO_MODULES.iter().filter(|_| topology.has_iommu() && !variation.no_driver);
+        let others = vfio.chain([&BUS_MODULE]).chain(drivers).chain(variation.modules).copied();
+        let wanted: Vec<_> = topology.modules.iter().map(String::as_str).chain(others).collect();
         let modules = Modules::of(&self.tools.kernel, &wanted, &self.modules)?;
         let mut archive = Initramfs::new();
         archive.program("init", &self.agent);
         modules.pack(&mut archive)?;
+        if variation.no_driver {
+            archive.file("no-display", b"");
+        }
+        if !self.programs.is_empty() {
+            archive.folder("programs");
+        }
+        for (name, bytes) in &*self.programs {
+            archive.program(&format!("programs/{name}"), bytes);
+        }
         more(&mut archive);
         let mut bytes = match &self.initramfs {
             Some(path) => fs::read(path).doing(format!("read {}", path.display()))?,

@@ -20,6 +20,8 @@ pub struct Variation {
     pub second_kernel: bool,
     /// The arguments of QEMU define the memory: the topology does not.
     pub has_nodes: bool,
+    /// The guest loads no driver for the device but the user's own.
+    pub no_driver: bool,
 }
 
 impl Variation {
@@ -33,6 +35,7 @@ impl Variation {
         memory: None,
         second_kernel: false,
         has_nodes: false,
+        no_driver: false,
     };
 
     /// Whether a machine of the topology itself is enough.

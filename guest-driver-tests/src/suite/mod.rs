@@ -4,6 +4,7 @@
 //! - `table`: all scenarios, and which parts run where;
 //! - `driver_bugs`: deliberate bugs of a driver;
 //! - `scenarios`: what they do, one file per group; on a `stage`, which uses a `machine`;
+//! - `hmm`: the kernel's own tests, in the words of `kselftest`;
 //! - `score`: which scenarios catch which seeded bug;
 //! - `results`: what a run of the suite has shown; `failure`: why a scenario failed; `report`: how results are
 //!   presented.
@@ -13,6 +14,8 @@
 pub mod driver_bugs;
 mod excerpt;
 pub mod failure;
+pub mod hmm;
+pub mod kselftest;
 pub mod machine;
 pub mod real;
 pub mod report;

@@ -156,7 +156,7 @@ impl RealPlace<'_> {
     fn case(&self, scenario: &Scenario, shown: Shown) -> Case {
         Case {
             number: scenario.number,
-            name: scenario.name,
+            name: scenario.name.into(),
             group: scenario.group,
             promise: scenario.promise,
             level: Level::Real,
@@ -315,7 +315,7 @@ impl<'h, 'r> House<'h, 'r> {
         let (number, name, group, promise) = CLEAN_END;
         Some(Case {
             number,
-            name,
+            name: name.into(),
             group,
             promise,
             level: Level::Real,
@@ -385,11 +385,13 @@ fn violations(run: &mut Run<'_>) -> Vec<Value> {
     all["violations"].as_array().cloned().unwrap_or_default()
 }
 
-fn last_violation(run: &mut Run<'_>) -> u64 {
+/// The number of the back-end's latest report of a violation; 0: there is none.
+pub(super) fn last_violation(run: &mut Run<'_>) -> u64 {
     violations(run).iter().filter_map(|one| one["id"].as_u64()).max().unwrap_or(0)
 }
 
-fn reports_after(run: &mut Run<'_>, last: u64) -> Vec<String> {
+/// Its reports of violations after that one.
+pub(super) fn reports_after(run: &mut Run<'_>, last: u64) -> Vec<String> {
     let new = violations(run).into_iter().filter(|one| one["id"].as_u64().is_some_and(|id| id > last));
     new.filter_map(|one| one["report"].as_str().map(str::to_owned)).collect()
 }

@@ -4,6 +4,7 @@
 use crate::rig::error::RIG_FAILED;
 use serde::Serialize;
 use serde_json::Value;
+use std::borrow::Cow;
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
@@ -94,7 +95,7 @@ pub struct Case {
     /// The scenario's number; it never changes.
     pub number: u32,
     /// Its name.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// Its subject: the group that it belongs to.
     pub group: &'static str,
     /// What must hold, in a sentence.
@@ -115,7 +116,7 @@ pub struct Case {
 impl Case {
     /// `15-unmap-then-remap`: the name of a scenario on a command line.
     pub fn id(&self) -> String {
-        id(self.number, self.name)
+        id(self.number, &self.name)
     }
 
     /// Where it ran, in one word: `soft`, or the topology.
@@ -215,7 +216,7 @@ mod tests {
     fn results(outcomes: &[Outcome]) -> Results {
         let case = |outcome: &Outcome| Case {
             number: 7,
-            name: "whole-space",
+            name: "whole-space".into(),
             group: "Range arithmetic",
             promise: "",
             level: Level::Soft,

@@ -61,7 +61,7 @@ impl SoftPlace {
         let result = parts.iter().try_for_each(|(_, part)| self.on_stage(&mut evidence, *part));
         Some(Case {
             number: scenario.number,
-            name: scenario.name,
+            name: scenario.name.into(),
             group: scenario.group,
             promise: scenario.promise,
             level: Level::Soft,

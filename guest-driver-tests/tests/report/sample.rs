@@ -110,7 +110,7 @@ pub(crate) fn case(
 ) -> Case {
     Case {
         number,
-        name,
+        name: name.into(),
         group,
         promise,
         level: if topology.is_some() { Level::Real } else { Level::Soft },

@@ -74,7 +74,7 @@ fn of_a_driver(bug: &DriverBug, soft: bool, options: &Options) -> Result<Case, R
     let (number, group, promise) = (FLAGGED, "What an invalidation meant", bug.what);
     Ok(Case {
         number,
-        name: bug.name,
+        name: bug.name.into(),
         group,
         promise,
         level,

@@ -2,9 +2,12 @@
 
 use guest_driver_tests::rig::accel::Accel;
 use guest_driver_tests::rig::error::RigError;
+use guest_driver_tests::rig::kbuild::Kbuild;
 use guest_driver_tests::rig::kernel::Kernel;
+use guest_driver_tests::rig::module_source;
 use guest_driver_tests::rig::options::Options;
 use guest_driver_tests::rig::packages::Tools;
+use guest_driver_tests::rig::selftests::Selftests;
 use guest_driver_tests::rig::topology::Topology;
 use guest_driver_tests::suite::real;
 use guest_driver_tests::suite::runner::{self, Shard};
@@ -70,6 +73,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, RigError> {
         Ok(None) => line(fetches, "guest kernel", "not here; Debian's would be fetched"),
         Err(error) => line(false, "guest kernel", &error.to_string()),
     };
+    tell_modules(kernel.as_ref().ok().and_then(Option::as_ref), fetches);
     let (cores, memory) = (runner::processors(), runner::memory_mib());
     line(
         true,
@@ -91,6 +95,39 @@ fn tell_kernel(kernel: &Kernel) -> bool {
         line(found, &format!("  {module}"), text);
     }
     line(true, "guest kernel", &kernel.release)
+}
+
+/// What there is to build modules for the guest's kernel, and the kernel's own tests. Scenarios do without.
+fn tell_modules(kernel: Option<&Kernel>, fetches: bool) {
+    let lacking = module_source::lacking();
+    let with_what = if lacking.is_empty() {
+        "gcc and make are here: --module-source, and `hmm`, can build modules".to_owned()
+    } else {
+        format!("{} not here: --module-source and `hmm` need gcc and make", lacking.join(" and "))
+    };
+    line(lacking.is_empty(), "module builds", &with_what);
+    let Some(kernel) = kernel else { return };
+    let release = &kernel.release;
+    match Kbuild::at_hand(kernel) {
+        Ok(Some(kbuild)) => line(true, "  headers", &kbuild.folder.display().to_string()),
+        Ok(None) => line(fetches, "  headers", &format!("of {release} are not here; they would be fetched")),
+        Err(error) => line(false, "  headers", &error.to_string()),
+    };
+    match Selftests::at_hand(kernel) {
+        true => line(true, "  hmm-tests", &format!("of {release} are built")),
+        false => line(
+            fetches,
+            "  hmm-tests",
+            "not here; `hmm` would fetch the kernel's source (160 MB) and build them",
+        ),
+    };
+    let private = kernel.option("DEVICE_PRIVATE").is_some();
+    let text = if private {
+        "for `hmm`"
+    } else {
+        "not in this kernel: `hmm` boots Debian's 7.3 unless told otherwise"
+    };
+    line(private, "  DEVICE_PRIVATE", text);
 }
 
 /// What will be skipped on a machine, and why.

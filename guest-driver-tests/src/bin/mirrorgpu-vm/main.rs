@@ -3,7 +3,9 @@
 mod break_bug;
 mod demo;
 mod doctor;
+mod hmm;
 mod list;
+mod output;
 mod qemu_args;
 mod shell;
 mod test;
@@ -34,6 +36,9 @@ enum Verb {
     Run(Box<shell::Arguments>),
     /// Show it: a picture from a guest behind an IOMMU, jobs in every mode, and bugs that are found
     Demo(Box<demo::Arguments>),
+    /// Run the kernel's own tests of drivers that mirror a process (hmm-tests) against a driver for the device; with
+    /// --reference, against the kernel's own module. Both are built from the kernel's source, outside the checkout
+    Hmm(Box<hmm::Arguments>),
     /// Say what is here, what is missing, and what will be skipped because of it
     Doctor(Box<doctor::Arguments>),
     /// Print what your own launcher (virtme-ng, syzkaller, LAVA, …) has to give QEMU and the back-end
@@ -47,6 +52,7 @@ fn main() -> ExitCode {
         Verb::List(arguments) => list::run(&arguments),
         Verb::Run(arguments) => shell::run(&arguments),
         Verb::Demo(arguments) => demo::run(&arguments),
+        Verb::Hmm(arguments) => hmm::run(&arguments),
         Verb::Doctor(arguments) => doctor::run(&arguments),
         Verb::QemuArgs(arguments) => qemu_args::run(&arguments),
     };

@@ -1,5 +1,6 @@
 //! `mirrorgpu-vm test`: runs scenarios, tells of each, and ends with a code that `git bisect run` understands.
 
+use crate::output::{self, Output};
 use clap::ValueEnum;
 use guest_driver_tests::rig::error::RigError;
 use guest_driver_tests::rig::options::Options;
@@ -8,9 +9,9 @@ use guest_driver_tests::rig::run::Rig;
 use guest_driver_tests::rig::topology::Topology;
 use guest_driver_tests::soft_guest::use_program;
 use guest_driver_tests::suite::report::console::Teller;
+use guest_driver_tests::suite::report::svg;
 use guest_driver_tests::suite::report::timeline::Timeline;
 use guest_driver_tests::suite::report::trace::Trace;
-use guest_driver_tests::suite::report::{html, junit, ktap, svg};
 use guest_driver_tests::suite::results::{Case, Results, Score};
 use guest_driver_tests::suite::runner::{self, Plan, Shard};
 use guest_driver_tests::suite::score::{self, Breadth, Trial};
@@ -51,15 +52,8 @@ pub(crate) struct Arguments {
     /// With --score: each bug against all scenarios, and not only against those that are counted on
     #[arg(long, requires = "score")]
     all: bool,
-    /// Write the results as JUnit XML
-    #[arg(long, value_name = "FILE")]
-    junit: Option<PathBuf>,
-    /// Write the results as KTAP
-    #[arg(long, value_name = "FILE")]
-    ktap: Option<PathBuf>,
-    /// Write the results as one HTML page, with timelines and screenshots
-    #[arg(long, value_name = "FILE")]
-    html: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
     /// Existing folder for the timeline of each case that has one, as SVG
     #[arg(long, value_name = "FOLDER")]
     timelines: Option<PathBuf>,
@@ -182,21 +176,12 @@ fn score(
 }
 
 fn write_files(arguments: &Arguments, results: &Results) -> Result<(), RigError> {
-    let write = |path: &Option<PathBuf>, text: &dyn Fn() -> Result<String, RigError>| match path {
-        Some(path) => std::fs::write(path, text()?)
-            .map_err(|source| RigError::Io { what: format!("write {}", path.display()), source }),
-        None => Ok(()),
-    };
-    write(&arguments.junit, &|| {
-        junit::render(results).map_err(|error| RigError::Check(format!("The results are no XML: {error}")))
-    })?;
-    write(&arguments.ktap, &|| Ok(ktap::render(results)))?;
     for case in &results.cases {
         let Some(folder) = &arguments.timelines else { break };
         if let Some(trace) = case.evidence.trace.as_ref().and_then(Trace::of) {
             let path = folder.join(format!("{}.{}.svg", case.id(), case.place()));
-            write(&Some(path), &|| Ok(svg::render(&Timeline::of(&trace))))?;
+            output::write(&path, &svg::render(&Timeline::of(&trace)))?;
         }
     }
-    write(&arguments.html, &|| Ok(html::render(results)))
+    arguments.output.write(results)
 }
