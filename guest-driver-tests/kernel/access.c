@@ -188,9 +188,9 @@ static int mgpu_store_exclusive(struct mgpu_mirror *mirror,
 	return ret;
 }
 
-static int mgpu_make_page_exclusive(struct mgpu_mirror *mirror,
-				    struct mgpu_chunk *chunk,
-				    unsigned long address)
+static int mgpu_try_page_exclusive(struct mgpu_mirror *mirror,
+				   struct mgpu_chunk *chunk,
+				   unsigned long address)
 {
 	struct mm_struct *mm = mirror->notifier.mm;
 	unsigned long sequence;
@@ -198,21 +198,43 @@ static int mgpu_make_page_exclusive(struct mgpu_mirror *mirror,
 	struct page *page;
 	int ret;
 
-	do {
+	sequence = mmu_interval_read_begin(&mirror->notifier);
+	mmap_read_lock(mm);
+	page = make_device_exclusive(mm, address, mirror->unit, &folio);
+	mmap_read_unlock(mm);
+	if (IS_ERR(page))
+		return PTR_ERR(page);
+	ret = mgpu_store_exclusive(mirror, chunk, address >> PAGE_SHIFT, page,
+				   sequence);
+	folio_unlock(folio);
+	folio_put(folio);
+	return ret;
+}
+
+/*
+ * A notifier comes in between when a huge page is split for it, and when a page
+ * that is exclusive already is taken back first. So a further attempt starts
+ * with a page that the CPU may write.
+ */
+static int mgpu_make_page_exclusive(struct mgpu_mirror *mirror,
+				    struct mgpu_chunk *chunk,
+				    unsigned long address)
+{
+	struct mm_struct *mm = mirror->notifier.mm;
+	int ret;
+
+	for (;;) {
+		ret = mgpu_try_page_exclusive(mirror, chunk, address);
+		if (ret != -EBUSY)
+			return ret;
 		if (fatal_signal_pending(current))
 			return -EINTR;
-		sequence = mmu_interval_read_begin(&mirror->notifier);
 		mmap_read_lock(mm);
-		page = make_device_exclusive(mm, address, mirror->unit, &folio);
+		ret = fixup_user_fault(mm, address, FAULT_FLAG_WRITE, NULL);
 		mmap_read_unlock(mm);
-		if (IS_ERR(page))
-			return PTR_ERR(page);
-		ret = mgpu_store_exclusive(mirror, chunk, address >> PAGE_SHIFT,
-					   page, sequence);
-		folio_unlock(folio);
-		folio_put(folio);
-	} while (ret == -EBUSY);
-	return ret;
+		if (ret)
+			return ret;
+	}
 }
 
 /* Makes pages [start, end) accessible to the unit alone. */
