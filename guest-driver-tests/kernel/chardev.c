@@ -152,7 +152,8 @@ static int mgpu_request_pages(struct mgpu_mirror *mirror,
 		return mgpu_request_migrate(mirror, request);
 	case MGPU_HMM_MIGRATE_TO_SYS:
 		return mgpu_migrate_to_system(mirror, request->start,
-					      request->end);
+					      request->end,
+					      &request->user.cpages);
 	case MGPU_HMM_SNAPSHOT:
 		return mgpu_request_snapshot(mirror, request);
 	case MGPU_HMM_EXCLUSIVE:

@@ -6,7 +6,8 @@
  *   device.c   commands on the control queue, and the device's units
  *   job.c      one job of a unit: its window of pages, its stream, its fence
  *   dma.c      pages as I/O addresses
- *   mirror.c   the mirror of a process: shadow, notifier, faults
+ *   shadow.c   what the device may use of a process, by page number
+ *   mirror.c   the mirror of a process: its notifier, its faults
  *   access.c   what the device does with mirrored pages
  *   local.c    device memory, as the kernel's device-private pages
  *   migrate.c  pages to device memory and back
@@ -171,7 +172,7 @@ void mgpu_dma_unmap(struct device *dev, struct mgpu_dma *dma,
 		    const dma_addr_t *addresses);
 void mgpu_dma_end(struct device *dev, struct mgpu_dma *dma);
 
-/* mirror.c */
+/* shadow.c */
 #define MGPU_ENTRY_PRESENT	BIT(0)
 #define MGPU_ENTRY_WRITE	BIT(1)
 #define MGPU_ENTRY_ATOMIC	BIT(2)
@@ -200,6 +201,20 @@ struct mgpu_mirror {
 	u64 flags;
 };
 
+u8 mgpu_mirror_entry(struct mgpu_mirror *mirror, unsigned long index,
+		     struct page **page, dma_addr_t *address);
+struct mgpu_chunk *mgpu_chunk_alloc(struct mgpu_mirror *mirror,
+				    unsigned long first, unsigned long count);
+void mgpu_chunk_close(struct mgpu_mirror *mirror, struct mgpu_chunk *chunk);
+int mgpu_chunk_store(struct mgpu_mirror *mirror, struct mgpu_chunk *chunk,
+		     unsigned long index, struct page *page, u8 flags);
+int mgpu_chunk_sync(struct mgpu_mirror *mirror, struct mgpu_chunk *chunk);
+void mgpu_chunk_drop(struct mgpu_mirror *mirror, struct mgpu_chunk *chunk,
+		     unsigned long first, unsigned long last);
+void mgpu_chunk_shorten(struct mgpu_mirror *mirror, struct mgpu_chunk *chunk,
+			unsigned int at);
+
+/* mirror.c */
 enum mgpu_lookup {
 	MGPU_LOOKUP_READ,
 	MGPU_LOOKUP_READ_UNLOCKED,
@@ -215,14 +230,6 @@ void mgpu_mirror_forget(struct mgpu_mirror *mirror, unsigned long first,
 void mgpu_mirror_forget_all(struct mgpu_mirror *mirror);
 int mgpu_mirror_fault(struct mgpu_mirror *mirror, unsigned long start,
 		      unsigned long end, enum mgpu_lookup lookup);
-u8 mgpu_mirror_entry(struct mgpu_mirror *mirror, unsigned long index,
-		     struct page **page, dma_addr_t *address);
-struct mgpu_chunk *mgpu_chunk_alloc(struct mgpu_mirror *mirror,
-				    unsigned long first, unsigned long count);
-void mgpu_chunk_close(struct mgpu_mirror *mirror, struct mgpu_chunk *chunk);
-int mgpu_chunk_store(struct mgpu_mirror *mirror, struct mgpu_chunk *chunk,
-		     unsigned long index, struct page *page, u8 flags);
-int mgpu_chunk_sync(struct mgpu_mirror *mirror, struct mgpu_chunk *chunk);
 
 /* access.c */
 int mgpu_mirror_copy(struct mgpu_mirror *mirror, unsigned long start,
@@ -249,7 +256,7 @@ unsigned int mgpu_local_used(struct mgpu_unit *unit, unsigned long *from,
 int mgpu_migrate_to_local(struct mgpu_mirror *mirror, unsigned long start,
 			  unsigned long end);
 int mgpu_migrate_to_system(struct mgpu_mirror *mirror, unsigned long start,
-			   unsigned long end);
+			   unsigned long end, u64 *moved);
 int mgpu_migrate_evict(struct mgpu_unit *unit);
 vm_fault_t mgpu_migrate_fault(struct vm_fault *vmf);
 #else
@@ -280,7 +287,8 @@ static inline int mgpu_migrate_to_local(struct mgpu_mirror *mirror,
 }
 
 static inline int mgpu_migrate_to_system(struct mgpu_mirror *mirror,
-					 unsigned long start, unsigned long end)
+					 unsigned long start, unsigned long end,
+					 u64 *moved)
 {
 	return 0;
 }

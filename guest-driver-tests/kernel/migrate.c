@@ -23,7 +23,7 @@
 /* A fault brings its neighbours back too: a job has a price, a page hardly any. */
 #define MGPU_FAULT_AROUND	(64UL << PAGE_SHIFT)
 /* How often pages that others hold for a moment are tried again at removal. */
-#define MGPU_EVICT_ATTEMPTS	1000
+#define MGPU_EVICT_ATTEMPTS	500
 
 /* Up to a window of pages on their way. */
 struct mgpu_migration {
@@ -33,6 +33,8 @@ struct mgpu_migration {
 	/* Fails the next allocation of a huge page; NULL: does not. */
 	u64 *flags;
 	unsigned long npages;
+	/* How many pages have arrived. */
+	u64 moved;
 	unsigned long src[MGPU_WINDOW_PAGES];
 	unsigned long dst[MGPU_WINDOW_PAGES];
 	/* The two sides of each page. No system page: it reads as zeros. */
@@ -248,6 +250,16 @@ static int mgpu_migration_fill(struct mgpu_migration *migration,
 	return ret;
 }
 
+static void mgpu_migration_count(struct mgpu_migration *migration)
+{
+	unsigned long i;
+
+	for (i = 0; i < migration->npages; i++)
+		if (migration->src[i] & MIGRATE_PFN_MIGRATE && migration->dst[i])
+			migration->moved +=
+				folio_nr_pages(page_folio(migrate_pfn_to_page(migration->dst[i])));
+}
+
 /* Migrates [start, end) of a vma, at most a window, under the mmap lock. */
 static int mgpu_migrate_vma(struct mgpu_migration *migration,
 			    struct vm_area_struct *vma, unsigned long start,
@@ -278,6 +290,7 @@ static int mgpu_migrate_vma(struct mgpu_migration *migration,
 	migration->npages = args.npages;
 	ret = mgpu_migration_fill(migration, vma->vm_flags & VM_WRITE);
 	migrate_vma_pages(&args);
+	mgpu_migration_count(migration);
 	migrate_vma_finalize(&args);
 	return ret;
 }
@@ -307,7 +320,7 @@ static int mgpu_migrate_range(struct mgpu_migration *migration,
 
 static int mgpu_migrate_mirrored(struct mgpu_mirror *mirror,
 				 unsigned long start, unsigned long end,
-				 bool to_local)
+				 bool to_local, u64 *moved)
 {
 	struct mgpu_migration *migration;
 	int ret;
@@ -317,6 +330,7 @@ static int mgpu_migrate_mirrored(struct mgpu_mirror *mirror,
 		return -ENOMEM;
 	migration->flags = &mirror->flags;
 	ret = mgpu_migrate_range(migration, mirror->notifier.mm, start, end);
+	*moved = migration->moved;
 	kvfree(migration);
 	return ret;
 }
@@ -324,13 +338,15 @@ static int mgpu_migrate_mirrored(struct mgpu_mirror *mirror,
 int mgpu_migrate_to_local(struct mgpu_mirror *mirror, unsigned long start,
 			  unsigned long end)
 {
-	return mgpu_migrate_mirrored(mirror, start, end, true);
+	u64 moved;
+
+	return mgpu_migrate_mirrored(mirror, start, end, true, &moved);
 }
 
 int mgpu_migrate_to_system(struct mgpu_mirror *mirror, unsigned long start,
-			   unsigned long end)
+			   unsigned long end, u64 *moved)
 {
-	return mgpu_migrate_mirrored(mirror, start, end, false);
+	return mgpu_migrate_mirrored(mirror, start, end, false, moved);
 }
 
 /* A CPU touched a page of the unit's memory. */
@@ -395,7 +411,7 @@ int mgpu_migrate_evict(struct mgpu_unit *unit)
 		from = 0;
 		if (!count)
 			break;
-		msleep(1);
+		msleep(20);
 	}
 	kvfree(migration);
 	return ret;
