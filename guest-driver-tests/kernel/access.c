@@ -77,10 +77,15 @@ static int mgpu_mirror_submit(struct mgpu_mirror *mirror, struct mgpu_job *job,
 static int mgpu_mirror_finish(struct mgpu_mirror *mirror, struct mgpu_job *job,
 			      int result)
 {
-	result = result ?: mgpu_job_wait(job);
+	if (!result && mgpu_bug(MGPU_BUG_LEAVE_ON_SIGNAL))
+		job->left = wait_for_completion_killable(&job->submit->done);
+	if (!job->left)
+		result = result ?: mgpu_job_wait(job);
 	mutex_lock(&mirror->lock);
 	list_del_init(&job->node);
 	mutex_unlock(&mirror->lock);
+	if (job->left)
+		return -EINTR;
 	return mgpu_job_end(job, result);
 }
 

@@ -18,6 +18,7 @@
 	bug(WRONG_DIRECTION, "wrong-direction") \
 	bug(SHORT_MAPPING, "short-mapping") \
 	bug(FENCE_NOT_AWAITED, "fence-not-awaited") \
+	bug(LEAVE_ON_SIGNAL, "leave-on-signal") \
 	bug(LEAK_MAPPING, "leak-mapping") \
 	bug(KEEP_BACKING, "keep-backing") \
 	bug(MIGRATE_WITHOUT_COPY, "migrate-without-copy")

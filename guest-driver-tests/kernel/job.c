@@ -51,10 +51,13 @@ struct mgpu_job *mgpu_job_begin(struct mgpu_unit *unit)
 	struct mgpu_job *job = &unit->job;
 
 	lockdep_assert_held(&unit->engine);
+	if (job->left) {
+		job->left = false;
+		mgpu_job_end(job, mgpu_job_wait(job));
+	}
 	job->entries = 0;
 	job->window_bytes = 0;
 	job->last = NULL;
-	job->submitted = false;
 	job->submit->length = sizeof(struct virtio_gpu_cmd_submit);
 	return job;
 }
@@ -177,10 +180,7 @@ int mgpu_job_submit(struct mgpu_job *job)
 		if (ret)
 			return ret;
 	}
-	ret = mgpu_job_queue_submit(job);
-	/* The detach at the end is right after an attach alone, too. */
-	job->submitted = !ret;
-	return ret;
+	return mgpu_job_queue_submit(job);
 }
 
 /* Waits for the fence. */

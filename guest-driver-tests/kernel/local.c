@@ -85,6 +85,9 @@ unsigned int mgpu_local_used(struct mgpu_unit *unit, unsigned long *from,
 	unsigned long flags, end;
 	unsigned int count = 0;
 
+	/* Where its setup failed. */
+	if (!local->first_pfn)
+		return 0;
 	spin_lock_irqsave(&local->lock, flags);
 	*from = find_next_bit(local->used, local->npages, *from);
 	/* Never across a block, so that no folio is cut. */

@@ -42,7 +42,7 @@
 #define MGPU_UNITS		2
 #define MGPU_LOCAL_BLOCKS_MAX	64
 
-/* The resources of a unit: a page of their numbers for each. */
+/* The resources of a unit; each unit has numbers of its own for them. */
 enum mgpu_space {
 	MGPU_SPACE_WINDOW = 1,	/* pages of the user, new ones for each job */
 	MGPU_SPACE_STAGING,	/* a buffer of the driver */
@@ -71,7 +71,8 @@ struct mgpu_job {
 	struct mgpu_command *detach;
 	unsigned int entries;
 	size_t window_bytes;
-	bool submitted;
+	/* A seeded bug has left it in flight; the next job ends it. */
+	bool left;
 	/* The packet that the next one may continue; NULL: none. */
 	u32 *last;
 	u64 last_from, last_to, last_bytes;
