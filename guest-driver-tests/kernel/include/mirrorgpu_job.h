@@ -1,0 +1,1 @@
+../../../device-model/job-stream/include/mirrorgpu_job.h

@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-3-Clause
+/*
+ * The mirror of a process: which of its pages the device may use now, and
+ * under which I/O address. An entry of the shadow holds no reference to its
+ * page. It stands for as long as the CPU's page table says the same, which the
+ * notifier ends:
+ *
+ *   lookup                            notifier (unmap, migrate, exit ...)
+ *   seq = read_begin
+ *   hmm_range_fault
+ *   lock                              lock
+ *   read_retry(seq)? start again      set_seq
+ *   map for DMA, store                wait for jobs that use the range
+ *   unlock                            unmap for DMA, erase
+ *                                     unlock
+ *
+ * INVARIANT: a page that is in the shadow is mapped for DMA, and it leaves both
+ * only when no job uses it any more. When the notifier returns, the device
+ * cannot reach the range.
+ */
+
+#include <linux/delay.h>
+#include <linux/sched/mm.h>
+#include <linux/slab.h>
+
+#include "mgpu.h"
+
+/* Whether a job uses pages among [first, last]; waits for those if asked to. */
+static bool mgpu_mirror_jobs(struct mgpu_mirror *mirror, unsigned long first,
+			     unsigned long last, bool wait)
+{
+	struct mgpu_job *job;
+	bool found = false;
+
+	list_for_each_entry(job, &mirror->jobs, node) {
+		if (job->first > last || job->end <= first)
+			continue;
+		found = true;
+		if (wait)
+			wait_for_completion(&job->submit->done);
+	}
+	return found;
+}
+
+/* Takes pages [first, last] from the device. */
+void mgpu_mirror_forget(struct mgpu_mirror *mirror, unsigned long first,
+			unsigned long last)
+{
+	struct mgpu_chunk *chunk;
+	unsigned long index;
+
+	lockdep_assert_held(&mirror->lock);
+	if (!mgpu_bug(MGPU_BUG_UNMAP_BEFORE_FENCE))
+		mgpu_mirror_jobs(mirror, first, last, true);
+	xa_for_each_range(&mirror->shadow, index, chunk, first, last)
+		mgpu_chunk_drop(mirror, chunk, first, last);
+}
+
+void mgpu_mirror_forget_all(struct mgpu_mirror *mirror)
+{
+	mutex_lock(&mirror->lock);
+	mgpu_mirror_forget(mirror, 0, ULONG_MAX);
+	mutex_unlock(&mirror->lock);
+}
+
+static bool mgpu_mirror_invalidate(struct mmu_interval_notifier *notifier,
+				   const struct mmu_notifier_range *range,
+				   unsigned long sequence)
+{
+	struct mgpu_mirror *mirror =
+		container_of(notifier, struct mgpu_mirror, notifier);
+	unsigned long first = range->start >> PAGE_SHIFT;
+	unsigned long last = (range->end - 1) >> PAGE_SHIFT;
+	bool may_wait = mmu_notifier_range_blockable(range);
+
+	if (may_wait)
+		mutex_lock(&mirror->lock);
+	else if (!mutex_trylock(&mirror->lock))
+		return false;
+	if (!may_wait && mgpu_mirror_jobs(mirror, first, last, false)) {
+		mutex_unlock(&mirror->lock);
+		return false;
+	}
+	/*
+	 * Pages become exclusive to the unit under its own lookup, which must
+	 * not be told to start again by what it did itself.
+	 */
+	if (!MMU_NOTIFY_EXCLUSIVE_OF(range, mirror->unit))
+		mmu_interval_set_seq(notifier, sequence);
+	if (!mgpu_bug(MGPU_BUG_FORGET_NOTIFIER))
+		mgpu_mirror_forget(mirror, first, last);
+	mutex_unlock(&mirror->lock);
+	return true;
+}
+
+static const struct mmu_interval_notifier_ops mgpu_mirror_ops = {
+	.invalidate = mgpu_mirror_invalidate,
+};
+
+static int mgpu_range_fault(struct hmm_range *range, enum mgpu_lookup lookup)
+{
+	struct mm_struct *mm = range->notifier->mm;
+	int ret;
+
+	if (lookup == MGPU_LOOKUP_READ_UNLOCKED)
+		return hmm_range_fault_unlocked_timeout(range,
+			msecs_to_jiffies(HMM_RANGE_DEFAULT_TIMEOUT));
+	range->notifier_seq = mmu_interval_read_begin(range->notifier);
+	mmap_read_lock(mm);
+	ret = hmm_range_fault(range);
+	mmap_read_unlock(mm);
+	return ret;
+}
+
+static int mgpu_store_range(struct mgpu_mirror *mirror,
+			    struct mgpu_chunk *chunk,
+			    const struct hmm_range *range,
+			    enum mgpu_lookup lookup)
+{
+	unsigned long first = range->start >> PAGE_SHIFT;
+	unsigned long i, count = (range->end - range->start) >> PAGE_SHIFT;
+	int ret;
+
+	for (i = 0; i < count; i++) {
+		unsigned long pfn = range->hmm_pfns[i];
+		struct page *page = hmm_pfn_to_page(pfn);
+
+		if (!(pfn & HMM_PFN_VALID))
+			continue;
+		if (lookup == MGPU_LOOKUP_LOCAL &&
+		    !mgpu_local_owns(mirror->unit, page))
+			continue;
+		ret = mgpu_chunk_store(mirror, chunk, first + i, page,
+				       pfn & HMM_PFN_WRITE ? MGPU_ENTRY_WRITE : 0);
+		if (ret)
+			return ret;
+	}
+	ret = mgpu_chunk_sync(mirror, chunk);
+	if (mgpu_bug(MGPU_BUG_SHORT_MAPPING))
+		mgpu_chunk_shorten(mirror, chunk, count - 1);
+	return ret;
+}
+
+/* Looks up one window of pages, until what was found still holds. */
+static int mgpu_fault_window(struct mgpu_mirror *mirror,
+			     struct mgpu_chunk *chunk, struct hmm_range *range,
+			     enum mgpu_lookup lookup)
+{
+	unsigned long deadline =
+		jiffies + msecs_to_jiffies(HMM_RANGE_DEFAULT_TIMEOUT);
+	int ret;
+
+	for (;;) {
+		if (fatal_signal_pending(current))
+			return -EINTR;
+		if (time_after(jiffies, deadline))
+			return -EBUSY;
+		ret = mgpu_range_fault(range, lookup);
+		if (ret == -EBUSY)
+			continue;
+		if (ret)
+			return ret;
+		/* Widens the window that the sequence closes, so that the bug shows. */
+		if (mgpu_bug(MGPU_BUG_NO_READ_RETRY))
+			usleep_range(2000, 3000);
+		mutex_lock(&mirror->lock);
+		if (!mmu_interval_read_retry(range->notifier,
+					     range->notifier_seq) ||
+		    mgpu_bug(MGPU_BUG_NO_READ_RETRY))
+			break;
+		mutex_unlock(&mirror->lock);
+	}
+	ret = mgpu_store_range(mirror, chunk, range, lookup);
+	mutex_unlock(&mirror->lock);
+	return ret;
+}
+
+static unsigned long mgpu_lookup_flags(enum mgpu_lookup lookup)
+{
+	if (lookup == MGPU_LOOKUP_LOCAL)
+		return 0;
+	if (lookup == MGPU_LOOKUP_WRITE && !mgpu_bug(MGPU_BUG_NO_REQ_WRITE))
+		return HMM_PFN_REQ_FAULT | HMM_PFN_REQ_WRITE;
+	return HMM_PFN_REQ_FAULT;
+}
+
+/* Looks up pages [start, end) of the process, and lets the device use them. */
+int mgpu_mirror_fault(struct mgpu_mirror *mirror, unsigned long start,
+		      unsigned long end, enum mgpu_lookup lookup)
+{
+	struct hmm_range range = {
+		.notifier = &mirror->notifier,
+		.default_flags = mgpu_lookup_flags(lookup),
+		.dev_private_owner = mirror->unit,
+	};
+	struct mgpu_chunk *chunk;
+	unsigned long count;
+	int ret = 0;
+
+	range.hmm_pfns = kvcalloc(MGPU_WINDOW_PAGES, sizeof(*range.hmm_pfns),
+				  GFP_KERNEL);
+	if (!range.hmm_pfns)
+		return -ENOMEM;
+	for (; start < end && !ret; start = range.end) {
+		range.start = start;
+		range.end = min(end, start + MGPU_WINDOW_BYTES);
+		count = (range.end - range.start) >> PAGE_SHIFT;
+		chunk = mgpu_chunk_alloc(mirror, start >> PAGE_SHIFT, count);
+		if (!chunk) {
+			ret = -ENOMEM;
+			break;
+		}
+		ret = mgpu_fault_window(mirror, chunk, &range, lookup);
+		mgpu_chunk_close(mirror, chunk);
+	}
+	kvfree(range.hmm_pfns);
+	return ret;
+}
+
+struct mgpu_mirror *mgpu_mirror_open(struct mgpu_unit *unit)
+{
+	struct mgpu_device *device = unit->device;
+	struct mgpu_mirror *mirror;
+	int ret;
+
+	mirror = kzalloc(sizeof(*mirror), GFP_KERNEL);
+	if (!mirror)
+		return ERR_PTR(-ENOMEM);
+	mirror->unit = unit;
+	mutex_init(&mirror->lock);
+	xa_init(&mirror->shadow);
+	INIT_LIST_HEAD(&mirror->jobs);
+	ret = mmu_interval_notifier_insert(&mirror->notifier, current->mm, 0,
+					   ULONG_MAX & PAGE_MASK,
+					   &mgpu_mirror_ops);
+	if (ret) {
+		kfree(mirror);
+		return ERR_PTR(ret);
+	}
+	mutex_lock(&device->mirrors_lock);
+	list_add(&mirror->node, &device->mirrors);
+	mutex_unlock(&device->mirrors_lock);
+	return mirror;
+}
+
+void mgpu_mirror_close(struct mgpu_mirror *mirror)
+{
+	struct mgpu_device *device = mirror->unit->device;
+
+	/* After this no notifier runs, and no request of the file does. */
+	mmu_interval_notifier_remove(&mirror->notifier);
+	mutex_lock(&device->mirrors_lock);
+	list_del(&mirror->node);
+	mgpu_mirror_forget_all(mirror);
+	mutex_unlock(&device->mirrors_lock);
+	xa_destroy(&mirror->shadow);
+	kfree(mirror);
+}

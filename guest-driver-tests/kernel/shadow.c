@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-3-Clause
+/*
+ * The shadow of a process's page table: by page number, what the device may use
+ * and under which I/O address. Pages that were looked up together are a chunk,
+ * which lives until its last entry is gone. An entry holds no reference to its
+ * page; the mirror's notifier ends it.
+ */
+
+#include <linux/slab.h>
+
+#include "mgpu.h"
+
+static void mgpu_chunk_free(struct mgpu_mirror *mirror,
+			    struct mgpu_chunk *chunk)
+{
+	/* Addresses that are still mapped must not be given to others. */
+	if (!mgpu_bug(MGPU_BUG_LEAK_MAPPING))
+		mgpu_dma_end(mirror->unit->device->dma, &chunk->dma);
+	kvfree(chunk);
+}
+
+/* An empty chunk for pages from @first on, with room in the shadow for them. */
+struct mgpu_chunk *mgpu_chunk_alloc(struct mgpu_mirror *mirror,
+				    unsigned long first, unsigned long count)
+{
+	struct mgpu_chunk *chunk;
+	unsigned long i;
+
+	chunk = kvzalloc(sizeof(*chunk), GFP_KERNEL);
+	if (!chunk)
+		return NULL;
+	chunk->first = first;
+	/* The caller's hold, which mgpu_chunk_close() ends. */
+	chunk->live = 1;
+	for (i = 0; i < count; i++) {
+		if (xa_reserve(&mirror->shadow, first + i, GFP_KERNEL)) {
+			kvfree(chunk);
+			return NULL;
+		}
+	}
+	mgpu_dma_begin(mirror->unit->device->dma, &chunk->dma);
+	return chunk;
+}
+
+/* Ends the caller's hold: the chunk lives on with its entries. */
+void mgpu_chunk_close(struct mgpu_mirror *mirror, struct mgpu_chunk *chunk)
+{
+	bool dead;
+
+	mutex_lock(&mirror->lock);
+	dead = !--chunk->live;
+	mutex_unlock(&mirror->lock);
+	if (dead)
+		mgpu_chunk_free(mirror, chunk);
+}
+
+/* Unmaps entries [from, to) of a chunk, which all have I/O addresses. */
+static void mgpu_chunk_unmap(struct mgpu_mirror *mirror,
+			     struct mgpu_chunk *chunk, unsigned int from,
+			     unsigned int to)
+{
+	if (from == to || mgpu_bug(MGPU_BUG_LEAK_MAPPING))
+		return;
+	mgpu_dma_unmap(mirror->unit->device->dma, &chunk->dma, from, to - from,
+		       chunk->addresses);
+}
+
+/* Takes the entries of a chunk among pages [first, last] out of the shadow. */
+void mgpu_chunk_drop(struct mgpu_mirror *mirror, struct mgpu_chunk *chunk,
+		     unsigned long first, unsigned long last)
+{
+	unsigned int from = max(first, chunk->first) - chunk->first;
+	unsigned int to = min(last - chunk->first, MGPU_WINDOW_PAGES - 1) + 1;
+	unsigned int run = from, i;
+
+	for (i = from; i < to; i++) {
+		u8 flags = chunk->flags[i];
+
+		if (!(flags & MGPU_ENTRY_PRESENT) ||
+		    flags & (MGPU_ENTRY_LOCAL | MGPU_ENTRY_UNMAPPED)) {
+			mgpu_chunk_unmap(mirror, chunk, run, i);
+			run = i + 1;
+		}
+		if (flags & MGPU_ENTRY_PRESENT) {
+			xa_erase(&mirror->shadow, chunk->first + i);
+			chunk->flags[i] = 0;
+			chunk->live--;
+		}
+	}
+	mgpu_chunk_unmap(mirror, chunk, run, i);
+	if (!chunk->live)
+		mgpu_chunk_free(mirror, chunk);
+}
+
+/* What the shadow says of a page: MGPU_ENTRY_*, 0: nothing. */
+u8 mgpu_mirror_entry(struct mgpu_mirror *mirror, unsigned long index,
+		     struct page **page, dma_addr_t *address)
+{
+	struct mgpu_chunk *chunk = xa_load(&mirror->shadow, index);
+
+	lockdep_assert_held(&mirror->lock);
+	if (!chunk)
+		return 0;
+	*page = chunk->pages[index - chunk->first];
+	*address = chunk->addresses[index - chunk->first];
+	return chunk->flags[index - chunk->first];
+}
+
+static dma_addr_t mgpu_chunk_map(struct mgpu_mirror *mirror,
+				 struct mgpu_chunk *chunk, unsigned int at,
+				 struct page *page, u8 flags)
+{
+	enum dma_data_direction direction = DMA_TO_DEVICE;
+
+	if (flags & MGPU_ENTRY_WRITE && !mgpu_bug(MGPU_BUG_WRONG_DIRECTION))
+		direction = DMA_BIDIRECTIONAL;
+	return mgpu_dma_map(mirror->unit->device->dma, &chunk->dma, at, page,
+			    direction);
+}
+
+/* Stores a page, with an I/O address if it is the system's. */
+int mgpu_chunk_store(struct mgpu_mirror *mirror, struct mgpu_chunk *chunk,
+		     unsigned long index, struct page *page, u8 flags)
+{
+	unsigned int at = index - chunk->first;
+	dma_addr_t address;
+	struct page *old;
+	u8 held;
+
+	flags |= MGPU_ENTRY_PRESENT;
+	if (mgpu_local_owns(mirror->unit, page))
+		flags |= MGPU_ENTRY_LOCAL;
+	held = mgpu_mirror_entry(mirror, index, &old, &address);
+	if (held && old == page && (held & flags) == flags)
+		return 0;
+	if (held)
+		mgpu_mirror_forget(mirror, index, index);
+	if (!(flags & MGPU_ENTRY_LOCAL)) {
+		chunk->addresses[at] = mgpu_chunk_map(mirror, chunk, at, page,
+						      flags);
+		if (chunk->addresses[at] == DMA_MAPPING_ERROR)
+			return -ENOMEM;
+	}
+	/* Its place was reserved; where a notifier took that, there may be no memory. */
+	if (xa_is_err(xa_store(&mirror->shadow, index, chunk, GFP_NOWAIT))) {
+		if (!(flags & MGPU_ENTRY_LOCAL))
+			mgpu_chunk_unmap(mirror, chunk, at, at + 1);
+		return -ENOMEM;
+	}
+	chunk->pages[at] = page;
+	chunk->flags[at] = flags;
+	chunk->live++;
+	return 0;
+}
+
+/* Makes what was stored known to the IOMMU, before a job uses it. */
+int mgpu_chunk_sync(struct mgpu_mirror *mirror, struct mgpu_chunk *chunk)
+{
+	return mgpu_dma_sync(mirror->unit->device->dma, &chunk->dma, 0,
+			     MGPU_WINDOW_PAGES);
+}
+
+/* Bug: the mapping of a chunk is a page shorter than what is used of it. */
+void mgpu_chunk_shorten(struct mgpu_mirror *mirror, struct mgpu_chunk *chunk,
+			unsigned int at)
+{
+	if ((chunk->flags[at] & (MGPU_ENTRY_PRESENT | MGPU_ENTRY_LOCAL)) !=
+	    MGPU_ENTRY_PRESENT)
+		return;
+	mgpu_chunk_unmap(mirror, chunk, at, at + 1);
+	chunk->flags[at] |= MGPU_ENTRY_UNMAPPED;
+}
