@@ -24,7 +24,8 @@ struct Fixture<'a> {
 }
 
 /// The full names of all tests, out of what `-l` prints: a table with a column each for fixtures, their variants and their
-/// tests. The columns are independent: each variant has each test.
+/// tests. The columns are independent: each variant has each test. Other words of the program's, which begin with `#`, may
+/// stand before and after.
 pub fn list(text: &str) -> Vec<String> {
     let mut fixtures: Vec<Fixture<'_>> = Vec::new();
     let mut places = None;
@@ -34,7 +35,7 @@ pub fn list(text: &str) -> Vec<String> {
             places = line.find("VARIANT").zip(line.find("TEST"));
             continue;
         }
-        let Some((variants, tests)) = places else { continue };
+        let Some((variants, tests)) = places.filter(|_| !line.starts_with('#')) else { continue };
         if line.starts_with("----") {
             begins = true;
             continue;
@@ -112,6 +113,7 @@ hmm                  hmm_device_private        open_close
                                                migrate
 --------------------------------------------------------------------------------
 plain                                          snapshot
+# [INFO] detected hugetlb page size: 1048576 KiB
 ";
 
     const RUN: &str = "\
