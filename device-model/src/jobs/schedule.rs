@@ -15,7 +15,7 @@ mod ready;
 mod suspects;
 mod wait;
 
-use crate::addr::{ByteRange, Iova, SpaceId};
+use crate::addr::{Access, ByteRange, Iova, SpaceId};
 use crate::jobs::engine::{Leaves, Left};
 use crate::jobs::job::{Job, JobError, JobId, JobOutcome};
 use crate::mmu::miss::MissRequest;
@@ -48,6 +48,8 @@ pub struct ScheduledJob {
     generation: u64,
     /// How often its WAITs have polled in vain: the interval between polls grows with it.
     looks: u32,
+    /// This page was refused, and the job uses an address space: the next walk shows whether it still needs it.
+    pub(crate) refused: Option<(Iova, Access)>,
     /// It has executed something.
     pub(crate) stepped: bool,
     /// It is done, and was parked once more to check whether its memory was unmapped under it.
@@ -65,6 +67,7 @@ impl ScheduledJob {
             seen: 0,
             generation: 0,
             looks: 0,
+            refused: None,
             stepped: false,
             checked: false,
         }
@@ -413,8 +416,13 @@ impl Schedule {
         if !unanswered.answered(wait, page) {
             return;
         }
-        if let Err(error) = answer {
-            work.failed.get_or_insert(error);
+        match answer {
+            Ok(()) => {}
+            // Perhaps the guest has changed the page tables meanwhile, and rightly unmapped what they named before.
+            Err(JobError::Refused(Missing { range, access, .. })) if work.job.is_translated() => {
+                work.refused = Some((range.first(), access));
+            }
+            Err(error) => _ = work.failed.get_or_insert(error),
         }
         if unanswered.pages() == 0
             && let Some(Parked::Misses { work, .. }) = self.parked.remove(&wait.job)
