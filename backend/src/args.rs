@@ -147,6 +147,10 @@ pub struct QuotaArgs {
     #[arg(long, value_name = "COUNT", default_value_t = 64, value_parser = value_parser!(u32).range(1..))]
     pub max_contexts: u32,
 
+    /// Most device address spaces of all contexts.
+    #[arg(long, value_name = "COUNT", default_value_t = 64, value_parser = value_parser!(u32).range(1..))]
+    pub max_address_spaces: u32,
+
     /// Most jobs that wait or run.
     ///
     /// Each context has an equal share of them to itself, this number divided by --max-contexts; the rest is for all.
@@ -326,6 +330,7 @@ mod tests {
             max_backing_entries: 16_384,
             max_resources: 4096,
             max_contexts: 64,
+            max_address_spaces: 64,
             max_queued_jobs: 1024,
             max_descriptors: 256,
         };

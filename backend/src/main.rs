@@ -111,6 +111,7 @@ fn device_settings(args: &Args, injection: &Arc<Injection>) -> DeviceSettings {
                 backing_entries: args.quotas.max_backing_entries.into(),
                 resources: args.quotas.max_resources.into(),
                 contexts: args.quotas.max_contexts.into(),
+                address_spaces: args.quotas.max_address_spaces.into(),
                 queued_jobs: args.quotas.max_queued_jobs.into(),
             },
             announced_scanouts: args.scanouts,

@@ -91,7 +91,37 @@ address! {
     FrontendVa
 }
 
-/// An address space of the device. There is one so far, [`SpaceId::DEVICE`]; every call of the mirror takes it.
+address! {
+    /// An address in an address space whose page tables the guest writes (48 bits). A walk of those tables makes an
+    /// [`Iova`] of it, and the mirror a host address of that.
+    Gva
+}
+
+/// The number of such an address space: the guest's choice, below 2^31. No two address spaces have the same one at a
+/// time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct Asid(u32);
+
+impl Asid {
+    /// The address space with this number.
+    pub const fn new(raw: u32) -> Self {
+        Self(raw)
+    }
+
+    /// The number.
+    pub const fn raw(self) -> u32 {
+        self.0
+    }
+}
+
+impl fmt::Display for Asid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A space of [`Iova`]s, which the guest's IOMMU gives to the device (a domain). There is one so far, [`SpaceId::DEVICE`]; every call of the mirror takes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct SpaceId(u32);

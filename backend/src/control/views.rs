@@ -132,8 +132,7 @@ fn mapped(mapped: &MappedRange) -> Value {
 pub(super) fn faults(hooks: &Hooks, _: NoArguments) -> Result<Value, Failure> {
     let faults = hooks.instruments.reports.faults();
     // The names are looked up one by one, because holding their lock for long would delay the rings.
-    let names = |fault: &Fault| hooks.instruments.names().of(fault.at, fault.range);
-    let json = |fault: &Fault| fault_json(fault, &names(fault));
+    let json = |fault: &Fault| fault_json(fault, &hooks.instruments.names_of(fault));
     let records: Vec<_> = faults.records.iter().map(json).collect();
     Ok(json!({ "faults": records, "dropped": faults.dropped }))
 }

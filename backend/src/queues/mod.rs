@@ -20,6 +20,7 @@ use device_model::jobs::scheduler::Scheduler;
 use device_model::mmu::{Missing, RingMemory};
 use device_model::telemetry::record::Event;
 use device_model::telemetry::stats::Stats;
+use device_model::telemetry::violation::Fault;
 use epoll::Events;
 use log::{debug, warn};
 
@@ -212,6 +213,10 @@ impl Queues<'_, '_> {
         let id = job.id();
         let failed = outcome != JobOutcome::Done;
         let swallowed = failed && self.thread.injection.fires(Bug::SwallowFailure);
+        let fault = match outcome {
+            JobOutcome::Failed(error) => Fault::of_job(self.thread.scheduler.now(), &job, error),
+            JobOutcome::Done => None,
+        };
         let told = if swallowed { JobOutcome::Done } else { outcome };
         if !self.thread.device.job_finished(job, told, &mut self.effects) {
             return;
@@ -219,6 +224,10 @@ impl Queues<'_, '_> {
         let (sink, now) = (self.sink(CONTROL_QUEUE), self.thread.scheduler.now());
         sink.record_at(now, Event::Ended { job: id, failed });
         sink.instruments().names().job_ended(now, id);
+        if let Some(fault) = fault {
+            self.thread.stats.address_space_faults.add(1);
+            self.sink(CONTROL_QUEUE).instruments().fault(fault);
+        }
         self.jobs = self.jobs.saturating_sub(1);
         match outcome {
             JobOutcome::Done => self.thread.stats.jobs_done.add(1),

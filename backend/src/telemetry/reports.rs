@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use device_model::locking::lock;
-use device_model::telemetry::violation::{Fault, Verdict, Violation};
+use device_model::telemetry::violation::{Fault, FaultCause, Verdict, Violation};
 use job_stream::Choice;
 use serde_json::{Value, json};
 
@@ -193,17 +193,30 @@ pub fn violation_json(violation: &Violation) -> Value {
 
 /// A fault as JSON, with the `names` of its address and advice for the author of the driver.
 pub fn fault_json(fault: &Fault, names: &[String]) -> Value {
-    json!({
+    let mut json = json!({
         "mode": fault.mode.name(),
         "job": fault.job,
         "context": fault.context,
         "packet": fault.packet,
-        "range": fault.range,
-        "access": fault.access,
         "at_ns": nanoseconds(fault.at),
         "names": names,
         "advice": fault.advice(),
-    })
+    });
+    let cause = match fault.cause {
+        FaultCause::Refused { range, access } => json!({ "range": range, "access": access }),
+        FaultCause::Translation(fault) => json!({
+            "asid": fault.asid,
+            "gva": fault.gva.to_string(),
+            "access": fault.access,
+            "kind": fault.kind,
+            "level": fault.level,
+            "pte": format!("{:#x}", fault.pte),
+        }),
+    };
+    if let (Some(all), Value::Object(cause)) = (json.as_object_mut(), cause) {
+        all.extend(cause);
+    }
+    json
 }
 
 fn nanoseconds(time: Duration) -> u64 {

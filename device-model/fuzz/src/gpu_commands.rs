@@ -70,7 +70,7 @@ fn cursor(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
 }
 
 fn control(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
-    Ok(match u.int_in_range(0..=25)? {
+    Ok(match u.int_in_range(0..=28)? {
         0 => command::get_display_info(),
         1 => command::get_edid(number(u)?),
         2..=3 => command::create_2d(id(u)?, format(u)?, side(u)?, side(u)?),
@@ -92,6 +92,11 @@ fn control(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
         21 => command::transfer_3d(u.arbitrary()?, context(u)?, id(u)?, number(u)?, number(u)?),
         22..=23 => job(u)?,
         24 => command::set_scanout_blob(id(u)?),
+        25..=26 => {
+            let flags = u32::from(u.ratio(1, 16)?);
+            command::as_create_with(context(u)?, asid(u)?, flags, u64::from(u.arbitrary::<u8>()?) << 12)
+        }
+        27 => command::as_destroy(context(u)?, asid(u)?),
         _ => any_bytes(u)?,
     })
 }
@@ -116,11 +121,22 @@ fn job(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
 fn any_bytes(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     let len = u.int_in_range(0..=80)?;
     let bytes = u.bytes(len)?;
-    Ok(if u.arbitrary()? { bytes.to_vec() } else { command::raw(u.int_in_range(0x100..=0x30f)?, bytes) })
+    Ok(if u.arbitrary()? {
+        bytes.to_vec()
+    } else {
+        command::raw(
+            if u.ratio(1, 4)? { u.int_in_range(0x4d00..=0x4dff)? } else { u.int_in_range(0x100..=0x30f)? },
+            bytes,
+        )
+    })
 }
 
 fn id(u: &mut Unstructured<'_>) -> Result<u32> {
     if u.ratio(1, 16)? { number(u) } else { u.int_in_range(1..=5) }
+}
+
+fn asid(u: &mut Unstructured<'_>) -> Result<u32> {
+    if u.ratio(1, 16)? { number(u) } else { u.int_in_range(1..=2) }
 }
 
 fn context(u: &mut Unstructured<'_>) -> Result<u32> {

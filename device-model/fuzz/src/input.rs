@@ -2,10 +2,12 @@
 //! packets, so a new packet is fuzzed without a line here.
 
 use arbitrary::{Result, Unstructured};
-use job_stream::{FieldInfo, Kind, PACKETS, PacketInfo};
+use job_stream::{FieldInfo, Kind, PACKETS, PacketInfo, Space};
 
 /// Spaces that a stream may name: resources with memory, and some that have none.
 const SPACES: u32 = 5;
+/// Address spaces that a stream may name.
+const ASIDS: u32 = 2;
 
 /// A number that is small more often than not.
 pub fn number(u: &mut Unstructured<'_>) -> Result<u32> {
@@ -80,7 +82,11 @@ fn choice(u: &mut Unstructured<'_>, values: &[(u32, &str, &str)]) -> Result<u32>
 }
 
 fn place(u: &mut Unstructured<'_>, words: &mut Vec<u32>) -> Result<()> {
-    words.push(if u.ratio(1, 16)? { number(u)? } else { u.int_in_range(1..=SPACES)? });
+    words.push(match u.int_in_range(0..=15)? {
+        0 => number(u)?,
+        1..=4 => Space::address_space(u.int_in_range(1..=ASIDS)?).raw(),
+        _ => u.int_in_range(1..=SPACES)?,
+    });
     push_long(words, offset(u)?);
     Ok(())
 }

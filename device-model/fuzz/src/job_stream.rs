@@ -1,6 +1,7 @@
 //! A job stream, from the command that carries it to its end on an engine, beside the naive interpreter of
 //! `job-stream`: the same bytes are left in memory, the user fence says how it ended, and the memory that the job
-//! touched is what its working set named. Pages go missing on the way, and time passes only where the job waits for it.
+//! touched is what its working set named. Pages go missing on the way, those of page tables too, and time passes only where
+//! the job waits for it. A job that leaves what its address space maps fails there.
 //!
 //! The input: four bytes that say how it is played, then the stream, as it is or as values for the table of packets.
 
@@ -12,7 +13,9 @@ use device_model::addr::{ByteRange, Iova, PAGE_SIZE};
 use device_model::gpu::device::{Device, DeviceConfig, Effect, JobConfig, features};
 use device_model::jobs::job::{Job, JobError, JobOutcome, Step, StepContext};
 use device_model::testing::memory::{Page, SparseMemory, pattern};
+use device_model::testing::page_tables::PageTables;
 use device_model::testing::requests as command;
+use job_stream::address_space::pte;
 use job_stream::twin::{self, Buffers, Memory as _, OutOfBounds, Outcome};
 use job_stream::{At, Packet, Program, Space, verify_bytes};
 
@@ -25,6 +28,11 @@ const RESOURCES: [(u32, &[(u64, u32)]); 3] = [
     (2, &[(0x4_0ffd, 0x1003), (0x3_0000, 5), (0x5_0000, 0x2000)]),
     (3, &[(0x6_0ff8, 0x10)]),
 ];
+/// The pages that the only address space maps, from address 0 on: its number as a space, and the IOVAs.
+const MAPPED: (u32, &[(u64, u32)]) =
+    (Space::address_space(1).raw(), &[(0x8_0000, 0x1000), (0xa_0000, 0x1000), (0x9_0000, 0x1000)]);
+/// Its tables, from the root on.
+const TABLES: u64 = 0x100_0000;
 /// Attached, without memory.
 const BARE: u32 = 4;
 /// With memory, not attached.
@@ -99,6 +107,7 @@ fn prepare(device: &mut Device<()>) {
         send(command::attach_backing(id, entries));
         send(command::ctx_attach(CONTEXT, id));
     }
+    send(command::as_create(CONTEXT, 1, TABLES));
     send(command::create_buffer(BARE, 0x1000));
     send(command::ctx_attach(CONTEXT, BARE));
     send(command::create_buffer(APART, 0x1000));
@@ -113,6 +122,9 @@ fn prepare(device: &mut Device<()>) {
 fn lies_in_its_resources(program: &Program) -> bool {
     program.operands().all(|(_, operand)| {
         let range = operand.range;
+        if let Some(asid) = range.space.asid() {
+            return asid == 1;
+        }
         let Some(last) = range.last() else { return false };
         let (Some(first), Some(last)) =
             (locate(range.space.raw(), range.address), locate(range.space.raw(), last))
@@ -123,10 +135,15 @@ fn lies_in_its_resources(program: &Program) -> bool {
     })
 }
 
-/// The guest address of a byte of a resource.
+/// Every space with memory, and where that is.
+fn spaces() -> impl Iterator<Item = (u32, &'static [(u64, u32)])> {
+    RESOURCES.into_iter().chain([MAPPED])
+}
+
+/// The guest address of a byte of a resource, or of the address space.
 fn locate(id: u32, mut offset: u64) -> Option<u64> {
-    let (_, entries) = RESOURCES.iter().find(|(known, _)| *known == id)?;
-    for (at, len) in *entries {
+    let (_, entries) = spaces().find(|(known, _)| *known == id)?;
+    for (at, len) in entries {
         if offset < u64::from(*len) {
             return Some(at + offset);
         }
@@ -155,8 +172,13 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     fn new(program: &'a Program, play: &'a Play) -> Self {
         let mut memory = SparseMemory::new();
-        for (at, len) in RESOURCES.into_iter().flat_map(|(_, entries)| entries) {
+        for (at, len) in spaces().flat_map(|(_, entries)| entries) {
             memory.fill(ByteRange::new(Iova::new(*at), u64::from(*len)).expect("An entry has bytes"));
+        }
+        let mut tables = PageTables::new(&mut memory, TABLES);
+        for (page, (at, _)) in (0..).zip(MAPPED.1) {
+            let all = pte::VALID | pte::READ | pte::WRITE | pte::ATOMIC;
+            tables.map(&mut memory, page << 12, 0, at | all);
         }
         let (lost, now, times) = (BTreeMap::new(), Duration::from_millis(1), Vec::new());
         Self { program, play, memory, lost, now, times }
@@ -164,7 +186,7 @@ impl<'a> Run<'a> {
 
     /// Steps the job to its end, compares what it left, and gives it back to the device.
     fn run_to_end(mut self, mut job: Job, device: &mut Device<()>) -> JobOutcome {
-        if self.play.over_pin {
+        if self.play.over_pin && !job.is_translated() {
             self.memory.pin(job.working_set());
         }
         let outcome = self.steps(&mut job);
@@ -236,11 +258,17 @@ impl<'a> Run<'a> {
     /// What the job has left is what its twin leaves.
     fn compare(mut self, outcome: JobOutcome) {
         let mut twin = Twin::new(self.program, &self.times);
-        let expected = twin::interpret(self.program, &mut twin).expect("Operands lie in their resources");
+        let expected = twin::interpret(self.program, &mut twin);
         match (outcome, expected) {
-            (JobOutcome::Done, Outcome::Done) => {}
-            (JobOutcome::Failed(JobError::WaitTimedOut { packet: at }), Outcome::Waits { packet })
-            | (JobOutcome::Failed(JobError::Wedged { packet: at }), Outcome::Wedged { packet }) => {
+            (JobOutcome::Done, Ok(Outcome::Done)) => {}
+            (JobOutcome::Failed(JobError::Translation(fault)), Err(OutOfBounds { range })) => {
+                assert_eq!(range.space.raw(), MAPPED.0);
+                assert!(locate(MAPPED.0, fault.gva.raw()).is_none(), "{fault} although it is mapped");
+                // How much of the packet was done before is not defined.
+                return;
+            }
+            (JobOutcome::Failed(JobError::WaitTimedOut { packet: at }), Ok(Outcome::Waits { packet }))
+            | (JobOutcome::Failed(JobError::Wedged { packet: at }), Ok(Outcome::Wedged { packet })) => {
                 assert_eq!(at, packet);
                 twin.fail();
             }
@@ -249,7 +277,7 @@ impl<'a> Run<'a> {
         for (at, page) in std::mem::take(&mut self.lost) {
             self.memory.put_page(at, page);
         }
-        for (id, _) in RESOURCES {
+        for (id, _) in spaces() {
             assert_eq!(
                 self.bytes(id),
                 twin.buffers.bytes(id),
@@ -283,7 +311,7 @@ struct Twin<'a> {
 
 impl<'a> Twin<'a> {
     fn new(program: &'a Program, times: &[Duration]) -> Self {
-        let buffers = RESOURCES.iter().fold(Buffers::new(), |all, (id, _)| all.with(*id, first_bytes(*id)));
+        let buffers = spaces().fold(Buffers::new(), |all, (id, _)| all.with(id, first_bytes(id)));
         let executed = program.packets().iter().zip(times);
         let stamps = executed.filter(|(packet, _)| matches!(packet, Packet::Timestamp(_)));
         Self { program, buffers, stamps: stamps.map(|(_, time)| *time).collect() }
@@ -293,7 +321,8 @@ impl<'a> Twin<'a> {
     fn fail(&mut self) {
         let Some(Packet::Context(context)) = self.program.packets().first() else { return };
         if let Some(at) = context.fence {
-            self.buffers.write(at, &context.failed.to_le_bytes()).expect("The fence lies in its resource");
+            // In an address space it may lie where nothing is mapped.
+            let _ = self.buffers.write(at, &context.failed.to_le_bytes());
         }
     }
 }
@@ -326,7 +355,10 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
             (info.name.to_lowercase(), play(0, 16, 0, 0, &bytes))
         })
         .collect();
-    let work = whole_job();
+    let work = whole_job(Space::resource);
+    let translated = whole_job(|id| if id == 1 { Space::address_space(1) } else { Space::resource(id) });
+    seeds.push(("in-an-address-space".to_owned(), play(0, 16, 0, 0, &translated)));
+    seeds.push(("in-an-address-space-with-losses".to_owned(), play(0, 3, 5, 0, &translated)));
     seeds.push(("whole-job".to_owned(), play(0, 16, 0, 1, &work)));
     seeds.push(("whole-job-in-small-steps".to_owned(), play(0, 3, 5, 0, &work)));
     let values: Vec<u8> = (0..600_u32).map(|at| at.wrapping_mul(0x9e37_79b9).to_le_bytes()[3]).collect();
@@ -336,8 +368,8 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
 }
 
 /// A job with something of everything, that comes to its end.
-fn whole_job() -> Vec<u8> {
-    let at = |id, address| At::new(Space::resource(id), address);
+fn whole_job(space: impl Fn(u32) -> Space) -> Vec<u8> {
+    let at = |id, address| At::new(space(id), address);
     let context =
         job_stream::Context { mode: None, priority: None, fence: Some(at(3, 0)), done: 1, failed: u64::MAX };
     job_stream::Stream::new()

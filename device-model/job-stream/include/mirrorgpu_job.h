@@ -71,7 +71,10 @@ enum mirrorgpu_job_spin_behaviour {
 	MIRRORGPU_JOB_SPIN_BEHAVIOUR_WEDGED = 3,
 };
 
-/* A place in memory: today a space is a resource, an address an offset in it. */
+/*
+ * A place in memory: the space is a resource, and the address an offset in it;
+ * or it is an address space, and the address one of its own.
+ */
 struct mirrorgpu_job_at {
 	uint32_t space;
 	uint64_t address;
@@ -83,8 +86,8 @@ struct mirrorgpu_job_range {
 	uint64_t length;
 };
 
-/* Spaces from here up are kept for device address spaces. */
-#define MIRRORGPU_JOB_FIRST_RESERVED_SPACE 0x80000000u
+/* The space that the address space with this asid is. */
+#define MIRRORGPU_JOB_ADDRESS_SPACE(asid) (0x80000000u | (uint32_t)(asid))
 
 /* The first word of a packet; the length is in words and counts this one. */
 #define MIRRORGPU_JOB_HEADER(opcode, flags, length) \
@@ -360,15 +363,48 @@ static inline uint32_t *mirrorgpu_job_put_spin(uint32_t *words,
 	return words;
 }
 
+/* AS_CREATE: Creates an address space of the context. */
+#define MIRRORGPU_CMD_AS_CREATE 0x4d00u
+
+struct mirrorgpu_as_create {
+	/* The number of the address space, below 0x80000000. */
+	uint32_t asid;
+	/* 0. */
+	uint32_t flags;
+	/* The IOVA of the root table: a multiple of 4096, below 2^52. */
+	uint64_t root;
+};
+
+/* AS_DESTROY: Ends an address space of the context. */
+#define MIRRORGPU_CMD_AS_DESTROY 0x4d01u
+
+struct mirrorgpu_as_destroy {
+	/* The address space. */
+	uint32_t asid;
+	/* Ignored. */
+	uint32_t padding;
+};
+
+/* Addresses of an address space have 48 bits; the bits of its page-table entries. */
+#define MIRRORGPU_GVA_BITS 48
+#define MIRRORGPU_PTE_VALID 0x1ull
+#define MIRRORGPU_PTE_READ 0x2ull
+#define MIRRORGPU_PTE_WRITE 0x4ull
+#define MIRRORGPU_PTE_ATOMIC 0x8ull
+#define MIRRORGPU_PTE_NULL 0x20ull
+#define MIRRORGPU_PTE_LEAF 0x40ull
+#define MIRRORGPU_PTE_IOVA 0xffffffffff000ull
+#define MIRRORGPU_PTE_SOFTWARE 0x7f0000000000000ull
+
 /* The capability set. */
 #define MIRRORGPU_JOB_CAPSET_ID 30
-#define MIRRORGPU_JOB_CAPSET_VERSION 1
-#define MIRRORGPU_JOB_CAPSET_BYTES 96
+#define MIRRORGPU_JOB_CAPSET_VERSION 2
+#define MIRRORGPU_JOB_CAPSET_BYTES 104
 
 struct mirrorgpu_job_capset {
 	/* Version of this layout, from 1 up. A later version only appends fields. */
 	uint32_t version;
-	/* Bytes of the capability set, 96 in version 1. */
+	/* Bytes of the capability set: 96 in version 1, 104 in version 2. */
 	uint32_t size;
 	/* Engines that execute jobs at the same time. */
 	uint32_t engines;
@@ -392,6 +428,10 @@ struct mirrorgpu_job_capset {
 	uint64_t max_wait;
 	/* Nanoseconds for which the device bears a SPIN that is wedged, or any job that will not leave, when it is asked to leave. */
 	uint64_t max_wedge;
+	/* Address spaces of all contexts, at the most; 0: the device has none. From version 2 on. */
+	uint32_t max_address_spaces;
+	/* Bits of an address in an address space. From version 2 on. */
+	uint32_t gva_bits;
 };
 
 #endif /* MIRRORGPU_JOB_H */

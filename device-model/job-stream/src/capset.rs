@@ -7,6 +7,7 @@
 use alloc::vec::Vec;
 use core::fmt;
 
+use crate::address_space::GVA_BITS;
 use crate::choice::{Choice, Mode, ModeSet};
 use crate::error::Problem;
 use crate::field::{Field, Kind, Words};
@@ -16,7 +17,7 @@ use crate::limits::{Limits, PacketSet};
 /// the set of ids that it takes for CONTEXT_INIT as `1 << id` of an `int`.
 pub const CAPSET_ID: u32 = 30;
 /// The version of the layout. A later one only appends; what is incompatible gets another id.
-pub const CAPSET_VERSION: u32 = 1;
+pub const CAPSET_VERSION: u32 = 2;
 
 /// A field of the capability set.
 #[derive(Clone, Copy, Debug)]
@@ -57,7 +58,7 @@ macro_rules! capset {
 
 capset! {
     version: u32, "Version of this layout, from 1 up. A later version only appends fields.";
-    size: u32, "Bytes of the capability set, 96 in version 1.";
+    size: u32, "Bytes of the capability set: 96 in version 1, 104 in version 2.";
     engines: u32, "Engines that execute jobs at the same time.";
     modes: u32, "Modes that a context can have: bit n is the mode with the number n.";
     default_mode: u32, "The mode of a context that asks for none.";
@@ -69,10 +70,14 @@ capset! {
     max_spin: u64, "Nanoseconds of a SPIN, at the most.";
     max_wait: u64, "Nanoseconds of a WAIT, at the most; what a timeout of 0 means.";
     max_wedge: u64, "Nanoseconds for which the device bears a SPIN that is wedged, or any job that will not leave, when it is asked to leave.";
+    max_address_spaces: u32, "Address spaces of all contexts, at the most; 0: the device has none. From version 2 on.";
+    gva_bits: u32, "Bits of an address in an address space. From version 2 on.";
 }
 
 /// The bytes of the capability set, in this version.
-const BYTES: usize = 96;
+const BYTES: usize = 104;
+/// The bytes of the capability set, in version 1.
+const BYTES_1: usize = 96;
 const _: () = assert!(Capset::WORDS * 4 == BYTES && CAPSET_ID < 31);
 
 /// Why bytes are no capability set of a job-stream device.
@@ -90,7 +95,7 @@ pub enum CapsetError {
 impl fmt::Display for CapsetError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Short { bytes } => write!(f, "Capability set has {bytes} bytes, not {BYTES} or more"),
+            Self::Short { bytes } => write!(f, "Capability set has {bytes} bytes, not {BYTES_1} or more"),
             Self::Version => f.write_str("Capability set has version 0"),
         }
     }
@@ -119,6 +124,8 @@ impl Capset {
             max_spin: limits.spin_ns,
             max_wait: limits.wait_ns,
             max_wedge,
+            max_address_spaces: limits.address_spaces,
+            gva_bits: GVA_BITS,
         }
     }
 
@@ -130,6 +137,7 @@ impl Capset {
             operand_bytes: self.max_operand,
             spin_ns: self.max_spin,
             wait_ns: self.max_wait,
+            address_spaces: self.max_address_spaces,
             offered: PacketSet::from_bits(self.packets),
             modes: ModeSet::from_bits(self.modes),
         }
@@ -142,11 +150,16 @@ impl Capset {
         words.into_iter().flat_map(u32::to_le_bytes).collect()
     }
 
-    /// Reads what a device has sent; what a later version has appended is left alone.
+    /// Reads what a device has sent. What a later version has appended is left alone; what an earlier version did not
+    /// have is 0.
     pub fn parse(bytes: &[u8]) -> Result<Self, CapsetError> {
         let short = CapsetError::Short { bytes: bytes.len() };
-        let (words, _) = bytes.get(..BYTES).ok_or(short)?.as_chunks::<4>();
-        let words: Vec<u32> = words.iter().map(|word| u32::from_le_bytes(*word)).collect();
+        let (words, _) = bytes.get(..BYTES.min(bytes.len())).unwrap_or_default().as_chunks::<4>();
+        if bytes.len() < BYTES_1 {
+            return Err(short);
+        }
+        let mut words: Vec<u32> = words.iter().map(|word| u32::from_le_bytes(*word)).collect();
+        words.resize(Self::WORDS, 0);
         match Self::decode(&mut Words::new(&words)) {
             Ok(capset) if capset.version != 0 => Ok(capset),
             Ok(_) => Err(CapsetError::Version),
@@ -169,6 +182,15 @@ mod tests {
         let read = Capset::parse(&bytes).unwrap();
         assert_eq!(read, sent);
         assert_eq!(read.limits(), Limits::default());
+    }
+
+    #[test]
+    fn a_capset_of_version_1_has_no_address_spaces() {
+        let mut bytes = Capset::new(3, 1024, Mode::Fence, 0, &Limits::default()).to_bytes();
+        bytes.truncate(BYTES_1);
+        let read = Capset::parse(&bytes).unwrap();
+        assert_eq!((read.max_address_spaces, read.gva_bits, read.engines), (0, 0, 3));
+        assert_eq!(read.limits(), Limits { address_spaces: 0, ..Limits::default() });
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use core::fmt;
 
+use crate::address_space::GVA_BITS;
 use crate::operand::{Range, Space};
 use crate::packets::Opcode;
 
@@ -41,7 +42,7 @@ pub enum StreamError {
 pub enum Problem {
     /// No packet has this opcode.
     UnknownOpcode,
-    /// The opcode is kept for device address spaces.
+    /// The opcode is kept for packets about address spaces.
     ReservedOpcode,
     /// This device does not offer the packet.
     NotOffered,
@@ -76,10 +77,15 @@ pub enum Problem {
     },
     /// An operand has no space.
     NoSpace,
-    /// The space is kept for device address spaces.
-    ReservedSpace {
+    /// The space is an address space, and this device offers none.
+    NoAddressSpaces {
         /// The space.
         space: Space,
+    },
+    /// An operand ends beyond the last address of an address space.
+    BeyondGva {
+        /// The operand.
+        range: Range,
     },
     /// An operand that is not there, for its space is 0, has an address all the same.
     AddressWithoutSpace {
@@ -148,7 +154,7 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::UnknownOpcode => f.write_str("no packet has this opcode"),
-            Self::ReservedOpcode => f.write_str("this opcode is kept for device address spaces"),
+            Self::ReservedOpcode => f.write_str("this opcode is kept for packets about address spaces"),
             Self::NotOffered => f.write_str("this device does not offer the packet"),
             Self::TooManyPackets { limit } => write!(f, "the device takes {limit} packets"),
             Self::Length { found, expected } => write!(f, "the length is {found} words, not {expected}"),
@@ -156,7 +162,10 @@ impl fmt::Display for Problem {
             Self::UnknownFlags { flags } => write!(f, "flags {flags:#04x} mean nothing here"),
             Self::Choice { choice, value } => write!(f, "{value:#x} is no {choice}"),
             Self::NoSpace => f.write_str("the space is 0"),
-            Self::ReservedSpace { space } => write!(f, "{space} is kept for device address spaces"),
+            Self::NoAddressSpaces { space } => {
+                write!(f, "{space} cannot be: the device has no address spaces")
+            }
+            Self::BeyondGva { range } => write!(f, "{range} ends past 2^{GVA_BITS} - 1"),
             Self::AddressWithoutSpace { address } => {
                 write!(f, "the address is {address:#x} though the space is 0")
             }

@@ -1,6 +1,7 @@
 //! The job stream of MirrorGPU: what a guest submits with SUBMIT_3D. Made of one table of packets (`packets`), from
 //! which the decoder, the builder's encoder, the rows of `MANUAL.md` and the C header come; of the verifier, which
-//! judges a whole stream before anything happens; of the capability set; and of a naive interpreter, the [`twin`].
+//! judges a whole stream before anything happens; of the capability set; of the commands and page-table bits of address
+//! spaces ([`address_space`]); and of a naive interpreter, the [`twin`].
 //! Shared by the device and by guest programs, so it needs no more than an allocator. Knows words and their meaning;
 //! knows nothing of resources, of the guest's memory, of engines or of virtio.
 //!
@@ -30,6 +31,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod address_space;
 mod capset;
 mod choice;
 mod crc;
@@ -43,6 +45,7 @@ mod table;
 pub mod twin;
 mod verify;
 
+pub use address_space::{AsCommandInfo, AsCreate, AsDestroy};
 pub use capset::{CAPSET_ID, CAPSET_VERSION, Capset, CapsetError, CapsetFieldInfo};
 pub use choice::{AtomicOperation, Choice, ChoiceInfo, Compare, Mode, ModeSet, Priority, SpinBehaviour};
 pub use crc::Crc32c;

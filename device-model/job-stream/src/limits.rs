@@ -58,6 +58,8 @@ pub struct Limits {
     pub spin_ns: u64,
     /// Nanoseconds of a WAIT.
     pub wait_ns: u64,
+    /// Address spaces; 0: an operand cannot lie in one.
+    pub address_spaces: u32,
     /// The packets that the device offers.
     pub offered: PacketSet,
     /// The modes that the device offers.
@@ -72,6 +74,7 @@ impl Default for Limits {
             operand_bytes: 1 << 32,
             spin_ns: 10_000_000_000,
             wait_ns: 60_000_000_000,
+            address_spaces: 64,
             offered: PacketSet::all(),
             modes: ModeSet::COHERENT,
         }

@@ -1,6 +1,6 @@
-//! What a packet points at: {space, address, length}. Today a space is a resource and an address is an offset in
-//! it; the upper half of the spaces is kept for address spaces whose page tables the guest writes. Knows numbers
-//! and whether ranges overlap; knows nothing of what a space holds or how long it is.
+//! What a packet points at: {space, address, length}. A space is a resource, and then the address is an offset in it; or
+//! it is an address space whose page tables the guest writes, and then the address is a Gva. Knows numbers and whether
+//! ranges overlap; knows nothing of what a space holds.
 
 use core::fmt;
 
@@ -11,12 +11,22 @@ pub struct Space(u32);
 impl Space {
     /// No space: refused wherever an operand is needed, and how an operand that is not there is written.
     pub const NONE: Self = Self(0);
-    /// The first of the numbers that are kept for device address spaces. They reach to 2^32 - 1.
-    pub const FIRST_RESERVED: u32 = 0x8000_0000;
+    /// The number of address space 0. Those of the others follow, up to 2^32 - 1.
+    pub const FIRST_ADDRESS_SPACE: u32 = 0x8000_0000;
 
-    /// The space that the resource with this virtio id is. Ids from [`Self::FIRST_RESERVED`] up cannot be named.
+    /// The space that the resource with this virtio id is. Ids from [`Self::FIRST_ADDRESS_SPACE`] up cannot be named.
     pub const fn resource(id: u32) -> Self {
         Self(id)
+    }
+
+    /// The address space with this asid, which is below 2^31; the highest bit of others is ignored.
+    pub const fn address_space(asid: u32) -> Self {
+        Self(Self::FIRST_ADDRESS_SPACE | asid)
+    }
+
+    /// The asid of the address space, if it is one.
+    pub const fn asid(self) -> Option<u32> {
+        self.0.checked_sub(Self::FIRST_ADDRESS_SPACE)
     }
 
     /// The number of the space.
@@ -26,13 +36,17 @@ impl Space {
 
     /// Whether the number is one that a resource can have.
     pub const fn is_resource(self) -> bool {
-        0 < self.0 && self.0 < Self::FIRST_RESERVED
+        0 < self.0 && self.0 < Self::FIRST_ADDRESS_SPACE
     }
 }
 
 impl fmt::Display for Space {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is_resource() { write!(f, "resource {}", self.0) } else { write!(f, "space {:#x}", self.0) }
+        match self.asid() {
+            Some(asid) => write!(f, "address space {asid}"),
+            None if self.is_resource() => write!(f, "resource {}", self.0),
+            None => f.write_str("no space"),
+        }
     }
 }
 
@@ -41,7 +55,7 @@ impl fmt::Display for Space {
 pub struct At {
     /// The space.
     pub space: Space,
-    /// The address in it: of a resource, the offset in bytes.
+    /// The address in it: of a resource, the offset in bytes; of an address space, the Gva.
     pub address: u64,
 }
 
@@ -181,8 +195,11 @@ mod tests {
     }
 
     #[test]
-    fn the_upper_half_of_the_spaces_and_none_are_no_resources() {
-        let spaces = [0, 1, Space::FIRST_RESERVED - 1, Space::FIRST_RESERVED, u32::MAX];
-        assert_eq!(spaces.map(|id| Space::resource(id).is_resource()), [false, true, true, false, false]);
+    fn the_upper_half_of_the_spaces_are_address_spaces() {
+        let first = Space::FIRST_ADDRESS_SPACE;
+        let spaces = [0, 1, first - 1, first, u32::MAX].map(Space::resource);
+        assert_eq!(spaces.map(Space::is_resource), [false, true, true, false, false]);
+        assert_eq!(spaces.map(Space::asid), [None, None, None, Some(0), Some(0x7fff_ffff)]);
+        assert_eq!(Space::address_space(5).asid(), Some(5));
     }
 }

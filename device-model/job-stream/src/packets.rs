@@ -13,7 +13,7 @@ use crate::table::{
     RuleInfo, Unit, header, packets,
 };
 
-/// Opcodes that are kept for device address spaces.
+/// Opcodes that are kept for packets about address spaces.
 pub(crate) const RESERVED_OPCODES: core::ops::RangeInclusive<u8> = 0x80..=0xbf;
 
 /// Whether a value fits where `wide` says how much room there is.

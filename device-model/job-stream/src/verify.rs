@@ -4,6 +4,7 @@
 
 use alloc::vec::Vec;
 
+use crate::address_space::LAST_GVA;
 use crate::error::{Problem, StreamError};
 use crate::limits::Limits;
 use crate::operand::{Operand, Space};
@@ -164,8 +165,9 @@ fn check_operand(operand: &Operand, limits: &Limits) -> Result<(), Problem> {
     if range.space == Space::NONE {
         return Err(Problem::NoSpace);
     }
-    if !range.space.is_resource() {
-        return Err(Problem::ReservedSpace { space: range.space });
+    let is_translated = range.space.asid().is_some();
+    if is_translated && limits.address_spaces == 0 {
+        return Err(Problem::NoAddressSpaces { space: range.space });
     }
     if range.length == 0 {
         return Err(Problem::Empty);
@@ -173,8 +175,9 @@ fn check_operand(operand: &Operand, limits: &Limits) -> Result<(), Problem> {
     if range.length > limits.operand_bytes {
         return Err(Problem::TooLong { length: range.length, limit: limits.operand_bytes });
     }
-    if range.last().is_none() {
-        return Err(Problem::Wraps { range });
+    let last = range.last().ok_or(Problem::Wraps { range })?;
+    if is_translated && last > LAST_GVA {
+        return Err(Problem::BeyondGva { range });
     }
     if !range.address.is_multiple_of(alignment) || !range.length.is_multiple_of(alignment) {
         return Err(Problem::Unaligned { range, unit: alignment });

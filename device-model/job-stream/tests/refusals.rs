@@ -93,15 +93,24 @@ fn flags_that_mean_nothing_are_refused() {
 }
 
 #[test]
-fn an_operand_needs_a_space_that_is_a_resource() {
+fn an_operand_needs_a_space() {
     let to = |space, word| (Stream::new().nop(0).copy(range(1, 0, 1), At::new(space, 0)), word);
     let (stream, word) = to(Space::NONE, 7);
     assert_eq!(refusal(stream), of(1, Opcode::Copy, word, "to", Problem::NoSpace));
-    let space = Space::resource(Space::FIRST_RESERVED);
-    let (stream, word) = to(space, 7);
-    assert_eq!(refusal(stream), of(1, Opcode::Copy, word, "to", Problem::ReservedSpace { space }));
     let stream = Stream::new().add(place(3, 0), 1, Some(At::new(Space::NONE, 8)));
     assert_eq!(refusal(stream), of(0, Opcode::Atomic, 9, "old", Problem::AddressWithoutSpace { address: 8 }));
+}
+
+#[test]
+fn an_operand_lies_in_an_address_space_only_if_there_are_any_and_within_its_48_bits() {
+    let last = (1 << 48) - 1;
+    let fill = |address| Stream::new().fill(Range::new(Space::address_space(9), address, 8), 0).finish();
+    assert!(verify(&fill(last - 7), &Limits::default()).is_ok());
+    let range = Range::new(Space::address_space(9), last - 3, 8);
+    let beyond = of(0, Opcode::Fill, 1, "to", Problem::BeyondGva { range });
+    assert_eq!(verify(&fill(last - 3), &Limits::default()), Err(beyond));
+    let none = of(0, Opcode::Fill, 1, "to", Problem::NoAddressSpaces { space: range.space });
+    assert_eq!(verify(&fill(0), &Limits { address_spaces: 0, ..Limits::default() }), Err(none));
 }
 
 #[test]

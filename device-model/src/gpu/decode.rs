@@ -2,11 +2,13 @@
 //!
 //! A new command is one row here, a payload in `crate::wire`, and a handler in `crate::gpu::device`.
 
+use job_stream::{AsCreate, AsDestroy};
+
 use crate::gpu::error::CommandError;
 use crate::gpu::request::{
     AttachBacking, ContextResource, CreateBlob, CreateBuffer, CreateContext, CreateResource, Flush,
-    GetCapset, GetCapsetInfo, GetEdid, Header, Nothing, OfContext, OfResource, SetScanout, Submit,
-    TransferBuffer, TransferToHost, UpdateCursor,
+    GetCapset, GetCapsetInfo, GetEdid, Header, Nothing, OfAddressSpace, OfContext, OfResource, SetScanout,
+    Submit, TransferBuffer, TransferToHost, UpdateCursor,
 };
 use crate::wire::gpu::command as number;
 use crate::wire::payload::{MemEntries, Payload, header};
@@ -43,6 +45,8 @@ macro_rules! command_table {
             TRANSFER_TO_HOST_3D     TransferToBuffer(TransferBuffer)            Control transfer_buffer;
             TRANSFER_FROM_HOST_3D   TransferFromBuffer(TransferBuffer)          Control transfer_buffer;
             SUBMIT_3D               Submit(Submit<'a>)                          Control submit;
+            AS_CREATE               CreateAddressSpace(OfAddressSpace<AsCreate>)   Control create_address_space;
+            AS_DESTROY              DestroyAddressSpace(OfAddressSpace<AsDestroy>) Control destroy_address_space;
             UPDATE_CURSOR           UpdateCursor(UpdateCursor)                  Cursor  update_cursor;
             MOVE_CURSOR             MoveCursor(UpdateCursor)                    Cursor  move_cursor;
         }

@@ -117,6 +117,28 @@ pub enum CommandError {
         /// Context.
         ctx: u32,
     },
+    /// An address space cannot be created like this.
+    #[error("Address space {asid} cannot have the root table {root:#x} and flags {flags:#x}")]
+    BadAddressSpace {
+        /// Address space.
+        asid: u32,
+        /// Flags that were requested.
+        flags: u32,
+        /// Root table that was requested.
+        root: u64,
+    },
+    /// There is such an address space already.
+    #[error("Address space {asid} exists already")]
+    AddressSpaceExists {
+        /// Address space.
+        asid: u32,
+    },
+    /// The context has no such address space.
+    #[error("Address space {asid} does not exist in this context")]
+    NoSuchAddressSpace {
+        /// Address space.
+        asid: u32,
+    },
     /// A job names memory of a resource that has no backing.
     #[error("Resource {id} of a job has no backing")]
     NothingBehind {
@@ -312,12 +334,15 @@ impl CommandError {
             | Self::BytesOutside { .. }
             | Self::OperandOutside { .. }
             | Self::OperandSplit { .. }
+            | Self::BadAddressSpace { .. }
             | Self::CursorSize { .. } => response::ERR_INVALID_PARAMETER,
             Self::ResourceZero
             | Self::ResourceExists { .. }
             | Self::NoSuchResource { .. }
             | Self::NotAttached { .. }
             | Self::NothingBehind { .. }
+            | Self::AddressSpaceExists { .. }
+            | Self::NoSuchAddressSpace { .. }
             | Self::NotAnImage { .. } => response::ERR_INVALID_RESOURCE_ID,
             Self::ContextZero
             | Self::ContextExists { .. }

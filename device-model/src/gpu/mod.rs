@@ -13,6 +13,7 @@
     )
 )]
 
+pub(crate) mod address_spaces;
 pub mod context;
 mod decode;
 pub mod device;

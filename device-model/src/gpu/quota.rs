@@ -13,6 +13,8 @@ pub struct Quotas {
     pub resources: u64,
     /// Contexts.
     pub contexts: u64,
+    /// Address spaces of all contexts.
+    pub address_spaces: u64,
     /// Commands that wait in the in-order ring, including the running job; and separately as many jobs of contexts.
     pub queued_jobs: u64,
 }
@@ -24,6 +26,7 @@ impl Default for Quotas {
             backing_entries: 16_384,
             resources: 4_096,
             contexts: 64,
+            address_spaces: 64,
             queued_jobs: 1_024,
         }
     }
@@ -42,6 +45,8 @@ pub enum Quota {
     QueuedJobs,
     /// Contexts.
     Contexts,
+    /// Address spaces.
+    AddressSpaces,
     /// Packets of unfinished jobs.
     Packets,
 }
@@ -54,6 +59,7 @@ impl fmt::Display for Quota {
             Self::Resources => "resources",
             Self::QueuedJobs => "queued jobs",
             Self::Contexts => "contexts",
+            Self::AddressSpaces => "address spaces",
             Self::Packets => "packets of jobs",
         })
     }

@@ -146,6 +146,13 @@ pub(crate) struct Submit<'a> {
     pub(crate) stream: &'a [u8],
 }
 
+/// A command about an address space of a context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OfAddressSpace<C> {
+    pub(crate) ctx: u32,
+    pub(crate) command: C,
+}
+
 /// GET_CAPSET_INFO.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct GetCapsetInfo {

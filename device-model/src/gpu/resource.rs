@@ -8,6 +8,7 @@ use crate::gpu::error::CommandError;
 use crate::gpu::quota::{Budget, Quota, Quotas};
 use crate::gpu::request::{CreateBlob, CreateBuffer, CreateResource, RawEntry};
 use crate::gpu::scanout::{ChannelOrder, Image, Rect};
+use crate::jobs::address_space::AddressSpace;
 use crate::jobs::backing::Backing;
 use crate::telemetry::names::BackingChange;
 use crate::wire::gpu::{BLOB_MEM_GUEST, format};
@@ -275,6 +276,8 @@ impl Resources {
     /// No job uses what was removed or detached any more: frees its cost.
     pub(crate) fn retire(&mut self, retired: Retired) {
         let backing = match retired {
+            // Its quota is given back with the last use of it.
+            Retired::AddressSpace(_) => None,
             Retired::Backing(backing) => Some(backing),
             Retired::Resource(resource) => {
                 self.count.give_back(1);
@@ -298,6 +301,7 @@ impl Resources {
 pub(crate) enum Retired {
     Resource(Resource),
     Backing(Backing),
+    AddressSpace(Arc<AddressSpace>),
 }
 
 impl Retired {
@@ -306,6 +310,7 @@ impl Retired {
         match self {
             Self::Resource(resource) => resource.backing.as_ref().is_some_and(Backing::is_shared),
             Self::Backing(backing) => backing.is_shared(),
+            Self::AddressSpace(space) => Arc::strong_count(space) > 1,
         }
     }
 }

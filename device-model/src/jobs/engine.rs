@@ -1,7 +1,8 @@
 //! How an engine runs a job, by its mode. In *fence* mode it runs over a pin of all that it still has to touch, and an
 //! invalidation waits until it leaves the engine. In *preempt* mode too, but an invalidation preempts it at its next
 //! step. With a *registration cache*, invalidations do not wait for its pin. In *strict* and *fault* mode it runs over
-//! sections, one for each step.
+//! sections, one for each step. So does a job that uses an address space, in every mode: what it needs is known only when
+//! it has read the page tables.
 //!
 //! If invalidations keep a job from being pinned, it runs over sections too, so that a guest that flushes its whole
 //! address space a hundred times a second (Linux in lazy mode) cannot starve it. Whenever a job leaves its engine (it
@@ -138,7 +139,8 @@ impl Running {
             Mode::Preempt => PinMode::Preempt,
             Mode::RegistrationCache => PinMode::RegistrationCache,
         };
-        if work.pin_attempts >= PIN_ATTEMPTS {
+        // What it needs is known only when it gets there.
+        if work.pin_attempts >= PIN_ATTEMPTS || work.job.is_translated() {
             return Self::on(work, Hold::Sections);
         }
         // Polling needs one word. What comes after the WAIT may be large, and is looked up when the WAIT is over.
@@ -194,21 +196,52 @@ impl Running {
         let Some(step) = step else { return self.leave(Leaves::Preempted) };
         self.steps = self.steps.saturating_add(1);
         self.work.stepped = true;
+        let refused = self.work.refused.take();
         match step {
             Step::Done => self.leave(Leaves::Finished(JobOutcome::Done)),
             Step::Error(error) => self.leave(Leaves::Finished(JobOutcome::Failed(error))),
+            Step::Missing(missing) if refused == Some((missing.range.first(), missing.access)) => {
+                self.refuse(missing, host)
+            }
             // Impossible under a pin of the whole working set; if it happens, the miss is real.
             Step::Missing(missing) => {
-                let ahead = reader.missing_ahead(&self.work.job.comes_next(), missing);
+                let ahead = self.ahead(reader, host, missing);
                 self.leave(Leaves::Faulted { missing, ahead })
             }
             Step::Waiting { until } => self.leave(Leaves::Waiting { until }),
             Step::Spinning { stubborn: true } => self.overstay(host),
-            Step::Yield | Step::Spinning { stubborn: false } => match self.interrupted(host) {
-                Some(leaves) => self.leave(leaves),
-                None => ControlFlow::Continue(self),
-            },
+            Step::Yield | Step::Spinning { stubborn: false } => self.go_on(host),
         }
+    }
+
+    fn go_on(self, host: &impl EngineHost) -> ControlFlow<Left, Self> {
+        match self.interrupted(host) {
+            Some(leaves) => self.leave(leaves),
+            None => ControlFlow::Continue(self),
+        }
+    }
+
+    /// A second walk has come to the page that was refused: the job fails.
+    fn refuse(mut self, missing: Missing, host: &impl EngineHost) -> ControlFlow<Left, Self> {
+        let error = self.work.job.refusal(missing);
+        match self.work.job.fail(error) {
+            Ok(()) => self.go_on(host),
+            Err(error) => self.leave(Leaves::Finished(JobOutcome::Failed(error))),
+        }
+    }
+
+    /// What the packet needs beyond what it misses now.
+    fn ahead(&self, reader: &Reader, host: &impl EngineHost, missing: Missing) -> Vec<Missing> {
+        let mut ahead = reader.missing_ahead(&self.work.job.comes_next(), missing);
+        if self.work.job.is_translated() {
+            let section = reader.enter();
+            // As for a step: page tables are read only if the job may stay for that long.
+            if !host.must_leave(&self.work) {
+                let probe = |at, access| section.translate(SpaceId::DEVICE, at, access).err();
+                ahead.extend(self.work.job.look_ahead(&section, probe, missing));
+            }
+        }
+        ahead
     }
 
     /// What preempts the job at the end of a step.

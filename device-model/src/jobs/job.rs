@@ -7,6 +7,8 @@ use std::time::Duration;
 use job_stream::{Mode, Priority};
 use serde::Serialize;
 
+use crate::addr::{Access, Iova};
+use crate::jobs::address_space::TranslationFault;
 use crate::jobs::program::Execution;
 use crate::jobs::transfer::Transfer;
 use crate::jobs::working_set::WorkingSet;
@@ -107,6 +109,9 @@ pub enum JobError {
         /// The packet, counted from 0.
         packet: usize,
     },
+    /// The page tables of an address space do not permit an access.
+    #[error("{0}")]
+    Translation(TranslationFault),
     /// The job touched memory that it did not declare: a bug of MirrorGPU.
     #[error("The job touched memory that it did not ask for")]
     Memory(#[source] MemoryError),
@@ -217,6 +222,34 @@ impl Job {
         match &self.work {
             JobKind::Transfer(transfer) => Arc::new(transfer.touches()),
             JobKind::Program(program) => program.touches(),
+        }
+    }
+
+    /// Whether it uses an address space. What it needs is then known only when it gets there: such a job runs over
+    /// sections, never over a pin.
+    pub fn is_translated(&self) -> bool {
+        matches!(&self.work, JobKind::Program(program) if program.is_translated())
+    }
+
+    /// The error of a job for which `missing` was refused.
+    pub(crate) fn refusal(&self, missing: Missing) -> JobError {
+        match &self.work {
+            JobKind::Program(program) => program.refusal(missing),
+            JobKind::Transfer(_) => JobError::Refused(missing),
+        }
+    }
+
+    /// What its current packet needs of address spaces beyond `missing`, as far as the page tables can be read now.
+    /// `probe` says whether the mirror lacks the page of an address for an access.
+    pub(crate) fn look_ahead(
+        &self,
+        memory: &impl JobMemory,
+        probe: impl Fn(Iova, Access) -> Option<Missing>,
+        missing: Missing,
+    ) -> Vec<Missing> {
+        match &self.work {
+            JobKind::Program(program) => program.look_ahead(memory, probe, missing),
+            JobKind::Transfer(_) => Vec::new(),
         }
     }
 

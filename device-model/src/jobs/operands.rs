@@ -1,18 +1,23 @@
-//! The operands of a program, resolved: the backing of each space, and the guest memory that operands name in it.
-//! Checks at submission that each operand lies in its resource; afterwards a program names only what it may touch.
+//! The operands of a program, resolved: the backing of each resource, and the guest memory that operands name in it; and
+//! the address spaces, in which the page tables decide. Checks at submission that each operand of a resource lies in
+//! it; afterwards a program names only what it may touch.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use job_stream::{At, Context, Operand, Packet, Program};
 
-use crate::addr::{Access, ByteRange, Iova, SpaceId};
+use crate::addr::{Access, ByteRange, Gva, Iova, SpaceId};
 use crate::gpu::error::CommandError;
+use crate::jobs::address_space::{AddressSpace, GvaAccess, Place, Untranslated, Walked};
 use crate::jobs::backing::Backing;
+use crate::jobs::job::JobError;
 use crate::jobs::offsets::{OffsetSet, Offsets, joined};
 use crate::jobs::transfer::merged;
 use crate::jobs::working_set::{BackingPart, WorkingSet};
-use crate::mmu::PinRange;
+use crate::mmu::{JobMemory, MemoryError, Missing, PinRange};
 
 /// A resource as a space: its length, and its backing.
 #[derive(Clone, Debug)]
@@ -26,29 +31,65 @@ pub(crate) struct Space {
 pub(crate) struct Operands {
     program: Program,
     spaces: BTreeMap<u32, Space>,
+    address_spaces: BTreeMap<u32, Arc<AddressSpace>>,
+    /// The last two places that were looked up, newest last, as far as they lie in address spaces.
+    walked: Cell<[Option<Walked>; 2]>,
     /// What all packets touch, computed once and shared.
     touches: Arc<WorkingSet>,
 }
+
+/// Why an operand cannot be used now.
+pub(crate) enum Stop {
+    Memory(MemoryError),
+    Error(JobError),
+}
+
+impl From<MemoryError> for Stop {
+    fn from(error: MemoryError) -> Self {
+        Self::Memory(error)
+    }
+}
+
+/// The pages of an operand that are looked up when one is missing: that one, and those ahead of it.
+const PAGES_AHEAD: usize = 64;
 
 /// Bytes of spaces, by space and access.
 type Wanted = BTreeMap<(u32, Access), Vec<Offsets>>;
 
 impl Operands {
-    /// Resolves all operands; `find` gives the resource of a space. A refused program leaves nothing behind.
+    /// Resolves all operands, which lie in resources.
+    #[cfg(test)]
     pub(crate) fn new(
         program: Program,
         find: impl Fn(u32) -> Result<Space, CommandError>,
     ) -> Result<Self, CommandError> {
-        let mut spaces = BTreeMap::new();
+        Self::resolve(program, find, |asid| Err(CommandError::NoSuchAddressSpace { asid }))
+    }
+
+    /// Resolves all operands; `find` gives the resource of a space, and `translate` an address space. A refused program
+    /// leaves nothing behind.
+    pub(crate) fn resolve(
+        program: Program,
+        find: impl Fn(u32) -> Result<Space, CommandError>,
+        translate: impl Fn(u32) -> Result<Arc<AddressSpace>, CommandError>,
+    ) -> Result<Self, CommandError> {
+        let (mut spaces, mut address_spaces) = (BTreeMap::new(), BTreeMap::new());
         for (packet, operand) in program.operands() {
             let id = operand.range.space.raw();
+            if let Some(asid) = operand.range.space.asid() {
+                if let Entry::Vacant(new) = address_spaces.entry(id) {
+                    new.insert(translate(asid)?);
+                }
+                continue;
+            }
             let space = match spaces.get(&id) {
                 Some(space) => space,
                 None => spaces.entry(id).or_insert(find(id)?),
             };
             check(space, packet, &operand)?;
         }
-        let mut this = Self { program, spaces, touches: Arc::default() };
+        let (touches, walked) = (Arc::default(), Cell::default());
+        let mut this = Self { program, spaces, address_spaces, walked, touches };
         this.touches = this.set(this.program.operands().map(|(_, operand)| operand));
         Ok(this)
     }
@@ -65,9 +106,79 @@ impl Operands {
         }
     }
 
-    /// Where a byte is, and how many follow it in the same entry of the backing.
-    pub(crate) fn locate(&self, at: At) -> Option<(Iova, u64)> {
-        self.spaces.get(&at.space.raw())?.backing.locate(at.address)
+    /// Where a byte is, and how many follow it in the same entry of the backing, or in the same page.
+    pub(crate) fn find(
+        &self,
+        memory: &impl JobMemory,
+        at: At,
+        access: GvaAccess,
+    ) -> Result<Option<(Place, u64)>, Stop> {
+        let Some(space) = self.address_spaces.get(&at.space.raw()) else {
+            self.note(None);
+            let located = self.spaces.get(&at.space.raw()).and_then(|space| space.backing.locate(at.address));
+            return Ok(located.map(|(at, rest)| (Place::Iova(at), rest)));
+        };
+        match space.translate(memory, Gva::new(at.address), access) {
+            Ok((place, rest, walked)) => {
+                self.note(walked);
+                Ok(Some((place, rest)))
+            }
+            Err(Untranslated::Memory(error, walked)) => {
+                self.note(Some(walked));
+                Err(Stop::Memory(error))
+            }
+            Err(Untranslated::Fault(fault)) => Err(Stop::Error(JobError::Translation(fault))),
+        }
+    }
+
+    fn note(&self, walked: Option<Walked>) {
+        let [_, last] = self.walked.get();
+        self.walked.set([last, walked]);
+    }
+
+    /// The error of a job for which `missing`, the last that it missed, was refused.
+    pub(crate) fn refusal(&self, missing: Missing) -> JobError {
+        let walked =
+            self.walked.get().into_iter().flatten().find(|walked| missing.range.contains(walked.page));
+        walked.map_or(JobError::Refused(missing), |walked| JobError::Translation(walked.fault))
+    }
+
+    /// Whether an operand lies in an address space.
+    pub(crate) fn is_translated(&self) -> bool {
+        !self.address_spaces.is_empty()
+    }
+
+    /// The pages that `operand` needs from byte `done` on and the mirror lacks, apart from `missing`, added to `ahead`.
+    /// Looks no further than the page tables can be read.
+    pub(crate) fn look_ahead(
+        &self,
+        memory: &impl JobMemory,
+        probe: &impl Fn(Iova, Access) -> Option<Missing>,
+        (operand, done): (&Operand, u64),
+        (missing, ahead): (Missing, &mut Vec<Missing>),
+    ) {
+        let Some(space) = self.address_spaces.get(&operand.range.space.raw()) else { return };
+        let access = access_of(operand);
+        let ends = operand.range.address.checked_add(done).zip(operand.range.last());
+        let Some(rest) = ends.and_then(|(at, last)| ByteRange::inclusive(Gva::new(at), Gva::new(last)))
+        else {
+            return;
+        };
+        let mut lacks = |found: Missing| {
+            if !missing.range.covers(found.range) && !ahead.contains(&found) {
+                ahead.push(found);
+            }
+        };
+        for gva in rest.pages().take(PAGES_AHEAD) {
+            match space.translate(memory, gva, access) {
+                Ok((Place::Iova(at), ..)) => {
+                    access.accesses().iter().filter_map(|access| probe(at, *access)).for_each(&mut lacks);
+                }
+                Ok((Place::Null, ..)) => {}
+                Err(Untranslated::Memory(MemoryError::Missing(table), _)) => lacks(table),
+                Err(_) => return,
+            }
+        }
     }
 
     /// What the packets from `first` on touch, and the user fence.
@@ -126,6 +237,14 @@ impl Operands {
         pins.into_iter()
             .flat_map(|(access, ranges)| merged(ranges).into_iter().map(move |range| pin(access, range)))
             .collect()
+    }
+}
+
+fn access_of(operand: &Operand) -> GvaAccess {
+    match operand.access {
+        job_stream::Access::Reads => GvaAccess::Read,
+        job_stream::Access::Writes => GvaAccess::Write,
+        job_stream::Access::Updates => GvaAccess::Atomic,
     }
 }
 

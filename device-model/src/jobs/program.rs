@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use job_stream::{At, Atomic, Context, Crc32c, Operand, Packet, Range, Spin, SpinBehaviour, Wait};
 
-use crate::addr::{Iova, PAGE_SIZE, SpaceId};
+use crate::addr::{Access, Iova, PAGE_SIZE, SpaceId};
+use crate::jobs::address_space::{GvaAccess, Place};
 use crate::jobs::job::{JobError, Step, StepContext};
-use crate::jobs::operands::Operands;
+use crate::jobs::operands::{Operands, Stop};
 use crate::jobs::working_set::WorkingSet;
-use crate::mmu::{AtomicOperation, JobMemory, MemoryError, PinRange, SeededBug, Width};
+use crate::mmu::{AtomicOperation, JobMemory, MemoryError, Missing, PinRange, SeededBug, Width};
 use crate::telemetry::names::{OPERANDS, OperandName};
 
 /// The least that a packet costs of a step's budget.
@@ -70,18 +71,6 @@ enum Piece {
 }
 
 type Executed = Result<Piece, JobError>;
-
-/// Why a piece was not done.
-enum Stop {
-    Memory(MemoryError),
-    Error(JobError),
-}
-
-impl From<MemoryError> for Stop {
-    fn from(error: MemoryError) -> Self {
-        Self::Memory(error)
-    }
-}
 
 impl Execution {
     /// The execution of a program over these operands; a WAIT times out after `patience`.
@@ -155,7 +144,37 @@ impl Execution {
             let (access, resource) = (operand.access, operand.range.space.raw());
             Some(OperandName { packet, opcode, access, resource, bytes })
         };
-        program.operands().filter_map(name).take(OPERANDS).collect()
+        let of_resource = |(_, operand): &(usize, Operand)| operand.range.space.is_resource();
+        program.operands().filter(of_resource).filter_map(name).take(OPERANDS).collect()
+    }
+
+    /// Whether an operand lies in an address space.
+    pub(crate) fn is_translated(&self) -> bool {
+        self.operands.is_translated()
+    }
+
+    /// The error of a job for which `missing` was refused.
+    pub(crate) fn refusal(&self, missing: Missing) -> JobError {
+        self.operands.refusal(missing)
+    }
+
+    /// What its current packet needs beyond `missing`, and the mirror lacks.
+    pub(crate) fn look_ahead(
+        &self,
+        memory: &impl JobMemory,
+        probe: impl Fn(Iova, Access) -> Option<Missing>,
+        missing: Missing,
+    ) -> Vec<Missing> {
+        let mut ahead = Vec::new();
+        let packet = match self.state.failed {
+            None => self.operands.program().packets().get(self.state.packet).cloned(),
+            Some(_) => self.operands.fence().map(|context| Packet::Context(*context)),
+        };
+        for operand in packet.iter().flat_map(Packet::operands) {
+            let done = if operand.is_value { 0 } else { self.state.done };
+            self.operands.look_ahead(memory, &probe, (&operand, done), (missing, &mut ahead));
+        }
+        ahead
     }
 
     /// Its current packet needs no memory.
@@ -255,8 +274,11 @@ impl Execution {
             let value = if self.state.failed.is_none() { *done } else { *failed };
             match store(&self.operands, memory, *at, (true, value)) {
                 Ok(()) => {}
-                Err(MemoryError::Missing(missing)) => return Step::Missing(missing),
-                Err(bug) => return Step::Error(self.state.failed.unwrap_or(JobError::Memory(bug))),
+                Err(Stop::Memory(MemoryError::Missing(missing))) => return Step::Missing(missing),
+                Err(Stop::Memory(bug)) => {
+                    return Step::Error(self.state.failed.unwrap_or(JobError::Memory(bug)));
+                }
+                Err(Stop::Error(error)) => return Step::Error(self.state.failed.unwrap_or(error)),
             }
         }
         self.state.failed.map_or(Step::Done, Step::Error)
@@ -311,13 +333,15 @@ impl StreamPosition {
         (to, pattern): (Range, u32),
         left: usize,
     ) -> Result<Piece, Stop> {
-        let Some((at, len)) = self.run(operands, to, left) else { return Ok(Piece::Packet) };
+        let Some((at, len)) = self.run(operands, memory, (to, GvaAccess::Write), left)? else {
+            return Ok(Piece::Packet);
+        };
         let mut piece = [0; PIECE];
         let bytes = piece.get_mut(..len).unwrap_or_default();
         let skipped = (self.done & 3) as usize;
         let pattern = pattern.to_le_bytes();
         bytes.iter_mut().zip(pattern.iter().cycle().skip(skipped)).for_each(|(to, from)| *to = *from);
-        memory.write(SpaceId::DEVICE, at, bytes)?;
+        write(memory, at, bytes)?;
         Ok(self.advance(len, to.length))
     }
 
@@ -328,13 +352,19 @@ impl StreamPosition {
         (from, to): (Range, At),
         left: usize,
     ) -> Result<Piece, Stop> {
-        let source = self.run(operands, from, left);
-        let target = self.run(operands, to.range(from.length), left);
+        let source = self.run(operands, memory, (from, GvaAccess::Read), left)?;
+        let target = self.run(operands, memory, (to.range(from.length), GvaAccess::Write), left)?;
         let (Some((source, readable)), Some((target, writable))) = (source, target) else {
             return Ok(Piece::Packet);
         };
         let len = readable.min(writable);
-        memory.copy(SpaceId::DEVICE, source, target, len)?;
+        match (source, target) {
+            (Place::Iova(source), Place::Iova(target)) => {
+                memory.copy(SpaceId::DEVICE, source, target, len)?
+            }
+            (Place::Null, target) => write(memory, target, [0; PIECE].get(..len).unwrap_or_default())?,
+            (Place::Iova(_), Place::Null) => {}
+        }
         Ok(self.advance(len, from.length))
     }
 
@@ -345,13 +375,16 @@ impl StreamPosition {
         (from, to): (Range, At),
         left: usize,
     ) -> Result<Piece, Stop> {
-        let Some((at, len)) = self.run(operands, from, left) else {
+        let Some((at, len)) = self.run(operands, memory, (from, GvaAccess::Read), left)? else {
             store(operands, memory, to, (false, self.crc.value().into()))?;
             return Ok(Piece::Packet);
         };
         let mut piece = [0; PIECE];
         let bytes = piece.get_mut(..len).unwrap_or_default();
-        memory.read(SpaceId::DEVICE, at, bytes)?;
+        // What is nowhere reads as 0, which is there already.
+        if let Place::Iova(at) = at {
+            memory.read(SpaceId::DEVICE, at, bytes)?;
+        }
         self.crc.update(bytes);
         self.advance(len, u64::MAX);
         Ok(Piece::Bytes(len))
@@ -416,14 +449,26 @@ impl StreamPosition {
     }
 
     /// Where the operand goes on, and how many bytes can be handled there in one piece; `None`: all are done.
-    fn run(&self, operands: &Operands, range: Range, left: usize) -> Option<(Iova, usize)> {
-        let rest = range.length.checked_sub(self.done).filter(|rest| *rest > 0)?;
-        let (at, in_entry) = operands.locate(range.at().plus(self.done))?;
+    fn run(
+        &self,
+        operands: &Operands,
+        memory: &impl JobMemory,
+        (range, access): (Range, GvaAccess),
+        left: usize,
+    ) -> Result<Option<(Place, usize)>, Stop> {
+        let Some(rest) = range.length.checked_sub(self.done).filter(|rest| *rest > 0) else {
+            return Ok(None);
+        };
+        let at = range.at().plus(self.done);
+        let Some((place, in_entry)) = operands.find(memory, at, access)? else { return Ok(None) };
         // One page at a time, so that little has to be repeated after a miss.
-        let to_page_end = PAGE_SIZE.saturating_sub(at.page_offset());
-        let in_piece = if in_entry > to_page_end { to_page_end } else { in_entry };
-        let len = rest.min(in_piece).min(PIECE as u64);
-        Some((at, usize::try_from(len).unwrap_or(usize::MAX).min(left)))
+        let in_page = match place {
+            Place::Iova(at) => at.page_offset(),
+            Place::Null => at.address & (PAGE_SIZE - 1),
+        };
+        let to_page_end = PAGE_SIZE.saturating_sub(in_page);
+        let len = rest.min(in_entry).min(to_page_end).min(PIECE as u64);
+        Ok(Some((place, usize::try_from(len).unwrap_or(usize::MAX).min(left))))
     }
 
     fn advance(&mut self, len: usize, total: u64) -> Piece {
@@ -437,25 +482,36 @@ fn width(wide: bool) -> Width {
     if wide { Width::Wide } else { Width::Word }
 }
 
-fn store(
-    operands: &Operands,
-    memory: &impl JobMemory,
-    at: At,
-    (wide, new): (bool, u64),
-) -> Result<(), MemoryError> {
+/// Writes bytes that lie in one page.
+fn write(memory: &impl JobMemory, at: Place, bytes: &[u8]) -> Result<(), MemoryError> {
+    match at {
+        Place::Iova(at) => memory.write(SpaceId::DEVICE, at, bytes),
+        Place::Null => Ok(()),
+    }
+}
+
+fn store(operands: &Operands, memory: &impl JobMemory, at: At, (wide, new): (bool, u64)) -> Result<(), Stop> {
     value(operands, memory, at, (wide, AtomicOperation::Store(new))).map(drop)
 }
 
-/// Operates on the value at `at`, which verification found to be aligned and in one piece.
+/// Operates on the value at `at`, which is aligned and in one piece: verification found that, and a page of an address
+/// space is larger than a value.
 fn value(
     operands: &Operands,
     memory: &impl JobMemory,
     at: At,
     (wide, operation): (bool, AtomicOperation),
-) -> Result<u64, MemoryError> {
+) -> Result<u64, Stop> {
+    let access = match operation {
+        AtomicOperation::Load => GvaAccess::Read,
+        AtomicOperation::Store(_) => GvaAccess::Write,
+        AtomicOperation::Add(_) | AtomicOperation::CompareExchange { .. } => GvaAccess::Atomic,
+    };
     let unaligned = MemoryError::Unaligned(Iova::new(at.address));
-    let (place, _) = operands.locate(at).ok_or(unaligned)?;
-    memory.atomic(SpaceId::DEVICE, place, width(wide), operation)
+    match operands.find(memory, at, access)?.ok_or(unaligned)? {
+        (Place::Iova(place), _) => Ok(memory.atomic(SpaceId::DEVICE, place, width(wide), operation)?),
+        (Place::Null, _) => Ok(0),
+    }
 }
 
 fn nanoseconds(time: Duration) -> u64 {
@@ -464,3 +520,5 @@ fn nanoseconds(time: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod translated;

@@ -15,7 +15,7 @@ mod ready;
 mod suspects;
 mod wait;
 
-use crate::addr::{ByteRange, Iova, SpaceId};
+use crate::addr::{Access, ByteRange, Iova, SpaceId};
 use crate::jobs::engine::{Leaves, Left};
 use crate::jobs::job::{Job, JobError, JobId, JobOutcome};
 use crate::mmu::miss::MissRequest;
@@ -50,6 +50,8 @@ pub struct ScheduledJob {
     polls: u32,
     /// When its current WAIT times out, which tells one WAIT from the next.
     wait_ends: Duration,
+    /// This page was refused, and the job uses an address space: the next walk shows whether it still needs it.
+    pub(crate) refused: Option<(Iova, Access)>,
     /// It has executed something.
     pub(crate) stepped: bool,
     /// It is done, and was parked once more to check whether its memory was unmapped under it.
@@ -68,6 +70,7 @@ impl ScheduledJob {
             generation: 0,
             polls: 0,
             wait_ends: Duration::ZERO,
+            refused: None,
             stepped: false,
             checked: false,
         }
@@ -419,8 +422,13 @@ impl Schedule {
         if !unanswered.answered(wait, page) {
             return;
         }
-        if let Err(error) = answer {
-            work.failed.get_or_insert(error);
+        match answer {
+            Ok(()) => {}
+            // Perhaps the guest has changed the page tables meanwhile, and rightly unmapped what they named before.
+            Err(JobError::Refused(Missing { range, access, .. })) if work.job.is_translated() => {
+                work.refused = Some((range.first(), access));
+            }
+            Err(error) => _ = work.failed.get_or_insert(error),
         }
         if unanswered.pages() == 0
             && let Some(Parked::Misses { work, .. }) = self.parked.remove(&wait.job)

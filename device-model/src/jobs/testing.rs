@@ -1,11 +1,14 @@
 //! Jobs for tests of the schedule and the engines: streams over one resource of one page.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use job_stream::{At, Limits, Mode, Priority, Space, Stream, verify};
 
-use crate::addr::Iova;
+use crate::addr::{Asid, Iova};
+use crate::gpu::error::CommandError;
 use crate::gpu::request::RawEntry;
+use crate::jobs::address_space::AddressSpace;
 use crate::jobs::backing::Backing;
 use crate::jobs::job::{Job, JobId, Treatment};
 use crate::jobs::operands::{self, Operands};
@@ -31,6 +34,17 @@ pub(crate) fn execution_over(pages: u32, stream: Stream) -> Execution {
     let entry = RawEntry { at: Iova::new(AT), len };
     let space = |_| Ok(operands::Space { bytes: len.into(), backing: Backing::new(std::iter::once(entry))? });
     Execution::new(Operands::new(program, space).unwrap(), Duration::from_secs(1))
+}
+
+/// The root table of address space 1.
+pub(crate) const ROOT: u64 = 0x7000;
+
+/// The execution of a stream over address space 1.
+pub(crate) fn translated(stream: Stream) -> Execution {
+    let program = verify(&stream.finish(), &Limits::default()).unwrap();
+    let space = |asid| Ok(Arc::new(AddressSpace::new(Asid::new(asid), Iova::new(ROOT))));
+    let none = |id| Err(CommandError::NoSuchResource { id });
+    Execution::new(Operands::resolve(program, none, space).unwrap(), Duration::from_secs(1))
 }
 
 /// A job that executes that, for context 1.

@@ -15,7 +15,7 @@ use crate::jobs::schedule::{AtRest, JobVerdict, Revealed, mapped_of};
 use crate::mmu::Invalidation;
 use crate::mmu::miss::{MissRequest, Resolution};
 use crate::telemetry::record::Event;
-use crate::telemetry::violation::{Confidence, Fault, InvalidationInfo, Verdict, Violation};
+use crate::telemetry::violation::{Confidence, Fault, FaultCause, InvalidationInfo, Verdict, Violation};
 
 /// How many acks are remembered.
 const ACKS: usize = 64;
@@ -83,12 +83,15 @@ impl<T, J: Jobs> Session<T, J> {
         Violation { id: 0, at, verdict, confidence, mode, job, context, packet, range, access, invalidation }
     }
 
-    /// The front-end refuses what a job needs. The job is still parked.
+    /// The front-end refuses what a job needs. The job is still parked. If it uses an address space, it is no fault yet:
+    /// the guest may have changed the page tables, and the job reads them once more. Its end says whether it was one.
     pub(super) fn job_fault(&mut self, at: Duration, wait: JobWait, page: MissRequest) {
         let at_rest = self.jobs.waiting_job(wait, page);
-        let (Some(AtRest { context, mode, packet, .. }), job) = (at_rest, wait.job) else { return };
-        let (range, access) = (page.range(), page.access);
-        self.effect(Effect::Fault(Fault { at, job, context, packet, range, access, mode }));
+        let (Some(AtRest { context, mode, packet, translated: false, .. }), job) = (at_rest, wait.job) else {
+            return;
+        };
+        let cause = FaultCause::Refused { range: page.range(), access: page.access };
+        self.effect(Effect::Fault(Fault { at, job, context, packet, mode, cause }));
     }
 
     /// An ack has to wait: records for which job, if that is known.

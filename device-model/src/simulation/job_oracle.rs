@@ -264,7 +264,7 @@ impl Oracle {
             JobError::Wedged { packet: number } => {
                 matches!(packet(number), Some(Packet::Spin(spin)) if spin.behaviour == SpinBehaviour::Wedged)
             }
-            JobError::Memory(_) | JobError::OutsideImage => false,
+            JobError::Memory(_) | JobError::OutsideImage | JobError::Translation(_) => false,
         };
         (!right).then(|| "nobody is to blame for that".into())
     }

@@ -219,6 +219,9 @@ stats! {
         jobs_done,
         /// Jobs that failed.
         jobs_failed,
+        /// Jobs that failed because the page tables of an address space did not permit an access, or named a page that
+        /// the front-end refused.
+        address_space_faults,
         /// Jobs that a reset of the device discarded.
         jobs_discarded,
         /// Steps of jobs.
@@ -335,6 +338,7 @@ mod tests {
             "jobs_submitted",
             "jobs_done",
             "jobs_failed",
+            "address_space_faults",
             "jobs_discarded",
             "job_steps",
             "job_parks",

@@ -9,7 +9,9 @@ use job_stream::Mode;
 use serde::Serialize;
 
 use crate::addr::{Access, ByteRange, Iova};
-use crate::jobs::job::JobId;
+use crate::jobs::address_space::TranslationFault;
+use crate::jobs::job::{Job, JobError, JobId};
+use crate::mmu::Missing;
 
 /// What an INVALIDATE turned out to mean for a page that a job used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -75,10 +77,10 @@ pub struct Violation {
     pub invalidation: InvalidationInfo,
 }
 
-/// An access that the front-end refused: the guest has not mapped the page for it.
+/// An access that failed: the guest has not mapped the page for it, in its IOMMU or in an address space.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// When the refusal came, on the device's clock.
+    /// When it was found, on the device's clock.
     pub at: Duration,
     /// The job.
     pub job: JobId,
@@ -86,12 +88,24 @@ pub struct Fault {
     pub context: Option<u32>,
     /// The packet that the job had reached, counted from 0; a transfer has none.
     pub packet: Option<usize>,
-    /// The page.
-    pub range: ByteRange<Iova>,
-    /// The access.
-    pub access: Access,
     /// How invalidations treat the job.
     pub mode: Mode,
+    /// What was refused, by whom.
+    pub cause: FaultCause,
+}
+
+/// The cause of a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultCause {
+    /// The front-end refused a page of a resource, or of a 2D transfer.
+    Refused {
+        /// The page.
+        range: ByteRange<Iova>,
+        /// The access.
+        access: Access,
+    },
+    /// The page tables of an address space do not permit it, or name a page that the front-end refused.
+    Translation(TranslationFault),
 }
 
 impl Verdict {
@@ -168,9 +182,27 @@ fn likely_cause(mode: Mode, verdict: Verdict) -> &'static str {
 }
 
 impl Fault {
+    /// The fault that has ended `job`, if it was one of an address space.
+    pub fn of_job(at: Duration, job: &Job, error: JobError) -> Option<Self> {
+        let cause = match error {
+            JobError::Translation(fault) => FaultCause::Translation(fault),
+            // Of a job without address spaces, the session has recorded it when the answer came.
+            JobError::Refused(Missing { range, access, .. }) if job.is_translated() => {
+                FaultCause::Refused { range, access }
+            }
+            _ => return None,
+        };
+        let (context, packet, mode) = (job.context(), job.packet(), job.mode());
+        Some(Self { at, job: job.id(), context, packet, mode, cause })
+    }
+
     /// What the author of the driver should check.
     pub fn advice(&self) -> &'static str {
-        match self.access {
+        let access = match self.cause {
+            FaultCause::Refused { access, .. } => access,
+            FaultCause::Translation(fault) => return fault.advice(),
+        };
+        match access {
             Access::Write => {
                 "the device may not write there: check that the whole buffer is mapped for writes (DMA_BIDIRECTIONAL or \
                  DMA_FROM_DEVICE) from before the job is submitted until its fence has signalled"

@@ -6,6 +6,7 @@ pub mod memory;
 #[cfg(not(loom))]
 pub mod mirror;
 pub mod noise;
+pub mod page_tables;
 pub mod requests;
 #[cfg(not(loom))]
 pub mod script;

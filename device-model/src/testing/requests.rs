@@ -1,5 +1,6 @@
 //! The bytes of commands as a driver would write them, for tests. Commands of the cursor queue are marked.
 
+use job_stream::{AsCreate, AsDestroy};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 use crate::gpu::scanout::{CursorPosition, Rect};
@@ -222,6 +223,25 @@ pub fn ctx_attach(ctx: u32, id: u32) -> Vec<u8> {
 /// CTX_DETACH_RESOURCE.
 pub fn ctx_detach(ctx: u32, id: u32) -> Vec<u8> {
     in_context(of_resource(command::CTX_DETACH_RESOURCE, id), ctx)
+}
+
+/// AS_CREATE.
+pub fn as_create(ctx: u32, asid: u32, root: u64) -> Vec<u8> {
+    as_create_with(ctx, asid, 0, root)
+}
+
+/// AS_CREATE with flags.
+pub fn as_create_with(ctx: u32, asid: u32, flags: u32, root: u64) -> Vec<u8> {
+    of_address_space(ctx, AsCreate::NUMBER, &AsCreate { asid, flags, root }.words())
+}
+
+/// AS_DESTROY.
+pub fn as_destroy(ctx: u32, asid: u32) -> Vec<u8> {
+    of_address_space(ctx, AsDestroy::NUMBER, &AsDestroy { asid, padding: 0 }.words())
+}
+
+fn of_address_space(ctx: u32, kind: u32, words: &[u32]) -> Vec<u8> {
+    in_context(raw(kind, words.as_bytes()), ctx)
 }
 
 /// RESOURCE_CREATE_3D of a buffer, as Linux sends it for a resource of `width` bytes.

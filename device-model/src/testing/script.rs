@@ -38,8 +38,14 @@ pub enum Action {
 }
 
 /// The guest's quotas: small, so that a script reaches them.
-const QUOTAS: Quotas =
-    Quotas { queued_jobs: 6, resource_bytes: 64 << 10, backing_entries: 12, resources: 16, contexts: 4 };
+const QUOTAS: Quotas = Quotas {
+    queued_jobs: 6,
+    resource_bytes: 64 << 10,
+    backing_entries: 12,
+    resources: 16,
+    contexts: 4,
+    address_spaces: 3,
+};
 /// Bytes of guest memory, from address 0 on.
 const MEMORY: u64 = 0x8000;
 /// A job that is run alone is considered endless after this many steps: its operands are small.
@@ -263,10 +269,12 @@ impl Player {
     }
 
     fn check_quotas(&self) {
-        let Usage { resources, resource_bytes, backing_entries, contexts, jobs } = self.device.usage();
+        let Usage { resources, resource_bytes, backing_entries, contexts, address_spaces, jobs } =
+            self.device.usage();
         assert!(resources <= QUOTAS.resources && resource_bytes <= QUOTAS.resource_bytes);
         assert!(backing_entries <= QUOTAS.backing_entries);
         assert!(contexts <= QUOTAS.contexts && jobs <= QUOTAS.queued_jobs);
+        assert!(address_spaces <= QUOTAS.address_spaces);
     }
 
     /// Returns everything that is out.

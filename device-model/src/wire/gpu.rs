@@ -13,6 +13,12 @@ pub(crate) use virtio_bindings::virtio_gpu::{
 
 /// The numbers of the commands (5.7.6.7).
 pub(crate) mod command {
+    /// AS_CREATE, of MirrorGPU's own range.
+    pub(crate) const AS_CREATE: u32 = job_stream::AsCreate::NUMBER;
+    /// AS_DESTROY.
+    pub(crate) const AS_DESTROY: u32 = job_stream::AsDestroy::NUMBER;
+    /// All commands about address spaces, also those that are not known yet.
+    pub(crate) const ADDRESS_SPACES: std::ops::Range<u32> = 0x4d00..0x4e00;
     pub(crate) use virtio_bindings::virtio_gpu::{
         virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_CTX_ATTACH_RESOURCE as CTX_ATTACH_RESOURCE,
         virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_CTX_CREATE as CTX_CREATE,

@@ -10,8 +10,8 @@ use crate::addr::Iova;
 use crate::gpu::error::CommandError;
 use crate::gpu::request::{
     AttachBacking, ContextResource, CreateBlob, CreateBuffer, CreateContext, CreateResource, Fence, Flush,
-    GetCapset, GetCapsetInfo, GetEdid, Header, Nothing, OfContext, OfResource, RawEntry, SetScanout, Submit,
-    TransferBuffer, TransferToHost, UpdateCursor,
+    GetCapset, GetCapsetInfo, GetEdid, Header, Nothing, OfAddressSpace, OfContext, OfResource, RawEntry,
+    SetScanout, Submit, TransferBuffer, TransferToHost, UpdateCursor,
 };
 use crate::gpu::scanout::{CursorPosition, DisplayMode, DisplayModes, Rect};
 
@@ -119,6 +119,23 @@ impl<'a> Payload<'a> for Nothing {
         Ok(Self)
     }
 }
+
+/// Commands whose layout stands in the table of `job_stream`.
+macro_rules! address_space_payload {
+    ($($Command:ident)*) => {
+        $(
+            impl<'a> Payload<'a> for OfAddressSpace<job_stream::$Command> {
+                fn parse(header: &Header, body: &'a [u8]) -> Result<Self, CommandError> {
+                    let (needed, found) = (job_stream::$Command::BYTES as u64, body.len() as u64);
+                    let truncated = CommandError::Truncated { needed, found };
+                    let command = job_stream::$Command::parse(body).ok_or(truncated)?;
+                    Ok(Self { ctx: header.ctx, command })
+                }
+            }
+        )*
+    };
+}
+address_space_payload! { AsCreate AsDestroy }
 
 impl<'a> Payload<'a> for OfContext {
     fn parse(header: &Header, _: &'a [u8]) -> Result<Self, CommandError> {

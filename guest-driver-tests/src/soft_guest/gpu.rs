@@ -1,6 +1,7 @@
 //! virtio-gpu commands as bytes (virtio 1.3, 5.7.6), made here and read by the device. Every field can be given a
 //! wrong value: nothing is checked.
 
+use super::addr::Iova;
 use super::dma::Segment;
 
 /// Command and response types (virtio 1.3, 5.7.6.7, enum virtio_gpu_ctrl_type).
@@ -26,6 +27,8 @@ pub mod kind {
     pub const TRANSFER_TO_HOST_3D: u32 = 0x205;
     pub const TRANSFER_FROM_HOST_3D: u32 = 0x206;
     pub const SUBMIT_3D: u32 = 0x207;
+    pub const AS_CREATE: u32 = 0x4d00;
+    pub const AS_DESTROY: u32 = 0x4d01;
     pub const UPDATE_CURSOR: u32 = 0x300;
     pub const MOVE_CURSOR: u32 = 0x301;
     pub const OK_NODATA: u32 = 0x1100;
@@ -204,6 +207,17 @@ impl Command {
         let mut words = vec![u32::try_from(stream.len() * 4).unwrap_or(u32::MAX), 0];
         words.extend(stream);
         Self::new(kind::SUBMIT_3D, &words).in_context(ctx)
+    }
+
+    /// AS_CREATE.
+    pub fn as_create(ctx: u32, asid: u32, root: Iova) -> Self {
+        let words = [asid, 0, root.0 as u32, (root.0 >> 32) as u32];
+        Self::new(kind::AS_CREATE, &words).in_context(ctx)
+    }
+
+    /// AS_DESTROY.
+    pub fn as_destroy(ctx: u32, asid: u32) -> Self {
+        Self::new(kind::AS_DESTROY, &[asid, 0]).in_context(ctx)
     }
 
     /// GET_CAPSET of the job stream.

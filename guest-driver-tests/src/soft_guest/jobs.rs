@@ -45,6 +45,11 @@ pub fn contents(id: u32) -> Vec<u8> {
 
 /// Every packet except those whose result is a time.
 pub fn every_packet() -> Stream {
+    every_packet_at(place)
+}
+
+/// The same with the buffers wherever `place` says.
+pub fn every_packet_at(place: impl Fn(u32, u64) -> At) -> Stream {
     Stream::new()
         .nop(3)
         .fill(place(1, 0x0ff4).range(0x2010), 0xdead_beef)

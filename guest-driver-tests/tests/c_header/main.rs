@@ -248,8 +248,8 @@ fn the_capability_set_is_laid_out_as_the_header_has_it() {
     let fields: BTreeMap<_, _> = printed.lines().filter_map(|line| line.split_once(' ')).collect();
     // Opcodes 1 to 3, 0x10 to 0x12, 0x20 to 0x23 and 0x30; modes 1 to 4, for nobody has allowed the incoherent one.
     for (field, value) in [
-        ("version", "1"),
-        ("size", "96"),
+        ("version", "2"),
+        ("size", "104"),
         ("engines", "2"),
         ("modes", "0x1e"),
         ("default_mode", "4"),
@@ -257,6 +257,8 @@ fn the_capability_set_is_laid_out_as_the_header_has_it() {
         ("packets[1]", "0x1000f"),
         ("packets[2]", "0"),
         ("packets[7]", "0"),
+        ("max_address_spaces", "64"),
+        ("gva_bits", "48"),
     ] {
         assert_eq!(fields.get(field), Some(&value), "{field}: {printed}");
     }

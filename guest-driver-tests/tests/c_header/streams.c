@@ -123,6 +123,7 @@ static int capset(void)
 	printf("max_operand %llu\nmax_spin %llu\nmax_wait %llu\nmax_wedge %llu\n",
 		(unsigned long long)set.max_operand, (unsigned long long)set.max_spin,
 		(unsigned long long)set.max_wait, (unsigned long long)set.max_wedge);
+	printf("max_address_spaces %u\ngva_bits %u\n", set.max_address_spaces, set.gva_bits);
 	return EXIT_SUCCESS;
 }
 

@@ -17,12 +17,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use device_model::jobs::address_space::TranslationFault;
 use device_model::jobs::job::{Job, JobId};
 use device_model::locking::lock;
 use device_model::telemetry::names::Names;
 use device_model::telemetry::record::{Event, Recorder, Snapshot, TrackWriter};
 use device_model::telemetry::stats::Stats;
-use device_model::telemetry::violation::{Fault, Violation};
+use device_model::telemetry::violation::{Fault, FaultCause, Violation};
 
 pub use self::outbox::Outbox;
 pub(crate) use self::reporter::HOW_TO_TRACE;
@@ -202,7 +203,13 @@ impl Instruments {
 
     /// Keeps a fault and has it reported to the clients of the control socket. Does not block.
     pub fn fault(&self, fault: Fault) {
-        self.find(Event::Fault { job: fault.job, range: fault.range, access: fault.access });
+        let job = fault.job;
+        self.find(match fault.cause {
+            FaultCause::Refused { range, access } => Event::Fault { job, range, access },
+            FaultCause::Translation(TranslationFault { asid, gva, kind, level, .. }) => {
+                Event::TranslationFault { job, asid, gva, kind, level }
+            }
+        });
         self.reports.fault(fault.clone());
         self.reporter.tell(Note::Fault(fault));
     }

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread;
 use std::time::Duration;
 
-use device_model::telemetry::violation::{Fault, Report};
+use device_model::telemetry::violation::{Fault, FaultCause, Report};
 use job_stream::Choice;
 use log::{debug, info, warn};
 
@@ -152,17 +152,27 @@ impl Instruments {
     }
 
     fn tell_fault(&self, fault: &Fault) {
-        let names = self.names().of(fault.at, fault.range);
-        debug!(
-            "Job {} (mode {}) needs {} for {}, which the front-end refused: {}. Likely {}",
-            fault.job.raw(),
-            fault.mode.name(),
-            fault.range,
-            fault.access,
-            names.join("; "),
-            fault.advice()
-        );
+        let names = self.names_of(fault);
+        let (job, mode) = (fault.job.raw(), fault.mode.name());
+        match fault.cause {
+            FaultCause::Refused { range, access } => debug!(
+                "Job {job} (mode {mode}) needs {range} for {access}, which the front-end refused: {}. Likely {}",
+                names.join("; "),
+                fault.advice()
+            ),
+            FaultCause::Translation(cause) => {
+                debug!("Job {job} (mode {mode}) has failed. {cause}. Likely {}", fault.advice());
+            }
+        }
         self.outbox.send("FAULT", crate::telemetry::reports::fault_json(fault, &names));
+    }
+
+    /// The names of the address of a fault. What the page tables of an address space map has none.
+    pub fn names_of(&self, fault: &Fault) -> Vec<String> {
+        match fault.cause {
+            FaultCause::Refused { range, .. } => self.names().of(fault.at, range),
+            FaultCause::Translation(_) => Vec::new(),
+        }
     }
 
     /// Writes a trace if `record_dir` is set; returns its path, or how to get one.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use device_model::addr::{Access, ByteRange, Iova};
 use device_model::telemetry::names::BackingChange;
-use device_model::telemetry::violation::{Confidence, InvalidationInfo, Verdict};
+use device_model::telemetry::violation::{Confidence, FaultCause, InvalidationInfo, Verdict};
 use job_stream::Mode;
 use serde_json::Value;
 
@@ -90,7 +90,8 @@ fn a_fault_is_told_with_its_names() {
     let instruments = instruments(None);
     let (job, context, packet, mode) = (JobId::new(12), Some(3), Some(2), Mode::Fault);
     let at = Duration::from_millis(1);
-    instruments.fault(Fault { at, job, context, packet, range: page(), access: Access::Read, mode });
+    let cause = FaultCause::Refused { range: page(), access: Access::Read };
+    instruments.fault(Fault { at, job, context, packet, mode, cause });
     let events = events(&instruments);
     assert_eq!(events[0]["event"], "FAULT");
     assert_eq!(events[0]["data"]["names"][0], "resource 7 (backing entry 0, offset 0x0)");

@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use job_stream::{CAPSET_ID, CAPSET_VERSION, Capset, ChoiceInfo, Kind, PACKETS, PacketInfo};
+use job_stream::address_space::{COMMANDS, GVA_BITS, PTE_BITS};
+use job_stream::{AsCommandInfo, CAPSET_ID, CAPSET_VERSION, Capset, ChoiceInfo, Kind, PACKETS, PacketInfo};
 
 use crate::check::assert_generated;
 use crate::manual::CHOICES;
@@ -32,7 +33,10 @@ const TOP: &str = "\
 ";
 
 const BASE: &str = "\
-/* A place in memory: today a space is a resource, an address an offset in it. */
+/*
+ * A place in memory: the space is a resource, and the address an offset in it;
+ * or it is an address space, and the address one of its own.
+ */
 struct mirrorgpu_job_at {
 \tuint32_t space;
 \tuint64_t address;
@@ -44,8 +48,8 @@ struct mirrorgpu_job_range {
 \tuint64_t length;
 };
 
-/* Spaces from here up are kept for device address spaces. */
-#define MIRRORGPU_JOB_FIRST_RESERVED_SPACE 0x80000000u
+/* The space that the address space with this asid is. */
+#define MIRRORGPU_JOB_ADDRESS_SPACE(asid) (0x80000000u | (uint32_t)(asid))
 
 /* The first word of a packet; the length is in words and counts this one. */
 #define MIRRORGPU_JOB_HEADER(opcode, flags, length) \\
@@ -169,12 +173,42 @@ fn capset() -> String {
     text + "};\n"
 }
 
+/// A command about address spaces: what follows its header.
+fn command(command: &AsCommandInfo) -> String {
+    let AsCommandInfo { number, name, text, fields } = *command;
+    let mut code = format!("/* {name}: {} */\n#define MIRRORGPU_CMD_{name} {number:#x}u\n\n", text[0].trim());
+    let _ = writeln!(code, "struct mirrorgpu_{} {{", name.to_lowercase());
+    for field in fields {
+        let _ = writeln!(code, "\t/* {} */\n\t{}{};", field.text, c_type(field.kind), field.name);
+    }
+    code + "};\n"
+}
+
+fn page_table_entry() -> String {
+    let mut text = format!(
+        "/* Addresses of an address space have {GVA_BITS} bits; the bits of its page-table entries. */\n\
+         #define MIRRORGPU_GVA_BITS {GVA_BITS}\n"
+    );
+    for bits in PTE_BITS {
+        let mask = u64::MAX >> (63 - (bits.high - bits.low)) << bits.low;
+        let _ = writeln!(text, "#define MIRRORGPU_PTE_{} {mask:#x}ull", bits.name);
+    }
+    text
+}
+
 fn header() -> String {
     let choices = CHOICES.iter().map(choice);
     let packets = PACKETS.iter().flat_map(|packet| [structure(packet), function(packet)]);
     let parts: Vec<_> =
         [TOP.to_owned(), opcodes()].into_iter().chain(choices).chain([BASE.to_owned()]).collect();
-    let parts = parts.into_iter().chain(packets).chain([capset()]).collect::<Vec<_>>().join("\n");
+    let address_spaces = COMMANDS.iter().map(command).chain([page_table_entry()]);
+    let parts = parts
+        .into_iter()
+        .chain(packets)
+        .chain(address_spaces)
+        .chain([capset()])
+        .collect::<Vec<_>>()
+        .join("\n");
     format!("{parts}\n#endif /* MIRRORGPU_JOB_H */\n")
 }
 

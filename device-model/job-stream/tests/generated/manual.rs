@@ -2,9 +2,10 @@
 
 use std::fmt::Write;
 
+use job_stream::address_space::{COMMANDS, PTE_BITS};
 use job_stream::{
-    AtomicOperation, CAPSET_ID, CAPSET_VERSION, Capset, Choice, ChoiceInfo, Compare, Kind, Limits, Mode,
-    PACKETS, Packet, PacketInfo, Priority, SpinBehaviour, Stream, verify,
+    AsCommandInfo, AtomicOperation, CAPSET_ID, CAPSET_VERSION, Capset, Choice, ChoiceInfo, Compare, Kind,
+    Limits, Mode, PACKETS, Packet, PacketInfo, Priority, SpinBehaviour, Stream, verify,
 };
 
 use crate::check::{assert_generated, read};
@@ -31,7 +32,7 @@ fn opcodes() -> String {
             name.to_lowercase()
         );
     }
-    text.push_str("| 0x80 to 0xbf | | | Kept for device address spaces. |\n");
+    text.push_str("| 0x80 to 0xbf | | | Kept for packets about address spaces. Refused. |\n");
     text.push_str("| all others | | | Refused. 0x00 stays so: memory of zeros is no stream. |\n");
     text
 }
@@ -160,6 +161,41 @@ fn capset() -> String {
     text
 }
 
+fn commands() -> String {
+    let section = |command: &AsCommandInfo| {
+        let AsCommandInfo { number, name, text, fields } = *command;
+        let lines: Vec<_> = text.iter().map(|line| line.trim()).collect();
+        let mut section = format!("### {name}\n\n{}\n\n{}\n\n", lines[0], lines[1..].join("\n"));
+        section.push_str("| byte | field | type | |\n|---|---|---|---|\n");
+        let _ = writeln!(
+            section,
+            "| 0 | header | `virtio_gpu_ctrl_hdr` | Type {number:#x}, `ctx_id` the context. |"
+        );
+        let mut byte = 24;
+        for field in fields {
+            let _ =
+                writeln!(section, "| {byte} | `{}` | {} | {} |", field.name, kind(field.kind), field.text);
+            byte += 4 * field.kind.words();
+        }
+        section + "\n"
+    };
+    COMMANDS.iter().map(section).collect::<String>().trim_end().to_owned() + "\n"
+}
+
+fn page_table_entry() -> String {
+    let mut text = String::from("| bits | name | |\n|---|---|---|\n");
+    for bits in PTE_BITS {
+        let place = if bits.low == bits.high {
+            bits.low.to_string()
+        } else {
+            format!("{}–{}", bits.low, bits.high)
+        };
+        let _ = writeln!(text, "| {place} | {} | {} |", bits.name, bits.text);
+    }
+    text.push_str("| all others | | 0. |\n");
+    text
+}
+
 fn between<'a>(text: &'a str, name: &str) -> (&'a str, &'a str) {
     let (begin, end) = (format!("<!-- BEGIN {name} -->\n"), format!("<!-- END {name} -->"));
     let (before, rest) = text.split_once(&begin).unwrap_or_else(|| panic!("{MANUAL} lacks {begin}"));
@@ -169,8 +205,14 @@ fn between<'a>(text: &'a str, name: &str) -> (&'a str, &'a str) {
 
 #[test]
 fn the_manual_has_the_rows_of_the_table() {
-    let parts =
-        [("opcodes", opcodes()), ("packets", packets()), ("choices", choices()), ("capset", capset())];
+    let parts = [
+        ("opcodes", opcodes()),
+        ("commands", commands()),
+        ("pte", page_table_entry()),
+        ("packets", packets()),
+        ("choices", choices()),
+        ("capset", capset()),
+    ];
     let manual = parts.into_iter().fold(read(MANUAL), |text, (name, part)| {
         let (before, after) = between(&text, name);
         format!("{before}<!-- BEGIN {name} -->\n{part}<!-- END {name} -->{after}")

@@ -69,7 +69,7 @@ impl<P> Device<P> {
         let max_jobs = u32::try_from(self.config.quotas.queued_jobs).unwrap_or(u32::MAX);
         let jobs = &self.config.jobs;
         let wedge = u64::try_from(WEDGE.as_nanos()).unwrap_or(u64::MAX);
-        let capset = Capset::new(jobs.engines, max_jobs, jobs.default_mode, wedge, &jobs.limits());
+        let capset = Capset::new(jobs.engines, max_jobs, jobs.default_mode, wedge, &self.limits());
         Ok(Answer::Now(Reply::Capset(capset.to_bytes())))
     }
 

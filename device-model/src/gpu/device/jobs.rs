@@ -65,7 +65,9 @@ impl<P> Device<P> {
 
     /// Waiting jobs fail, running ones are stopped; answered when they have ended.
     pub(super) fn destroy_context(&mut self, request: OfContext, _: &mut Shown) -> Handled<P> {
-        Ok(Answer::Behind(self.contexts.destroy(request.ctx)?))
+        let context = self.contexts.destroy(request.ctx)?;
+        self.address_spaces.destroy_all_of(context);
+        Ok(Answer::Behind(context))
     }
 
     pub(super) fn attach_to_context(&mut self, request: ContextResource, _: &mut Shown) -> Handled<P> {
@@ -108,8 +110,9 @@ impl<P> Device<P> {
     /// All checks come first: a refused stream leaves no trace.
     pub(super) fn submit(&mut self, request: Submit<'_>, _: &mut Shown) -> Handled<P> {
         let Submit { ctx, ring, stream } = request;
-        let queue = QueueId { context: self.contexts.open(ctx)?, ring };
-        let limits = self.config.jobs.limits();
+        let context = self.contexts.open(ctx)?;
+        let queue = QueueId { context, ring };
+        let limits = self.limits();
         let program = verify_bytes(stream, &limits).map_err(CommandError::Stream)?;
         let asked = match program.packets().first() {
             Some(Packet::Context(context)) => (context.mode, context.priority),
@@ -117,10 +120,17 @@ impl<P> Device<P> {
         };
         let treatment = self.contexts.treatment(ctx, asked, self.config.jobs.default_mode)?;
         let packets = program.packets().len() as u64;
-        let operands = Operands::new(program, |id| self.space(ctx, id))?;
+        let address_space = |asid| self.address_spaces.find(context, asid).cloned();
+        let operands = Operands::resolve(program, |id| self.space(ctx, id), address_space)?;
         self.contexts.take_room(queue.context, packets)?;
         let execution = Execution::new(operands, Duration::from_nanos(limits.wait_ns));
         Ok(Answer::Job(queue, Box::new(Submission { call: None, execution, treatment, packets })))
+    }
+
+    /// The limits on a job stream.
+    pub(super) fn limits(&self) -> Limits {
+        let address_spaces = u32::try_from(self.config.quotas.address_spaces).unwrap_or(u32::MAX);
+        Limits { address_spaces, ..self.config.jobs.limits() }
     }
 
     /// A resource of the context as a space of a job.

@@ -6,12 +6,13 @@
 //! A command changes resources and scanouts at once, in the order of the commands: an unreferenced id can be created
 //! again, a detached backing can be replaced. Queued commands share what they still use of the old ones. Only *answers*
 //! wait: those of transfers for their jobs, those of RESOURCE_FLUSH, RESOURCE_UNREF and DETACH_BACKING for all earlier
-//! transfers and all jobs that use the memory, and those that complete a fence for all earlier fences on their
+//! transfers and all jobs that use the memory, those of AS_DESTROY for all jobs that use the address space, and those that complete a fence for all earlier fences on their
 //! timeline.
 
 use std::collections::BTreeMap;
 use std::error::Error;
 
+use crate::gpu::address_spaces::AddressSpaces;
 use crate::gpu::context::{ContextId, ContextInfo, Contexts, QueueId, Submission};
 use crate::gpu::decode::{Command, DeviceQueue, command_name, command_table, decode};
 use crate::gpu::error::CommandError;
@@ -32,6 +33,7 @@ use virtio_bindings::virtio_gpu::{
     VIRTIO_GPU_F_CONTEXT_INIT, VIRTIO_GPU_F_EDID, VIRTIO_GPU_F_RESOURCE_BLOB, VIRTIO_GPU_F_VIRGL,
 };
 
+mod address_spaces;
 mod cursor;
 mod display;
 mod jobs;
@@ -129,6 +131,8 @@ enum Answer<P> {
     Ask(DisplayQuery),
     /// When all current jobs of the context are done.
     Behind(ContextId),
+    /// When no job uses this any more.
+    Unused(Retired),
     /// Queue this job; if it has a fence, the end of the job is the answer.
     Job(QueueId, Box<Submission<Call<P>>>),
 }
@@ -150,6 +154,8 @@ pub struct Usage {
     pub backing_entries: u64,
     /// Contexts, including destroyed ones whose last job has not ended.
     pub contexts: u64,
+    /// Address spaces, including destroyed ones that jobs still use.
+    pub address_spaces: u64,
     /// Jobs of contexts.
     pub jobs: u64,
 }
@@ -168,6 +174,7 @@ pub struct Device<P> {
     scanouts: Scanouts,
     ring: Ring<Call<P>>,
     contexts: Contexts<Call<P>>,
+    address_spaces: AddressSpaces,
     /// What was removed or detached while a job used it.
     retiring: Vec<(Call<P>, Retired)>,
     fences: Timelines<(P, Response)>,
@@ -187,6 +194,7 @@ impl<P> Device<P> {
             scanouts: Scanouts::new(config.scanouts),
             ring: Ring::new(config.quotas.queued_jobs),
             contexts: Contexts::new(&config.quotas),
+            address_spaces: AddressSpaces::new(&config.quotas),
             retiring: Vec::new(),
             fences: Timelines::new(),
             asked: BTreeMap::new(),
@@ -223,7 +231,8 @@ impl<P> Device<P> {
     pub fn usage(&self) -> Usage {
         let (resources, resource_bytes, backing_entries) = self.resources.usage();
         let (contexts, jobs) = self.contexts.usage();
-        Usage { resources, resource_bytes, backing_entries, contexts, jobs }
+        let address_spaces = self.address_spaces.usage();
+        Usage { resources, resource_bytes, backing_entries, contexts, address_spaces, jobs }
     }
 
     /// The image of a resource, for an oracle that compares it with what the guest's pages hold.
@@ -299,6 +308,7 @@ impl<P> Device<P> {
         let calls = self.ring.clear().chain(asked).chain(retiring).chain(jobs).map(|call| call.pending);
         let pending = calls.chain(self.fences.clear().map(|(pending, _)| pending)).collect();
         self.resources = Resources::new(&self.config.quotas);
+        self.address_spaces.clear();
         self.scanouts.reset();
         self.features = 0;
         pending
@@ -324,6 +334,10 @@ impl<P> Device<P> {
             }
             Ok(Answer::Ask(question)) => self.ask(call, question, effects),
             Ok(Answer::Behind(context)) => self.answer_behind(call, context, effects),
+            Ok(Answer::Unused(retired)) => {
+                self.retiring.push((call, retired));
+                self.retire_unused(effects);
+            }
             Ok(Answer::Job(queue, job)) => self.enqueue(call, (queue, job), effects),
             Err(error) => self.finish(call, Err(error), effects),
         }
@@ -352,13 +366,14 @@ impl<P> Device<P> {
         }
     }
 
-    /// Commands from 0x200 on need VIRTIO_GPU_F_VIRGL, and other commands and rings have features of their own.
+    /// Commands from 0x200 on, and those about address spaces, need VIRTIO_GPU_F_VIRGL, and other commands and rings have features of their own.
     fn check_negotiated(&self, header: &Header) -> Result<(), CommandError> {
         let kind = header.kind;
         let of_feature = match kind {
             command::RESOURCE_CREATE_BLOB | command::SET_SCANOUT_BLOB => Some(VIRTIO_GPU_F_RESOURCE_BLOB),
             command::GET_EDID => Some(VIRTIO_GPU_F_EDID),
             0x200..0x300 => Some(VIRTIO_GPU_F_VIRGL),
+            kind if command::ADDRESS_SPACES.contains(&kind) => Some(VIRTIO_GPU_F_VIRGL),
             _ => None,
         };
         if of_feature.is_some_and(|feature| !self.has(feature)) {

@@ -11,7 +11,7 @@ use job_stream::{At, Compare, Context, Space, SpinBehaviour, Stream};
 use super::*;
 use crate::addr::{Access, ByteRange, Iova, SpaceId};
 use crate::jobs::job::{JobError, StepContext};
-use crate::jobs::testing::{AT, execution, execution_over, job, place};
+use crate::jobs::testing::{AT, ROOT, execution, execution_over, job, place, translated};
 use crate::mmu::{
     AtomicOperation, DrainWaker, HostRange, Invalidation, MemoryError, MirrorConfig, MirrorWriter,
     Permissions, Width, mirror,
@@ -451,4 +451,42 @@ fn what_is_behind_a_wait_is_done_over_a_pin_again() {
         rig.writer.map(SpaceId::DEVICE, behind, HostRange::invented(0x10_0000, 0x1000), both).unwrap();
         assert!(Running::start(&rig.reader, left.work).continue_value().unwrap().is_pinned(), "{mode}");
     }
+}
+
+/// A word of address space 1.
+fn in_address_space() -> Stream {
+    Stream::new().signal(At::new(Space::address_space(1), 0x1000), 1)
+}
+
+#[test]
+fn a_job_that_uses_an_address_space_holds_no_pin_in_any_mode() {
+    for mode in Mode::ALL {
+        let mut rig = rig();
+        let work = ScheduledJob::new(job(0, *mode, translated(in_address_space())));
+        let running = Running::start(&rig.reader, work).continue_value().unwrap();
+        assert!(!running.is_pinned(), "{mode}");
+        let invalidation = rig.invalidate();
+        assert_eq!(invalidation.in_flight().pins, 0, "{mode}");
+        assert!(invalidation.poll().is_ok(), "{mode}: between two steps it delays nothing");
+        drop(running);
+    }
+}
+
+#[test]
+fn a_refused_page_fails_a_job_only_if_its_next_walk_comes_to_it_again() {
+    let rig = rig();
+    let missing = Missing { space: SpaceId::DEVICE, range: page(), access: Access::Read };
+    let other = Missing { access: Access::Write, ..missing };
+    let left = |step| {
+        let mut work = ScheduledJob::new(job(0, Mode::Fault, translated(in_address_space())));
+        work.refused = Some((missing.range.first(), missing.access));
+        let running = Running::start(&rig.reader, work).continue_value().unwrap();
+        run(&rig, running, &mut script([step]), 1).1
+    };
+    let refused = JobOutcome::Failed(JobError::Refused(missing));
+    assert_eq!(left(Step::Missing(missing)), Some(Leaves::Finished(refused)));
+    let root = Missing { range: Iova::new(ROOT).page_range(), ..missing };
+    let faulted = Leaves::Faulted { missing: other, ahead: vec![root] };
+    assert_eq!(left(Step::Missing(other)), Some(faulted), "what it needs next is the root table");
+    assert_eq!(left(Step::Done), Some(Leaves::Finished(JobOutcome::Done)));
 }

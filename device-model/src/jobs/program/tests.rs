@@ -13,7 +13,7 @@ use crate::jobs::operands::Space;
 use crate::testing::memory::{SparseMemory, pattern};
 
 /// Bytes of the two resources of the tests.
-const BYTES: u64 = 3 * PAGE_SIZE;
+pub(super) const BYTES: u64 = 3 * PAGE_SIZE;
 
 /// Resource 1 lies on pages in reverse order; resource 2 in entries that split pages.
 fn entries(id: u32) -> Vec<(u64, u32)> {
@@ -65,7 +65,7 @@ fn at(ms: u64) -> StepContext {
 }
 
 /// One packet with valid operands.
-fn packet() -> impl Strategy<Value = Packet> {
+pub(super) fn packet() -> impl Strategy<Value = Packet> {
     let len = 1_u64..2 * PAGE_SIZE;
     let id = 1_u32..3;
     let word = (1_u32..3, 0..BYTES / 4).prop_map(|(id, word)| place(id, word * 4));

@@ -50,6 +50,8 @@ pub struct AtRest {
     pub packet: Option<usize>,
     /// Bytes that it has moved.
     pub bytes: u64,
+    /// Whether it uses an address space.
+    pub translated: bool,
 }
 
 impl Schedule {
@@ -99,6 +101,7 @@ fn at_rest(work: &ScheduledJob, state: JobState) -> JobStatus {
         priority: job.priority(),
         packet: job.packet(),
         bytes: job.bytes_moved(),
+        translated: job.is_translated(),
     };
     JobStatus { id: job.id(), state, at_rest: Some(at_rest) }
 }

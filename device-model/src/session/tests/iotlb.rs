@@ -68,6 +68,7 @@ fn a_refused_miss_is_told_to_each_waiter_and_is_a_fault_of_a_job() {
         priority: job_stream::Priority::Normal,
         packet: Some(3),
         bytes: 0,
+        translated: false,
     });
     rig.answer(ms(1), false);
     let wanted = [

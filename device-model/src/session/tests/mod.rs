@@ -22,7 +22,7 @@ use crate::mmu::miss::{MissRequest, Outcome};
 use crate::mmu::{
     DrainWaker, MappedRange, MirrorConfig, Missing, Permissions, Pin, PinMode, PinRange, Reader, mirror,
 };
-use crate::telemetry::violation::InvalidationInfo;
+use crate::telemetry::violation::{Fault, FaultCause, InvalidationInfo};
 
 const SPACE: SpaceId = SpaceId::DEVICE;
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
@@ -271,7 +271,10 @@ fn word(effect: &Effect<u32>) -> String {
         Effect::ResetDevice { features } => format!("reset {features:#x}"),
         Effect::Mapped { request, permissions, .. } => format!("mapped {} {permissions:?}", request.iova),
         Effect::MissAnswered { waiter, request, answer } => format!("{waiter:?} {} {answer:?}", request.iova),
-        Effect::Fault(fault) => format!("fault {} {}", fault.job.raw(), fault.range),
+        Effect::Fault(Fault { job, cause: FaultCause::Refused { range, .. }, .. }) => {
+            format!("fault {} {range}", job.raw())
+        }
+        Effect::Fault(fault) => panic!("{fault:?}"),
         Effect::Violation(violation) => format!("violation {:?} {}", violation.verdict, violation.range),
         Effect::Incident(what) => format!("incident: {what}"),
         Effect::AuditProgress(_) => "audit".into(),

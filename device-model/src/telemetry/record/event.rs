@@ -5,7 +5,8 @@ use job_stream::{Choice, Mode};
 use serde::{Serialize, Serializer};
 
 use super::pack::{Bits, Nanoseconds, Packed, WORDS, packed_enums};
-use crate::addr::{Access, ByteRange, Iova};
+use crate::addr::{Access, Asid, ByteRange, Gva, Iova};
+use crate::jobs::address_space::FaultKind;
 use crate::jobs::job::JobId;
 use crate::telemetry::violation::Verdict;
 
@@ -285,6 +286,19 @@ events! {
         range: ByteRange<Iova>,
         /// The access.
         access: Access,
+    }
+    /// The page tables of an address space do not permit what a job does.
+    21 TranslationFault {
+        /// The job.
+        job: JobId,
+        /// The address space.
+        asid: Asid,
+        /// The address.
+        gva: Gva,
+        /// What is wrong.
+        kind: FaultKind,
+        /// The level of the table that ended the walk.
+        level: u32,
     }
 }
 

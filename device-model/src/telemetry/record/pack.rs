@@ -6,7 +6,8 @@ use std::time::Duration;
 use job_stream::{Choice, Mode};
 use serde::Serialize;
 
-use crate::addr::{Access, ByteRange, Iova, PAGE_SHIFT, PAGE_SIZE};
+use crate::addr::{Access, Asid, ByteRange, Gva, Iova, PAGE_SHIFT, PAGE_SIZE};
+use crate::jobs::address_space::FaultKind;
 use crate::jobs::job::JobId;
 use crate::telemetry::violation::Verdict;
 
@@ -142,6 +143,28 @@ impl Packed for Nanoseconds {
     }
 }
 
+impl Packed for Asid {
+    #[inline(always)]
+    fn pack(self, bits: &mut Bits) {
+        bits.push(32, self.raw().into());
+    }
+
+    fn unpack(bits: &mut Bits) -> Option<Self> {
+        u32::try_from(bits.take(32)?).ok().map(Self::new)
+    }
+}
+
+impl Packed for Gva {
+    #[inline(always)]
+    fn pack(self, bits: &mut Bits) {
+        bits.push(48, self.raw());
+    }
+
+    fn unpack(bits: &mut Bits) -> Option<Self> {
+        bits.take(48).map(Self::new)
+    }
+}
+
 impl Packed for JobId {
     #[inline(always)]
     fn pack(self, bits: &mut Bits) {
@@ -199,5 +222,6 @@ pub(super) use packed_enums;
 
 packed_enums! {
     Access: Read, Write;
+    FaultKind: NotPresent, ReadDenied, WriteDenied, AtomicDenied, ReservedBits, Refused;
     Verdict: Benign, Moved, Gone;
 }

@@ -63,12 +63,13 @@ fn the_capability_set_says_what_the_device_takes() {
     assert_eq!(h.device.config_space()[12..], [1, 0, 0, 0]);
     let info = h.send(&get_capset_info(0));
     let info = h.response(info).unwrap();
-    assert_eq!((info.kind(), word(info, 6), word(info, 7), word(info, 8)), (OK_CAPSET_INFO, 30, 1, 96));
+    assert_eq!((info.kind(), word(info, 6), word(info, 7), word(info, 8)), (OK_CAPSET_INFO, 30, 2, 104));
     let capset = h.send(&get_capset(CAPSET_ID, 0));
     let capset = h.response(capset).unwrap();
     assert_eq!(capset.kind(), OK_CAPSET);
     let capset = Capset::parse(&capset.as_bytes()[24..]).unwrap();
     assert_eq!((capset.modes, capset.default_mode, capset.max_jobs), (0b11110, 2, 1024));
+    assert_eq!((capset.max_address_spaces, capset.gva_bits), (64, 48));
     assert_eq!(h.status(&get_capset_info(1)), ERR_INVALID_PARAMETER);
     assert_eq!(h.status(&get_capset(1, 1)), ERR_INVALID_PARAMETER);
 }

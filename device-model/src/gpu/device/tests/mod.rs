@@ -8,6 +8,7 @@ use crate::testing::memory::SparseMemory;
 use crate::testing::requests::*;
 use crate::wire::gpu::response::*;
 
+mod address_spaces;
 mod contexts;
 mod cursor;
 mod display;

@@ -1,0 +1,90 @@
+//! The address spaces of all contexts, by number. Knows who owns which and how many there may be; knows nothing of page
+//! tables.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+
+use job_stream::AsCreate;
+use job_stream::address_space::{ASIDS, pte};
+
+use crate::addr::{Asid, Iova};
+use crate::gpu::context::ContextId;
+use crate::gpu::error::CommandError;
+use crate::gpu::quota::{Budget, Quota, Quotas};
+use crate::jobs::address_space::AddressSpace;
+
+/// All address spaces.
+#[derive(Debug)]
+pub(crate) struct AddressSpaces {
+    by_asid: BTreeMap<Asid, (ContextId, Arc<AddressSpace>)>,
+    /// Those that have no number any more, and that jobs may still use.
+    leaving: Vec<Weak<AddressSpace>>,
+    limit: u64,
+}
+
+impl AddressSpaces {
+    pub(crate) fn new(quotas: &Quotas) -> Self {
+        Self { by_asid: BTreeMap::new(), leaving: Vec::new(), limit: quotas.address_spaces }
+    }
+
+    /// AS_CREATE for a context.
+    pub(crate) fn create(&mut self, context: ContextId, request: AsCreate) -> Result<(), CommandError> {
+        let AsCreate { asid, flags, root } = request;
+        if asid >= ASIDS || flags != 0 || root & !pte::IOVA != 0 {
+            return Err(CommandError::BadAddressSpace { asid, flags, root });
+        }
+        let number = Asid::new(asid);
+        if self.by_asid.contains_key(&number) {
+            return Err(CommandError::AddressSpaceExists { asid });
+        }
+        self.leaving.retain(|left| left.strong_count() > 0);
+        let mut budget = Budget::new(Quota::AddressSpaces, self.limit);
+        budget.take(self.usage())?;
+        budget.take(1)?;
+        self.by_asid.insert(number, (context, Arc::new(AddressSpace::new(number, Iova::new(root)))));
+        Ok(())
+    }
+
+    /// An address space of the context.
+    pub(crate) fn find(&self, context: ContextId, asid: u32) -> Result<&Arc<AddressSpace>, CommandError> {
+        let found = self.by_asid.get(&Asid::new(asid)).filter(|(owner, _)| *owner == context);
+        found.map(|(_, space)| space).ok_or(CommandError::NoSuchAddressSpace { asid })
+    }
+
+    /// AS_DESTROY. The number is free; jobs may still use the address space.
+    pub(crate) fn destroy(
+        &mut self,
+        context: ContextId,
+        asid: u32,
+    ) -> Result<Arc<AddressSpace>, CommandError> {
+        self.find(context, asid)?;
+        let removed = self.by_asid.remove(&Asid::new(asid));
+        let (_, space) = removed.ok_or(CommandError::NoSuchAddressSpace { asid })?;
+        self.leaving.push(Arc::downgrade(&space));
+        Ok(space)
+    }
+
+    /// The context is destroyed.
+    pub(crate) fn destroy_all_of(&mut self, context: ContextId) {
+        let Self { by_asid, leaving, .. } = self;
+        by_asid.retain(|_, (owner, space)| {
+            let stays = *owner != context;
+            if !stays {
+                leaving.push(Arc::downgrade(space));
+            }
+            stays
+        });
+    }
+
+    /// A reset.
+    pub(crate) fn clear(&mut self) {
+        self.by_asid.clear();
+        self.leaving.clear();
+    }
+
+    /// How many there are, with those that only jobs still use.
+    pub(crate) fn usage(&self) -> u64 {
+        let leaving = self.leaving.iter().filter(|left| left.strong_count() > 0).count();
+        (self.by_asid.len() as u64).saturating_add(leaving as u64)
+    }
+}
