@@ -12,6 +12,11 @@ pub fn limit_descriptors(most: u32) -> io::Result<()> {
     Ok(setrlimit(Resource::Nofile, Rlimit { current, maximum })?)
 }
 
+/// Has the process, and what it might execute, gain no privileges from now on (PR_SET_NO_NEW_PRIVS, prctl(2)).
+pub fn gain_no_privileges() -> io::Result<()> {
+    Ok(rustix::thread::set_no_new_privs(true)?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

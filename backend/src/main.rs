@@ -55,7 +55,8 @@ fn run(args: &Args) -> Result<Verdict, Box<dyn std::error::Error>> {
     };
     args.start_log();
     limits::limit_descriptors(args.quotas.max_descriptors)?;
-    // Done before any thread is started, so that all threads block the signals.
+    // Both before any thread is started, so that they hold for all threads.
+    limits::gain_no_privileges()?;
     let signals = StopSignals::block()?;
     sigbus::install()?;
     let stats = Arc::new(Stats::default());

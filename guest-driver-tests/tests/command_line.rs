@@ -172,3 +172,18 @@ fn the_control_socket_greets_counts_and_answers_nonsense_with_an_error() {
     control.execute("quit").unwrap();
     assert!(backend.wait(10 * SECOND).unwrap().status.success());
 }
+
+#[test]
+fn no_thread_of_the_process_can_gain_privileges() {
+    let backend = Backend::start(&["--log-level", "error"]).unwrap();
+    let guest = SoftGuest::boot(&backend, GuestConfig::headless()).unwrap();
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", backend.pid())).unwrap();
+    let mut threads = 0;
+    for task in tasks {
+        let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        assert!(status.contains("NoNewPrivs:\t1"), "{status}");
+        threads += 1;
+    }
+    assert!(threads > 2, "{threads} threads");
+    drop(guest);
+}
