@@ -452,3 +452,16 @@ fn an_idle_process_is_small() {
     // 8 MiB are promised; with the whole recorder in memory it would be about as much.
     assert!(resident <= 7 << 10, "{resident} KiB");
 }
+
+#[test]
+fn the_log_says_whether_an_iommu_is_mirrored() {
+    for (config, said) in [
+        (GuestConfig::headless(), "has accepted VIRTIO_F_ACCESS_PLATFORM"),
+        (GuestConfig::without_iommu(), "has not accepted VIRTIO_F_ACCESS_PLATFORM"),
+    ] {
+        let backend = Backend::start::<&str>(&[]).unwrap();
+        let mut guest = SoftGuest::boot(&backend, config).unwrap();
+        guest.reboot().unwrap();
+        assert_eq!(backend.stderr().matches(said).count(), 1, "{}", backend.stderr());
+    }
+}

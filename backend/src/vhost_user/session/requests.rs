@@ -120,6 +120,16 @@ impl SessionState {
     }
 }
 
+/// What the driver's choice means for the mirror.
+fn said_of(features: u64) -> &'static str {
+    if features & ACCESS_PLATFORM != 0 {
+        "The driver has accepted VIRTIO_F_ACCESS_PLATFORM: the device is behind the guest's IOMMU, and mirrors it"
+    } else {
+        "The driver has not accepted VIRTIO_F_ACCESS_PLATFORM: addresses are guest-physical, and no IOMMU is mirrored (QEMU \
+         offers it with iommu_platform=on)"
+    }
+}
+
 fn spec_of(region: &VhostUserMemoryRegion) -> RegionSpec {
     RegionSpec {
         gpa: region.guest_phys_addr,
@@ -150,9 +160,13 @@ impl VhostUserBackendReqHandlerMut for SessionState {
     }
 
     fn set_features(&mut self, features: u64) -> Result<()> {
+        let before = self.core.driver_features();
         let chosen = self.core.set_features(features);
         self.or_refuse(chosen)?;
         self.follow();
+        if features != before {
+            log::info!("{}", said_of(features));
+        }
         Ok(())
     }
 
