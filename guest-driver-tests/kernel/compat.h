@@ -8,6 +8,7 @@
 
 #include <linux/dma-mapping.h>
 #include <linux/hmm.h>
+#include <linux/mmu_notifier.h>
 #include <linux/rmap.h>
 #include <linux/version.h>
 
@@ -26,12 +27,16 @@
 #define MGPU_HAVE_UNLOCKED_FAULT
 #endif
 
-#ifndef MGPU_HAVE_EXCLUSIVE
-#define MMU_NOTIFY_EXCLUSIVE_OF(range, whose)	false
+/* Whether a notifier runs because pages become exclusive to @owner. */
+static inline bool mgpu_becomes_exclusive(const struct mmu_notifier_range *range,
+					  const void *owner)
+{
+#ifdef MGPU_HAVE_EXCLUSIVE
+	return range->event == MMU_NOTIFY_EXCLUSIVE && range->owner == owner;
 #else
-#define MMU_NOTIFY_EXCLUSIVE_OF(range, whose) \
-	((range)->event == MMU_NOTIFY_EXCLUSIVE && (range)->owner == (whose))
+	return false;
 #endif
+}
 
 #ifndef MGPU_HAVE_UNLOCKED_FAULT
 static inline int hmm_range_fault_unlocked_timeout(struct hmm_range *range,

@@ -85,7 +85,7 @@ static bool mgpu_mirror_invalidate(struct mmu_interval_notifier *notifier,
 	 * Pages become exclusive to the unit under its own lookup, which must
 	 * not be told to start again by what it did itself.
 	 */
-	if (!MMU_NOTIFY_EXCLUSIVE_OF(range, mirror->unit))
+	if (!mgpu_becomes_exclusive(range, mirror->unit))
 		mmu_interval_set_seq(notifier, sequence);
 	if (!mgpu_bug(MGPU_BUG_FORGET_NOTIFIER))
 		mgpu_mirror_forget(mirror, first, last);
@@ -119,9 +119,9 @@ static int mgpu_store_range(struct mgpu_mirror *mirror,
 {
 	unsigned long first = range->start >> PAGE_SHIFT;
 	unsigned long i, count = (range->end - range->start) >> PAGE_SHIFT;
-	int ret;
+	int ret = 0, synced;
 
-	for (i = 0; i < count; i++) {
+	for (i = 0; i < count && !ret; i++) {
 		unsigned long pfn = range->hmm_pfns[i];
 		struct page *page = hmm_pfn_to_page(pfn);
 
@@ -132,13 +132,12 @@ static int mgpu_store_range(struct mgpu_mirror *mirror,
 			continue;
 		ret = mgpu_chunk_store(mirror, chunk, first + i, page,
 				       pfn & HMM_PFN_WRITE ? MGPU_ENTRY_WRITE : 0);
-		if (ret)
-			return ret;
 	}
-	ret = mgpu_chunk_sync(mirror, chunk);
+	/* What was stored before an error can be used by others, too. */
+	synced = mgpu_chunk_sync(mirror, chunk);
 	if (mgpu_bug(MGPU_BUG_SHORT_MAPPING))
 		mgpu_chunk_shorten(mirror, chunk, count - 1);
-	return ret;
+	return ret ?: synced;
 }
 
 /* Looks up one window of pages, until what was found still holds. */

@@ -5,7 +5,7 @@
  * buffer; the other replaces pages of it, writes a mark into them and asks the
  * device what it sees. A driver that is right always sees the mark.
  *
- * gcc -O2 -static -pthread -o race race.c; race /dev/hmm_dmirror0 SECONDS
+ * gcc -O2 -static -pthread -o race race.c && ./race /dev/hmm_dmirror0 SECONDS
  */
 
 #include <errno.h>
