@@ -91,7 +91,7 @@ impl PageTables {
     /// Maps the large page around a buffer, at `gva`; returns where the buffer is.
     pub fn map_around(&mut self, gva: u64, level: u32, buffer: &DmaBuffer, bits: u64) -> Result<u64> {
         let (at, size) = (buffer.address(0).0, entry_size(level));
-        self.set(gva, level, at / size * size | bits | pte::LEAF)?;
+        self.set(gva, level, (at - at % size) | bits | pte::LEAF)?;
         Ok(gva + at % size)
     }
 

@@ -36,9 +36,9 @@ fn guest() -> Guest {
             memory.fill(ByteRange::new(Iova::new(up + at), 0x1000).unwrap());
         }
         let mut tables = PageTables::new(&mut memory, 0x8000_0000 + up);
-        tables.map(&mut memory, 0, 1, 0x20_0000 + up | ALL | pte::LEAF);
-        tables.map(&mut memory, 0x20_0000, 0, 0x9000 + up | ALL);
-        tables.map(&mut memory, 0x20_1000, 0, 0x5000 + up | ALL);
+        tables.map(&mut memory, 0, 1, (0x20_0000 + up) | ALL | pte::LEAF);
+        tables.map(&mut memory, 0x20_0000, 0, (0x9000 + up) | ALL);
+        tables.map(&mut memory, 0x20_1000, 0, (0x5000 + up) | ALL);
         tables
     });
     Guest { memory, tables }
