@@ -81,7 +81,9 @@ fn make(source: &Path, files: &Files, kbuild: &Kbuild, to: &Path) -> Result<(), 
         fs::create_dir_all(folder).doing(format!("create {}", folder.display()))?;
         fs::write(&path, bytes).doing(format!("write {}", path.display()))?;
     }
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let mut command = Command::new("make");
+    command.arg(format!("-j{processors}"));
     command.arg("-C").arg(&kbuild.folder).arg(format!("M={}", place.display())).args(SETTINGS).arg("modules");
     // Words for another make, which may be running this.
     command.env_remove("MAKEFLAGS").env_remove("MFLAGS").env_remove("MAKELEVEL").env("LC_ALL", "C");
@@ -197,8 +199,9 @@ mod tests {
         std::os::unix::fs::symlink("../../shared.h", folder.path().join("one/include/shared.h")).unwrap();
         let key = || key(&files_of(&folder.path().join("one")).unwrap());
         let first = key();
-        ["one/a.o", "one/a.ko", "one/a.mod.c", "one/Module.symvers", "one/.a.o.cmd"]
-            .map(|name| write(name, "y"));
+        for name in ["one/a.o", "one/a.ko", "one/a.mod.c", "one/Module.symvers", "one/.a.o.cmd"] {
+            write(name, "y");
+        }
         assert_eq!(key(), first);
         write("shared.h", "2");
         assert_ne!(key(), first, "what a link leads to is part of the content");

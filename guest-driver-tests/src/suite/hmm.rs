@@ -57,7 +57,7 @@ impl HmmTests<'_> {
             Some(Err(error)) => Outcome::Failed(error.to_string()),
         };
         let number = u32::try_from(cases.len() + 1).unwrap_or(u32::MAX);
-        let case = self.made(number, "clean-end", CLEAN_END, outcome, begin.elapsed(), Evidence::default());
+        let case = self.made((number, "clean-end"), CLEAN_END, outcome, begin.elapsed(), Evidence::default());
         tell(&case);
         cases.push(case);
         Ok(cases)
@@ -89,7 +89,7 @@ impl HmmTests<'_> {
     fn case<'s>(&'s self, number: u32, name: &str, guest: &mut Option<Run<'s>>) -> Case {
         let begin = Instant::now();
         let broken =
-            |outcome, took| self.made(number, short(name), PROMISE, outcome, took, Evidence::default());
+            |outcome, took| self.made((number, short(name)), PROMISE, outcome, took, Evidence::default());
         let mut run = match guest.take().map_or_else(|| self.boot(), Ok) {
             Ok(run) => run,
             Err(error) => {
@@ -108,7 +108,7 @@ impl HmmTests<'_> {
             }
             Err(error) => Outcome::Failed(run.explain(error).to_string()),
         };
-        self.made(number, short(name), PROMISE, outcome, took, evidence)
+        self.made((number, short(name)), PROMISE, outcome, took, evidence)
     }
 
     /// Runs a test: its outcome, how long it took, and whether the guest can be used further.
@@ -142,8 +142,7 @@ impl HmmTests<'_> {
 
     fn made(
         &self,
-        number: u32,
-        name: &str,
+        (number, name): (u32, &str),
         promise: &'static str,
         outcome: Outcome,
         took: Duration,
