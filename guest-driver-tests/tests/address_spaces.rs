@@ -124,7 +124,7 @@ fn what_the_tables_do_not_permit_fails_the_job_and_the_record_names_it() {
         let fence = Context { mode: None, priority: None, fence: Some(place(3, 8)), done: 1, failed: 2 };
         let all = Stream::new().push(fence).nop(0);
         let packets = verify(&stream.finish(), &Limits::default()).unwrap();
-        let stream = packets.packets().iter().fold(all, |all, packet| all.push(packet.clone()));
+        let stream = packets.packets().iter().fold(all, |all, packet| all.push(*packet));
         client.fails(stream);
         assert_eq!(client.jobs.bytes(3).unwrap()[8..16], 2_u64.to_le_bytes(), "{kind}: the user fence");
         assert!(client.jobs.bytes(1).unwrap() == before, "{kind}: nothing is written");

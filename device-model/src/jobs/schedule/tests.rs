@@ -1,9 +1,11 @@
 //! Tests of the schedule with transfers; turns and priorities are in [`super::turns`].
 
+use job_stream::{At, Space, Stream};
+
 use super::*;
-use crate::addr::Access;
 use crate::gpu::device::{Device, DeviceConfig, Effect};
 use crate::gpu::scanout::Rect;
+use crate::jobs::testing;
 use crate::testing::requests::{attach_backing, create_2d, transfer_to_host_2d};
 
 pub(super) const BACKING: u64 = 0x10_0000;
@@ -211,4 +213,25 @@ fn each_job_is_listed_once_in_order_wherever_it_is() {
     let wanted = [&[(0, ready), (1, ready)], others.as_slice(), &[(5, ready)]].concat();
     assert_eq!(states, wanted);
     assert!(listed.iter().all(|job| job.at_rest.is_some() == (job.state != JobState::Running)));
+}
+
+#[test]
+fn a_refusal_ends_a_job_at_once_unless_it_uses_an_address_space_and_walks_again() {
+    let wait_of_refused = |execution| {
+        let mut schedule = Schedule::new();
+        schedule.resume(Duration::ZERO);
+        schedule.submit(testing::job(0, Mode::Fault, execution));
+        let work = take(&mut schedule);
+        let wait = wait_of(schedule.dispose(Left { work, leaves: missing(&[BACKING]) }));
+        let refused = JobError::Refused(request(BACKING).missing());
+        schedule.miss_answered(wait, request(BACKING), Err(refused));
+        let work = take(&mut schedule);
+        (work.failed == Some(refused), work.refused)
+    };
+    let signal = |space| Stream::new().signal(At::new(space, 0), 1);
+    let of_resource = testing::execution(signal(Space::resource(1)));
+    assert_eq!(wait_of_refused(of_resource), (true, None));
+    let of_address_space = testing::translated(signal(Space::address_space(1)));
+    let page = Some((Iova::new(BACKING), Access::Read));
+    assert_eq!(wait_of_refused(of_address_space), (false, page));
 }
