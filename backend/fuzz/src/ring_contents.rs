@@ -5,8 +5,8 @@
 //! The input: how the ring is laid out, what stands in it, then what happens.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 
 use arbitrary::{Result, Unstructured};
 use device_model::addr::{Access, ByteRange, Iova, PAGE_SIZE, SpaceId};
@@ -74,8 +74,9 @@ fn shared_ring(memory: &RingMemory, layout: &Layout) -> SharedRing {
     vring.set_queue_event_idx(layout.event_index);
     vring.set_queue_ready(true);
     vring.set_enabled(true);
-    let (fresh, resets) = (AtomicBool::new(true), AtomicU64::new(0));
-    SharedRing { vring, fresh, error_event: Mutex::new(None), resets }
+    let ring = SharedRing::new(vring);
+    ring.fresh.store(true, Ordering::Relaxed);
+    ring
 }
 
 /// Where the parts of the ring lie.
@@ -233,7 +234,7 @@ impl<'a> Play<'a> {
             17..=20 => self.scribble(u)?,
             21 => self.restart(u.arbitrary()?),
             22 => self.reset(),
-            _ => self.ring.interrupt_for_nothing(),
+            _ => self.ring.interrupt(),
         }
         Ok(())
     }

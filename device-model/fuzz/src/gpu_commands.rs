@@ -65,7 +65,7 @@ fn cursor(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     let position = CursorPosition { scanout: number(u)?, x: number(u)?, y: number(u)? };
     Ok(match u.arbitrary()? {
         true => command::update_cursor(position, number(u)?, (number(u)?, number(u)?)),
-        false => command::move_cursor(position),
+        false => command::move_cursor(position, number(u)?),
     })
 }
 

@@ -94,6 +94,10 @@ pub struct FinishedJob {
 
 /// What an engine does next.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "an engine takes it out at once; a box would be an allocation a turn"
+)]
 pub enum Turn {
     /// Run this job.
     Run(ScheduledJob),
