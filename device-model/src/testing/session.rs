@@ -13,7 +13,6 @@ use crate::mmu::{
     DrainWaker, HostRange, MemoryRevoked, MirrorConfig, Missing, Permissions, Pin, PinMode, PinRange, Reader,
     mirror,
 };
-use crate::session::drain::STEP_END;
 use crate::session::miss_port::{MissPort, RingWait, SessionWaker, Waiter};
 use crate::session::{
     ACCESS_PLATFORM, BACKEND_REQ, CONTROL_QUEUE, Config, Effect, Message, Offer, QUEUES, REPLY_ACK, Session,
@@ -25,8 +24,10 @@ const SPACE: SpaceId = SpaceId::DEVICE;
 const PAGES: u64 = 24;
 const FRAMES: u64 = 0x10_0000_0000;
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
-/// How long a reply may be pending: the ladder, and the polls of its grace period, each of which may be late by one.
-const LONGEST: Duration = DRAIN_TIMEOUT.saturating_add(STEP_END).saturating_add(STEP_END);
+/// More than passes between two polls: see [`Play::pass`].
+const LATE: Duration = Duration::from_millis(256);
+/// How long a reply may be pending. The poll that preempts jobs is late by up to this, and they leave before the next.
+const LONGEST: Duration = DRAIN_TIMEOUT.saturating_add(LATE).saturating_add(LATE);
 const FEATURES: u64 = ACCESS_PLATFORM | VHOST_USER_PROTOCOL_FEATURES;
 
 struct NoWaker;
@@ -311,7 +312,7 @@ impl Play<'_> {
         if !self.over {
             self.assert_drained(since, range, false);
         }
-        assert!(self.now - at <= LONGEST + Duration::from_millis(256), "An ack took {:?}", self.now - at);
+        assert!(self.now - at <= LONGEST, "An ack took {:?}", self.now - at);
         self.core.replied(self.now);
     }
 
