@@ -325,7 +325,12 @@ impl EngineHost for Reach {
     fn step(&mut self, job: &mut Job, memory: &impl JobMemory) -> Step {
         let at = Iova::new(AT);
         let store = memory.atomic(SpaceId::DEVICE, at, Width::Wide, AtomicOperation::Store(0));
-        self.0.push(memory.read(SpaceId::DEVICE, at, &mut [0; 8]).and(store.map(drop)));
+        self.0.extend([
+            memory.read(SpaceId::DEVICE, at, &mut [0; 8]),
+            memory.copy(SpaceId::DEVICE, at, at, 8),
+            memory.write(SpaceId::DEVICE, at, &[0; 8]),
+            store.map(drop),
+        ]);
         job.step(memory, STEP_BYTES)
     }
 
@@ -342,12 +347,10 @@ fn a_step_that_spins_has_no_memory() {
         let running = Running::start(&rig.reader, work(*mode, spin)).continue_value().unwrap();
         let mut host = Reach(Vec::new());
         drop(running.step(&rig.reader, &mut host));
-        let wanted = Missing {
-            space: SpaceId::DEVICE,
-            range: ByteRange::new(Iova::new(AT), 8).unwrap(),
-            access: Access::Read,
-        };
-        assert_eq!(host.0, [Err(MemoryError::NotPinned(wanted))], "{mode}");
+        let range = ByteRange::new(Iova::new(AT), 8).unwrap();
+        let refused = |access| Err(MemoryError::NotPinned(Missing { space: SpaceId::DEVICE, range, access }));
+        let wanted = [Access::Read, Access::Read, Access::Write, Access::Write].map(refused);
+        assert_eq!(host.0, wanted, "{mode}");
     }
 }
 

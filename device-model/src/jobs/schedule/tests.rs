@@ -76,7 +76,9 @@ fn a_job_is_in_flight_from_its_first_turn_to_its_end_wherever_it_waits() {
     let work = take(&mut schedule);
     let wait = wait_of(schedule.dispose(Left { work, leaves: missing(&[BACKING]) }));
     assert!(schedule.touches(SpaceId::DEVICE, page(BACKING)));
+    assert_eq!(schedule.first_in(SpaceId::DEVICE, page(BACKING)), Some(wait.job));
     assert!(!schedule.touches(SpaceId::DEVICE, page(BACKING + 4096)));
+    assert_eq!(schedule.first_in(SpaceId::DEVICE, page(BACKING + 4096)), None);
     schedule.miss_answered(wait, request(BACKING), Ok(()));
     let work = take(&mut schedule);
     let left = Left { work, leaves: Leaves::Finished(JobOutcome::Done) };
@@ -89,6 +91,8 @@ fn a_job_goes_on_when_every_page_is_answered_and_a_page_named_twice_is_one() {
     let mut schedule = schedule();
     let work = take(&mut schedule);
     let leaves = missing(&[BACKING, BACKING + 4096, BACKING]);
+    let Leaves::Missing(named) = &leaves else { unreachable!("That is what it leaves for") };
+    assert_eq!(pages_of(named), 2);
     let wait = wait_of(schedule.dispose(Left { work, leaves }));
     // Even if it is answered repeatedly.
     for page in [BACKING, BACKING, BACKING + 8192] {

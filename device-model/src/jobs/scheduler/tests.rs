@@ -6,8 +6,12 @@ use std::sync::atomic::AtomicU64 as Time;
 use job_stream::{Mode, Stream};
 
 use super::*;
+use crate::addr::{Access, PAGE_SIZE};
 use crate::jobs::engine::Leaves;
-use crate::jobs::testing::{execution, job};
+use crate::jobs::schedule::Found;
+use crate::jobs::testing::{AT, execution, job, place};
+use crate::mmu::Permissions;
+use crate::telemetry::violation::Verdict;
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -15,6 +19,10 @@ fn ms(ms: u64) -> Duration {
 
 fn submit(schedule: &mut Schedule, id: u64) {
     schedule.submit(job(id, Mode::Fault, execution(Stream::new().nop(0))));
+}
+
+fn scheduler() -> Scheduler {
+    Scheduler::new(Arc::new(|| Duration::ZERO))
 }
 
 /// This many engines sleep while a schedule runs.
@@ -71,4 +79,67 @@ fn the_time_that_the_device_has_run_for_stands_still_while_it_is_stopped() {
     shows(500, 7);
     scheduler.resume();
     shows(501, 8);
+}
+
+#[test]
+fn an_engine_gives_its_job_back_while_the_device_is_stopped_and_whenever_that_was_reset() {
+    let scheduler = scheduler();
+    scheduler.resume();
+    scheduler.change(|schedule| submit(schedule, 0));
+    let old = scheduler.next().unwrap();
+    assert!(!scheduler.must_leave(&old));
+    scheduler.pause();
+    assert!(scheduler.must_leave(&old));
+    scheduler.resume();
+    assert!(!scheduler.must_leave(&old), "a stop is no reset");
+    scheduler.pause();
+    scheduler.discard();
+    scheduler.resume();
+    scheduler.change(|schedule| submit(schedule, 1));
+    let new = scheduler.next().unwrap();
+    assert!(scheduler.must_leave(&old) && !scheduler.must_leave(&new), "that one is of the driver before");
+    assert!(matches!(scheduler.dispose(Left { work: old, leaves: Leaves::Preempted }), Disposed::Stale));
+    scheduler.close();
+    assert!(scheduler.must_leave(&new) && scheduler.next().is_none());
+}
+
+#[test]
+fn a_running_engine_is_told_when_another_job_wants_it() {
+    let scheduler = scheduler();
+    scheduler.change(|schedule| submit(schedule, 0));
+    assert!(!scheduler.is_wanted(), "it is paused");
+    scheduler.resume();
+    assert!(scheduler.is_wanted());
+    let work = scheduler.next().unwrap();
+    assert!(!scheduler.is_wanted(), "the only job is on the engine");
+    scheduler.change(|schedule| submit(schedule, 1));
+    assert!(scheduler.is_wanted());
+    drop(work);
+}
+
+#[test]
+fn what_an_invalidation_takes_from_a_job_on_an_engine_is_judged_unless_it_is_forgotten() {
+    for (forgets, wanted) in [(false, vec![Verdict::Gone]), (true, vec![])] {
+        let scheduler = scheduler();
+        scheduler.resume();
+        scheduler.submit(job(0, Mode::Fence, execution(Stream::new().signal(place(), 1))));
+        let page = |number| ByteRange::new(Iova::new(number * PAGE_SIZE), PAGE_SIZE).unwrap();
+        let range = page(AT / PAGE_SIZE);
+        assert!(!scheduler.touches(SpaceId::DEVICE, range), "it has not begun");
+        let work = scheduler.next().unwrap();
+        assert!(scheduler.touches(SpaceId::DEVICE, range) && !scheduler.touches(SpaceId::DEVICE, page(9)));
+        assert_eq!(scheduler.first_in(SpaceId::DEVICE, range), Some(work.job.id()));
+        assert_eq!(scheduler.judged(SpaceId::DEVICE, ByteRange::everything()), [range]);
+        let by = InvalidationInfo { number: 1, range, begun: ms(1), acked: None };
+        let space = SpaceId::DEVICE;
+        let mapped = MappedRange { space, range, host: 0x7000_0000, permissions: Permissions::READ_WRITE };
+        scheduler.suspect(by, &[mapped]);
+        if forgets {
+            scheduler.forget_suspects();
+        }
+        let revealed = Revealed { space, pages: range, access: Access::Write, found: Found::Nothing };
+        let found = scheduler.reveal(&revealed, &[work.job.id()]);
+        assert_eq!(found.iter().map(|judgement| judgement.verdict).collect::<Vec<_>>(), wanted);
+        drop(work);
+    }
 }

@@ -18,6 +18,8 @@ fn permissions_of_the_same_frame_add_up_and_those_of_another_do_not() {
     assert_eq!(permissions_at(&rig, 0), Permissions::READ_WRITE);
     assert_eq!(rig.map(0, PAGE, FRAME + PAGE, Permissions::WRITE).replaced, 1);
     assert_eq!(permissions_at(&rig, 0), Permissions::WRITE);
+    rig.map(4 * PAGE, 2 * PAGE, FRAME, Permissions::READ);
+    assert_eq!(rig.map(3 * PAGE, 4 * PAGE, FRAME, Permissions::READ).replaced, 2);
 }
 
 #[test]

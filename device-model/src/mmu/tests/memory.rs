@@ -231,6 +231,9 @@ fn a_pin_that_could_never_be_in_the_tables_is_refused() {
     let rig = rig_with(1 << 16);
     let error = rig.reader.pin(&[wanted(0, GIB, Access::Read)]);
     assert!(matches!(error, Err(PinError::TooLarge { limit: 0x1_0000, .. })), "{error:?}");
+    // 8 MiB need 4 tables and a path for each end.
+    let missing = rig.reader.pin(&[wanted(0, 8 * MIB, Access::Read)]);
+    assert!(matches!(missing, Err(PinError::Missing(_))), "{missing:?}");
 }
 
 #[test]
@@ -290,4 +293,26 @@ fn every_guard_of_the_rings_holds_an_invalidation_up() {
     assert_eq!(rig.wakes.0.load(Ordering::SeqCst), 1);
     let _later = ring.enter();
     assert!(parked.poll().is_ok());
+}
+
+#[test]
+fn only_a_host_range_of_no_bytes_is_empty() {
+    let of = |len| HostRange::invented(FRAME, len);
+    assert_eq!((of(0).is_empty(), of(1).is_empty(), of(1).len()), (true, false, 1));
+}
+
+#[test]
+fn an_atomic_of_a_word_has_32_bits() {
+    let value = 0x1_2345_6789;
+    assert_eq!((Width::Word.cut(value), Width::Wide.cut(value)), (0x2345_6789, value));
+}
+
+#[test]
+fn pages_in_a_row_are_requested_as_one_range_only_for_the_same_access() {
+    let (_, rig) = scattered();
+    let both =
+        rig.reader.pin(&[wanted(0x10_0000, PAGE, Access::Read), wanted(0x10_1000, PAGE, Access::Write)]);
+    let Err(PinError::Missing(found)) = both else { panic!("{both:?}") };
+    let one = |start, access| missing(start, PAGE, access);
+    assert_eq!(found, [one(0x10_0000, Access::Read), one(0x10_1000, Access::Write)]);
 }

@@ -3,6 +3,7 @@
 mod invalidate;
 mod map;
 mod memory;
+mod registry;
 mod twin;
 
 use std::sync::Arc;

@@ -182,6 +182,36 @@ fn without_an_iommu_the_memory_table_answers() {
 }
 
 #[test]
+fn without_an_iommu_memory_that_cannot_be_mapped_is_refused() {
+    let mut rig = fresh();
+    let host = HostRange::invented(FRAME + 1, 0x1000);
+    rig.core.memory_is_here(vec![PhysicalRegion { range: pages(4, 1), host }]);
+    rig.run();
+    rig.ask(ms(0), JOB, missing(4, 1, Access::Write));
+    assert_eq!(rig.done(), [format!("{JOB:?} 0x4000 Refused")]);
+}
+
+#[test]
+fn a_session_is_idle_only_when_nothing_is_requested_due_or_left_to_carry_out() {
+    let mut rig = running();
+    assert!(rig.core.is_idle());
+    rig.port.request(JOB, vec![missing(4, 1, Access::Write)]);
+    assert!(!rig.core.is_idle(), "a request is in the port");
+    rig.take_requests(ms(0));
+    assert!(!rig.core.is_idle(), "it is in the session");
+    rig.sent(ms(0));
+    rig.effects();
+    assert!(!rig.core.is_idle(), "its answer is due");
+    rig.answer(ms(1), false);
+    assert!(!rig.core.is_idle(), "there are effects");
+    rig.effects();
+    assert!(rig.core.is_idle());
+    rig.core.message(ms(2), Message::Unread(Unread::Other));
+    rig.effects();
+    assert!(!rig.core.is_idle(), "a reply is due");
+}
+
+#[test]
 fn without_an_iommu_requests_wait_for_the_end_of_a_drain_and_the_new_table_answers_them() {
     let mut rig = fresh();
     rig.run();

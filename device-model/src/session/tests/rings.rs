@@ -126,6 +126,7 @@ fn an_iommu_needs_acks_and_a_channel() {
             other => panic!("{other:?}"),
         }
         assert!(!rig.core.has_iommu() && rig.core.driver_features() == 0);
+        assert_eq!(rig.core.has_reply_ack(), chosen == REPLY_ACK);
         // Bits that front-ends pass on unconditionally are not refused.
         assert!(rig.core.set_features(2).is_ok());
     }
