@@ -498,3 +498,6 @@ impl<'a> Virtqueue<'a> {
         error
     }
 }
+
+#[cfg(test)]
+mod tests;
