@@ -132,6 +132,16 @@ fn shared_index(rings: &[SharedRing; QUEUES], ring: &SharedRing) -> usize {
     rings.iter().position(|other| std::ptr::eq(other, ring)).unwrap_or(0)
 }
 
+/// How long epoll may wait, in milliseconds: not at all while a ring may have commands, since a turn may have ended before
+/// it was empty, and nobody kicks for those; else until a held answer is due, rounded up; -1: until something happens.
+fn time_to_wait(ready: [bool; QUEUES], due: Option<Instant>, now: Instant) -> i32 {
+    if ready.contains(&true) {
+        return 0;
+    }
+    let Some(due) = due else { return -1 };
+    i32::try_from(due.saturating_duration_since(now).as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
+}
+
 /// The rings, and everything that serves them.
 struct Queues<'r, 'a> {
     thread: QueueThread,
@@ -145,14 +155,8 @@ struct Queues<'r, 'a> {
 }
 
 impl Queues<'_, '_> {
-    /// Milliseconds until the next held answer is due, rounded up; -1 if there is none.
     fn timeout(&self) -> i32 {
-        if self.ready.contains(&true) {
-            return 0;
-        }
-        let Some(due) = self.held.next_due() else { return -1 };
-        let left = due.saturating_duration_since(Instant::now());
-        i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
+        time_to_wait(self.ready, self.held.next_due(), Instant::now())
     }
 
     /// Publishes the held answers that are due.
@@ -411,5 +415,23 @@ impl Queues<'_, '_> {
         self.rings[queue].signal_error();
         // Logged once per start of the ring: the guest cannot repeat it without the front-end.
         warn!("Queue {queue} is broken until the driver resets it: {}", crate::error::chain(error));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn commands_that_a_turn_has_left_on_a_ring_wait_for_no_kick() {
+        let now = Instant::now();
+        let due = Some(now + Duration::from_micros(1500));
+        assert_eq!(time_to_wait([false, true], None, now), 0);
+        assert_eq!(time_to_wait([true, false], due, now), 0);
+        assert_eq!(time_to_wait([false, false], due, now), 2, "a held answer is not published early");
+        assert_eq!(time_to_wait([false, false], Some(now), now + Duration::from_secs(1)), 0);
+        assert_eq!(time_to_wait([false, false], None, now), -1);
     }
 }

@@ -531,3 +531,6 @@ impl<'a> Virtqueue<'a> {
         self.shared.error.signal();
     }
 }
+
+#[cfg(test)]
+mod tests;
