@@ -120,10 +120,14 @@ impl Misses {
         }
     }
 
-    /// An UPDATE has come that satisfies no MISS. It counts for the first that it overlaps, or else that has no UPDATE.
+    /// An UPDATE has come that satisfies no MISS. It counts for the first that it overlaps and that has no UPDATE (a MISS that
+    /// was answered wrongly is sent again, perhaps before its answer is judged), or else for the first without one.
     fn updated_otherwise(&mut self, update: &Update, book: &mut Book) {
         let outstanding = || self.unsettled.iter().map(|(asked, _)| asked).chain(&self.asked);
-        let touched = outstanding().position(|asked| asked.page.overlaps(update.range));
+        let overlaps = |asked: &Asked| asked.page.overlaps(update.range);
+        let touched = outstanding()
+            .position(|asked| overlaps(asked) && asked.short.is_none())
+            .or_else(|| outstanding().position(overlaps));
         let first =
             || outstanding().position(|asked| asked.short.is_none() && !asked.updated && !asked.excused);
         let index = touched.or_else(first);
@@ -312,6 +316,21 @@ mod tests {
         misses.answered(false, &mut book);
         misses.settle(&mut book);
         assert_eq!(rules(&mut book), []);
+    }
+
+    #[test]
+    fn a_repeated_miss_that_gets_the_same_wrong_update_is_told_as_the_first_one() {
+        let (mut misses, mut book) = asked(&[1]);
+        for repeated in [true, false] {
+            misses.updated(&update(1, 1, false, true), &mut book);
+            misses.answered(true, &mut book);
+            if repeated {
+                misses.sent(Duration::ZERO, request(1, Access::Read));
+            }
+        }
+        misses.settle(&mut book);
+        // One finding an address and rule, however often.
+        assert_eq!(rules(&mut book), [Rule::UpdateLacksPermission]);
     }
 
     #[test]

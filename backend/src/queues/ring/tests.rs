@@ -58,9 +58,9 @@ fn start() -> (Guest, Device) {
     vring.set_queue_ready(true);
     vring.set_enabled(true);
     let calls = File::from(eventfd(0, EventfdFlags::NONBLOCK).unwrap());
-    vring.set_call(Some(calls.try_clone().unwrap()));
-    let (fresh, resets) = (AtomicBool::new(true), AtomicU64::new(0));
-    let shared = SharedRing { vring, fresh, error_event: Mutex::new(None), resets };
+    let shared = SharedRing::new(vring);
+    shared.call.set(Some(calls.try_clone().unwrap())).unwrap();
+    shared.fresh.store(true, Ordering::Relaxed);
     let mut guest = Guest { frames: Frames::leaked(PAGES), writer, offered: 0 };
     (0..PAGES).for_each(|page| guest.map(page));
     (guest, Device { shared, memory, injection: Injection::default(), calls })
