@@ -10,11 +10,9 @@ use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
-
-use device_model::locking::lock;
 
 use crate::wake::Waker;
 
@@ -113,7 +111,8 @@ impl Drop for DeviceThread {
         if let Some(handle) =
             self.handle.take().filter(|handle| handle.thread().id() != thread::current().id())
         {
-            while lock(&self.ended).recv_timeout(BLOCKED) == Err(RecvTimeoutError::Timeout) {
+            let ended = self.ended.get_mut().unwrap_or_else(PoisonError::into_inner);
+            while ended.recv_timeout(BLOCKED) == Err(RecvTimeoutError::Timeout) {
                 interrupt::interrupt(&handle);
             }
             // A panic was already reported.

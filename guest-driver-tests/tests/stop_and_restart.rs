@@ -1,12 +1,15 @@
 //! Stop is a pause, reset discards, and a new connection finds nothing of the old one (DESIGN.md 4.6).
 
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use guest_driver_tests::soft_guest::dma::DmaBuffer;
 use guest_driver_tests::soft_guest::frozen::FrozenThread;
+use guest_driver_tests::soft_guest::wire;
 use guest_driver_tests::soft_guest::*;
 use job_stream::{At, Compare, Context, Mode, Space, SpinBehaviour, Stream};
 
+const SET_VRING_CALL: u32 = 13;
 const QUIET: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -315,4 +318,16 @@ fn a_stubborn_job_does_not_keep_the_next_front_end_waiting() {
         let shortest = waits.iter().min().unwrap();
         assert!(*shortest < Duration::from_millis(80), "{behaviour:?}: {waits:?}");
     }
+}
+
+/// An interrupt may be on its way to the eventfd that is replaced, and is read no more.
+#[test]
+fn a_call_eventfd_that_replaces_another_in_a_running_ring_is_signalled() {
+    let (_backend, guest, _surface) = boot(&[]);
+    let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+    let ring = 0_u64.to_ne_bytes();
+    let flags = wire::VERSION | wire::NEED_REPLY;
+    let reply = guest.front_end.raw(SET_VRING_CALL, flags, &ring, &[event.as_raw_fd()]).unwrap();
+    assert_eq!(reply.body, [0; 8]);
+    assert!(wire::wait_readable(&[event.as_raw_fd()], Some(PATIENCE)).unwrap().is_some());
 }

@@ -28,6 +28,8 @@ pub enum Side {
 pub enum QueueMessage {
     /// The ring was started or enabled and has to be polled.
     RingReady(usize),
+    /// The front-end has replaced the call eventfd of a ring that runs.
+    CallReplaced(usize),
     /// An engine has finished a job.
     JobFinished(FinishedJob),
     /// The display has answered a query.

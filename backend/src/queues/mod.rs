@@ -190,6 +190,11 @@ impl Queues<'_, '_> {
         while let Some(messages) = self.thread.mailbox.take() {
             match messages {
                 QueueMessage::RingReady(queue) => self.ring_ready(queue),
+                QueueMessage::CallReplaced(queue) => {
+                    if let Some(ring) = self.rings.get_mut(queue) {
+                        ring.call_replaced();
+                    }
+                }
                 QueueMessage::JobFinished(finished) => self.job_finished(finished),
                 QueueMessage::DisplayAnswered { ticket, answer } => {
                     self.thread.device.display_answer(ticket, answer, &mut self.effects);

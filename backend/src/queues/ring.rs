@@ -64,13 +64,20 @@ impl SharedRing {
         }
     }
 
+    /// Whether the session has started and enabled it.
+    pub fn is_started(&self) -> bool {
+        self.locked(|vring| vring.is_enabled() && vring.get_queue().ready())
+    }
+
     /// Waits for an interrupt that was begun before the ring was stopped. Only a front-end that makes its eventfd block
     /// in mid-write makes this last, and gets its interrupt late.
     pub fn await_interrupt(&self) {
         let begin = Instant::now();
         while let Err(TryLockError::WouldBlock) = self.interrupting.try_lock() {
             if begin.elapsed() > BLOCKED_INTERRUPT {
-                return log::warn!("The front-end blocks the call eventfd of a ring that it stops");
+                return log::warn!(
+                    "An interrupt was not delivered before its ring was stopped: does the front-end block its eventfd?"
+                );
             }
             std::thread::sleep(Duration::from_micros(50));
         }
@@ -171,6 +178,8 @@ pub struct Virtqueue<'a> {
     input: Wait,
     output: Wait,
     broken: bool,
+    /// The driver has not been interrupted for something that it can find.
+    owes_interrupt: bool,
     resets: u64,
     /// Number of times that it was started or enabled.
     starts: u32,
@@ -203,6 +212,7 @@ impl<'a> Virtqueue<'a> {
             input: Wait::default(),
             output: Wait::default(),
             broken: false,
+            owes_interrupt: false,
             resets: 0,
             starts: 0,
         }
@@ -222,6 +232,7 @@ impl<'a> Virtqueue<'a> {
         self.inbound = None;
         self.outbound.clear();
         self.in_flight.clear();
+        self.owes_interrupt = false;
         self.resets = self.resets.wrapping_add(1);
     }
 
@@ -358,6 +369,7 @@ impl<'a> Virtqueue<'a> {
 
     /// Writes pending answers to guest memory, in order, and notifies the driver.
     pub fn publish(&mut self) -> Published {
+        self.deliver_interrupt();
         if self.broken || self.output.left > 0 || self.outbound.is_empty() {
             return Published::Nothing;
         }
@@ -379,9 +391,8 @@ impl<'a> Virtqueue<'a> {
                 Err(published) => (published, false),
             }
         });
-        if notify {
-            self.interrupt();
-        }
+        self.owes_interrupt |= notify;
+        self.deliver_interrupt();
         published
     }
 
@@ -466,14 +477,30 @@ impl<'a> Virtqueue<'a> {
         (unknown || needed.unwrap_or(true)) && !self.injection.fires(Bug::NoInterrupt)
     }
 
-    /// Interrupts the driver, unless the ring was stopped meanwhile.
+    /// Interrupts the driver, unless the ring is stopped; returns whether it has.
     ///
     /// LOCKING: not under the vring's mutex, which the session takes to stop the ring: the eventfd is the front-end's.
-    pub fn interrupt(&self) {
+    pub fn interrupt(&self) -> bool {
         let _interrupting = lock(&self.shared.interrupting);
-        if self.shared.locked(|vring| self.is_running(vring)) {
+        let runs = self.shared.locked(|vring| self.is_running(vring));
+        if runs {
             self.shared.call.signal();
         }
+        runs
+    }
+
+    /// Interrupts the driver if it has not been told of something. A stop may come between a completion and its interrupt:
+    /// the interrupt then follows the next start.
+    fn deliver_interrupt(&mut self) {
+        if self.owes_interrupt && self.interrupt() {
+            self.owes_interrupt = false;
+        }
+    }
+
+    /// The front-end has replaced the call eventfd of a ring that runs. An interrupt may have gone to the old one, which is
+    /// read no more: the driver gets another.
+    pub fn call_replaced(&mut self) {
+        self.owes_interrupt = true;
     }
 
     /// Identifies this start of the ring in a miss request.

@@ -130,7 +130,7 @@ pub(crate) struct SharedBudget {
 impl SharedBudget {
     /// `most`: the largest number of contexts.
     pub(crate) fn new(quota: Quota, limit: u64, most: u64) -> Self {
-        Self { quota, limit, share: limit.checked_div(most).unwrap_or(limit).max(1), used: 0, pooled: 0 }
+        Self { quota, limit, share: limit.checked_div(most).unwrap_or(limit), used: 0, pooled: 0 }
     }
 
     /// Takes `wanted` for a context that uses `own`, or nothing if that is too much. `contexts`: the number of them.
@@ -210,6 +210,14 @@ mod tests {
         assert_eq!(budget.take(&mut second, 1, 2), Err(OverQuota { used: 56, ..full }));
         budget.take(&mut first, 8, 2).unwrap();
         assert_eq!(budget.used(), 64);
+    }
+
+    #[test]
+    fn where_there_is_less_than_one_for_each_there_are_no_shares() {
+        let mut budget = SharedBudget::new(Quota::QueuedJobs, 2, 64);
+        let mut own = [0; 3];
+        let taken = own.iter_mut().filter_map(|own| budget.take(own, 1, 3).ok()).count();
+        assert_eq!((taken, budget.used()), (2, 2));
     }
 
     #[test]

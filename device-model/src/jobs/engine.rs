@@ -18,7 +18,7 @@ use job_stream::Mode;
 
 use crate::addr::{Access, ByteRange, Iova, SpaceId};
 use crate::jobs::job::{Job, JobOutcome, Step};
-use crate::jobs::schedule::ScheduledJob;
+use crate::jobs::schedule::{RefusedPage, ScheduledJob};
 use crate::mmu::{AtomicOperation, JobMemory, MemoryError, Missing, Pin, PinError, PinMode, Reader, Width};
 
 /// The most bytes that a step moves: about 8 µs of copying, the longest that an idle drain waits.
@@ -32,6 +32,10 @@ pub const SLICE_STEPS: u32 = 32;
 
 /// How soon a SPIN is polled again.
 pub const SPIN_STEP: Duration = Duration::from_micros(50);
+
+/// A job that uses an address space fails when a page is refused this often in turn. Once is no proof: between the answer and
+/// the next walk, the guest may have given its address to other memory.
+pub(super) const REFUSALS: u8 = 2;
 
 /// How long a stubborn SPIN may stay on an engine that has to stop.
 const STUBBORN: Duration = Duration::from_millis(100);
@@ -200,14 +204,7 @@ impl Running {
         match step {
             Step::Done => self.leave(Leaves::Finished(JobOutcome::Done)),
             Step::Error(error) => self.leave(Leaves::Finished(JobOutcome::Failed(error))),
-            Step::Missing(missing) if refused == Some((missing.range.first(), missing.access)) => {
-                self.refuse(missing, host)
-            }
-            // Impossible under a pin of the whole working set; if it happens, the miss is real.
-            Step::Missing(missing) => {
-                let ahead = self.ahead(reader, host, missing);
-                self.leave(Leaves::Faulted { missing, ahead })
-            }
+            Step::Missing(missing) => self.missing(missing, refused, (reader, host)),
             Step::Waiting { until } => self.leave(Leaves::Waiting { until }),
             Step::Spinning { stubborn: true } => self.overstay(host),
             Step::Yield | Step::Spinning { stubborn: false } => self.go_on(host),
@@ -221,7 +218,24 @@ impl Running {
         }
     }
 
-    /// A second walk has come to the page that was refused: the job fails.
+    /// A page is missing: impossible under a pin of the whole working set; if it happens, the miss is real. A page that was
+    /// refused before is requested again, for the guest may have unmapped it, and mapped it for this walk.
+    fn missing(
+        mut self,
+        missing: Missing,
+        refused: Option<RefusedPage>,
+        (reader, host): (&Reader, &impl EngineHost),
+    ) -> ControlFlow<Left, Self> {
+        let page = (missing.range.first(), missing.access);
+        self.work.refused = refused.filter(|refused| (refused.page, refused.access) == page);
+        if self.work.refused.is_some_and(|refused| refused.times >= REFUSALS) {
+            return self.refuse(missing, host);
+        }
+        let ahead = self.ahead(reader, host, missing);
+        self.leave(Leaves::Faulted { missing, ahead })
+    }
+
+    /// Walk after walk has come to a page that was refused: the job fails.
     fn refuse(mut self, missing: Missing, host: &impl EngineHost) -> ControlFlow<Left, Self> {
         let error = self.work.job.refusal(missing);
         match self.work.job.fail(error) {

@@ -51,11 +51,19 @@ pub struct ScheduledJob {
     /// When its current WAIT times out, which tells one WAIT from the next.
     wait_ends: Duration,
     /// This page was refused, and the job uses an address space: the next walk shows whether it still needs it.
-    pub(crate) refused: Option<(Iova, Access)>,
+    pub(crate) refused: Option<RefusedPage>,
     /// It has executed something.
     pub(crate) stepped: bool,
     /// It is done, and was parked once more to check whether its memory was unmapped under it.
     pub(crate) checked: bool,
+}
+
+/// A page that a walk came to, and that the front-end has refused, in turn without another page in between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RefusedPage {
+    pub(crate) page: Iova,
+    pub(crate) access: Access,
+    pub(crate) times: u8,
 }
 
 impl ScheduledJob {
@@ -430,7 +438,10 @@ impl Schedule {
             Ok(()) => {}
             // Perhaps the guest has changed the page tables meanwhile, and rightly unmapped what they named before.
             Err(JobError::Refused(Missing { range, access, .. })) if work.job.is_translated() => {
-                work.refused = Some((range.first(), access));
+                let (page, before) = (range.first(), work.refused.take());
+                let times =
+                    before.filter(|it| (it.page, it.access) == (page, access)).map_or(0, |it| it.times);
+                work.refused = Some(RefusedPage { page, access, times: times.saturating_add(1) });
             }
             Err(error) => _ = work.failed.get_or_insert(error),
         }

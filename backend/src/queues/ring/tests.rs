@@ -385,3 +385,47 @@ fn a_request_of_more_than_the_limit_is_not_read() {
     guest.offer(4, b"drawn");
     assert_eq!(command(&mut ring(5)).0, b"drawn");
 }
+
+/// A stop may come between a completion and its interrupt, for which the driver waits after the next start.
+#[test]
+fn an_interrupt_that_a_stop_has_overtaken_follows_the_next_start() {
+    let (mut guest, device) = start();
+    let mut calls = device.calls.try_clone().unwrap();
+    let mut was_called = || calls.read(&mut [0; 8]).is_ok();
+    let mut ring = device.ring();
+    guest.offer(2, b"1");
+    let (_, pending) = command(&mut ring);
+    ring.complete(pending, b"1".to_vec());
+    let interrupting = lock(&device.shared.interrupting);
+    std::thread::scope(|scope| {
+        let publisher = scope.spawn(|| publish(&mut ring));
+        while guest.used().is_empty() {
+            std::thread::yield_now();
+        }
+        device.shared.vring.set_queue_ready(false);
+        drop(interrupting);
+        publisher.join().unwrap();
+    });
+    assert!(!was_called(), "a stopped ring is silent");
+    publish(&mut ring);
+    assert!(!was_called());
+    device.shared.vring.set_queue_ready(true);
+    ring.restarted();
+    publish(&mut ring);
+    assert!(was_called());
+    publish(&mut ring);
+    assert!(!was_called(), "once is enough");
+}
+
+#[test]
+fn a_reset_takes_back_an_interrupt_that_was_not_delivered() {
+    let (_guest, device) = start();
+    let mut calls = device.calls.try_clone().unwrap();
+    let mut ring = device.ring();
+    ring.call_replaced();
+    device.shared.resets.fetch_add(1, Ordering::Release);
+    publish(&mut ring);
+    ring.reset();
+    publish(&mut ring);
+    assert!(calls.read(&mut [0; 8]).is_err());
+}

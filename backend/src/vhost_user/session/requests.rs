@@ -23,6 +23,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use device_model::session::{ACCESS_PLATFORM, Offer, Refusal};
 
 use super::state::SessionState;
+use crate::queues::mailbox::QueueMessage;
 use crate::queues::ring::SharedRing;
 use crate::queues::{MAX_QUEUE_SIZE, QUEUES};
 use crate::vhost_user::memory::table::MAX_REGIONS;
@@ -246,6 +247,10 @@ impl VhostUserBackendReqHandlerMut for SessionState {
     fn set_vring_call(&mut self, index: u8, file: Option<File>) -> Result<()> {
         let queue = self.ring(u32::from(index))?;
         match self.shared_ring(queue).call.set(file) {
+            Ok(_) if self.shared_ring(queue).is_started() => {
+                self.queue.mailbox.post(QueueMessage::CallReplaced(queue));
+                Ok(())
+            }
             Ok(_) => Ok(()),
             Err(e) => self.refuse(Refusal::other(e)),
         }

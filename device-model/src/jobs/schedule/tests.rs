@@ -236,6 +236,24 @@ fn a_refusal_ends_a_job_at_once_unless_it_uses_an_address_space_and_walks_again(
     let of_resource = testing::execution(signal(Space::resource(1)));
     assert_eq!(wait_of_refused(of_resource), (true, None));
     let of_address_space = testing::translated(signal(Space::address_space(1)));
-    let page = Some((Iova::new(BACKING), Access::Read));
-    assert_eq!(wait_of_refused(of_address_space), (false, page));
+    let refused = RefusedPage { page: Iova::new(BACKING), access: Access::Read, times: 1 };
+    assert_eq!(wait_of_refused(of_address_space), (false, Some(refused)));
+}
+
+#[test]
+fn refusals_of_one_page_in_turn_are_counted_and_another_page_starts_the_count_again() {
+    let mut schedule = Schedule::new();
+    schedule.resume(Duration::ZERO);
+    let signal = Stream::new().signal(At::new(Space::address_space(1), 0), 1);
+    schedule.submit(testing::job(0, Mode::Fault, testing::translated(signal)));
+    let mut times = Vec::new();
+    for page in [BACKING, BACKING, BACKING + 4096, BACKING] {
+        let work = take(&mut schedule);
+        let wait = wait_of(schedule.dispose(Left { work, leaves: missing(&[page]) }));
+        schedule.miss_answered(wait, request(page), Err(JobError::Refused(request(page).missing())));
+        let work = take(&mut schedule);
+        times.push(work.refused.unwrap().times);
+        let _ = schedule.dispose(Left { work, leaves: Leaves::SliceOver });
+    }
+    assert_eq!(times, [1, 2, 1, 1]);
 }
