@@ -28,17 +28,20 @@ const FAULTS: [(&str, &str); 3] = [
 /// it, between two marks of the console; anywhere else the same lines are troubles.
 #[derive(Clone, Copy, Debug)]
 pub struct KernelFault {
-    /// Lines with these words say that it has happened.
+    /// Lines with these words say that it has happened, and what.
+    causes: &'static [&'static str],
+    /// Lines with these words say by themselves that it has happened.
     lines: &'static [&'static str],
-    /// Lines with these words may come with the first of them, and mean nothing without it: they name no cause.
+    /// Lines with these words may come with one of the causes, and mean nothing without: they name none.
     companions: &'static [&'static str],
 }
 
 /// Linux 6.12 leaves commands behind when virtio_gpu loses its device while they are in flight, whatever the device does.
-/// 6.12.95 finds them in the slab allocator, which then warns twice; both it and 6.12.117 (which says nothing of the
+/// 6.12.95 finds them in the slab allocator, which lists those of slabs that are not full, and warns; both it and 6.12.117 (which says nothing of the
 /// commands) warn of the addresses that their ends would have given back.
 pub const COMMANDS_LEFT_BEHIND: KernelFault = KernelFault {
-    lines: &["BUG virtio-gpu-vbufs", "drm_mm_takedown+"],
+    causes: &["BUG virtio-gpu-vbufs", "kmem_cache_destroy virtio-gpu-vbufs: Slab cache still has objects"],
+    lines: &["drm_mm_takedown+"],
     companions: &["__kmem_cache_shutdown+", "kmem_cache_destroy+"],
 };
 
@@ -91,8 +94,9 @@ impl Forgiven {
 
     /// In `place`, the lines of a fault of the kernel are no trouble.
     pub fn kernel_fault(&mut self, log: &str, place: &Range<usize>, fault: &KernelFault) {
-        let found: Vec<_> = fault.lines.iter().map(|words| self.lines(log, place.clone(), words)).collect();
-        if found.first().is_some_and(|first| *first > 0) {
+        fault.lines.iter().for_each(|words| _ = self.lines(log, place.clone(), words));
+        let found: usize = fault.causes.iter().map(|words| self.lines(log, place.clone(), words)).sum();
+        if found > 0 {
             self.lines.extend(fault.companions.iter().map(|words| (place.clone(), *words)));
         }
     }
@@ -205,6 +209,18 @@ mod tests {
         let mut forgiven = Forgiven::default();
         forgiven.kernel_fault(&log, &(fault.len()..fault.len() + 5), &COMMANDS_LEFT_BEHIND);
         assert_eq!(forgiven.troubles(&log, 0).len(), 6);
+    }
+
+    /// Slabs that are full are not listed.
+    #[test]
+    fn commands_that_fill_their_slabs_are_known_by_the_caches_name() {
+        let log = "[9.0] kmem_cache_destroy virtio-gpu-vbufs: Slab cache still has objects when called from virtio_gpu\n\
+                   [9.1] WARNING: CPU: 0 PID: 1 at mm/slab_common.c:521 kmem_cache_destroy+0x134/0x140\n";
+        assert_eq!(troubles(log).len(), 1);
+        let mut forgiven = Forgiven::default();
+        forgiven.kernel_fault(log, &(0..log.len()), &COMMANDS_LEFT_BEHIND);
+        assert!(forgiven.troubles(log, 0).is_empty());
+        assert_eq!(forgiven.oops(log), None);
     }
 
     #[test]
