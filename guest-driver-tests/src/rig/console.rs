@@ -37,8 +37,8 @@ pub struct KernelFault {
 }
 
 /// Linux 6.12 leaves commands behind when virtio_gpu loses its device while they are in flight, whatever the device does.
-/// 6.12.95 finds them in the slab allocator, which lists those of slabs that are not full, and warns; both it and 6.12.117 (which says nothing of the
-/// commands) warn of the addresses that their ends would have given back.
+/// 6.12.95 finds them in the slab allocator, which lists those of slabs that are not full, and warns. Both it and
+/// 6.12.117, which says nothing of the commands, warn of the addresses that their ends would have given back.
 pub const COMMANDS_LEFT_BEHIND: KernelFault = KernelFault {
     causes: &["BUG virtio-gpu-vbufs", "kmem_cache_destroy virtio-gpu-vbufs: Slab cache still has objects"],
     lines: &["drm_mm_takedown+"],
