@@ -65,7 +65,7 @@ int mgpu_command_queue(struct mgpu_device *device, struct mgpu_command *command)
 			virtqueue_kick(device->queue);
 	}
 	spin_unlock_irqrestore(&device->queue_lock, flags);
-	/* Whoever waits for it all the same is not kept waiting. */
+	/* A caller that waits for it must not wait for ever. */
 	if (ret)
 		complete_all(&command->done);
 	return ret;

@@ -371,7 +371,7 @@ vm_fault_t mgpu_migrate_fault(struct vm_fault *vmf)
 	return ret ? VM_FAULT_SIGBUS : 0;
 }
 
-/* Brings a window of pages back, whoever they belong to. */
+/* Brings a window of pages back, whichever process they belong to. */
 static int mgpu_migrate_evict_some(struct mgpu_migration *migration,
 				   unsigned int count)
 {

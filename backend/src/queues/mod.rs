@@ -133,7 +133,7 @@ fn shared_index(rings: &[SharedRing; QUEUES], ring: &SharedRing) -> usize {
 }
 
 /// How long epoll may wait, in milliseconds: not at all while a ring may have commands, since a turn may have ended before
-/// it was empty, and nobody kicks for those; else until a held answer is due, rounded up; -1: until something happens.
+/// it was empty, and no kick comes for those; else until a held answer is due, rounded up; -1: until something happens.
 fn time_to_wait(ready: [bool; QUEUES], due: Option<Instant>, now: Instant) -> i32 {
     if ready.contains(&true) {
         return 0;
