@@ -234,7 +234,7 @@ impl<'a> Play<'a> {
             17..=20 => self.scribble(u)?,
             21 => self.restart(u.arbitrary()?),
             22 => self.reset(),
-            _ => self.ring.interrupt(),
+            _ => _ = self.ring.interrupt(),
         }
         Ok(())
     }
