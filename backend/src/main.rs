@@ -113,6 +113,7 @@ fn device_settings(args: &Args, injection: &Arc<Injection>) -> DeviceSettings {
                 resources: args.quotas.max_resources.into(),
                 contexts: args.quotas.max_contexts.into(),
                 address_spaces: args.quotas.max_address_spaces.into(),
+                tlb_entries: args.quotas.max_tlb_entries.into(),
                 queued_jobs: args.quotas.max_queued_jobs.into(),
             },
             announced_scanouts: args.scanouts,
@@ -121,6 +122,7 @@ fn device_settings(args: &Args, injection: &Arc<Injection>) -> DeviceSettings {
                 default_mode: args.default_mode,
                 allow_incoherent: args.allow_incoherent,
                 engines: u32::try_from(args.engines()).unwrap_or(u32::MAX),
+                tlb: args.tlb,
             },
             ..DeviceConfig::default()
         },

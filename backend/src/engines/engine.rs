@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use device_model::jobs::engine::{EngineHost, Leaves, Left, Running, SPIN_STEP, STEP_BYTES};
-use device_model::jobs::job::{Job, JobOutcome, Step, StepContext};
+use device_model::jobs::job::{Job, JobOutcome, Step, StepContext, TlbCounts};
 pub use device_model::jobs::schedule::FinishedJob;
 use device_model::jobs::schedule::ScheduledJob;
 use device_model::jobs::scheduler::Scheduler;
@@ -32,6 +32,8 @@ pub struct Engine {
     pub misses: MissPort,
     /// Called with each finished job.
     pub finished: Box<dyn Fn(FinishedJob) + Send>,
+    /// Called when a flush of an address space may be over.
+    pub flush_ended: Box<dyn Fn() + Send>,
     /// The counters.
     pub stats: Arc<Stats>,
     /// The injected faults.
@@ -48,6 +50,7 @@ struct Host<'a> {
     stats: &'a Stats,
     injection: &'a Injection,
     sink: &'a EventSink,
+    flush_ended: &'a dyn Fn(),
     /// The engine took the job: recorded with the time of its first step, because reading the clock is expensive.
     taken: Option<Event>,
     /// End of the last step.
@@ -70,6 +73,11 @@ impl EngineHost for Host<'_> {
         self.has_moved = !self.spins;
         let moved = job.bytes_moved().saturating_sub(before);
         self.stats.bytes_moved.add(moved);
+        if job.is_translated() {
+            let TlbCounts { hits, misses } = job.take_tlb_counts();
+            self.stats.tlb_hits.add(hits);
+            self.stats.tlb_misses.add(misses);
+        }
         if let Some(delay) = self.injection.delay(Bug::StepDelay) {
             thread::sleep(delay);
         }
@@ -100,6 +108,10 @@ impl EngineHost for Host<'_> {
     fn is_wanted(&self) -> bool {
         self.scheduler.is_wanted()
     }
+
+    fn flush_ended(&mut self) {
+        (self.flush_ended)();
+    }
 }
 
 impl Engine {
@@ -125,8 +137,18 @@ impl Engine {
         let (scheduler, stats) = (&*self.scheduler, &*self.stats);
         let (injection, sink) = (&*self.injection, &self.sink);
         let (taken, last) = (None, None);
-        let mut host =
-            Host { scheduler, stats, injection, sink, taken, last, has_moved: false, spins: false };
+        let flush_ended = &*self.flush_ended;
+        let mut host = Host {
+            scheduler,
+            stats,
+            injection,
+            sink,
+            flush_ended,
+            taken,
+            last,
+            has_moved: false,
+            spins: false,
+        };
         let (job, packet) = (work.job.id(), work.job.packet());
         sink.at_work(Some(&work.job));
         let mut running = Running::start(&self.reader, work);

@@ -32,6 +32,8 @@ pub enum QueueMessage {
     CallReplaced(usize),
     /// An engine has finished a job.
     JobFinished(FinishedJob),
+    /// A step has ended that a flush of an address space may wait for.
+    FlushEnded,
     /// The display has answered a query.
     DisplayAnswered {
         /// Identifies the query.

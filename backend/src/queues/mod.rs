@@ -196,6 +196,7 @@ impl Queues<'_, '_> {
                     }
                 }
                 QueueMessage::JobFinished(finished) => self.job_finished(finished),
+                QueueMessage::FlushEnded => self.thread.device.flush_ended(&mut self.effects),
                 QueueMessage::DisplayAnswered { ticket, answer } => {
                     self.thread.device.display_answer(ticket, answer, &mut self.effects);
                 }
@@ -226,6 +227,7 @@ impl Queues<'_, '_> {
             JobOutcome::Failed(error) => Fault::of_job(self.thread.scheduler.now(), &job, error),
             JobOutcome::Done => None,
         };
+        let overdue = Fault::overdue_flush(self.thread.scheduler.now(), &job);
         let told = if swallowed { JobOutcome::Done } else { outcome };
         if !self.thread.device.job_finished(job, told, &mut self.effects) {
             return;
@@ -235,6 +237,10 @@ impl Queues<'_, '_> {
         sink.instruments().names().job_ended(now, id);
         if let Some(fault) = fault {
             self.thread.stats.address_space_faults.add(1);
+            self.sink(CONTROL_QUEUE).instruments().fault(fault);
+        }
+        if let Some(fault) = overdue {
+            self.thread.stats.tlb_overdue.add(1);
             self.sink(CONTROL_QUEUE).instruments().fault(fault);
         }
         self.jobs = self.jobs.saturating_sub(1);

@@ -211,6 +211,7 @@ pub fn fault_json(fault: &Fault, names: &[String]) -> Value {
             "kind": fault.kind,
             "level": fault.level,
             "pte": format!("{:#x}", fault.pte),
+            "cached": fault.cached,
         }),
     };
     if let (Some(all), Value::Object(cause)) = (json.as_object_mut(), cause) {

@@ -385,8 +385,24 @@ struct mirrorgpu_as_destroy {
 	uint32_t padding;
 };
 
+/* AS_INVALIDATE: Makes the device forget translations of an address space. */
+#define MIRRORGPU_CMD_AS_INVALIDATE 0x4d02u
+
+struct mirrorgpu_as_invalidate {
+	/* The address space. */
+	uint32_t asid;
+	/* LEAVES (bit 0): only leaves have changed, and the device may keep what it knows of tables. Else 0. */
+	uint32_t flags;
+	/* The first Gva of the range. */
+	uint64_t first;
+	/* The last Gva of the range, below 2^48. The range is grown to whole pages. */
+	uint64_t last;
+};
+
 /* Addresses of an address space have 48 bits; the bits of its page-table entries. */
 #define MIRRORGPU_GVA_BITS 48
+/* flags of AS_INVALIDATE */
+#define MIRRORGPU_AS_INVALIDATE_LEAVES 1u
 #define MIRRORGPU_PTE_VALID 0x1ull
 #define MIRRORGPU_PTE_READ 0x2ull
 #define MIRRORGPU_PTE_WRITE 0x4ull

@@ -105,7 +105,22 @@ commands! {
         asid: u32, "The address space.";
         padding: u32, "Ignored.";
     }
+
+    /// Makes the device forget translations of an address space.
+    /// Needed after an entry was changed so that it permits less, or leads elsewhere. The answer comes when no packet uses
+    /// a translation from before the command any more: every step that had begun has ended. It waits for no job, no miss
+    /// and no other answer. Send it without a fence, because the answer to a command with a fence waits for the fences
+    /// before it.
+    0x4d02 AS_INVALIDATE AsInvalidate {
+        asid: u32, "The address space.";
+        flags: u32, "LEAVES (bit 0): only leaves have changed, and the device may keep what it knows of tables. Else 0.";
+        first: u64, "The first Gva of the range.";
+        last: u64, "The last Gva of the range, below 2^48. The range is grown to whole pages.";
+    }
 }
+
+/// The flag LEAVES of AS_INVALIDATE.
+pub const INVALIDATE_LEAVES: u32 = 1;
 
 /// A bit, or some bits, of a page-table entry.
 #[derive(Clone, Copy, Debug)]

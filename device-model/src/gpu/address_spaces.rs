@@ -4,14 +4,15 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
-use job_stream::AsCreate;
-use job_stream::address_space::{ASIDS, pte};
+use job_stream::address_space::{ASIDS, INVALIDATE_LEAVES, LAST_GVA, pte};
+use job_stream::{AsCreate, AsInvalidate};
 
-use crate::addr::{Asid, Iova};
+use crate::addr::{Asid, ByteRange, Gva, Iova};
 use crate::gpu::context::ContextId;
 use crate::gpu::error::CommandError;
 use crate::gpu::quota::{Budget, Quota, Quotas};
 use crate::jobs::address_space::AddressSpace;
+use crate::jobs::address_space::tlb::{Flush, Flushed, TlbConfig, TlbPolicy};
 
 /// All address spaces.
 #[derive(Debug)]
@@ -20,11 +21,13 @@ pub(crate) struct AddressSpaces {
     /// Those that have no number any more, and that jobs may still use.
     leaving: Vec<Weak<AddressSpace>>,
     limit: u64,
+    tlb: TlbConfig,
 }
 
 impl AddressSpaces {
-    pub(crate) fn new(quotas: &Quotas) -> Self {
-        Self { by_asid: BTreeMap::new(), leaving: Vec::new(), limit: quotas.address_spaces }
+    pub(crate) fn new(quotas: &Quotas, tlb: TlbPolicy) -> Self {
+        let (limit, tlb) = (quotas.address_spaces, TlbConfig::new(tlb, quotas.tlb_entries));
+        Self { by_asid: BTreeMap::new(), leaving: Vec::new(), limit, tlb }
     }
 
     /// AS_CREATE for a context.
@@ -41,7 +44,8 @@ impl AddressSpaces {
         let mut budget = Budget::new(Quota::AddressSpaces, self.limit);
         budget.take(self.usage())?;
         budget.take(1)?;
-        self.by_asid.insert(number, (context, Arc::new(AddressSpace::new(number, Iova::new(root)))));
+        let space = AddressSpace::new(number, Iova::new(root), self.tlb.clone());
+        self.by_asid.insert(number, (context, Arc::new(space)));
         Ok(())
     }
 
@@ -49,6 +53,21 @@ impl AddressSpaces {
     pub(crate) fn find(&self, context: ContextId, asid: u32) -> Result<&Arc<AddressSpace>, CommandError> {
         let found = self.by_asid.get(&Asid::new(asid)).filter(|(owner, _)| *owner == context);
         found.map(|(_, space)| space).ok_or(CommandError::NoSuchAddressSpace { asid })
+    }
+
+    /// AS_INVALIDATE.
+    pub(crate) fn invalidate(
+        &self,
+        context: ContextId,
+        request: AsInvalidate,
+    ) -> Result<Flush, CommandError> {
+        let AsInvalidate { asid, flags, first, last } = request;
+        let space = self.find(context, asid)?;
+        let range = ByteRange::inclusive(Gva::new(first), Gva::new(last));
+        let range = range.filter(|_| last <= LAST_GVA && flags & !INVALIDATE_LEAVES == 0);
+        let range = range.ok_or(CommandError::BadFlush { asid, flags, first, last })?;
+        let what = if flags & INVALIDATE_LEAVES == 0 { Flushed::All } else { Flushed::Leaves };
+        Ok(space.flush(range, what))
     }
 
     /// AS_DESTROY. The number is free; jobs may still use the address space.
@@ -80,6 +99,11 @@ impl AddressSpaces {
     pub(crate) fn clear(&mut self) {
         self.by_asid.clear();
         self.leaving.clear();
+    }
+
+    /// How many entries all TLBs have.
+    pub(crate) fn tlb_entries(&self) -> u64 {
+        self.tlb.used()
     }
 
     /// How many there are, with those that only jobs still use.

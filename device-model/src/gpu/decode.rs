@@ -2,7 +2,7 @@
 //!
 //! A new command is one row here, a payload in `crate::wire`, and a handler in `crate::gpu::device`.
 
-use job_stream::{AsCreate, AsDestroy};
+use job_stream::{AsCreate, AsDestroy, AsInvalidate};
 
 use crate::gpu::error::CommandError;
 use crate::gpu::request::{
@@ -47,6 +47,7 @@ macro_rules! command_table {
             SUBMIT_3D               Submit(Submit<'a>)                          Control submit;
             AS_CREATE               CreateAddressSpace(OfAddressSpace<AsCreate>)   Control create_address_space;
             AS_DESTROY              DestroyAddressSpace(OfAddressSpace<AsDestroy>) Control destroy_address_space;
+            AS_INVALIDATE           InvalidateAddressSpace(OfAddressSpace<AsInvalidate>) Control invalidate_address_space;
             UPDATE_CURSOR           UpdateCursor(UpdateCursor)                  Cursor  update_cursor;
             MOVE_CURSOR             MoveCursor(UpdateCursor)                    Cursor  move_cursor;
         }

@@ -133,6 +133,20 @@ pub enum CommandError {
         /// Address space.
         asid: u32,
     },
+    /// There is no such range of addresses, or flag.
+    #[error(
+        "AS_INVALIDATE of address space {asid} with flags {flags:#x} has no range: {first:#x} to {last:#x}"
+    )]
+    BadFlush {
+        /// Address space.
+        asid: u32,
+        /// Flags.
+        flags: u32,
+        /// First address.
+        first: u64,
+        /// Last address.
+        last: u64,
+    },
     /// The context has no such address space.
     #[error("Address space {asid} does not exist in this context")]
     NoSuchAddressSpace {
@@ -335,6 +349,7 @@ impl CommandError {
             | Self::OperandOutside { .. }
             | Self::OperandSplit { .. }
             | Self::BadAddressSpace { .. }
+            | Self::BadFlush { .. }
             | Self::CursorSize { .. } => response::ERR_INVALID_PARAMETER,
             Self::ResourceZero
             | Self::ResourceExists { .. }

@@ -9,6 +9,7 @@ use crate::gpu::quota::{Budget, Quota, Quotas};
 use crate::gpu::request::{CreateBlob, CreateBuffer, CreateResource, RawEntry};
 use crate::gpu::scanout::{ChannelOrder, Image, Rect};
 use crate::jobs::address_space::AddressSpace;
+use crate::jobs::address_space::tlb::Flush;
 use crate::jobs::backing::Backing;
 use crate::telemetry::names::BackingChange;
 use crate::wire::gpu::{BLOB_MEM_GUEST, format};
@@ -277,7 +278,7 @@ impl Resources {
     pub(crate) fn retire(&mut self, retired: Retired) {
         let backing = match retired {
             // Its quota is given back with the last use of it.
-            Retired::AddressSpace(_) => None,
+            Retired::AddressSpace(_) | Retired::Translations(_) => None,
             Retired::Backing(backing) => Some(backing),
             Retired::Resource(resource) => {
                 self.count.give_back(1);
@@ -302,6 +303,7 @@ pub(crate) enum Retired {
     Resource(Resource),
     Backing(Backing),
     AddressSpace(Arc<AddressSpace>),
+    Translations(Flush),
 }
 
 impl Retired {
@@ -311,6 +313,7 @@ impl Retired {
             Self::Resource(resource) => resource.backing.as_ref().is_some_and(Backing::is_shared),
             Self::Backing(backing) => backing.is_shared(),
             Self::AddressSpace(space) => Arc::strong_count(space) > 1,
+            Self::Translations(flush) => !flush.is_over(),
         }
     }
 }

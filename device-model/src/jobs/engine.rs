@@ -19,7 +19,9 @@ use job_stream::Mode;
 use crate::addr::{Access, ByteRange, Iova, SpaceId};
 use crate::jobs::job::{Job, JobOutcome, Step};
 use crate::jobs::schedule::{RefusedPage, ScheduledJob};
-use crate::mmu::{AtomicOperation, JobMemory, MemoryError, Missing, Pin, PinError, PinMode, Reader, Width};
+use crate::mmu::{
+    AtomicOperation, HostPage, JobMemory, MemoryError, Missing, Pin, PinError, PinMode, Reader, Width,
+};
 
 /// The most bytes that a step moves: about 8 µs of copying, the longest that an idle drain waits.
 pub const STEP_BYTES: usize = 64 << 10;
@@ -61,6 +63,9 @@ pub trait EngineHost {
     fn is_wanted(&self) -> bool {
         false
     }
+
+    /// A flush of an address space may be over: [`Device::flush_ended`](crate::gpu::device::Device::flush_ended).
+    fn flush_ended(&mut self);
 }
 
 /// Why a job leaves its engine.
@@ -198,6 +203,9 @@ impl Running {
             Hold::Spin => None,
         };
         let Some(step) = step else { return self.leave(Leaves::Preempted) };
+        if self.work.job.take_flush_ended() {
+            host.flush_ended();
+        }
         self.steps = self.steps.saturating_add(1);
         self.work.stepped = true;
         let refused = self.work.refused.take();
@@ -224,7 +232,7 @@ impl Running {
         mut self,
         missing: Missing,
         refused: Option<RefusedPage>,
-        (reader, host): (&Reader, &impl EngineHost),
+        (reader, host): (&Reader, &mut impl EngineHost),
     ) -> ControlFlow<Left, Self> {
         let page = (missing.range.first(), missing.access);
         self.work.refused = refused.filter(|refused| (refused.page, refused.access) == page);
@@ -232,6 +240,9 @@ impl Running {
             return self.refuse(missing, host);
         }
         let ahead = self.ahead(reader, host, missing);
+        if self.work.job.take_flush_ended() {
+            host.flush_ended();
+        }
         self.leave(Leaves::Faulted { missing, ahead })
     }
 
@@ -346,6 +357,10 @@ impl JobMemory for NoMemory {
 
     fn atomic(&self, space: SpaceId, at: Iova, width: Width, _: AtomicOperation) -> Result<u64, MemoryError> {
         Self::refuse(space, at, width.bytes() as usize, Access::Write)
+    }
+
+    fn host_page(&self, _: SpaceId, _: Iova, _: Access) -> Option<HostPage> {
+        None
     }
 }
 

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::addr::{Access, Iova};
 use crate::jobs::address_space::TranslationFault;
+pub use crate::jobs::address_space::translation::TlbCounts;
 use crate::jobs::program::Execution;
 use crate::jobs::transfer::Transfer;
 use crate::jobs::working_set::WorkingSet;
@@ -250,6 +251,27 @@ impl Job {
         match &self.work {
             JobKind::Program(program) => program.look_ahead(memory, probe, missing),
             JobKind::Transfer(_) => Vec::new(),
+        }
+    }
+
+    /// Whether a flush of an address space may be over because a step of this job has ended, since the last call.
+    pub(crate) fn take_flush_ended(&self) -> bool {
+        matches!(&self.work, JobKind::Program(program) if program.take_flush_ended())
+    }
+
+    /// How often it has asked TLBs since the last call.
+    pub fn take_tlb_counts(&self) -> TlbCounts {
+        match &self.work {
+            JobKind::Program(program) => program.take_tlb_counts(),
+            JobKind::Transfer(_) => TlbCounts::default(),
+        }
+    }
+
+    /// A TLB entry that it has used, and that the driver most likely forgot to flush.
+    pub(crate) fn take_overdue(&self) -> Option<TranslationFault> {
+        match &self.work {
+            JobKind::Program(program) => program.take_overdue(),
+            JobKind::Transfer(_) => None,
         }
     }
 

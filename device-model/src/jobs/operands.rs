@@ -6,12 +6,16 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
+use std::time::Duration;
 
 use job_stream::{At, Context, Operand, Packet, Program};
 
 use crate::addr::{Access, ByteRange, Gva, Iova, SpaceId};
 use crate::gpu::error::CommandError;
-use crate::jobs::address_space::{AddressSpace, GvaAccess, Place, Untranslated, Walked};
+use crate::jobs::address_space::translation::TlbCounts;
+use crate::jobs::address_space::{
+    AddressSpace, GvaAccess, Place, SpaceUse, TranslationFault, Untranslated, Walked,
+};
 use crate::jobs::backing::Backing;
 use crate::jobs::job::JobError;
 use crate::jobs::offsets::{OffsetSet, Offsets, joined};
@@ -31,7 +35,11 @@ pub(crate) struct Space {
 pub(crate) struct Operands {
     program: Program,
     spaces: BTreeMap<u32, Space>,
-    address_spaces: BTreeMap<u32, Arc<AddressSpace>>,
+    address_spaces: BTreeMap<u32, SpaceUse>,
+    /// The running time at the start of the current step.
+    now: Cell<Duration>,
+    /// A flush of an address space may be over, and has not been told.
+    flush_ended: Cell<bool>,
     /// The last two places that were looked up, newest last, as far as they lie in address spaces.
     walked: Cell<[Option<Walked>; 2]>,
     /// What all packets touch, computed once and shared.
@@ -78,7 +86,7 @@ impl Operands {
             let id = operand.range.space.raw();
             if let Some(asid) = operand.range.space.asid() {
                 if let Entry::Vacant(new) = address_spaces.entry(id) {
-                    new.insert(translate(asid)?);
+                    new.insert(SpaceUse::new(translate(asid)?));
                 }
                 continue;
             }
@@ -88,8 +96,9 @@ impl Operands {
             };
             check(space, packet, &operand)?;
         }
-        let (touches, walked) = (Arc::default(), Cell::default());
-        let mut this = Self { program, spaces, address_spaces, walked, touches };
+        let (now, flush_ended, walked) = (Cell::default(), Cell::default(), Cell::default());
+        let touches = Arc::default();
+        let mut this = Self { program, spaces, address_spaces, now, flush_ended, walked, touches };
         this.touches = this.set(this.program.operands().map(|(_, operand)| operand));
         Ok(this)
     }
@@ -118,7 +127,7 @@ impl Operands {
             let located = self.spaces.get(&at.space.raw()).and_then(|space| space.backing.locate(at.address));
             return Ok(located.map(|(at, rest)| (Place::Iova(at), rest)));
         };
-        match space.translate(memory, Gva::new(at.address), access) {
+        match space.translate(memory, Gva::new(at.address), access, self.now.get()) {
             Ok((place, rest, walked)) => {
                 self.note(walked);
                 Ok(Some((place, rest)))
@@ -140,7 +149,41 @@ impl Operands {
     pub(crate) fn refusal(&self, missing: Missing) -> JobError {
         let walked =
             self.walked.get().into_iter().flatten().find(|walked| missing.range.contains(walked.page));
-        walked.map_or(JobError::Refused(missing), |walked| JobError::Translation(walked.fault))
+        let Some(Walked { fault, .. }) = walked else { return JobError::Refused(missing) };
+        self.address_spaces.values().for_each(|space| space.forget(&fault));
+        JobError::Translation(fault)
+    }
+
+    /// A step begins, at this running time.
+    pub(crate) fn begin_step(&self, now: Duration) {
+        self.now.set(now);
+    }
+
+    /// The step has ended: what it has looked up in address spaces is used no more.
+    pub(crate) fn end_step(&self) {
+        for space in self.address_spaces.values() {
+            if space.end_step() {
+                self.flush_ended.set(true);
+            }
+        }
+    }
+
+    /// Whether a flush of an address space may be over since the last call.
+    pub(crate) fn take_flush_ended(&self) -> bool {
+        self.flush_ended.take()
+    }
+
+    /// How often TLBs were asked since the last call.
+    pub(crate) fn take_tlb_counts(&self) -> TlbCounts {
+        self.address_spaces.values().fold(TlbCounts::default(), |sum, space| {
+            let TlbCounts { hits, misses } = space.take_counts();
+            TlbCounts { hits: sum.hits.saturating_add(hits), misses: sum.misses.saturating_add(misses) }
+        })
+    }
+
+    /// A flush that is likely missing, as found since the last call.
+    pub(crate) fn take_overdue(&self) -> Option<TranslationFault> {
+        self.address_spaces.values().find_map(SpaceUse::take_overdue)
     }
 
     /// Whether an operand lies in an address space.
@@ -170,7 +213,7 @@ impl Operands {
             }
         };
         for gva in rest.pages().take(PAGES_AHEAD) {
-            match space.translate(memory, gva, access) {
+            match space.peek(memory, gva, access) {
                 Ok((Place::Iova(at), ..)) => {
                     access.accesses().iter().filter_map(|access| probe(at, *access)).for_each(&mut lacks);
                 }

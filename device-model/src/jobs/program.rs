@@ -11,7 +11,8 @@ use std::time::Duration;
 use job_stream::{At, Atomic, Context, Crc32c, Operand, Packet, Range, Spin, SpinBehaviour, Wait};
 
 use crate::addr::{Access, Iova, PAGE_SIZE, SpaceId};
-use crate::jobs::address_space::{GvaAccess, Place};
+use crate::jobs::address_space::translation::TlbCounts;
+use crate::jobs::address_space::{GvaAccess, Place, TranslationFault};
 use crate::jobs::job::{JobError, Step, StepContext};
 use crate::jobs::operands::{Operands, Stop};
 use crate::jobs::working_set::WorkingSet;
@@ -174,7 +175,23 @@ impl Execution {
             let done = if operand.is_value { 0 } else { self.state.done };
             self.operands.look_ahead(memory, &probe, (&operand, done), (missing, &mut ahead));
         }
+        self.operands.end_step();
         ahead
+    }
+
+    /// Whether a flush of an address space may be over since the last call.
+    pub(crate) fn take_flush_ended(&self) -> bool {
+        self.operands.take_flush_ended()
+    }
+
+    /// How often TLBs were asked since the last call.
+    pub(crate) fn take_tlb_counts(&self) -> TlbCounts {
+        self.operands.take_tlb_counts()
+    }
+
+    /// A flush that is likely missing, as found since the last call.
+    pub(crate) fn take_overdue(&self) -> Option<TranslationFault> {
+        self.operands.take_overdue()
     }
 
     /// Its current packet needs no memory.
@@ -221,10 +238,18 @@ impl Execution {
             // What is missing now is reported when the packet is executed.
             let _ = store(&self.operands, memory, at, (wide, value));
         }
+        self.operands.end_step();
     }
 
     /// Goes on for about `context.budget` bytes.
     pub(crate) fn step(&mut self, memory: &impl JobMemory, context: StepContext) -> Step {
+        self.operands.begin_step(context.running);
+        let step = self.go_on(memory, context);
+        self.operands.end_step();
+        step
+    }
+
+    fn go_on(&mut self, memory: &impl JobMemory, context: StepContext) -> Step {
         // A step of its own, also for a job that spins: the fence needs a step that has memory.
         if self.is_cancelled() && self.state.failed.is_none() {
             return self.broken(JobError::Killed);

@@ -8,7 +8,8 @@ use job_stream::{At, Limits, Mode, Priority, Space, Stream, verify};
 use crate::addr::{Asid, Iova};
 use crate::gpu::error::CommandError;
 use crate::gpu::request::RawEntry;
-use crate::jobs::address_space::AddressSpace;
+use crate::jobs::address_space::tlb::TlbConfig;
+use crate::jobs::address_space::{AddressSpace, TlbPolicy};
 use crate::jobs::backing::Backing;
 use crate::jobs::job::{Job, JobId, Treatment};
 use crate::jobs::operands::{self, Operands};
@@ -39,10 +40,15 @@ pub(crate) fn execution_over(pages: u32, stream: Stream) -> Execution {
 /// The root table of address space 1.
 pub(crate) const ROOT: u64 = 0x7000;
 
+/// The settings of a TLB that keeps what it has.
+pub(crate) fn tlb() -> TlbConfig {
+    TlbConfig::new(TlbPolicy::Sticky, 1024)
+}
+
 /// The execution of a stream over address space 1.
 pub(crate) fn translated(stream: Stream) -> Execution {
     let program = verify(&stream.finish(), &Limits::default()).unwrap();
-    let space = |asid| Ok(Arc::new(AddressSpace::new(Asid::new(asid), Iova::new(ROOT))));
+    let space = |asid| Ok(Arc::new(AddressSpace::new(Asid::new(asid), Iova::new(ROOT), tlb())));
     let none = |id| Err(CommandError::NoSuchResource { id });
     Execution::new(Operands::resolve(program, none, space).unwrap(), Duration::from_secs(1))
 }

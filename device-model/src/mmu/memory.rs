@@ -131,10 +131,33 @@ pub trait JobMemory {
         operation: AtomicOperation,
     ) -> Result<u64, MemoryError>;
 
+    /// The memory behind the page of `at`, to be compared with what is behind it later; `None`: this access would miss.
+    fn host_page(&self, space: SpaceId, at: Iova, access: Access) -> Option<HostPage>;
+
     /// The host address that an access at `at` would reach, for an oracle that has to know it before the access.
     #[cfg(any(test, feature = "test-utils"))]
     fn locate(&self, _space: SpaceId, _at: Iova, _access: Access) -> Option<u64> {
         None
+    }
+}
+
+/// Names the memory behind a page. It is no way to reach that memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostPage {
+    /// How often all memory has gone away. Addresses from before mean nothing.
+    epoch: u64,
+    address: u64,
+}
+
+impl HostPage {
+    /// The page at a host address.
+    pub(crate) fn new(epoch: u64, address: u64) -> Self {
+        Self { epoch, address }
+    }
+
+    /// Whether it certainly is other memory than `before`.
+    pub fn differs(self, before: Self) -> bool {
+        self.epoch == before.epoch && self.address != before.address
     }
 }
 
@@ -238,6 +261,12 @@ impl JobMemory for Section<'_> {
         )
     }
 
+    fn host_page(&self, space: SpaceId, at: Iova, access: Access) -> Option<HostPage> {
+        // The epoch first: it changes only after all mappings are gone.
+        let epoch = self.epoch();
+        Some(HostPage::new(epoch, self.translate(space, at.page(), access).ok()?.address()))
+    }
+
     #[cfg(any(test, feature = "test-utils"))]
     fn locate(&self, space: SpaceId, at: Iova, access: Access) -> Option<u64> {
         self.translate(space, at, access).ok().map(HostSpan::address)
@@ -282,6 +311,11 @@ impl JobMemory for Pin {
         operation: AtomicOperation,
     ) -> Result<u64, MemoryError> {
         atomic_with(|access| self.find(space, at, access), at, (width, operation))
+    }
+
+    /// What a pin holds stays the same.
+    fn host_page(&self, space: SpaceId, at: Iova, access: Access) -> Option<HostPage> {
+        Some(HostPage::new(0, self.find(space, at.page(), access).ok()?.address()))
     }
 
     #[cfg(any(test, feature = "test-utils"))]

@@ -10,7 +10,8 @@ use vm_memory::guest_memory::{Error, GuestMemorySliceIterator, Result};
 use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryMmap, Permissions, VolatileSlice};
 
 use super::memory::{
-    AtomicOperation, HostSpan, JobMemory, MemoryError, Width, atomic_with, copy_with, read_with, write_with,
+    AtomicOperation, HostPage, HostSpan, JobMemory, MemoryError, Width, atomic_with, copy_with, read_with,
+    write_with,
 };
 use super::missing::Missing;
 use super::section::Reader;
@@ -142,6 +143,11 @@ impl JobMemory for RingSection {
     ) -> std::result::Result<u64, MemoryError> {
         let find = |access| self.memory.find(space, at, access).map_err(MemoryError::Missing);
         atomic_with(find, at, (width, operation))
+    }
+
+    fn host_page(&self, space: SpaceId, at: Iova, access: Access) -> Option<HostPage> {
+        let epoch = self.memory.shared().epoch();
+        Some(HostPage::new(epoch, self.memory.find(space, at.page(), access).ok()?.address()))
     }
 }
 

@@ -173,6 +173,11 @@ impl Section<'_> {
     pub fn translate(&self, space: SpaceId, at: Iova, access: Access) -> Result<HostSpan<'_>, Missing> {
         self.reader.shared.translate(space, at, access, Inside(PhantomData))
     }
+
+    /// As [`Shared::epoch`].
+    pub(super) fn epoch(&self) -> u64 {
+        self.reader.shared.epoch()
+    }
 }
 
 impl RingView {

@@ -146,7 +146,9 @@ impl MirrorWriter {
 
     /// As [`Self::begin`] for memory that is unmapped altogether: pins of all modes are waited for.
     pub fn begin_for_good(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Invalidation {
-        self.begin_and_wait_for(WaitsFor::All, space, range)
+        let invalidation = self.begin_and_wait_for(WaitsFor::All, space, range);
+        self.shared.memory_is_gone();
+        invalidation
     }
 
     fn begin_and_wait_for(

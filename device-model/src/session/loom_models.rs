@@ -237,6 +237,8 @@ impl EngineHost for Touch<'_> {
         Step::Yield
     }
 
+    fn flush_ended(&mut self) {}
+
     fn must_leave(&self, work: &ScheduledJob) -> bool {
         self.scheduler.must_leave(work)
     }

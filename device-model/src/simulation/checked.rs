@@ -13,7 +13,7 @@ use super::oracle::{Invariant, violation};
 use super::world::World;
 use crate::addr::{Access, ByteRange, Iova, PAGE_SIZE, SpaceId};
 use crate::jobs::job::JobId;
-use crate::mmu::{AtomicOperation, JobMemory, MemoryError, Width};
+use crate::mmu::{AtomicOperation, HostPage, JobMemory, MemoryError, Width};
 
 /// What touches memory.
 #[derive(Clone, Copy, Debug, Default)]
@@ -221,6 +221,10 @@ impl<M: JobMemory> JobMemory for Checked<'_, '_, '_, '_, M> {
         }
         self.did(JobEvent::Value { at, width, operation, old });
         Ok(old)
+    }
+
+    fn host_page(&self, space: SpaceId, at: Iova, access: Access) -> Option<HostPage> {
+        self.memory.host_page(space, at, access)
     }
 
     fn locate(&self, space: SpaceId, at: Iova, access: Access) -> Option<u64> {

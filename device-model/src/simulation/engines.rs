@@ -355,6 +355,10 @@ impl EngineHost for Host<'_, '_> {
         schedule.is_stopped() || is_old && !self.world.is(Bug::RunOnAfterReset)
     }
 
+    fn flush_ended(&mut self) {
+        self.world.queue.mailbox.push_back(Mail::FlushEnded);
+    }
+
     fn is_wanted(&self) -> bool {
         self.world.session.schedule().has_ready()
     }

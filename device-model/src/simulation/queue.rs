@@ -32,6 +32,7 @@ const ANSWER: usize = 24;
 pub(super) enum Mail {
     RingReady,
     JobFinished(FinishedJob),
+    FlushEnded,
     MissAnswered,
     Reset,
 }
@@ -107,6 +108,13 @@ impl World {
             Mail::RingReady => self.queue.waits_for = 0,
             Mail::MissAnswered => self.queue.waits_for = self.queue.waits_for.saturating_sub(1),
             Mail::JobFinished(finished) => self.job_finished(finished),
+            Mail::FlushEnded => {
+                for device in 0..self.queue.devices.len() {
+                    let mut effects = Vec::new();
+                    self.queue.devices[device].flush_ended(&mut effects);
+                    self.carry_out(device, effects);
+                }
+            }
             Mail::Reset => {
                 for device in &mut self.queue.devices {
                     drop(device.reset());

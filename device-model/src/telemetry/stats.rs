@@ -222,6 +222,12 @@ stats! {
         /// Jobs that failed because the page tables of an address space did not permit an access, or named a page that
         /// the front-end refused.
         address_space_faults,
+        /// Lookups of address spaces that the TLB answered. A step looks up a page once.
+        tlb_hits,
+        /// Lookups of address spaces that led to a walk of the page tables.
+        tlb_misses,
+        /// Uses of TLB entries that the page tables had contradicted for a second: a flush is likely missing.
+        tlb_overdue,
         /// Jobs that a reset of the device discarded.
         jobs_discarded,
         /// Steps of jobs.
@@ -339,6 +345,9 @@ mod tests {
             "jobs_done",
             "jobs_failed",
             "address_space_faults",
+            "tlb_hits",
+            "tlb_misses",
+            "tlb_overdue",
             "jobs_discarded",
             "job_steps",
             "job_parks",

@@ -192,8 +192,17 @@ impl Fault {
             }
             _ => return None,
         };
+        Some(Self::at(at, job, cause))
+    }
+
+    /// A TLB entry that `job` has used, and that the driver most likely forgot to flush.
+    pub fn overdue_flush(at: Duration, job: &Job) -> Option<Self> {
+        job.take_overdue().map(|fault| Self::at(at, job, FaultCause::Translation(fault)))
+    }
+
+    fn at(at: Duration, job: &Job, cause: FaultCause) -> Self {
         let (context, packet, mode) = (job.context(), job.packet(), job.mode());
-        Some(Self { at, job: job.id(), context, packet, mode, cause })
+        Self { at, job: job.id(), context, packet, mode, cause }
     }
 
     /// What the author of the driver should check.

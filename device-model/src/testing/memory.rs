@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::addr::{Access, ByteRange, Iova, PAGE_SIZE, SpaceId};
-use crate::mmu::{AtomicOperation, JobMemory, MemoryError, Missing, PinRange, Width};
+use crate::mmu::{AtomicOperation, HostPage, JobMemory, MemoryError, Missing, PinRange, Width};
 
 /// The bytes of a page.
 pub type Page = [u8; PAGE_SIZE as usize];
@@ -142,5 +142,10 @@ impl JobMemory for SparseMemory {
             self.write(space, at, &operation.result(old).to_le_bytes()[..width.bytes() as usize])?;
         }
         Ok(old)
+    }
+
+    fn host_page(&self, _: SpaceId, at: Iova, _: Access) -> Option<HostPage> {
+        let page = std::ptr::from_ref::<Page>(self.pages.borrow().get(&at.page())?);
+        Some(HostPage::new(0, page.expose_provenance() as u64))
     }
 }

@@ -1,6 +1,6 @@
 //! The bytes of commands as a driver would write them, for tests. Commands of the cursor queue are marked.
 
-use job_stream::{AsCreate, AsDestroy};
+use job_stream::{AsCreate, AsDestroy, AsInvalidate};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 use crate::gpu::scanout::{CursorPosition, Rect};
@@ -238,6 +238,12 @@ pub fn as_create_with(ctx: u32, asid: u32, flags: u32, root: u64) -> Vec<u8> {
 /// AS_DESTROY.
 pub fn as_destroy(ctx: u32, asid: u32) -> Vec<u8> {
     of_address_space(ctx, AsDestroy::NUMBER, &AsDestroy { asid, padding: 0 }.words())
+}
+
+/// AS_INVALIDATE of `first` to `last`.
+pub fn as_invalidate(ctx: u32, asid: u32, flags: u32, (first, last): (u64, u64)) -> Vec<u8> {
+    let words = AsInvalidate { asid, flags, first, last }.words();
+    of_address_space(ctx, AsInvalidate::NUMBER, &words)
 }
 
 fn of_address_space(ctx: u32, kind: u32, words: &[u32]) -> Vec<u8> {

@@ -45,6 +45,7 @@ const QUOTAS: Quotas = Quotas {
     resources: 16,
     contexts: 4,
     address_spaces: 3,
+    tlb_entries: 8,
 };
 /// Bytes of guest memory, from address 0 on.
 const MEMORY: u64 = 0x8000;
@@ -269,12 +270,13 @@ impl Player {
     }
 
     fn check_quotas(&self) {
-        let Usage { resources, resource_bytes, backing_entries, contexts, address_spaces, jobs } =
-            self.device.usage();
+        let usage = self.device.usage();
+        let Usage { resources, resource_bytes, backing_entries, contexts, address_spaces, tlb_entries, jobs } =
+            usage;
         assert!(resources <= QUOTAS.resources && resource_bytes <= QUOTAS.resource_bytes);
         assert!(backing_entries <= QUOTAS.backing_entries);
         assert!(contexts <= QUOTAS.contexts && jobs <= QUOTAS.queued_jobs);
-        assert!(address_spaces <= QUOTAS.address_spaces);
+        assert!(address_spaces <= QUOTAS.address_spaces && tlb_entries <= QUOTAS.tlb_entries);
     }
 
     /// Returns everything that is out.

@@ -135,7 +135,7 @@ macro_rules! address_space_payload {
         )*
     };
 }
-address_space_payload! { AsCreate AsDestroy }
+address_space_payload! { AsCreate AsDestroy AsInvalidate }
 
 impl<'a> Payload<'a> for OfContext {
     fn parse(header: &Header, _: &'a [u8]) -> Result<Self, CommandError> {

@@ -195,6 +195,10 @@ impl Common<'_> {
             finished: Box::new(move |finished: FinishedJob| {
                 mailbox.post(QueueMessage::JobFinished(finished))
             }),
+            flush_ended: {
+                let mailbox = self.mailbox.clone();
+                Box::new(move || mailbox.post(QueueMessage::FlushEnded))
+            },
             stats: Arc::clone(self.stats),
             injection: Arc::clone(&self.settings.injection),
             sink: self.instruments.sink(Producer::Engine(index)),

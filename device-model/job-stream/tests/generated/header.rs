@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use job_stream::address_space::{COMMANDS, GVA_BITS, PTE_BITS};
+use job_stream::address_space::{COMMANDS, GVA_BITS, INVALIDATE_LEAVES, PTE_BITS};
 use job_stream::{AsCommandInfo, CAPSET_ID, CAPSET_VERSION, Capset, ChoiceInfo, Kind, PACKETS, PacketInfo};
 
 use crate::check::assert_generated;
@@ -187,7 +187,9 @@ fn command(command: &AsCommandInfo) -> String {
 fn page_table_entry() -> String {
     let mut text = format!(
         "/* Addresses of an address space have {GVA_BITS} bits; the bits of its page-table entries. */\n\
-         #define MIRRORGPU_GVA_BITS {GVA_BITS}\n"
+         #define MIRRORGPU_GVA_BITS {GVA_BITS}\n\
+         /* flags of AS_INVALIDATE */\n\
+         #define MIRRORGPU_AS_INVALIDATE_LEAVES {INVALIDATE_LEAVES}u\n"
     );
     for bits in PTE_BITS {
         let mask = u64::MAX >> (63 - (bits.high - bits.low)) << bits.low;

@@ -1,8 +1,8 @@
 //! Handlers: address spaces.
 
-use job_stream::{AsCreate, AsDestroy};
+use job_stream::{AsCreate, AsDestroy, AsInvalidate};
 
-use super::{Answer, Device, Handled, Shown};
+use super::{Answer, Device, Effect, Handled, Shown};
 use crate::gpu::reply::Reply;
 use crate::gpu::request::OfAddressSpace;
 use crate::gpu::resource::Retired;
@@ -27,5 +27,20 @@ impl<P> Device<P> {
         let context = self.contexts.id(request.ctx)?;
         let space = self.address_spaces.destroy(context, request.command.asid)?;
         Ok(Answer::Unused(Retired::AddressSpace(space)))
+    }
+
+    /// Answered when the steps that had begun before have ended.
+    pub(super) fn invalidate_address_space(
+        &mut self,
+        request: OfAddressSpace<AsInvalidate>,
+        _: &mut Shown,
+    ) -> Handled<P> {
+        let context = self.contexts.id(request.ctx)?;
+        Ok(Answer::Unused(Retired::Translations(self.address_spaces.invalidate(context, request.command)?)))
+    }
+
+    /// A step has ended that an AS_INVALIDATE may wait for.
+    pub fn flush_ended(&mut self, effects: &mut Vec<Effect<P>>) {
+        self.retire_unused(effects);
     }
 }

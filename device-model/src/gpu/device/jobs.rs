@@ -15,6 +15,7 @@ use crate::gpu::reply::Reply;
 use crate::gpu::request::{
     ContextResource, CreateBlob, CreateBuffer, CreateContext, OfContext, Submit, TransferBuffer,
 };
+use crate::jobs::address_space::TlbPolicy;
 use crate::jobs::job::{Job, JobId};
 use crate::jobs::operands::{Operands, Space};
 use crate::jobs::program::Execution;
@@ -31,11 +32,19 @@ pub struct JobConfig {
     pub allow_incoherent: bool,
     /// The number of engines, for the capability set.
     pub engines: u32,
+    /// How the TLBs of address spaces behave.
+    pub tlb: TlbPolicy,
 }
 
 impl Default for JobConfig {
     fn default() -> Self {
-        Self { offered: true, default_mode: Mode::Fence, allow_incoherent: false, engines: 1 }
+        Self {
+            offered: true,
+            default_mode: Mode::Fence,
+            allow_incoherent: false,
+            engines: 1,
+            tlb: TlbPolicy::Sticky,
+        }
     }
 }
 

@@ -156,6 +156,8 @@ pub struct Usage {
     pub contexts: u64,
     /// Address spaces, including destroyed ones that jobs still use.
     pub address_spaces: u64,
+    /// TLB entries of all address spaces.
+    pub tlb_entries: u64,
     /// Jobs of contexts.
     pub jobs: u64,
 }
@@ -194,7 +196,7 @@ impl<P> Device<P> {
             scanouts: Scanouts::new(config.scanouts),
             ring: Ring::new(config.quotas.queued_jobs),
             contexts: Contexts::new(&config.quotas),
-            address_spaces: AddressSpaces::new(&config.quotas),
+            address_spaces: AddressSpaces::new(&config.quotas, config.jobs.tlb),
             retiring: Vec::new(),
             fences: Timelines::new(),
             asked: BTreeMap::new(),
@@ -232,7 +234,8 @@ impl<P> Device<P> {
         let (resources, resource_bytes, backing_entries) = self.resources.usage();
         let (contexts, jobs) = self.contexts.usage();
         let address_spaces = self.address_spaces.usage();
-        Usage { resources, resource_bytes, backing_entries, contexts, address_spaces, jobs }
+        let tlb_entries = self.address_spaces.tlb_entries();
+        Usage { resources, resource_bytes, backing_entries, contexts, address_spaces, tlb_entries, jobs }
     }
 
     /// The image of a resource, for an oracle that compares it with what the guest's pages hold.

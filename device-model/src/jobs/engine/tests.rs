@@ -96,6 +96,8 @@ impl EngineHost for Script {
         if self.steps.len() > 1 { self.steps.pop_front().unwrap() } else { self.steps[0] }
     }
 
+    fn flush_ended(&mut self) {}
+
     fn must_leave(&self, _: &ScheduledJob) -> bool {
         self.stopped
     }
@@ -286,6 +288,10 @@ impl JobMemory for Counted<'_> {
     fn atomic(&self, _: SpaceId, _: Iova, _: Width, _: AtomicOperation) -> Result<u64, MemoryError> {
         self.touch().map(|()| 0)
     }
+
+    fn host_page(&self, _: SpaceId, _: Iova, _: Access) -> Option<HostPage> {
+        None
+    }
 }
 
 impl EngineHost for Touches {
@@ -298,6 +304,8 @@ impl EngineHost for Touches {
         let context = StepContext { now: self.now, running: self.now, budget: STEP_BYTES };
         job.step(&Counted(&self.count), context)
     }
+
+    fn flush_ended(&mut self) {}
 
     fn must_leave(&self, _: &ScheduledJob) -> bool {
         self.stopped
@@ -361,6 +369,8 @@ impl EngineHost for Reach {
         job.step(memory, STEP_BYTES)
     }
 
+    fn flush_ended(&mut self) {}
+
     fn must_leave(&self, _: &ScheduledJob) -> bool {
         false
     }
@@ -392,6 +402,8 @@ impl EngineHost for Real {
     fn step(&mut self, job: &mut Job, memory: &impl JobMemory) -> Step {
         job.step(memory, STEP_BYTES)
     }
+
+    fn flush_ended(&mut self) {}
 
     fn must_leave(&self, _: &ScheduledJob) -> bool {
         false

@@ -222,6 +222,6 @@ pub(super) use packed_enums;
 
 packed_enums! {
     Access: Read, Write;
-    FaultKind: NotPresent, ReadDenied, WriteDenied, AtomicDenied, ReservedBits, Refused;
+    FaultKind: NotPresent, ReadDenied, WriteDenied, AtomicDenied, ReservedBits, Refused, Moved, NotFlushed;
     Verdict: Benign, Moved, Gone;
 }
