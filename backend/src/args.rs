@@ -12,6 +12,7 @@ use log::LevelFilter;
 
 use crate::faults::{self, Setting};
 use crate::front_end_check;
+use crate::units::duration;
 
 /// Most engine threads that are started unless more are asked for.
 const DEFAULT_ENGINES: usize = 4;
@@ -278,12 +279,6 @@ fn timeout(text: &str, least: Duration) -> Result<Duration, String> {
         return Err(format!("must be from {least:?} to {LONGEST_TIMEOUT:?}"));
     }
     Ok(duration)
-}
-
-/// A duration such as `100ms`.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text)
-        .map_err(|error| format!("{error}; write a number with a unit, such as 100ms or 1s"))
 }
 
 fn mode(text: &str) -> Result<Mode, String> {

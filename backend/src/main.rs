@@ -14,10 +14,10 @@ use mirrorgpu::front_end_check::{Findings, Severity};
 use mirrorgpu::limits;
 use mirrorgpu::listener::{Inherited, PathListener};
 use mirrorgpu::server::{Server, Source};
+use mirrorgpu::session::start::DeviceSettings;
 use mirrorgpu::signals::StopSignals;
 use mirrorgpu::telemetry::instruments::Instruments;
 use mirrorgpu::vhost_user::memory::sigbus;
-use mirrorgpu::vhost_user::session::start::DeviceSettings;
 
 /// Exit codes of `--check-front-end`; a wrong command line also exits with the second.
 const FRONT_END_AT_FAULT: u8 = 1;

@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use device_model::jobs::engine::{EngineHost, Leaves, Left, Running, SPIN_STEP, STEP_BYTES};
 use device_model::jobs::job::{Job, JobOutcome, Step, StepContext};
-pub use device_model::jobs::schedule::FinishedJob;
-use device_model::jobs::schedule::ScheduledJob;
+use device_model::jobs::schedule::{FinishedJob, ScheduledJob};
 use device_model::jobs::scheduler::Scheduler;
 use device_model::mmu::{JobMemory, Reader};
 use device_model::telemetry::record::{Event, LeftFor, StepEnd};

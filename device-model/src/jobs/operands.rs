@@ -10,9 +10,9 @@ use std::sync::Arc;
 use job_stream::{At, Context, Operand, Packet, Program};
 
 use crate::addr::{Access, ByteRange, Gva, Iova, SpaceId};
-use crate::gpu::error::CommandError;
 use crate::jobs::address_space::{AddressSpace, GvaAccess, Place, Untranslated, Walked};
 use crate::jobs::backing::Backing;
+use crate::jobs::error::InvalidMemory;
 use crate::jobs::job::JobError;
 use crate::jobs::offsets::{OffsetSet, Offsets, joined};
 use crate::jobs::transfer::merged;
@@ -61,18 +61,18 @@ impl Operands {
     #[cfg(test)]
     pub(crate) fn new(
         program: Program,
-        find: impl Fn(u32) -> Result<Space, CommandError>,
-    ) -> Result<Self, CommandError> {
-        Self::resolve(program, find, |asid| Err(CommandError::NoSuchAddressSpace { asid }))
+        find: impl Fn(u32) -> Result<Space, InvalidMemory>,
+    ) -> Result<Self, InvalidMemory> {
+        Self::resolve(program, find, |asid| panic!("Operand in address space {asid}"))
     }
 
     /// Resolves all operands; `find` gives the resource of a space, and `translate` an address space. A refused program
     /// leaves nothing behind.
-    pub(crate) fn resolve(
+    pub(crate) fn resolve<E: From<InvalidMemory>>(
         program: Program,
-        find: impl Fn(u32) -> Result<Space, CommandError>,
-        translate: impl Fn(u32) -> Result<Arc<AddressSpace>, CommandError>,
-    ) -> Result<Self, CommandError> {
+        find: impl Fn(u32) -> Result<Space, E>,
+        translate: impl Fn(u32) -> Result<Arc<AddressSpace>, E>,
+    ) -> Result<Self, E> {
         let (mut spaces, mut address_spaces) = (BTreeMap::new(), BTreeMap::new());
         for (packet, operand) in program.operands() {
             let id = operand.range.space.raw();
@@ -266,14 +266,14 @@ fn wanted(operands: impl Iterator<Item = Operand>) -> Wanted {
 }
 
 /// Whether the operand lies in its resource, and, if it is a single value, in one aligned piece.
-fn check(space: &Space, packet: usize, operand: &Operand) -> Result<(), CommandError> {
+fn check(space: &Space, packet: usize, operand: &Operand) -> Result<(), InvalidMemory> {
     let Operand { field, range, is_value, .. } = *operand;
-    let outside = CommandError::OperandOutside { packet, field, range, bytes: space.bytes };
+    let outside = InvalidMemory::OperandOutside { packet, field, range, bytes: space.bytes };
     let last = range.last().filter(|last| *last < space.bytes).ok_or(outside.clone())?;
     space.backing.locate(last).ok_or(outside.clone())?;
     let (at, in_entry) = space.backing.locate(range.address).ok_or(outside)?;
     if is_value && (!at.raw().is_multiple_of(range.length) || in_entry < range.length) {
-        return Err(CommandError::OperandSplit { packet, field, range });
+        return Err(InvalidMemory::OperandSplit { packet, field, range });
     }
     Ok(())
 }

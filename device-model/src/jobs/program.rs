@@ -13,10 +13,10 @@ use job_stream::{At, Atomic, Context, Crc32c, Operand, Packet, Range, Spin, Spin
 use crate::addr::{Access, Iova, PAGE_SIZE, SpaceId};
 use crate::jobs::address_space::{GvaAccess, Place};
 use crate::jobs::job::{JobError, Step, StepContext};
+use crate::jobs::name::{OPERANDS, OperandName};
 use crate::jobs::operands::{Operands, Stop};
 use crate::jobs::working_set::WorkingSet;
 use crate::mmu::{AtomicOperation, JobMemory, MemoryError, Missing, PinRange, SeededBug, Width};
-use crate::telemetry::names::{OPERANDS, OperandName};
 
 /// The least that a packet costs of a step's budget.
 const PACKET_COST: usize = 256;

@@ -16,11 +16,11 @@ use crate::jobs::job::{Job, JobError, JobId};
 use crate::jobs::schedule::{
     AtRest, Disposed, JobStatus, JobVerdict, JobWait, Revealed, Schedule, ScheduledJob, Turn,
 };
+use crate::jobs::verdict::InvalidationInfo;
 use crate::mmu::MappedRange;
 use crate::mmu::miss::MissRequest;
 use crate::running_clock::RunningClock;
 use crate::sync::{AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, Ordering, lock};
-use crate::telemetry::violation::InvalidationInfo;
 
 /// The device's time. It never goes back.
 pub type Clock = std::sync::Arc<dyn Fn() -> Duration + Send + Sync>;

@@ -6,10 +6,10 @@ use std::time::Duration;
 use job_stream::{At, Limits, Mode, Priority, Space, Stream, verify};
 
 use crate::addr::{Asid, Iova};
-use crate::gpu::error::CommandError;
-use crate::gpu::request::RawEntry;
 use crate::jobs::address_space::AddressSpace;
 use crate::jobs::backing::Backing;
+use crate::jobs::backing::RawEntry;
+use crate::jobs::error::InvalidMemory;
 use crate::jobs::job::{Job, JobId, Treatment};
 use crate::jobs::operands::{self, Operands};
 use crate::jobs::program::Execution;
@@ -43,7 +43,7 @@ pub(crate) const ROOT: u64 = 0x7000;
 pub(crate) fn translated(stream: Stream) -> Execution {
     let program = verify(&stream.finish(), &Limits::default()).unwrap();
     let space = |asid| Ok(Arc::new(AddressSpace::new(Asid::new(asid), Iova::new(ROOT))));
-    let none = |id| Err(CommandError::NoSuchResource { id });
+    let none = |id| -> Result<_, InvalidMemory> { panic!("Operand in resource {id}") };
     Execution::new(Operands::resolve(program, none, space).unwrap(), Duration::from_secs(1))
 }
 

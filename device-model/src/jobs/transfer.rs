@@ -8,10 +8,10 @@
 use std::sync::Arc;
 
 use crate::addr::{Access, ByteRange, Iova, PAGE_SIZE, SpaceId};
-use crate::gpu::error::CommandError;
-use crate::gpu::resource::BYTES_PER_PIXEL;
-use crate::gpu::scanout::{Image, Rect};
+use crate::image::BYTES_PER_PIXEL;
+use crate::image::{Image, Rect};
 use crate::jobs::backing::Backing;
+use crate::jobs::error::InvalidMemory;
 use crate::jobs::job::{JobError, Step};
 use crate::jobs::offsets::{OffsetSet, Offsets, Rows};
 use crate::jobs::working_set::{BackingPart, WorkingSet};
@@ -35,8 +35,8 @@ impl Transfer {
         backing: Backing,
         rect: Rect,
         offset: u64,
-    ) -> Result<Self, CommandError> {
-        let plan = Plan::new(&image, backing, rect, offset).ok_or(CommandError::OffsetWraps { offset })?;
+    ) -> Result<Self, InvalidMemory> {
+        let plan = Plan::new(&image, backing, rect, offset).ok_or(InvalidMemory::OffsetWraps { offset })?;
         Ok(Self { image, plan })
     }
 

@@ -6,9 +6,9 @@ use std::time::Duration;
 use crate::addr::{ByteRange, Iova, SpaceId};
 use crate::jobs::job::JobId;
 use crate::jobs::schedule::{AtRest, JobVerdict, JobWait, Revealed, Schedule};
+use crate::jobs::verdict::InvalidationInfo;
 use crate::mmu::MappedRange;
 use crate::mmu::miss::MissRequest;
-use crate::telemetry::violation::InvalidationInfo;
 
 /// The jobs, as the session sees them. No method blocks.
 pub trait Jobs {

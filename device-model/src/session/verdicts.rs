@@ -12,10 +12,11 @@ use super::{Jobs, Session};
 use crate::addr::{ByteRange, Iova, SpaceId};
 use crate::jobs::job::JobId;
 use crate::jobs::schedule::{AtRest, JobVerdict, Revealed, mapped_of};
+use crate::jobs::verdict::{Confidence, InvalidationInfo, Verdict};
 use crate::mmu::Invalidation;
 use crate::mmu::miss::{MissRequest, Resolution};
 use crate::telemetry::record::Event;
-use crate::telemetry::violation::{Confidence, Fault, FaultCause, InvalidationInfo, Verdict, Violation};
+use crate::telemetry::violation::{Fault, FaultCause, Violation};
 
 /// How many acks are remembered.
 const ACKS: usize = 64;

@@ -7,10 +7,10 @@ use super::bug::Bug;
 use crate::addr::{ByteRange, Iova, SpaceId};
 use crate::jobs::job::JobId;
 use crate::jobs::schedule::{AtRest, JobVerdict, JobWait, Revealed, Schedule};
+use crate::jobs::verdict::{InvalidationInfo, Verdict};
 use crate::mmu::MappedRange;
 use crate::mmu::miss::MissRequest;
 use crate::session::Jobs;
-use crate::telemetry::violation::{InvalidationInfo, Verdict};
 
 #[derive(Debug)]
 pub(super) struct SimJobs {

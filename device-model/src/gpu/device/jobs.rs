@@ -11,6 +11,7 @@ use virtio_bindings::virtio_gpu::VIRTIO_GPU_F_CONTEXT_INIT;
 use super::{Answer, Call, Device, Effect, Handled, Shown};
 use crate::gpu::context::{ContextId, Next, QueueId, Submission};
 use crate::gpu::error::CommandError;
+use crate::gpu::payload::MemEntries;
 use crate::gpu::reply::Reply;
 use crate::gpu::request::{
     ContextResource, CreateBlob, CreateBuffer, CreateContext, OfContext, Submit, TransferBuffer,
@@ -18,7 +19,6 @@ use crate::gpu::request::{
 use crate::jobs::job::{Job, JobId};
 use crate::jobs::operands::{Operands, Space};
 use crate::jobs::program::Execution;
-use crate::wire::payload::MemEntries;
 
 /// How the device treats jobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

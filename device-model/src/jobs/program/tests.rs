@@ -6,9 +6,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::addr::ByteRange;
-use crate::gpu::error::CommandError;
-use crate::gpu::request::RawEntry;
 use crate::jobs::backing::Backing;
+use crate::jobs::backing::RawEntry;
+use crate::jobs::error::InvalidMemory;
 use crate::jobs::operands::Space;
 use crate::testing::memory::{SparseMemory, pattern};
 
@@ -23,7 +23,7 @@ fn entries(id: u32) -> Vec<(u64, u32)> {
     }
 }
 
-fn space(id: u32) -> Result<Space, CommandError> {
+fn space(id: u32) -> Result<Space, InvalidMemory> {
     let list = entries(id).into_iter().map(|(at, len)| RawEntry { at: Iova::new(at), len });
     Ok(Space { bytes: BYTES, backing: Backing::new(list)? })
 }
@@ -184,7 +184,7 @@ proptest! {
 fn an_operand_that_is_not_in_its_resource_or_not_in_one_piece_is_refused() {
     let refusal = |stream| Operands::new(program(stream), space).unwrap_err();
     let range = place(1, BYTES - 4).range(8);
-    let outside = CommandError::OperandOutside { packet: 1, field: "to", range, bytes: BYTES };
+    let outside = InvalidMemory::OperandOutside { packet: 1, field: "to", range, bytes: BYTES };
     assert_eq!(refusal(Stream::new().nop(0).fill(range, 0)), outside);
     // Byte 0x1818 of resource 2 is at 0x4_0010; the value before it ends there, this one crosses the page's end.
     let range = place(2, 0x804).range(8);
@@ -200,7 +200,7 @@ fn an_operand_that_is_not_in_its_resource_or_not_in_one_piece_is_refused() {
     for address in [0, 4] {
         let range = place(1, address).range(4);
         let error = Operands::new(program(Stream::new().signal(range.at(), 1)), crooked).unwrap_err();
-        assert_eq!(error, CommandError::OperandSplit { packet: 0, field: "at", range });
+        assert_eq!(error, InvalidMemory::OperandSplit { packet: 0, field: "at", range });
     }
 }
 

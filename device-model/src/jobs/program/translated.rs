@@ -12,8 +12,8 @@ use proptest::prelude::*;
 use super::tests::{BYTES, packet};
 use super::*;
 use crate::addr::{Access, Asid, ByteRange, Gva};
-use crate::gpu::error::CommandError;
 use crate::jobs::address_space::{AddressSpace, FaultKind, TranslationFault};
+use crate::jobs::error::InvalidMemory;
 use crate::testing::memory::SparseMemory;
 use crate::testing::page_tables::PageTables;
 
@@ -48,7 +48,7 @@ impl Guest {
     fn execution(&self, program: Program) -> Execution {
         let spaces = self.tables.each_ref().map(|tables| Iova::new(tables.root()));
         let find = |asid: u32| Ok(Arc::new(AddressSpace::new(Asid::new(asid), spaces[asid as usize - 1])));
-        let none = |id| Err(CommandError::NoSuchResource { id });
+        let none = |id| -> Result<_, InvalidMemory> { panic!("Operand in resource {id}") };
         Execution::new(Operands::resolve(program, none, find).unwrap(), Duration::from_secs(60))
     }
 

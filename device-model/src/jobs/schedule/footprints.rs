@@ -17,9 +17,9 @@ use crate::jobs::backing::{Entries, Stretch};
 use crate::jobs::job::{Job, JobId};
 use crate::jobs::offsets::OffsetSet;
 use crate::jobs::transfer::merged;
+use crate::jobs::verdict::{Confidence, InvalidationInfo, Verdict};
 use crate::jobs::working_set::{BackingPart, WorkingSet};
 use crate::mmu::{MappedRange, Missing};
-use crate::telemetry::violation::{Confidence, InvalidationInfo, Verdict};
 
 /// The most pieces of backings that all jobs together may name and still be judged.
 const PIECES: usize = 1 << 16;

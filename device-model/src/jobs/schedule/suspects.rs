@@ -10,9 +10,9 @@ use job_stream::Mode;
 
 use crate::addr::{Access, ByteRange, Iova, PAGE_SIZE, SpaceId};
 use crate::jobs::job::JobId;
+use crate::jobs::verdict::{Confidence, InvalidationInfo, Verdict};
 use crate::mmu::miss::{Outcome, Resolution};
 use crate::mmu::{MappedRange, MirrorWriter};
-use crate::telemetry::violation::{Confidence, InvalidationInfo, Verdict};
 
 /// The most ranges, of all jobs together, that wait for a verdict: about 3 MiB of memory. That has room for each page
 /// of the largest number of backing entries, once for reading and once for writing.

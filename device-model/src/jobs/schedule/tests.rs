@@ -4,7 +4,7 @@ use job_stream::{At, Space, Stream};
 
 use super::*;
 use crate::gpu::device::{Device, DeviceConfig, Effect};
-use crate::gpu::scanout::Rect;
+use crate::image::Rect;
 use crate::jobs::testing;
 use crate::testing::requests::{attach_backing, create_2d, transfer_to_host_2d};
 

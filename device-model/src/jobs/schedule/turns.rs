@@ -17,7 +17,7 @@ fn job(id: u64, priority: Priority) -> Job {
 }
 
 fn backing() -> Backing {
-    let entry = crate::gpu::request::RawEntry { at: crate::addr::Iova::new(0), len: 4096 };
+    let entry = crate::jobs::backing::RawEntry { at: crate::addr::Iova::new(0), len: 4096 };
     Backing::new(std::iter::once(entry)).unwrap()
 }
 

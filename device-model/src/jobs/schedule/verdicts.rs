@@ -3,8 +3,8 @@
 use super::tests::{BACKING, job, missing, numbered, page, request, schedule, take, wait_of};
 use super::*;
 use crate::addr::Access;
+use crate::jobs::verdict::Confidence;
 use crate::mmu::{MappedRange, Permissions};
-use crate::telemetry::violation::Confidence;
 
 const FRAME: u64 = 0x7000_0000;
 

@@ -10,8 +10,8 @@ use crate::addr::{Access, PAGE_SIZE};
 use crate::jobs::engine::Leaves;
 use crate::jobs::schedule::Found;
 use crate::jobs::testing::{AT, execution, job, place};
+use crate::jobs::verdict::Verdict;
 use crate::mmu::Permissions;
-use crate::telemetry::violation::Verdict;
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)

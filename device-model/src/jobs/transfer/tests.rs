@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::*;
-use crate::gpu::request::RawEntry;
+use crate::jobs::backing::RawEntry;
 use crate::mmu::Missing;
 use crate::testing::memory::{SparseMemory, pattern};
 
@@ -227,7 +227,7 @@ fn an_offset_that_wraps_is_refused() {
     let image = Arc::new(Image::new(16, 16).unwrap());
     let new = |offset| Transfer::new(image.clone(), backing(&[(0x1000, 4)]), rect(0, 15, 1, 1), offset);
     assert!(new(u64::MAX - 64).is_ok());
-    assert_eq!(new(u64::MAX - 63).err(), Some(CommandError::OffsetWraps { offset: u64::MAX - 63 }));
+    assert_eq!(new(u64::MAX - 63).err(), Some(InvalidMemory::OffsetWraps { offset: u64::MAX - 63 }));
 }
 
 #[test]

@@ -18,11 +18,12 @@ use super::*;
 use crate::addr::{Access, ByteRange, FrontendVa, Iova, PAGE_SIZE};
 use crate::jobs::job::JobId;
 use crate::jobs::schedule::{AtRest, JobVerdict, Revealed};
+use crate::jobs::verdict::InvalidationInfo;
 use crate::mmu::miss::{MissRequest, Outcome};
 use crate::mmu::{
     DrainWaker, MappedRange, MirrorConfig, Missing, Permissions, Pin, PinMode, PinRange, Reader, mirror,
 };
-use crate::telemetry::violation::{Fault, FaultCause, InvalidationInfo};
+use crate::telemetry::violation::{Fault, FaultCause};
 
 const SPACE: SpaceId = SpaceId::DEVICE;
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);

@@ -6,8 +6,8 @@ use job_stream::{At, Compare, Limits, Priority, Space as StreamSpace, Stream, ve
 use proptest::prelude::*;
 
 use super::*;
-use crate::gpu::request::RawEntry;
 use crate::jobs::backing::Backing;
+use crate::jobs::backing::RawEntry;
 use crate::jobs::job::Treatment;
 use crate::jobs::operands::{Operands, Space};
 use crate::jobs::program::Execution;

@@ -7,10 +7,10 @@ use device_model::addr::{ByteRange, Iova, SpaceId};
 use device_model::jobs::job::JobId;
 use device_model::jobs::schedule::{AtRest, JobVerdict, JobWait, Revealed};
 use device_model::jobs::scheduler::Scheduler;
+use device_model::jobs::verdict::InvalidationInfo;
 use device_model::mmu::MappedRange;
 use device_model::mmu::miss::MissRequest;
 use device_model::session::Jobs;
-use device_model::telemetry::violation::InvalidationInfo;
 
 use crate::faults::{Bug, Injection};
 

@@ -137,8 +137,8 @@ mod tests {
     use device_model::telemetry::stats::Stats;
 
     use super::*;
+    use crate::session::start::{DeviceSettings, start};
     use crate::telemetry::instruments::Instruments;
-    use crate::vhost_user::session::start::{DeviceSettings, start};
     use crate::wake::Waker;
 
     #[repr(align(4096))]
