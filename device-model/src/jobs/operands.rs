@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use job_stream::{At, Context, Operand, Packet, Program};
 
-use crate::addr::{Access, ByteRange, Gva, Iova, SpaceId};
+use crate::addr::{Access, ByteRange, DomainId, Gva, Iova};
 use crate::jobs::address_space::{AddressSpace, GvaAccess, Place, Untranslated, Walked};
 use crate::jobs::backing::Backing;
 use crate::jobs::error::InvalidMemory;
@@ -233,7 +233,7 @@ impl Operands {
                 pins.entry(access).or_default().extend(space.backing.behind(offsets));
             }
         }
-        let pin = |access, range| PinRange { space: SpaceId::DEVICE, range, access };
+        let pin = |access, range| PinRange { space: DomainId::DEVICE, range, access };
         pins.into_iter()
             .flat_map(|(access, ranges)| merged(ranges).into_iter().map(move |range| pin(access, range)))
             .collect()

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use job_stream::{At, Atomic, Context, Crc32c, Operand, Packet, Range, Spin, SpinBehaviour, Wait};
 
-use crate::addr::{Access, Iova, PAGE_SIZE, SpaceId};
+use crate::addr::{Access, DomainId, Iova, PAGE_SIZE};
 use crate::jobs::address_space::{GvaAccess, Place};
 use crate::jobs::job::{JobError, Step, StepContext};
 use crate::jobs::name::{OPERANDS, OperandName};
@@ -360,7 +360,7 @@ impl StreamPosition {
         let len = readable.min(writable);
         match (source, target) {
             (Place::Iova(source), Place::Iova(target)) => {
-                memory.copy(SpaceId::DEVICE, source, target, len)?
+                memory.copy(DomainId::DEVICE, source, target, len)?
             }
             (Place::Null, target) => write(memory, target, [0; PIECE].get(..len).unwrap_or_default())?,
             (Place::Iova(_), Place::Null) => {}
@@ -383,7 +383,7 @@ impl StreamPosition {
         let bytes = piece.get_mut(..len).unwrap_or_default();
         // What is nowhere reads as 0, which is there already.
         if let Place::Iova(at) = at {
-            memory.read(SpaceId::DEVICE, at, bytes)?;
+            memory.read(DomainId::DEVICE, at, bytes)?;
         }
         self.crc.update(bytes);
         self.advance(len, u64::MAX);
@@ -485,7 +485,7 @@ fn width(wide: bool) -> Width {
 /// Writes bytes that lie in one page.
 fn write(memory: &impl JobMemory, at: Place, bytes: &[u8]) -> Result<(), MemoryError> {
     match at {
-        Place::Iova(at) => memory.write(SpaceId::DEVICE, at, bytes),
+        Place::Iova(at) => memory.write(DomainId::DEVICE, at, bytes),
         Place::Null => Ok(()),
     }
 }
@@ -509,7 +509,7 @@ fn value(
     };
     let unaligned = MemoryError::Unaligned(Iova::new(at.address));
     match operands.find(memory, at, access)?.ok_or(unaligned)? {
-        (Place::Iova(place), _) => Ok(memory.atomic(SpaceId::DEVICE, place, width(wide), operation)?),
+        (Place::Iova(place), _) => Ok(memory.atomic(DomainId::DEVICE, place, width(wide), operation)?),
         (Place::Null, _) => Ok(0),
     }
 }

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use crate::addr::{Access, ByteRange, Iova, PAGE_SIZE, SpaceId};
+use crate::addr::{Access, ByteRange, DomainId, Iova, PAGE_SIZE};
 use crate::image::BYTES_PER_PIXEL;
 use crate::image::{Image, Rect};
 use crate::jobs::backing::Backing;
@@ -52,7 +52,7 @@ impl Transfer {
 
     /// What it still has to read, merged where pages are equal or adjacent.
     pub(crate) fn working_set(&self) -> Vec<PinRange> {
-        let pin = |range| PinRange { space: SpaceId::DEVICE, range, access: Access::Read };
+        let pin = |range| PinRange { space: DomainId::DEVICE, range, access: Access::Read };
         merged(self.plan.pieces().collect()).into_iter().map(pin).collect()
     }
 
@@ -73,7 +73,7 @@ impl Transfer {
                 debug_assert!(false, "{run:?} lies outside of {:?}", self.image);
                 return Step::Error(JobError::OutsideImage);
             };
-            match memory.read(SpaceId::DEVICE, run.source, into) {
+            match memory.read(DomainId::DEVICE, run.source, into) {
                 Ok(()) => self.plan.advance(run.len),
                 Err(MemoryError::Missing(missing)) => return Step::Missing(missing),
                 Err(bug) => return Step::Error(JobError::Memory(bug)),

@@ -33,7 +33,7 @@ pub use ring_memory::{RingMemory, RingSection, RingView, STICKY_MISSES};
 pub use section::{Reader, Section};
 pub use writer::{MapError, Mapped, MappedRange, MirrorWriter};
 
-use crate::addr::SpaceId;
+use crate::addr::DomainId;
 use crate::sync::{Arc, Mutex};
 use page_table::{Owner, Roots};
 use registry::Registry;
@@ -70,7 +70,7 @@ struct Shared {
 }
 
 impl Shared {
-    fn roots(&self, space: SpaceId) -> Option<&Roots> {
+    fn roots(&self, space: DomainId) -> Option<&Roots> {
         self.spaces.get(space.raw() as usize)
     }
 }

@@ -41,7 +41,7 @@ fn bytes(memory: &SparseMemory, id: u32) -> Vec<u8> {
     let mut all = Vec::new();
     for (at, len) in entries(id) {
         let mut part = vec![0; len as usize];
-        memory.read(SpaceId::DEVICE, Iova::new(at), &mut part).unwrap();
+        memory.read(DomainId::DEVICE, Iova::new(at), &mut part).unwrap();
         all.extend(part);
     }
     all
@@ -212,7 +212,7 @@ fn wait_leaves_the_engine_until_the_value_is_there_and_then_goes_on() {
     let until = Duration::from_millis(15);
     assert_eq!(job.step(&memory, at(10)), Step::Waiting { until });
     assert_eq!(job.step(&memory, at(14)), Step::Waiting { until });
-    memory.write(SpaceId::DEVICE, Iova::new(0x1_3000), &9_u32.to_le_bytes()).unwrap();
+    memory.write(DomainId::DEVICE, Iova::new(0x1_3000), &9_u32.to_le_bytes()).unwrap();
     assert!(job.is_waiting());
     assert_eq!(job.step(&memory, at(20)), Step::Yield, "what is behind it may need memory that is not held");
     assert!(!job.is_waiting());

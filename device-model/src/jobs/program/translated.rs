@@ -56,7 +56,7 @@ impl Guest {
         let mut all = vec![0; BYTES as usize];
         for (at, part) in WINDOW.into_iter().zip(all.chunks_mut(0x1000)) {
             let at = Iova::new(at + u64::from(asid - 1) * 0x100_0000);
-            self.memory.read(SpaceId::DEVICE, at, part).unwrap();
+            self.memory.read(DomainId::DEVICE, at, part).unwrap();
         }
         all
     }
@@ -272,7 +272,7 @@ fn a_miss_looks_for_63_more_pages_of_the_packet_and_names_each_once() {
     // The mirror has every fourth page.
     let probe = |at: Iova, access| {
         let range = at.page_range();
-        (at.raw() >> 12 & 3 != 3).then_some(Missing { space: SpaceId::DEVICE, range, access })
+        (at.raw() >> 12 & 3 != 3).then_some(Missing { space: DomainId::DEVICE, range, access })
     };
     let ahead = job.look_ahead(&guest.memory, probe, missing);
     let pages: Vec<u64> = ahead.iter().map(|missing| missing.range.first().raw() >> 12).collect();
@@ -289,8 +289,8 @@ fn a_table_that_is_missing_is_named_once_and_what_lies_behind_it_is_not_guessed(
     let all = place(1, 0).range(BYTES);
     let job = guest.execution(program(Stream::new().fill(all, 0)));
     let first =
-        Missing { space: SpaceId::DEVICE, range: Iova::new(WINDOW[0]).page_range(), access: Access::Write };
-    let table = Missing { space: SpaceId::DEVICE, range: tables[1].page_range(), access: Access::Read };
+        Missing { space: DomainId::DEVICE, range: Iova::new(WINDOW[0]).page_range(), access: Access::Write };
+    let table = Missing { space: DomainId::DEVICE, range: tables[1].page_range(), access: Access::Read };
     assert_eq!(job.look_ahead(&guest.memory, |_, _| None, first), [table]);
     assert_eq!(job.look_ahead(&guest.memory, |_, _| None, table), []);
 }

@@ -25,7 +25,7 @@ use crate::mmu::{
 };
 use crate::telemetry::violation::{Fault, FaultCause};
 
-const SPACE: SpaceId = SpaceId::DEVICE;
+const SPACE: DomainId = DomainId::DEVICE;
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
 const MISS_TIMEOUT: Duration = Duration::from_secs(1);
 /// The pretended address of memory that no test touches.
@@ -86,15 +86,15 @@ impl Jobs for Noted {
         self.calls.push("invalidation ended");
     }
 
-    fn touches(&mut self, _space: SpaceId, _range: ByteRange<Iova>) -> bool {
+    fn touches(&mut self, _space: DomainId, _range: ByteRange<Iova>) -> bool {
         self.touched
     }
 
-    fn first_in(&mut self, _space: SpaceId, _range: ByteRange<Iova>) -> Option<JobId> {
+    fn first_in(&mut self, _space: DomainId, _range: ByteRange<Iova>) -> Option<JobId> {
         None
     }
 
-    fn judged(&mut self, _space: SpaceId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>> {
+    fn judged(&mut self, _space: DomainId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>> {
         if self.judged { vec![range] } else { Vec::new() }
     }
 
