@@ -39,12 +39,12 @@ pub(crate) struct Operands {
 }
 
 /// Why an operand cannot be used now.
-pub(crate) enum Stop {
+pub(crate) enum Unavailable {
     Memory(MemoryError),
     Error(JobError),
 }
 
-impl From<MemoryError> for Stop {
+impl From<MemoryError> for Unavailable {
     fn from(error: MemoryError) -> Self {
         Self::Memory(error)
     }
@@ -112,7 +112,7 @@ impl Operands {
         memory: &impl JobMemory,
         at: At,
         access: GvaAccess,
-    ) -> Result<Option<(Place, u64)>, Stop> {
+    ) -> Result<Option<(Place, u64)>, Unavailable> {
         let Some(space) = self.address_spaces.get(&at.space.raw()) else {
             self.note(None);
             let located = self.spaces.get(&at.space.raw()).and_then(|space| space.backing.locate(at.address));
@@ -125,9 +125,9 @@ impl Operands {
             }
             Err(Untranslated::Memory(error, walked)) => {
                 self.note(Some(walked));
-                Err(Stop::Memory(error))
+                Err(Unavailable::Memory(error))
             }
-            Err(Untranslated::Fault(fault)) => Err(Stop::Error(JobError::Translation(fault))),
+            Err(Untranslated::Fault(fault)) => Err(Unavailable::Error(JobError::Translation(fault))),
         }
     }
 

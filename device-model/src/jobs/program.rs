@@ -14,7 +14,7 @@ use crate::addr::{Access, DomainId, Iova, PAGE_SIZE};
 use crate::jobs::address_space::{GvaAccess, Place};
 use crate::jobs::job::{JobError, Step, StepContext};
 use crate::jobs::name::{OPERANDS, OperandName};
-use crate::jobs::operands::{Operands, Stop};
+use crate::jobs::operands::{Operands, Unavailable};
 use crate::jobs::working_set::WorkingSet;
 use crate::mmu::{AtomicOperation, JobMemory, MemoryError, Missing, PinRange, SeededBug, Width};
 
@@ -247,9 +247,9 @@ impl Execution {
                 Ok(Piece::Bytes(bytes)) => left = left.saturating_sub(bytes.max(PACKET_COST)),
                 Ok(Piece::Spins { stubborn }) => return Step::Spinning { stubborn },
                 Ok(Piece::Waits { until }) => return Step::Waiting { until },
-                Err(Stop::Memory(MemoryError::Missing(missing))) => return Step::Missing(missing),
-                Err(Stop::Memory(bug)) => return self.broken(JobError::Memory(bug)),
-                Err(Stop::Error(error)) => return self.broken(error),
+                Err(Unavailable::Memory(MemoryError::Missing(missing))) => return Step::Missing(missing),
+                Err(Unavailable::Memory(bug)) => return self.broken(JobError::Memory(bug)),
+                Err(Unavailable::Error(error)) => return self.broken(error),
             }
         }
         Step::Yield
@@ -274,11 +274,11 @@ impl Execution {
             let value = if self.state.failed.is_none() { *done } else { *failed };
             match store(&self.operands, memory, *at, (true, value)) {
                 Ok(()) => {}
-                Err(Stop::Memory(MemoryError::Missing(missing))) => return Step::Missing(missing),
-                Err(Stop::Memory(bug)) => {
+                Err(Unavailable::Memory(MemoryError::Missing(missing))) => return Step::Missing(missing),
+                Err(Unavailable::Memory(bug)) => {
                     return Step::Error(self.state.failed.unwrap_or(JobError::Memory(bug)));
                 }
-                Err(Stop::Error(error)) => return Step::Error(self.state.failed.unwrap_or(error)),
+                Err(Unavailable::Error(error)) => return Step::Error(self.state.failed.unwrap_or(error)),
             }
         }
         self.state.failed.map_or(Step::Done, Step::Error)
@@ -300,7 +300,7 @@ impl StreamPosition {
         operands: &Operands,
         memory: &impl JobMemory,
         (context, patience): (StepContext, Duration),
-    ) -> Result<Piece, Stop> {
+    ) -> Result<Piece, Unavailable> {
         let StepContext { now, running, budget: left } = context;
         match packet {
             Packet::Nop(_) | Packet::Context(_) => Ok(Piece::Packet),
@@ -322,7 +322,7 @@ impl StreamPosition {
             }
             Packet::Atomic(atomic) => self.atomic(operands, memory, atomic),
             Packet::Wait(wait) => self.wait(operands, memory, wait, (running, patience)),
-            Packet::Spin(spin) => self.spin(spin, running).map_err(Stop::Error),
+            Packet::Spin(spin) => self.spin(spin, running).map_err(Unavailable::Error),
         }
     }
 
@@ -332,7 +332,7 @@ impl StreamPosition {
         memory: &impl JobMemory,
         (to, pattern): (Range, u32),
         left: usize,
-    ) -> Result<Piece, Stop> {
+    ) -> Result<Piece, Unavailable> {
         let Some((at, len)) = self.run(operands, memory, (to, GvaAccess::Write), left)? else {
             return Ok(Piece::Packet);
         };
@@ -351,7 +351,7 @@ impl StreamPosition {
         memory: &impl JobMemory,
         (from, to): (Range, At),
         left: usize,
-    ) -> Result<Piece, Stop> {
+    ) -> Result<Piece, Unavailable> {
         let source = self.run(operands, memory, (from, GvaAccess::Read), left)?;
         let target = self.run(operands, memory, (to.range(from.length), GvaAccess::Write), left)?;
         let (Some((source, readable)), Some((target, writable))) = (source, target) else {
@@ -374,7 +374,7 @@ impl StreamPosition {
         memory: &impl JobMemory,
         (from, to): (Range, At),
         left: usize,
-    ) -> Result<Piece, Stop> {
+    ) -> Result<Piece, Unavailable> {
         let Some((at, len)) = self.run(operands, memory, (from, GvaAccess::Read), left)? else {
             store(operands, memory, to, (false, self.crc.value().into()))?;
             return Ok(Piece::Packet);
@@ -395,7 +395,7 @@ impl StreamPosition {
         operands: &Operands,
         memory: &impl JobMemory,
         atomic: &Atomic,
-    ) -> Result<Piece, Stop> {
+    ) -> Result<Piece, Unavailable> {
         let old = match self.old {
             Some(old) => old,
             None => {
@@ -421,14 +421,14 @@ impl StreamPosition {
         memory: &impl JobMemory,
         wait: &Wait,
         (now, patience): (Duration, Duration),
-    ) -> Result<Piece, Stop> {
+    ) -> Result<Piece, Unavailable> {
         if wait.holds(value(operands, memory, wait.at, (wait.wide, AtomicOperation::Load))?) {
             return Ok(Piece::Packet);
         }
         let timeout = if wait.timeout == 0 { patience } else { Duration::from_nanos(wait.timeout) };
         let until = self.since.get_or_insert(now).saturating_add(timeout);
         if until <= now {
-            return Err(Stop::Error(JobError::WaitTimedOut { packet: self.packet }));
+            return Err(Unavailable::Error(JobError::WaitTimedOut { packet: self.packet }));
         }
         Ok(Piece::Waits { until })
     }
@@ -455,7 +455,7 @@ impl StreamPosition {
         memory: &impl JobMemory,
         (range, access): (Range, GvaAccess),
         left: usize,
-    ) -> Result<Option<(Place, usize)>, Stop> {
+    ) -> Result<Option<(Place, usize)>, Unavailable> {
         let Some(rest) = range.length.checked_sub(self.done).filter(|rest| *rest > 0) else {
             return Ok(None);
         };
@@ -490,7 +490,12 @@ fn write(memory: &impl JobMemory, at: Place, bytes: &[u8]) -> Result<(), MemoryE
     }
 }
 
-fn store(operands: &Operands, memory: &impl JobMemory, at: At, (wide, new): (bool, u64)) -> Result<(), Stop> {
+fn store(
+    operands: &Operands,
+    memory: &impl JobMemory,
+    at: At,
+    (wide, new): (bool, u64),
+) -> Result<(), Unavailable> {
     value(operands, memory, at, (wide, AtomicOperation::Store(new))).map(drop)
 }
 
@@ -501,7 +506,7 @@ fn value(
     memory: &impl JobMemory,
     at: At,
     (wide, operation): (bool, AtomicOperation),
-) -> Result<u64, Stop> {
+) -> Result<u64, Unavailable> {
     let access = match operation {
         AtomicOperation::Load => GvaAccess::Read,
         AtomicOperation::Store(_) => GvaAccess::Write,
