@@ -19,9 +19,9 @@ use crate::jobs::transfer::merged;
 use crate::jobs::working_set::{BackingPart, WorkingSet};
 use crate::mmu::{JobMemory, MemoryError, Missing, PinRange};
 
-/// A resource as a space: its length, and its backing.
+/// The memory of a resource, as operands name it: its length, and its backing.
 #[derive(Clone, Debug)]
-pub(crate) struct Space {
+pub(crate) struct ResourceMemory {
     pub(crate) bytes: u64,
     pub(crate) backing: Backing,
 }
@@ -30,7 +30,7 @@ pub(crate) struct Space {
 #[derive(Debug)]
 pub(crate) struct Operands {
     program: Program,
-    spaces: BTreeMap<u32, Space>,
+    resources: BTreeMap<u32, ResourceMemory>,
     address_spaces: BTreeMap<u32, Arc<AddressSpace>>,
     /// The last two places that were looked up, newest last, as far as they lie in address spaces.
     walked: Cell<[Option<Walked>; 2]>,
@@ -53,7 +53,7 @@ impl From<MemoryError> for Unavailable {
 /// The pages of an operand that are looked up when one is missing: that one, and those ahead of it.
 const PAGES_AHEAD: usize = 64;
 
-/// Bytes of spaces, by space and access.
+/// Bytes of resources, by resource and access.
 type Wanted = BTreeMap<(u32, Access), Vec<Offsets>>;
 
 impl Operands {
@@ -61,7 +61,7 @@ impl Operands {
     #[cfg(test)]
     pub(crate) fn new(
         program: Program,
-        find: impl Fn(u32) -> Result<Space, InvalidMemory>,
+        find: impl Fn(u32) -> Result<ResourceMemory, InvalidMemory>,
     ) -> Result<Self, InvalidMemory> {
         Self::resolve(program, find, |asid| panic!("Operand in address space {asid}"))
     }
@@ -70,10 +70,10 @@ impl Operands {
     /// leaves nothing behind.
     pub(crate) fn resolve<E: From<InvalidMemory>>(
         program: Program,
-        find: impl Fn(u32) -> Result<Space, E>,
+        find: impl Fn(u32) -> Result<ResourceMemory, E>,
         translate: impl Fn(u32) -> Result<Arc<AddressSpace>, E>,
     ) -> Result<Self, E> {
-        let (mut spaces, mut address_spaces) = (BTreeMap::new(), BTreeMap::new());
+        let (mut resources, mut address_spaces) = (BTreeMap::new(), BTreeMap::new());
         for (packet, operand) in program.operands() {
             let id = operand.range.space.raw();
             if let Some(asid) = operand.range.space.asid() {
@@ -82,14 +82,14 @@ impl Operands {
                 }
                 continue;
             }
-            let space = match spaces.get(&id) {
-                Some(space) => space,
-                None => spaces.entry(id).or_insert(find(id)?),
+            let memory = match resources.get(&id) {
+                Some(memory) => memory,
+                None => resources.entry(id).or_insert(find(id)?),
             };
-            check(space, packet, &operand)?;
+            check(memory, packet, &operand)?;
         }
         let (touches, walked) = (Arc::default(), Cell::default());
-        let mut this = Self { program, spaces, address_spaces, walked, touches };
+        let mut this = Self { program, resources, address_spaces, walked, touches };
         this.touches = this.set(this.program.operands().map(|(_, operand)| operand));
         Ok(this)
     }
@@ -115,7 +115,8 @@ impl Operands {
     ) -> Result<Option<(Place, u64)>, Unavailable> {
         let Some(space) = self.address_spaces.get(&at.space.raw()) else {
             self.note(None);
-            let located = self.spaces.get(&at.space.raw()).and_then(|space| space.backing.locate(at.address));
+            let located =
+                self.resources.get(&at.space.raw()).and_then(|memory| memory.backing.locate(at.address));
             return Ok(located.map(|(at, rest)| (Place::Iova(at), rest)));
         };
         match space.translate(memory, Gva::new(at.address), access) {
@@ -183,7 +184,7 @@ impl Operands {
 
     /// What the packets from `first` on touch, and the user fence.
     ///
-    /// Ranges of a space are joined before they are looked up, so that the work is bounded by operands plus entries,
+    /// Ranges of a resource are joined before they are looked up, so that the work is bounded by operands plus entries,
     /// not by their product.
     pub(crate) fn working_set(&self, first: usize) -> Vec<PinRange> {
         let operands = self.program.operands();
@@ -219,7 +220,7 @@ impl Operands {
             *(if access == Access::Read { reads } else { writes }) = offsets;
         }
         let part = |(id, (reads, writes))| {
-            let entries = self.spaces.get(&id)?.backing.share_entries();
+            let entries = self.resources.get(&id)?.backing.share_entries();
             Some(BackingPart { entries, reads: OffsetSet::new(reads), writes: OffsetSet::new(writes) })
         };
         Arc::new(WorkingSet::new(parts.into_iter().filter_map(part)))
@@ -228,9 +229,9 @@ impl Operands {
     fn pins(&self, operands: impl Iterator<Item = Operand>) -> Vec<PinRange> {
         let mut pins: BTreeMap<Access, Vec<ByteRange<Iova>>> = BTreeMap::new();
         for ((id, access), offsets) in wanted(operands) {
-            let Some(space) = self.spaces.get(&id) else { continue };
+            let Some(memory) = self.resources.get(&id) else { continue };
             for offsets in joined(offsets) {
-                pins.entry(access).or_default().extend(space.backing.behind(offsets));
+                pins.entry(access).or_default().extend(memory.backing.behind(offsets));
             }
         }
         let pin = |access, range| PinRange { space: DomainId::DEVICE, range, access };
@@ -248,7 +249,7 @@ fn access_of(operand: &Operand) -> GvaAccess {
     }
 }
 
-/// Groups the bytes that operands name by space and access.
+/// Groups the bytes that operands name by resource and access.
 fn wanted(operands: impl Iterator<Item = Operand>) -> Wanted {
     let mut wanted = Wanted::new();
     for operand in operands {
@@ -266,12 +267,12 @@ fn wanted(operands: impl Iterator<Item = Operand>) -> Wanted {
 }
 
 /// Whether the operand lies in its resource, and, if it is a single value, in one aligned piece.
-fn check(space: &Space, packet: usize, operand: &Operand) -> Result<(), InvalidMemory> {
+fn check(memory: &ResourceMemory, packet: usize, operand: &Operand) -> Result<(), InvalidMemory> {
     let Operand { field, range, is_value, .. } = *operand;
-    let outside = InvalidMemory::OperandOutside { packet, field, range, bytes: space.bytes };
-    let last = range.last().filter(|last| *last < space.bytes).ok_or(outside.clone())?;
-    space.backing.locate(last).ok_or(outside.clone())?;
-    let (at, in_entry) = space.backing.locate(range.address).ok_or(outside)?;
+    let outside = InvalidMemory::OperandOutside { packet, field, range, bytes: memory.bytes };
+    let last = range.last().filter(|last| *last < memory.bytes).ok_or(outside.clone())?;
+    memory.backing.locate(last).ok_or(outside.clone())?;
+    let (at, in_entry) = memory.backing.locate(range.address).ok_or(outside)?;
     if is_value && (!at.raw().is_multiple_of(range.length) || in_entry < range.length) {
         return Err(InvalidMemory::OperandSplit { packet, field, range });
     }

@@ -32,7 +32,9 @@ pub(crate) fn execution_over(pages: u32, stream: Stream) -> Execution {
     let program = verify(&stream.finish(), &Limits::default()).unwrap();
     let len = pages * 0x1000;
     let entry = RawEntry { at: Iova::new(AT), len };
-    let space = |_| Ok(operands::Space { bytes: len.into(), backing: Backing::new(std::iter::once(entry))? });
+    let space = |_| {
+        Ok(operands::ResourceMemory { bytes: len.into(), backing: Backing::new(std::iter::once(entry))? })
+    };
     Execution::new(Operands::new(program, space).unwrap(), Duration::from_secs(1))
 }
 

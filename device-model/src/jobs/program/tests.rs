@@ -9,7 +9,7 @@ use crate::addr::ByteRange;
 use crate::jobs::backing::Backing;
 use crate::jobs::backing::RawEntry;
 use crate::jobs::error::InvalidMemory;
-use crate::jobs::operands::Space;
+use crate::jobs::operands::ResourceMemory;
 use crate::testing::memory::{SparseMemory, pattern};
 
 /// Bytes of the two resources of the tests.
@@ -23,9 +23,9 @@ fn entries(id: u32) -> Vec<(u64, u32)> {
     }
 }
 
-fn space(id: u32) -> Result<Space, InvalidMemory> {
+fn space(id: u32) -> Result<ResourceMemory, InvalidMemory> {
     let list = entries(id).into_iter().map(|(at, len)| RawEntry { at: Iova::new(at), len });
-    Ok(Space { bytes: BYTES, backing: Backing::new(list)? })
+    Ok(ResourceMemory { bytes: BYTES, backing: Backing::new(list)? })
 }
 
 fn memory() -> SparseMemory {
@@ -195,7 +195,7 @@ fn an_operand_that_is_not_in_its_resource_or_not_in_one_piece_is_refused() {
         let list = [(0x1002, 6), (0x2000, 0x100)].into_iter();
         let list = list.map(|(at, len)| RawEntry { at: Iova::new(at), len });
         assert_eq!(id, 1);
-        Ok(Space { bytes: 0x100, backing: Backing::new(list)? })
+        Ok(ResourceMemory { bytes: 0x100, backing: Backing::new(list)? })
     };
     for address in [0, 4] {
         let range = place(1, address).range(4);

@@ -9,7 +9,7 @@ use super::*;
 use crate::jobs::backing::Backing;
 use crate::jobs::backing::RawEntry;
 use crate::jobs::job::Treatment;
-use crate::jobs::operands::{Operands, Space};
+use crate::jobs::operands::{Operands, ResourceMemory};
 use crate::jobs::program::Execution;
 use crate::jobs::schedule::suspects::Found;
 use crate::mmu::Permissions;
@@ -29,7 +29,7 @@ fn job_on(id: u64, mode: Mode, stream: Stream, backings: &[Backing]) -> Job {
     let program = verify(&stream.finish(), &limits).unwrap();
     let space = |id: u32| {
         let backing = backings[id as usize - 1].clone();
-        Ok(Space { bytes: backing.bytes(), backing })
+        Ok(ResourceMemory { bytes: backing.bytes(), backing })
     };
     let treatment = Treatment { context: Some(1), mode, priority: Priority::Normal };
     let execution = Execution::new(Operands::new(program, space).unwrap(), Duration::from_secs(1));
@@ -354,7 +354,9 @@ impl Both {
         let at = at % bytes(id);
         let range = place(id, at).range(len.min(bytes(id) - at));
         let stream = Stream::new().checksum(range, place(to, word % (bytes(to) / 8) * 8));
-        let space = |id: u32| Ok(Space { bytes: bytes(id), backing: self.backings[id as usize - 1].clone() });
+        let space = |id: u32| {
+            Ok(ResourceMemory { bytes: bytes(id), backing: self.backings[id as usize - 1].clone() })
+        };
         // A word that spans two entries is refused at submission, and so is a checksum inside its own input.
         let program = verify(&stream.clone().finish(), &Limits::default());
         if program.is_ok_and(|program| Operands::new(program, space).is_ok()) {
