@@ -10,7 +10,7 @@ use clap::{CommandFactory, Parser, ValueEnum, value_parser};
 use job_stream::{Choice, Mode};
 use log::LevelFilter;
 
-use crate::faults::{self, Setting};
+use crate::fault_injection::{self, Setting};
 use crate::front_end_check;
 use crate::units::duration;
 
@@ -119,8 +119,8 @@ pub struct Args {
     pub check_front_end: bool,
 
     /// Seeded bugs to turn on.
-    #[arg(long, value_name = "BUG", help = faults::SHORT_HELP, long_help = faults::long_help())]
-    #[arg(value_parser = faults::parse)]
+    #[arg(long, value_name = "BUG", help = fault_injection::SHORT_HELP, long_help = fault_injection::long_help())]
+    #[arg(value_parser = fault_injection::parse)]
     pub inject: Vec<Setting>,
 
     /// What a guest may take.
@@ -305,7 +305,7 @@ fn iotlb_limit(text: &str) -> Result<usize, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::faults::{Bug, Value};
+    use crate::fault_injection::{Bug, Value};
 
     fn parse(line: &str) -> Result<Args, clap::Error> {
         Args::from_words(std::iter::once("mirrorgpu").chain(line.split_whitespace()))

@@ -8,7 +8,7 @@ pub mod control;
 pub mod display;
 pub mod engines;
 pub mod error;
-pub mod faults;
+pub mod fault_injection;
 pub mod front_end_check;
 pub mod limits;
 pub mod listener;

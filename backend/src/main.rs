@@ -9,7 +9,7 @@ use device_model::telemetry::stats::Stats;
 use mirrorgpu::args::{Args, Endpoint};
 use mirrorgpu::capabilities::CAPABILITIES;
 use mirrorgpu::control::{ControlServer, Hooks};
-use mirrorgpu::faults::Injection;
+use mirrorgpu::fault_injection::Injection;
 use mirrorgpu::front_end_check::{Findings, Severity};
 use mirrorgpu::limits;
 use mirrorgpu::listener::{Inherited, PathListener};

@@ -14,7 +14,7 @@ use device_model::mmu::{DrainWaker, MirrorConfig, MirrorWriter, Missing, Permiss
 use device_model::session::miss_port::{MissAnswer, pages_of};
 use device_model::testing::frames::Frames;
 use device_model::testing::noise::noise;
-use mirrorgpu::faults::Injection;
+use mirrorgpu::fault_injection::Injection;
 use mirrorgpu::queues::MAX_QUEUE_SIZE;
 use mirrorgpu::queues::chain::RingError;
 use mirrorgpu::queues::mailbox::Side;

@@ -16,7 +16,7 @@ use device_model::telemetry::record::{Event, LeftFor, StepEnd};
 use device_model::telemetry::stats::Stats;
 
 use crate::engines::starvation::ThreadName;
-use crate::faults::{Bug, Injection, steps};
+use crate::fault_injection::{Bug, Injection, steps};
 use crate::telemetry::instruments::EventSink;
 use crate::threads::{DeviceThread, ThreadFailures};
 use device_model::session::miss_port::MissPort;

@@ -30,7 +30,7 @@ use self::held::Held;
 use self::mailbox::{Mailbox, QueueMessage, Side};
 use self::ring::{Pending, Published, SharedRing, Taken, Virtqueue};
 use crate::display::Display;
-use crate::faults::{Bug, Injection};
+use crate::fault_injection::{Bug, Injection};
 use crate::telemetry::instruments::EventSink;
 use crate::threads::{DeviceThread, ThreadFailures};
 use crate::wake::Poller;

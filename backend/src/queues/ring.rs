@@ -21,7 +21,7 @@ use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemory, Permissions};
 use super::chain::{self, Chain, RingError, Segment};
 use super::mailbox::Side;
 use super::ring_event::RingEvent;
-use crate::faults::{Bug, Injection};
+use crate::fault_injection::{Bug, Injection};
 use device_model::session::miss_port::{MissAnswer, RingWait, pages_of};
 
 /// Maximum number of descriptors of a chain: the size of the largest ring.

@@ -10,7 +10,7 @@ use device_model::mmu::{HostRange, InFlight, MappedRange, MirrorWriter, Permissi
 use device_model::session::Update;
 use device_model::session::miss_port::MissRequest;
 
-use crate::faults::{Bug, Injection};
+use crate::fault_injection::{Bug, Injection};
 
 /// Maximum number of pages whose old translation is remembered.
 const REMEMBERED: usize = 1 << 14;

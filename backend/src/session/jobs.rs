@@ -12,7 +12,7 @@ use device_model::mmu::MappedRange;
 use device_model::mmu::miss::MissRequest;
 use device_model::session::Jobs;
 
-use crate::faults::{Bug, Injection};
+use crate::fault_injection::{Bug, Injection};
 
 /// The jobs of a device.
 pub(super) struct DeviceJobs {

@@ -30,7 +30,7 @@ use log::info;
 use vhost::vhost_user::BackendReqHandler;
 
 pub use self::state::SessionState;
-use crate::faults::{Bug, Injection};
+use crate::fault_injection::{Bug, Injection};
 use crate::telemetry::instruments::Clock;
 use crate::vhost_user::channel::Channel;
 use crate::vhost_user::iotlb::{self, IotlbEvent};

@@ -23,7 +23,7 @@ use crate::display::Display;
 use crate::engines::Engines;
 use crate::engines::engine::Engine;
 use crate::engines::starvation::{ThreadName, Turns};
-use crate::faults::{Bug, Injection};
+use crate::fault_injection::{Bug, Injection};
 use crate::queues::mailbox::{Mailbox, QueueMessage};
 use crate::queues::ring::SharedRing;
 use crate::queues::{MAX_QUEUE_SIZE, QueueThread};

@@ -13,7 +13,7 @@ use device_model::session::CONTROL_QUEUE;
 use device_model::telemetry::stats::Stats;
 
 use super::*;
-use crate::faults::Injection;
+use crate::fault_injection::Injection;
 use crate::queues::mailbox::QueueMessage;
 use crate::session::start::{DeviceSettings, start};
 use crate::session::{Session, SessionState};
