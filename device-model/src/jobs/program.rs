@@ -524,6 +524,6 @@ fn nanoseconds(time: Duration) -> u64 {
 }
 
 #[cfg(test)]
-mod tests;
+mod address_space_tests;
 #[cfg(test)]
-mod translated;
+mod tests;

@@ -526,9 +526,9 @@ mod status;
 pub use status::{AtRest, JobState, JobStatus};
 
 #[cfg(test)]
-mod turns;
+mod turn_tests;
 #[cfg(test)]
-mod verdicts;
+mod verdict_tests;
 
 #[cfg(test)]
 mod tests;

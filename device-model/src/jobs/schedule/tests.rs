@@ -1,4 +1,4 @@
-//! Tests of the schedule with transfers; turns and priorities are in [`super::turns`].
+//! Tests of the schedule with transfers; turns and priorities are in [`super::turn_tests`].
 
 use job_stream::{At, Space, Stream};
 
