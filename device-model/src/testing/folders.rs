@@ -80,10 +80,11 @@ fn without_tests(text: &str) -> String {
         let code = line.split("//").next().unwrap_or_default();
         let is_test = attributes.contains("test");
         match code.trim() {
-            // Tests are the last that a file has.
+            // Tests are the last that a file has (clippy::items_after_test_module).
             item if is_test && is_module(item) && item.ends_with('{') => break,
             item if is_test && is_module(item) => attributes.clear(),
             item if item.starts_with("#[cfg(") => attributes.push_str(item),
+            item if item.starts_with("#[") => {}
             _ => {
                 attributes.clear();
                 kept.push_str(code);
@@ -167,6 +168,7 @@ mod tests {
             "// crate::a",
             "#[cfg(test)]\nmod tests {\nuse crate::a;\n}",
             "#[cfg(test)]\nmod tests;",
+            "#[cfg(test)]\n#[path = \"b_tests.rs\"]\nmod tests;",
         ] {
             let circle = circles_of(&[library, ("a.rs", "use crate::b::B;"), ("b.rs", text)]);
             assert_eq!(circle, Vec::<String>::new(), "{text}");
