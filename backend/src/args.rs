@@ -12,8 +12,9 @@ use device_model::jobs::address_space::TlbPolicy;
 use job_stream::{Choice, Mode};
 use log::LevelFilter;
 
-use crate::faults::{self, Setting};
+use crate::fault_injection::{self, Setting};
 use crate::front_end_check;
+use crate::units::duration;
 
 /// Most engine threads that are started unless more are asked for.
 const DEFAULT_ENGINES: usize = 4;
@@ -127,8 +128,8 @@ pub struct Args {
     pub check_front_end: bool,
 
     /// Seeded bugs to turn on.
-    #[arg(long, value_name = "BUG", help = faults::SHORT_HELP, long_help = faults::long_help())]
-    #[arg(value_parser = faults::parse)]
+    #[arg(long, value_name = "BUG", help = fault_injection::SHORT_HELP, long_help = fault_injection::long_help())]
+    #[arg(value_parser = fault_injection::parse)]
     pub inject: Vec<Setting>,
 
     /// What a guest may take.
@@ -293,12 +294,6 @@ fn timeout(text: &str, least: Duration) -> Result<Duration, String> {
     Ok(duration)
 }
 
-/// A duration such as `100ms`.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text)
-        .map_err(|error| format!("{error}; write a number with a unit, such as 100ms or 1s"))
-}
-
 /// A policy of the TLB.
 fn tlb_policy(text: &str) -> Result<TlbPolicy, String> {
     let (name, number) = text.split_once(':').map_or((text, None), |(name, number)| (name, Some(number)));
@@ -340,7 +335,7 @@ fn iotlb_limit(text: &str) -> Result<usize, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::faults::{Bug, Value};
+    use crate::fault_injection::{Bug, Value};
 
     fn parse(line: &str) -> Result<Args, clap::Error> {
         Args::from_words(std::iter::once("mirrorgpu").chain(line.split_whitespace()))

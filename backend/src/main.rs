@@ -9,15 +9,15 @@ use device_model::telemetry::stats::Stats;
 use mirrorgpu::args::{Args, Endpoint};
 use mirrorgpu::capabilities::CAPABILITIES;
 use mirrorgpu::control::{ControlServer, Hooks};
-use mirrorgpu::faults::Injection;
+use mirrorgpu::fault_injection::Injection;
 use mirrorgpu::front_end_check::{Findings, Severity};
 use mirrorgpu::limits;
 use mirrorgpu::listener::{Inherited, PathListener};
 use mirrorgpu::server::{Server, Source};
+use mirrorgpu::session::start::DeviceSettings;
 use mirrorgpu::signals::StopSignals;
 use mirrorgpu::telemetry::instruments::Instruments;
 use mirrorgpu::vhost_user::memory::sigbus;
-use mirrorgpu::vhost_user::session::start::DeviceSettings;
 
 /// Exit codes of `--check-front-end`; a wrong command line also exits with the second.
 const FRONT_END_AT_FAULT: u8 = 1;

@@ -9,15 +9,14 @@ use std::time::Duration;
 
 use device_model::jobs::engine::{EngineHost, Leaves, Left, Running, SPIN_STEP, STEP_BYTES};
 use device_model::jobs::job::{Job, JobOutcome, Step, StepContext, TlbCounts};
-pub use device_model::jobs::schedule::FinishedJob;
-use device_model::jobs::schedule::ScheduledJob;
+use device_model::jobs::schedule::{FinishedJob, ScheduledJob};
 use device_model::jobs::scheduler::Scheduler;
 use device_model::mmu::{JobMemory, Reader};
 use device_model::telemetry::record::{Event, LeftFor, StepEnd};
 use device_model::telemetry::stats::Stats;
 
 use crate::engines::starvation::ThreadName;
-use crate::faults::{Bug, Injection, steps};
+use crate::fault_injection::{Bug, Injection, steps};
 use crate::telemetry::instruments::EventSink;
 use crate::threads::{DeviceThread, ThreadFailures};
 use device_model::session::miss_port::MissPort;

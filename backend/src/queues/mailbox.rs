@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex};
 
 use device_model::gpu::context::ContextInfo;
 use device_model::gpu::scanout::DisplayAnswer;
+use device_model::jobs::schedule::FinishedJob;
 use device_model::locking::lock;
 
-use crate::engines::engine::FinishedJob;
 use crate::wake::Waker;
 use device_model::session::miss_port::{MissAnswer, RingWait};
 
@@ -74,8 +74,8 @@ impl Mailbox {
     }
 
     /// Adds a message and wakes the thread.
-    pub fn post(&self, messages: QueueMessage) {
-        lock(&self.messages).push_back(messages);
+    pub fn post(&self, message: QueueMessage) {
+        lock(&self.messages).push_back(message);
         self.waker.wake();
     }
 

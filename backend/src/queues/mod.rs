@@ -16,6 +16,7 @@ use std::time::Instant;
 use device_model::gpu::device::{Device, Effect};
 use device_model::gpu::reply::Response;
 use device_model::jobs::job::JobOutcome;
+use device_model::jobs::schedule::FinishedJob;
 use device_model::jobs::scheduler::Scheduler;
 use device_model::mmu::{Missing, RingMemory};
 use device_model::telemetry::record::Event;
@@ -29,19 +30,15 @@ use self::held::Held;
 use self::mailbox::{Mailbox, QueueMessage, Side};
 use self::ring::{Pending, Published, SharedRing, Taken, Virtqueue};
 use crate::display::Display;
-use crate::engines::engine::FinishedJob;
-use crate::faults::{Bug, Injection};
+use crate::fault_injection::{Bug, Injection};
 use crate::telemetry::instruments::EventSink;
 use crate::threads::{DeviceThread, ThreadFailures};
 use crate::wake::Poller;
 use device_model::session::miss_port::{MissAnswer, MissPort, RingWait, Waiter};
+use device_model::session::{CONTROL_QUEUE, QUEUES};
 
-/// Queues of a virtio-gpu device (virtio 1.3, 5.7.2).
-pub const QUEUES: usize = 2;
 /// Maximum ring size: QEMU gives the control queue 256 entries with VIRGL, and the soft guest may ask for more.
 pub const MAX_QUEUE_SIZE: u16 = 1024;
-/// The queue that carries commands.
-pub const CONTROL_QUEUE: usize = 0;
 /// Maximum number of commands taken off one ring before the other gets its turn.
 const TURN: usize = 64;
 /// Epoll token of the mailbox; lower tokens are queue numbers.

@@ -2,7 +2,8 @@
 //! `device_model::testing::script` plays it and says what has to hold.
 
 use arbitrary::{Result, Unstructured};
-use device_model::gpu::scanout::{CursorPosition, Rect};
+use device_model::gpu::scanout::CursorPosition;
+use device_model::image::Rect;
 use device_model::testing::noise::noise;
 use device_model::testing::requests as command;
 use device_model::testing::script::{Action, play};

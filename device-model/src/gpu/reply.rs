@@ -6,10 +6,10 @@ use std::fmt;
 use zerocopy::IntoBytes;
 
 use crate::gpu::error::CommandError;
+use crate::gpu::payload;
 use crate::gpu::request::Fence;
 use crate::gpu::scanout::{DisplayModes, Edid};
 use crate::wire::gpu::response;
-use crate::wire::payload;
 
 /// The reply to a command that succeeded.
 #[derive(Clone, Debug, PartialEq, Eq)]

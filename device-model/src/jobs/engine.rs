@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use job_stream::Mode;
 
-use crate::addr::{Access, ByteRange, Iova, SpaceId};
+use crate::addr::{Access, ByteRange, DomainId, Iova};
 use crate::jobs::job::{Job, JobOutcome, Step};
 use crate::jobs::schedule::{RefusedPage, ScheduledJob};
 use crate::mmu::{
@@ -262,7 +262,7 @@ impl Running {
             let section = reader.enter();
             // As for a step: page tables are read only if the job may stay for that long.
             if !host.must_leave(&self.work) {
-                let probe = |at, access| section.translate(SpaceId::DEVICE, at, access).err();
+                let probe = |at, access| section.translate(DomainId::DEVICE, at, access).err();
                 ahead.extend(self.work.job.look_ahead(&section, probe, missing));
             }
         }
@@ -336,30 +336,36 @@ fn leave(mut work: ScheduledJob, leaves: Leaves) -> ControlFlow<Left, Running> {
 struct NoMemory;
 
 impl NoMemory {
-    fn refuse<T>(space: SpaceId, at: Iova, len: usize, access: Access) -> Result<T, MemoryError> {
+    fn refuse<T>(space: DomainId, at: Iova, len: usize, access: Access) -> Result<T, MemoryError> {
         let range = ByteRange::new(at, len as u64).map_err(MemoryError::Wraps)?;
         Err(MemoryError::NotPinned(Missing { space, range, access }))
     }
 }
 
 impl JobMemory for NoMemory {
-    fn read(&self, space: SpaceId, at: Iova, into: &mut [u8]) -> Result<(), MemoryError> {
+    fn read(&self, space: DomainId, at: Iova, into: &mut [u8]) -> Result<(), MemoryError> {
         Self::refuse(space, at, into.len(), Access::Read)
     }
 
-    fn write(&self, space: SpaceId, at: Iova, from: &[u8]) -> Result<(), MemoryError> {
+    fn write(&self, space: DomainId, at: Iova, from: &[u8]) -> Result<(), MemoryError> {
         Self::refuse(space, at, from.len(), Access::Write)
     }
 
-    fn copy(&self, space: SpaceId, from: Iova, _: Iova, len: usize) -> Result<(), MemoryError> {
+    fn copy(&self, space: DomainId, from: Iova, _: Iova, len: usize) -> Result<(), MemoryError> {
         Self::refuse(space, from, len, Access::Read)
     }
 
-    fn atomic(&self, space: SpaceId, at: Iova, width: Width, _: AtomicOperation) -> Result<u64, MemoryError> {
+    fn atomic(
+        &self,
+        space: DomainId,
+        at: Iova,
+        width: Width,
+        _: AtomicOperation,
+    ) -> Result<u64, MemoryError> {
         Self::refuse(space, at, width.bytes() as usize, Access::Write)
     }
 
-    fn host_page(&self, _: SpaceId, _: Iova, _: Access) -> Option<HostPage> {
+    fn host_page(&self, _: DomainId, _: Iova, _: Access) -> Option<HostPage> {
         None
     }
 }

@@ -10,11 +10,11 @@ use serde::Serialize;
 use crate::addr::{Access, Iova};
 use crate::jobs::address_space::TranslationFault;
 pub use crate::jobs::address_space::translation::TlbCounts;
+use crate::jobs::name::JobName;
 use crate::jobs::program::Execution;
 use crate::jobs::transfer::Transfer;
 use crate::jobs::working_set::WorkingSet;
 use crate::mmu::{JobMemory, MemoryError, Missing, PinRange, SeededBug};
-use crate::telemetry::names::JobName;
 
 /// A job's number: unique in the life of a device, across resets too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]

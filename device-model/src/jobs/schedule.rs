@@ -15,13 +15,13 @@ mod ready;
 mod suspects;
 mod wait;
 
-use crate::addr::{Access, ByteRange, Iova, SpaceId};
+use crate::addr::{Access, ByteRange, DomainId, Iova};
 use crate::jobs::engine::{Leaves, Left};
 use crate::jobs::job::{Job, JobError, JobId, JobOutcome};
+use crate::jobs::verdict::{InvalidationInfo, Verdict};
 use crate::mmu::miss::MissRequest;
 use crate::mmu::{MappedRange, Missing};
 use crate::running_clock::RunningClock;
-use crate::telemetry::violation::{InvalidationInfo, Verdict};
 use footprints::Footprints;
 use polls::Polls;
 use ready::Ready;
@@ -240,13 +240,13 @@ impl Schedule {
 
     /// Whether any job that has begun and not ended touches the range. Unlike a pin, which a job may lose and take
     /// again, and a section, which has no range, this says what the guest unmapped under a job.
-    pub fn touches(&mut self, space: SpaceId, range: ByteRange<Iova>) -> bool {
+    pub fn touches(&mut self, space: DomainId, range: ByteRange<Iova>) -> bool {
         self.footprints.touches(space, range)
     }
 
     /// What those jobs touch of the range, as far as an invalidation of it will be judged. No two ranges share a page,
     /// so each mapping there is named once, and whole.
-    pub fn judged(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>> {
+    pub fn judged(&mut self, space: DomainId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>> {
         self.footprints.judged(space, range)
     }
 
@@ -526,9 +526,9 @@ mod status;
 pub use status::{AtRest, JobState, JobStatus};
 
 #[cfg(test)]
-mod turns;
+mod turn_tests;
 #[cfg(test)]
-mod verdicts;
+mod verdict_tests;
 
 #[cfg(test)]
 mod tests;

@@ -33,7 +33,7 @@ pub use ring_memory::{RingMemory, RingSection, RingView, STICKY_MISSES};
 pub use section::{Reader, Section};
 pub use writer::{MapError, Mapped, MappedRange, MirrorWriter};
 
-use crate::addr::SpaceId;
+use crate::addr::DomainId;
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering};
 use page_table::{Owner, Roots};
 use registry::Registry;
@@ -83,7 +83,7 @@ impl Shared {
         self.epoch.fetch_add(1, Ordering::Release);
     }
 
-    fn roots(&self, space: SpaceId) -> Option<&Roots> {
+    fn roots(&self, space: DomainId) -> Option<&Roots> {
         self.spaces.get(space.raw() as usize)
     }
 }

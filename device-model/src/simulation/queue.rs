@@ -13,7 +13,7 @@ use super::guest::iova;
 use super::oracle::{Invariant, Kind, violation};
 use super::streams::config;
 use super::world::{DEVICES, ENGINES, PAGES, Readers, World};
-use crate::addr::{Access, Iova, SpaceId};
+use crate::addr::{Access, DomainId, Iova};
 use crate::gpu::device::{Device, DeviceConfig, Effect, features};
 use crate::gpu::reply::{Reply, Response};
 use crate::gpu::scanout::{DisplayAnswer, DisplayQuery};
@@ -243,7 +243,7 @@ impl World {
             let bytes = response.as_bytes()[..ANSWER].to_vec();
             let section = readers.queue.enter();
             self.check_access(&section, (at, bytes.len(), Access::Write), Toucher::default());
-            let written = section.write(SpaceId::DEVICE, at, &bytes);
+            let written = section.write(DomainId::DEVICE, at, &bytes);
             drop(section);
             match written {
                 Ok(()) => self.seen(number),

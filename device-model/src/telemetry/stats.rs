@@ -10,8 +10,8 @@ use hdrhistogram::Histogram;
 use job_stream::{Choice, Mode};
 use serde::Serialize;
 
+use crate::jobs::verdict::{Confidence, Verdict};
 use crate::locking::lock;
-use crate::telemetry::violation::{Confidence, Verdict};
 
 /// Longer latencies are recorded as this one.
 const LONGEST: Duration = Duration::from_secs(60);

@@ -3,7 +3,8 @@
 use job_stream::{AsCreate, AsDestroy, AsInvalidate};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
-use crate::gpu::scanout::{CursorPosition, Rect};
+use crate::gpu::scanout::CursorPosition;
+use crate::image::Rect;
 use crate::wire::gpu::{self, command, format};
 
 /// Bytes before the payload of a command.

@@ -17,6 +17,7 @@ use crate::gpu::context::{ContextId, ContextInfo, Contexts, QueueId, Submission}
 use crate::gpu::decode::{Command, DeviceQueue, command_name, command_table, decode};
 use crate::gpu::error::CommandError;
 use crate::gpu::fence::{FenceSlot, TimelineId, Timelines};
+use crate::gpu::payload;
 use crate::gpu::quota::Quotas;
 use crate::gpu::reply::{Reply, Response};
 use crate::gpu::request::{Fence, Header};
@@ -27,7 +28,6 @@ use crate::jobs::job::{Job, JobOutcome};
 use crate::jobs::transfer::Transfer;
 use crate::telemetry::names::BackingChange;
 use crate::wire::gpu::command;
-use crate::wire::payload;
 use scanouts::Scanouts;
 use virtio_bindings::virtio_gpu::{
     VIRTIO_GPU_F_CONTEXT_INIT, VIRTIO_GPU_F_EDID, VIRTIO_GPU_F_RESOURCE_BLOB, VIRTIO_GPU_F_VIRGL,
@@ -240,7 +240,7 @@ impl<P> Device<P> {
 
     /// The image of a resource, for an oracle that compares it with what the guest's pages hold.
     #[cfg(any(test, feature = "test-utils"))]
-    pub fn image(&self, resource: u32) -> Option<std::sync::Arc<crate::gpu::scanout::Image>> {
+    pub fn image(&self, resource: u32) -> Option<std::sync::Arc<crate::image::Image>> {
         self.resources.get(resource).ok()?.picture().ok().map(|picture| picture.image.clone())
     }
 

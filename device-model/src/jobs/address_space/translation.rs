@@ -10,7 +10,7 @@ use super::AddressSpace;
 use super::fault::{CachedTranslation, FaultKind, GvaAccess, TranslationFault};
 use super::tlb::{Lookup, OpenStep, TlbEntry, TlbPolicy, WalkStart};
 use super::walk::{Ended, Leaf, Place, ROOT_LEVEL, walk};
-use crate::addr::{Gva, Iova, PAGE_SIZE, SpaceId};
+use crate::addr::{DomainId, Gva, Iova, PAGE_SIZE};
 use crate::mmu::{HostPage, JobMemory, MemoryError};
 
 /// How often an entry in use is compared with the page tables.
@@ -395,7 +395,7 @@ fn behind(memory: &impl JobMemory, at: Iova, access: GvaAccess) -> Option<HostPa
     access
         .accesses()
         .iter()
-        .try_fold(None, |_, access| memory.host_page(SpaceId::DEVICE, at, *access).map(Some))?
+        .try_fold(None, |_, access| memory.host_page(DomainId::DEVICE, at, *access).map(Some))?
 }
 
 fn nanoseconds(time: Duration) -> u64 {

@@ -5,7 +5,7 @@
 use job_stream::address_space::{HIGHEST_LEAF, INDEX_BITS, LAST_GVA, LEVELS, pte};
 
 use super::fault::{FaultKind, GvaAccess};
-use crate::addr::{Gva, Iova, PAGE_SHIFT, SpaceId};
+use crate::addr::{DomainId, Gva, Iova, PAGE_SHIFT};
 use crate::mmu::{AtomicOperation, JobMemory, MemoryError, Width};
 
 /// Bits of an entry that may be set, by what it is.
@@ -73,7 +73,7 @@ pub(crate) fn walk(
         let index = (gva.raw() & LAST_GVA) >> shift(level) & !(u64::MAX << INDEX_BITS);
         // A table is an aligned page, so this stays in it.
         let entry = Iova::new(table.raw() | index << 3);
-        let loaded = memory.atomic(SpaceId::DEVICE, entry, Width::Wide, AtomicOperation::Load);
+        let loaded = memory.atomic(DomainId::DEVICE, entry, Width::Wide, AtomicOperation::Load);
         let pte = loaded.map_err(|error| Ended::Unread { entry, level, error })?;
         match decode(pte, level) {
             Entry::Leaf(leaf) => return Ok(leaf),

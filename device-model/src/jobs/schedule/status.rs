@@ -5,7 +5,7 @@ use std::time::Duration;
 use job_stream::{Mode, Priority};
 
 use super::{JobWait, Parked, Schedule, ScheduledJob};
-use crate::addr::{ByteRange, Iova, SpaceId};
+use crate::addr::{ByteRange, DomainId, Iova};
 use crate::jobs::job::JobId;
 use crate::mmu::miss::MissRequest;
 
@@ -88,7 +88,7 @@ impl Schedule {
     }
 
     /// A job that has begun and not ended and touches the range: the first user of the first memory that is found.
-    pub fn first_in(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Option<JobId> {
+    pub fn first_in(&mut self, space: DomainId, range: ByteRange<Iova>) -> Option<JobId> {
         self.footprints.first_in(space, range)
     }
 }

@@ -8,7 +8,7 @@ use super::pack::{Bits, Nanoseconds, Packed, WORDS, packed_enums};
 use crate::addr::{Access, Asid, ByteRange, Gva, Iova};
 use crate::jobs::address_space::FaultKind;
 use crate::jobs::job::JobId;
-use crate::telemetry::violation::Verdict;
+use crate::jobs::verdict::Verdict;
 
 /// Bits for the kind of an event; no kind is 0.
 const KIND_BITS: u32 = 8;

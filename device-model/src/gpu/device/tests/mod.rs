@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::addr::{ByteRange, Iova};
-use crate::gpu::scanout::Rect;
+use crate::image::Rect;
 use crate::jobs::job::{JobError, Step};
 use crate::testing::memory::SparseMemory;
 use crate::testing::requests::*;

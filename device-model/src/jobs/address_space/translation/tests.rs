@@ -229,7 +229,7 @@ fn a_table_that_was_unmapped_while_it_is_remembered_is_blamed_on_that() {
     let above = driver.tables.entry(&mut driver.memory, GVA.raw(), 1);
     // The driver clears the entry above, flushes leaves alone, and frees the table.
     drop(driver.flush(Flushed::Leaves));
-    driver.memory.write(SpaceId::DEVICE, above, &[0; 8]).unwrap();
+    driver.memory.write(DomainId::DEVICE, above, &[0; 8]).unwrap();
     driver.memory.unmap(low);
     let Err(Untranslated::Memory(MemoryError::Missing(missing), walked)) = driver.step(GvaAccess::Read)
     else {
@@ -251,12 +251,12 @@ fn a_remembered_table_that_ends_a_walk_is_not_believed() {
     drop(driver.flush(Flushed::Leaves));
     // The table is used for something else, and the tables lead elsewhere.
     let low = driver.tables.entry(&mut driver.memory, GVA.raw(), 0).page();
-    driver.memory.write(SpaceId::DEVICE, low, &[0; PAGE_SIZE as usize]).unwrap();
+    driver.memory.write(DomainId::DEVICE, low, &[0; PAGE_SIZE as usize]).unwrap();
     let (above, new) = (driver.tables.entry(&mut driver.memory, GVA.raw(), 1), 0xa000_0000_u64);
     driver.memory.fill(Iova::new(new).page_range());
-    driver.memory.write(SpaceId::DEVICE, above, &(new | pte::VALID).to_le_bytes()).unwrap();
+    driver.memory.write(DomainId::DEVICE, above, &(new | pte::VALID).to_le_bytes()).unwrap();
     let slot = Iova::new(new | low.page_offset() | (GVA.raw() >> 12 & 511) << 3);
-    driver.memory.write(SpaceId::DEVICE, slot, &(OTHER | ALL).to_le_bytes()).unwrap();
+    driver.memory.write(DomainId::DEVICE, slot, &(OTHER | ALL).to_le_bytes()).unwrap();
     assert_eq!(driver.finds(), at(OTHER));
 }
 

@@ -173,7 +173,7 @@ fn a_table_that_the_mirror_lacks_is_named_with_its_level() {
         // Level 3 is the root; those below are listed from level 0 up.
         let level = if level == 0 { 3 } else { level as u32 - 1 };
         let taken = memory.take_page(page).unwrap();
-        let missing = Missing { space: SpaceId::DEVICE, range: page.page_range(), access: Access::Read };
+        let missing = Missing { space: DomainId::DEVICE, range: page.page_range(), access: Access::Read };
         match walk(&memory, (ROOT_LEVEL, root), Gva::new(0x1234_5000), |_, _| {}) {
             Err(Ended::Unread { entry, level: at, error }) => {
                 assert_eq!((entry.page(), at, error), (page, level, MemoryError::Missing(missing)));

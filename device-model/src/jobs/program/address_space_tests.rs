@@ -12,9 +12,9 @@ use proptest::prelude::*;
 use super::tests::{BYTES, packet};
 use super::*;
 use crate::addr::{Access, Asid, ByteRange, Gva};
-use crate::gpu::error::CommandError;
 use crate::jobs::address_space::tlb::TlbConfig;
 use crate::jobs::address_space::{AddressSpace, FaultKind, TlbPolicy, TranslationFault};
+use crate::jobs::error::InvalidMemory;
 use crate::testing::memory::SparseMemory;
 use crate::testing::page_tables::PageTables;
 
@@ -59,7 +59,7 @@ impl Guest {
 
     fn execution(&self, program: Program) -> Execution {
         let find = |asid: u32| Ok(Arc::clone(&self.spaces[asid as usize - 1]));
-        let none = |id| Err(CommandError::NoSuchResource { id });
+        let none = |id| -> Result<_, InvalidMemory> { panic!("Operand in resource {id}") };
         Execution::new(Operands::resolve(program, none, find).unwrap(), Duration::from_secs(60))
     }
 
@@ -67,7 +67,7 @@ impl Guest {
         let mut all = vec![0; BYTES as usize];
         for (at, part) in WINDOW.into_iter().zip(all.chunks_mut(0x1000)) {
             let at = Iova::new(at + u64::from(asid - 1) * 0x100_0000);
-            self.memory.read(SpaceId::DEVICE, at, part).unwrap();
+            self.memory.read(DomainId::DEVICE, at, part).unwrap();
         }
         all
     }
@@ -283,7 +283,7 @@ fn a_miss_looks_for_63_more_pages_of_the_packet_and_names_each_once() {
     // The mirror has every fourth page.
     let probe = |at: Iova, access| {
         let range = at.page_range();
-        (at.raw() >> 12 & 3 != 3).then_some(Missing { space: SpaceId::DEVICE, range, access })
+        (at.raw() >> 12 & 3 != 3).then_some(Missing { space: DomainId::DEVICE, range, access })
     };
     let ahead = job.look_ahead(&guest.memory, probe, missing);
     let pages: Vec<u64> = ahead.iter().map(|missing| missing.range.first().raw() >> 12).collect();
@@ -300,8 +300,8 @@ fn a_table_that_is_missing_is_named_once_and_what_lies_behind_it_is_not_guessed(
     let all = place(1, 0).range(BYTES);
     let job = guest.execution(program(Stream::new().fill(all, 0)));
     let first =
-        Missing { space: SpaceId::DEVICE, range: Iova::new(WINDOW[0]).page_range(), access: Access::Write };
-    let table = Missing { space: SpaceId::DEVICE, range: tables[1].page_range(), access: Access::Read };
+        Missing { space: DomainId::DEVICE, range: Iova::new(WINDOW[0]).page_range(), access: Access::Write };
+    let table = Missing { space: DomainId::DEVICE, range: tables[1].page_range(), access: Access::Read };
     assert_eq!(job.look_ahead(&guest.memory, |_, _| None, first), [table]);
     assert_eq!(job.look_ahead(&guest.memory, |_, _| None, table), []);
 }

@@ -5,15 +5,17 @@ use std::mem::size_of;
 
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::gpu;
 use crate::addr::Iova;
 use crate::gpu::error::CommandError;
 use crate::gpu::request::{
     AttachBacking, ContextResource, CreateBlob, CreateBuffer, CreateContext, CreateResource, Fence, Flush,
-    GetCapset, GetCapsetInfo, GetEdid, Header, Nothing, OfAddressSpace, OfContext, OfResource, RawEntry,
-    SetScanout, Submit, TransferBuffer, TransferToHost, UpdateCursor,
+    GetCapset, GetCapsetInfo, GetEdid, Header, Nothing, OfAddressSpace, OfContext, OfResource, SetScanout,
+    Submit, TransferBuffer, TransferToHost, UpdateCursor,
 };
-use crate::gpu::scanout::{CursorPosition, DisplayMode, DisplayModes, Rect};
+use crate::gpu::scanout::{CursorPosition, DisplayMode, DisplayModes};
+use crate::image::Rect;
+use crate::jobs::backing::RawEntry;
+use crate::wire::gpu;
 
 /// The payload of a command.
 pub(crate) trait Payload<'a>: Sized {
