@@ -85,6 +85,7 @@ fn job(hooks: &Hooks, status: &JobStatus, engine: Option<&OnEngine>, misses: Vec
         JobState::Checks(_) => "validating",
         JobState::Invalidation => "invalidation",
         JobState::Value(_) => "waiting",
+        JobState::Fault => "faulted",
     };
     let packet = engine.and_then(|engine| engine.packet);
     let at_rest_packet = |at_rest: &AtRest| at_rest.packet.map(|packet| packet as u64);

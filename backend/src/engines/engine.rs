@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use device_model::jobs::engine::{EngineHost, Leaves, Left, Running, SPIN_STEP, STEP_BYTES};
 use device_model::jobs::job::{Job, JobOutcome, Step, StepContext, TlbCounts};
-use device_model::jobs::schedule::{FinishedJob, ScheduledJob};
+use device_model::jobs::schedule::{JobReport, ScheduledJob};
 use device_model::jobs::scheduler::Scheduler;
 use device_model::mmu::{JobMemory, Reader};
 use device_model::telemetry::record::{Event, LeftFor, StepEnd};
@@ -29,8 +29,8 @@ pub struct Engine {
     pub scheduler: Arc<Scheduler>,
     /// Where misses are sent.
     pub misses: MissPort,
-    /// Called with each finished job.
-    pub finished: Box<dyn Fn(FinishedJob) + Send>,
+    /// Called with each job that has ended, or has raised a fault.
+    pub report: Box<dyn Fn(JobReport) + Send>,
     /// Called when a flush of an address space may be over.
     pub flush_ended: Box<dyn Fn() + Send>,
     /// The counters.
@@ -181,10 +181,11 @@ impl Engine {
             | Leaves::Preempted
             | Leaves::SliceOver
             | Leaves::Waiting { .. }
+            | Leaves::RaisedFault(_)
             | Leaves::Invalidating => {}
         }
-        if let Some(finished) = self.misses.give_back(&self.scheduler, left) {
-            (self.finished)(finished);
+        if let Some(report) = self.misses.give_back(&self.scheduler, left) {
+            (self.report)(report);
         }
     }
 }
@@ -197,6 +198,7 @@ fn end_of(step: &Step) -> StepEnd {
         Step::Waiting { .. } => StepEnd::Waits,
         Step::Missing(_) => StepEnd::Misses,
         Step::Error(_) => StepEnd::Fails,
+        Step::Fault(_) => StepEnd::Faults,
     }
 }
 
@@ -210,5 +212,6 @@ fn reason_of(leaves: &Leaves) -> LeftFor {
         Leaves::Evicted => LeftFor::Eviction,
         Leaves::Missing(_) | Leaves::Faulted { .. } => LeftFor::Miss,
         Leaves::Invalidating => LeftFor::Invalidation,
+        Leaves::RaisedFault(_) => LeftFor::Fault,
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use device_model::gpu::context::ContextInfo;
 use device_model::gpu::scanout::DisplayAnswer;
-use device_model::jobs::schedule::FinishedJob;
+use device_model::jobs::schedule::{FaultedJob, FinishedJob};
 use device_model::locking::lock;
 
 use crate::wake::Waker;
@@ -32,6 +32,8 @@ pub enum QueueMessage {
     CallReplaced(usize),
     /// An engine has finished a job.
     JobFinished(FinishedJob),
+    /// A job is parked until the driver has answered its fault.
+    JobFaulted(FaultedJob),
     /// A step has ended that a flush of an address space may wait for.
     FlushEnded,
     /// The display has answered a query.

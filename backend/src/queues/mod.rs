@@ -193,6 +193,10 @@ impl Queues<'_, '_> {
                     }
                 }
                 QueueMessage::JobFinished(finished) => self.job_finished(finished),
+                QueueMessage::JobFaulted(faulted) => {
+                    self.thread.stats.faults_raised.add(1);
+                    self.thread.device.job_faulted(faulted, &mut self.effects);
+                }
                 QueueMessage::FlushEnded => self.thread.device.flush_ended(&mut self.effects),
                 QueueMessage::DisplayAnswered { ticket, answer } => {
                     self.thread.device.display_answer(ticket, answer, &mut self.effects);
@@ -382,6 +386,10 @@ impl Queues<'_, '_> {
                     sink.record_at(now, Event::Submitted { job: job_id, context, mode });
                     sink.instruments().names().job_begun(job.name());
                     self.thread.scheduler.submit(job);
+                }
+                Effect::AnswerFault { wait, answer } => {
+                    self.thread.stats.faults_replayed.add(answer.is_ok().into());
+                    self.thread.scheduler.fault_answered(wait, answer);
                 }
                 Effect::Display(command) => self.thread.display.send(command),
                 Effect::Ask { ticket, question } => self.thread.display.ask(ticket, question),

@@ -7,7 +7,7 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use device_model::gpu::device::{Device, DeviceConfig};
-use device_model::jobs::schedule::FinishedJob;
+use device_model::jobs::schedule::JobReport;
 use device_model::jobs::scheduler::Scheduler;
 use device_model::mmu::{DrainWaker, MirrorConfig, Reader, RingMemory, mirror};
 use device_model::session::{Config, Effect, Session};
@@ -194,8 +194,11 @@ impl Common<'_> {
             reader,
             scheduler: Arc::clone(self.scheduler),
             misses: self.misses.clone(),
-            finished: Box::new(move |finished: FinishedJob| {
-                mailbox.post(QueueMessage::JobFinished(finished))
+            report: Box::new(move |report| {
+                mailbox.post(match report {
+                    JobReport::Finished(finished) => QueueMessage::JobFinished(finished),
+                    JobReport::Faulted(faulted) => QueueMessage::JobFaulted(faulted),
+                });
             }),
             flush_ended: {
                 let mailbox = self.mailbox.clone();

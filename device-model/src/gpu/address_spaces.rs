@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
-use job_stream::address_space::{ASIDS, INVALIDATE_LEAVES, LAST_GVA, pte};
+use job_stream::address_space::{ASIDS, CREATE_FAULTS, INVALIDATE_LEAVES, LAST_GVA, pte};
 use job_stream::{AsCreate, AsInvalidate};
 
 use crate::addr::{Asid, ByteRange, Gva, Iova};
@@ -31,9 +31,13 @@ impl AddressSpaces {
     }
 
     /// AS_CREATE for a context.
-    pub(crate) fn create(&mut self, context: ContextId, request: AsCreate) -> Result<(), CommandError> {
+    pub(crate) fn create(
+        &mut self,
+        context: ContextId,
+        request: AsCreate,
+    ) -> Result<&Arc<AddressSpace>, CommandError> {
         let AsCreate { asid, flags, root } = request;
-        if asid >= ASIDS || flags != 0 || root & !pte::IOVA != 0 {
+        if asid >= ASIDS || flags & !CREATE_FAULTS != 0 || root & !pte::IOVA != 0 {
             return Err(CommandError::BadAddressSpace { asid, flags, root });
         }
         let number = Asid::new(asid);
@@ -45,8 +49,9 @@ impl AddressSpaces {
         budget.take(self.usage())?;
         budget.take(1)?;
         let space = AddressSpace::new(number, Iova::new(root), self.tlb.clone());
-        self.by_asid.insert(number, (context, Arc::new(space)));
-        Ok(())
+        let space = if flags & CREATE_FAULTS == 0 { space } else { space.with_faults() };
+        let (_, space) = self.by_asid.entry(number).or_insert((context, Arc::new(space)));
+        Ok(space)
     }
 
     /// An address space of the context.
@@ -83,16 +88,15 @@ impl AddressSpaces {
         Ok(space)
     }
 
-    /// The context is destroyed.
-    pub(crate) fn destroy_all_of(&mut self, context: ContextId) {
+    /// The context is destroyed. Returns the numbers that are free now.
+    pub(crate) fn destroy_all_of(&mut self, context: ContextId) -> Vec<Asid> {
         let Self { by_asid, leaving, .. } = self;
-        by_asid.retain(|_, (owner, space)| {
-            let stays = *owner != context;
-            if !stays {
-                leaving.push(Arc::downgrade(space));
-            }
-            stays
-        });
+        let ended = by_asid.extract_if(.., |_, (owner, _)| *owner == context);
+        let end = |(asid, (_, space)): (Asid, (ContextId, Arc<AddressSpace>))| {
+            leaving.push(Arc::downgrade(&space));
+            asid
+        };
+        ended.map(end).collect()
     }
 
     /// A reset.

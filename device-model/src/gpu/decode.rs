@@ -2,7 +2,7 @@
 //!
 //! A new command is one row here, a payload in `payload.rs`, and a handler in `crate::gpu::device`.
 
-use job_stream::{AsCreate, AsDestroy, AsInvalidate};
+use job_stream::{AsAnswerFault, AsCreate, AsDestroy, AsFetchFault, AsInvalidate};
 
 use crate::gpu::error::CommandError;
 use crate::gpu::payload::{MemEntries, Payload, header};
@@ -48,6 +48,8 @@ macro_rules! command_table {
             AS_CREATE               CreateAddressSpace(OfAddressSpace<AsCreate>)   Control create_address_space;
             AS_DESTROY              DestroyAddressSpace(OfAddressSpace<AsDestroy>) Control destroy_address_space;
             AS_INVALIDATE           InvalidateAddressSpace(OfAddressSpace<AsInvalidate>) Control invalidate_address_space;
+            AS_FETCH_FAULT          FetchFault(OfAddressSpace<AsFetchFault>)    Control fetch_fault;
+            AS_ANSWER_FAULT         AnswerFault(OfAddressSpace<AsAnswerFault>)  Control answer_fault;
             UPDATE_CURSOR           UpdateCursor(UpdateCursor)                  Cursor  update_cursor;
             MOVE_CURSOR             MoveCursor(UpdateCursor)                    Cursor  move_cursor;
         }

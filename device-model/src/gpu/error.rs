@@ -142,6 +142,33 @@ pub enum CommandError {
         /// Last address.
         last: u64,
     },
+    /// The address space was created without FAULTS.
+    #[error("Address space {asid} has no faults to fetch or to answer: it was created without FAULTS")]
+    FaultsNotAnswered {
+        /// Address space.
+        asid: u32,
+    },
+    /// The fault was never fetched, or is answered already.
+    #[error("Address space {asid} has no unanswered fault {id}")]
+    NoSuchFault {
+        /// Address space.
+        asid: u32,
+        /// The fault.
+        id: u64,
+    },
+    /// A fault can be answered with REPLAY or FAIL.
+    #[error("Fault {id} of address space {asid} cannot be answered with {action}")]
+    BadFaultAnswer {
+        /// Address space.
+        asid: u32,
+        /// The fault.
+        id: u64,
+        /// What was asked for.
+        action: u32,
+    },
+    /// The address space has ended, and with it what waited for its faults.
+    #[error("The address space has ended")]
+    AddressSpaceEnded,
     /// The context has no such address space.
     #[error("Address space {asid} does not exist in this context")]
     NoSuchAddressSpace {
@@ -314,6 +341,9 @@ impl CommandError {
             | Self::BytesOutside { .. }
             | Self::BadAddressSpace { .. }
             | Self::BadFlush { .. }
+            | Self::FaultsNotAnswered { .. }
+            | Self::NoSuchFault { .. }
+            | Self::BadFaultAnswer { .. }
             | Self::CursorSize { .. } => response::ERR_INVALID_PARAMETER,
             Self::ResourceZero
             | Self::ResourceExists { .. }
@@ -322,6 +352,7 @@ impl CommandError {
             | Self::NothingBehind { .. }
             | Self::AddressSpaceExists { .. }
             | Self::NoSuchAddressSpace { .. }
+            | Self::AddressSpaceEnded
             | Self::NotAnImage { .. } => response::ERR_INVALID_RESOURCE_ID,
             Self::ContextZero
             | Self::ContextExists { .. }

@@ -27,6 +27,7 @@ pub mod device;
 )]
 mod edid;
 pub mod error;
+mod faults;
 mod fence;
 pub(crate) mod payload;
 pub mod quota;

@@ -137,7 +137,7 @@ macro_rules! address_space_payload {
         )*
     };
 }
-address_space_payload! { AsCreate AsDestroy AsInvalidate }
+address_space_payload! { AsCreate AsDestroy AsInvalidate AsFetchFault AsAnswerFault }
 
 impl<'a> Payload<'a> for OfContext {
     fn parse(header: &Header, _: &'a [u8]) -> Result<Self, CommandError> {

@@ -21,11 +21,23 @@ pub(crate) struct AddressSpace {
     asid: Asid,
     root: Iova,
     tlb: Arc<Tlb>,
+    /// The driver answers faults.
+    answers_faults: bool,
 }
 
 impl AddressSpace {
     pub(crate) fn new(asid: Asid, root: Iova, config: TlbConfig) -> Self {
-        Self { asid, root: root.page(), tlb: Arc::new(Tlb::new(config)) }
+        Self { asid, root: root.page(), tlb: Arc::new(Tlb::new(config)), answers_faults: false }
+    }
+
+    /// Its number.
+    pub(crate) fn asid(&self) -> Asid {
+        self.asid
+    }
+
+    /// With a driver that answers faults.
+    pub(crate) fn with_faults(self) -> Self {
+        Self { answers_faults: true, ..self }
     }
 
     /// AS_INVALIDATE.

@@ -17,6 +17,7 @@ use std::time::Duration;
 use job_stream::Mode;
 
 use crate::addr::{Access, ByteRange, DomainId, Iova};
+use crate::jobs::address_space::TranslationFault;
 use crate::jobs::job::{Job, JobOutcome, Step};
 use crate::jobs::schedule::{RefusedPage, ScheduledJob};
 use crate::mmu::{
@@ -93,6 +94,8 @@ pub enum Leaves {
         /// The job needs these next: they are requested with it (prefetch), and not waited for.
         ahead: Vec<Missing>,
     },
+    /// The driver has to answer this fault: the job goes on then.
+    RaisedFault(TranslationFault),
     /// An invalidation of what it has to pin is under way.
     Invalidating,
 }
@@ -213,6 +216,7 @@ impl Running {
             Step::Done => self.leave(Leaves::Finished(JobOutcome::Done)),
             Step::Error(error) => self.leave(Leaves::Finished(JobOutcome::Failed(error))),
             Step::Missing(missing) => self.missing(missing, refused, (reader, host)),
+            Step::Fault(fault) => self.leave(Leaves::RaisedFault(fault)),
             Step::Waiting { until } => self.leave(Leaves::Waiting { until }),
             Step::Spinning { stubborn: true } => self.overstay(host),
             Step::Yield | Step::Spinning { stubborn: false } => self.go_on(host),

@@ -8,8 +8,8 @@ use job_stream::{Mode, Priority};
 use serde::Serialize;
 
 use crate::addr::{Access, Iova};
-use crate::jobs::address_space::TranslationFault;
 pub use crate::jobs::address_space::translation::TlbCounts;
+use crate::jobs::address_space::{AddressSpace, TranslationFault};
 use crate::jobs::name::JobName;
 use crate::jobs::program::Execution;
 use crate::jobs::transfer::Transfer;
@@ -71,6 +71,8 @@ pub enum Step {
     },
     /// The next bytes are not mapped. The job goes on from there once they are.
     Missing(Missing),
+    /// The page tables do not permit an access, and the driver answers faults. The job goes on from there once it has.
+    Fault(TranslationFault),
     /// The job cannot go on.
     Error(JobError),
 }
@@ -251,6 +253,14 @@ impl Job {
         match &self.work {
             JobKind::Program(program) => program.look_ahead(memory, probe, missing),
             JobKind::Transfer(_) => Vec::new(),
+        }
+    }
+
+    /// The address space that a fault of it is about.
+    pub(crate) fn space_of(&self, fault: &TranslationFault) -> Option<&Arc<AddressSpace>> {
+        match &self.work {
+            JobKind::Program(program) => program.space_of(fault),
+            JobKind::Transfer(_) => None,
         }
     }
 

@@ -49,6 +49,8 @@ pub(crate) struct Operands {
 /// Why an operand cannot be used now.
 pub(crate) enum Unavailable {
     Memory(MemoryError),
+    /// The driver may change that, and is asked to.
+    Fault(TranslationFault),
     Error(JobError),
 }
 
@@ -137,6 +139,7 @@ impl Operands {
                 self.note(Some(walked));
                 Err(Unavailable::Memory(error))
             }
+            Err(Untranslated::Fault(fault)) if space.raises(&fault) => Err(Unavailable::Fault(fault)),
             Err(Untranslated::Fault(fault)) => Err(Unavailable::Error(JobError::Translation(fault))),
         }
     }
@@ -153,6 +156,12 @@ impl Operands {
         let Some(Walked { fault, .. }) = walked else { return JobError::Refused(missing) };
         self.address_spaces.values().for_each(|space| space.forget(&fault));
         JobError::Translation(fault)
+    }
+
+    /// The address space that a fault is about.
+    pub(crate) fn space_of(&self, fault: &TranslationFault) -> Option<&Arc<AddressSpace>> {
+        let mut spaces = self.address_spaces.values().map(SpaceUse::space);
+        spaces.find(|space| space.asid() == fault.asid)
     }
 
     /// A step begins, at this running time.

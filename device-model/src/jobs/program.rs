@@ -12,7 +12,7 @@ use job_stream::{At, Atomic, Context, Crc32c, Operand, Packet, Range, Spin, Spin
 
 use crate::addr::{Access, DomainId, Iova, PAGE_SIZE};
 use crate::jobs::address_space::translation::TlbCounts;
-use crate::jobs::address_space::{GvaAccess, Place, TranslationFault};
+use crate::jobs::address_space::{AddressSpace, GvaAccess, Place, TranslationFault};
 use crate::jobs::job::{JobError, Step, StepContext};
 use crate::jobs::name::{OPERANDS, OperandName};
 use crate::jobs::operands::{Operands, Unavailable};
@@ -179,6 +179,11 @@ impl Execution {
         ahead
     }
 
+    /// The address space that a fault is about.
+    pub(crate) fn space_of(&self, fault: &TranslationFault) -> Option<&Arc<AddressSpace>> {
+        self.operands.space_of(fault)
+    }
+
     /// Whether a flush of an address space may be over since the last call.
     pub(crate) fn take_flush_ended(&self) -> bool {
         self.operands.take_flush_ended()
@@ -274,6 +279,7 @@ impl Execution {
                 Ok(Piece::Waits { until }) => return Step::Waiting { until },
                 Err(Unavailable::Memory(MemoryError::Missing(missing))) => return Step::Missing(missing),
                 Err(Unavailable::Memory(bug)) => return self.broken(JobError::Memory(bug)),
+                Err(Unavailable::Fault(fault)) => return Step::Fault(fault),
                 Err(Unavailable::Error(error)) => return self.broken(error),
             }
         }
@@ -303,6 +309,7 @@ impl Execution {
                 Err(Unavailable::Memory(bug)) => {
                     return Step::Error(self.state.failed.unwrap_or(JobError::Memory(bug)));
                 }
+                Err(Unavailable::Fault(fault)) => return Step::Fault(fault),
                 Err(Unavailable::Error(error)) => return Step::Error(self.state.failed.unwrap_or(error)),
             }
         }

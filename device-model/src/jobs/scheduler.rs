@@ -217,6 +217,11 @@ impl Scheduler {
         self.change(|schedule| schedule.miss_answered(wait, page, answer));
     }
 
+    /// The driver has answered a fault.
+    pub fn fault_answered(&self, wait: JobWait, answer: Result<(), JobError>) {
+        self.change(|schedule| schedule.fault_answered(wait, answer));
+    }
+
     /// An invalidation has ended: jobs that waited for that try again.
     pub fn invalidation_ended(&self) {
         self.change(Schedule::invalidation_ended);

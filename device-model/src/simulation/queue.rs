@@ -18,7 +18,7 @@ use crate::gpu::device::{Device, DeviceConfig, Effect, features};
 use crate::gpu::reply::{Reply, Response};
 use crate::gpu::scanout::{DisplayAnswer, DisplayQuery};
 use crate::jobs::job::{JobId, JobOutcome};
-use crate::jobs::schedule::FinishedJob;
+use crate::jobs::schedule::{FaultedJob, FinishedJob};
 use crate::mmu::{JobMemory, MemoryError};
 use crate::session::miss_port::{RingWait, Waiter};
 
@@ -33,6 +33,7 @@ pub(super) enum Mail {
     RingReady,
     JobFinished(FinishedJob),
     FlushEnded,
+    JobFaulted(FaultedJob),
     MissAnswered,
     Reset,
 }
@@ -108,6 +109,12 @@ impl World {
             Mail::RingReady => self.queue.waits_for = 0,
             Mail::MissAnswered => self.queue.waits_for = self.queue.waits_for.saturating_sub(1),
             Mail::JobFinished(finished) => self.job_finished(finished),
+            Mail::JobFaulted(faulted) => {
+                let device = (faulted.wait.job.raw() >> 32) as usize;
+                let mut effects = Vec::new();
+                self.queue.devices[device].job_faulted(faulted, &mut effects);
+                self.carry_out(device, effects);
+            }
             Mail::FlushEnded => {
                 for device in 0..self.queue.devices.len() {
                     let mut effects = Vec::new();
@@ -192,6 +199,9 @@ impl World {
                         self.fail(violation);
                     }
                     self.session.schedule_mut().submit(job);
+                }
+                Effect::AnswerFault { wait, answer } => {
+                    self.session.schedule_mut().fault_answered(wait, answer);
                 }
                 Effect::Display(_) => {}
                 Effect::Ask { ticket, question } => {

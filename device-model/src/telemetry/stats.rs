@@ -222,6 +222,10 @@ stats! {
         /// Jobs that failed because the page tables of an address space did not permit an access, or named a page that
         /// the front-end refused.
         address_space_faults,
+        /// Faults that jobs have raised for their driver to answer.
+        faults_raised,
+        /// Of those, the ones after which the job tried again.
+        faults_replayed,
         /// Lookups of address spaces that the TLB answered. A step looks up a page once.
         tlb_hits,
         /// Lookups of address spaces that led to a walk of the page tables.
@@ -345,6 +349,8 @@ mod tests {
             "jobs_done",
             "jobs_failed",
             "address_space_faults",
+            "faults_raised",
+            "faults_replayed",
             "tlb_hits",
             "tlb_misses",
             "tlb_overdue",

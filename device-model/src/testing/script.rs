@@ -222,7 +222,7 @@ impl Player {
                     self.jobs.push(job);
                 }
                 Effect::Ask { ticket, question } => self.asked.push((ticket, question)),
-                Effect::Display(_) => {}
+                Effect::Display(_) | Effect::AnswerFault { .. } => {}
             }
         }
     }
@@ -244,6 +244,8 @@ impl Player {
                 Step::Error(error @ JobError::Memory(_)) => panic!("{error:?}"),
                 Step::Error(error) => return JobOutcome::Failed(error),
                 Step::Missing(missing) => return JobOutcome::Failed(JobError::Refused(missing)),
+                // As if the driver answered with FAIL.
+                Step::Fault(fault) => return JobOutcome::Failed(JobError::Translation(fault)),
                 Step::Yield => {}
                 Step::Spinning { .. } => {
                     self.now = self.now.saturating_add(pause);

@@ -75,7 +75,10 @@ impl<P> Device<P> {
     /// Waiting jobs fail, running ones are stopped; answered when they have ended.
     pub(super) fn destroy_context(&mut self, request: OfContext, _: &mut Shown) -> Handled<P> {
         let context = self.contexts.destroy(request.ctx)?;
-        self.address_spaces.destroy_all_of(context);
+        self.fail_faults_of(context);
+        for asid in self.address_spaces.destroy_all_of(context) {
+            self.close_faults(asid);
+        }
         Ok(Answer::Behind(context))
     }
 

@@ -12,10 +12,12 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 
+use crate::addr::Asid;
 use crate::gpu::address_spaces::AddressSpaces;
 use crate::gpu::context::{ContextId, ContextInfo, Contexts, QueueId, Submission};
 use crate::gpu::decode::{Command, DeviceQueue, command_name, command_table, decode};
 use crate::gpu::error::CommandError;
+use crate::gpu::faults::Faults;
 use crate::gpu::fence::{FenceSlot, TimelineId, Timelines};
 use crate::gpu::payload;
 use crate::gpu::quota::Quotas;
@@ -24,7 +26,8 @@ use crate::gpu::request::{Fence, Header};
 use crate::gpu::resource::{Resources, Retired};
 use crate::gpu::ring::{Ring, RingCommand};
 use crate::gpu::scanout::{DisplayAnswer, DisplayCommand, DisplayQuery, MAX_SCANOUTS};
-use crate::jobs::job::{Job, JobOutcome};
+use crate::jobs::job::{Job, JobError, JobOutcome};
+use crate::jobs::schedule::{FaultedJob, JobWait};
 use crate::jobs::transfer::Transfer;
 use crate::telemetry::names::BackingChange;
 use crate::wire::gpu::command;
@@ -99,6 +102,13 @@ pub enum Effect<P> {
     },
     /// Have an engine step the job until it ends, then give it to [`Device::job_finished`].
     Run(Job),
+    /// Tell the schedule how the driver has answered a fault.
+    AnswerFault {
+        /// The wait of the job.
+        wait: JobWait,
+        /// `Ok`: the job tries again. `Err`: it fails.
+        answer: Result<(), JobError>,
+    },
     /// Send a command to the display.
     Display(DisplayCommand),
     /// Ask the display, then give its answer to [`Device::display_answer`]. There has to be one, even if it is "none".
@@ -133,6 +143,10 @@ enum Answer<P> {
     Behind(ContextId),
     /// When no job uses this any more.
     Unused(Retired),
+    /// When a job raises a fault in this address space.
+    Fault(Asid),
+    /// Now, and a fault of this job is answered.
+    Resume(FaultedJob, Result<(), JobError>),
     /// Queue this job; if it has a fence, the end of the job is the answer.
     Job(QueueId, Box<Submission<Call<P>>>),
 }
@@ -177,6 +191,9 @@ pub struct Device<P> {
     ring: Ring<Call<P>>,
     contexts: Contexts<Call<P>>,
     address_spaces: AddressSpaces,
+    faults: Faults<Call<P>>,
+    /// Calls that waited for faults of address spaces that have ended, and faults of jobs that nobody answers.
+    unanswerable: (Vec<Call<P>>, Vec<(FaultedJob, JobError)>),
     /// What was removed or detached while a job used it.
     retiring: Vec<(Call<P>, Retired)>,
     fences: Timelines<(P, Response)>,
@@ -197,6 +214,8 @@ impl<P> Device<P> {
             ring: Ring::new(config.quotas.queued_jobs),
             contexts: Contexts::new(&config.quotas),
             address_spaces: AddressSpaces::new(&config.quotas, config.jobs.tlb),
+            faults: Faults::new(),
+            unanswerable: (Vec::new(), Vec::new()),
             retiring: Vec::new(),
             fences: Timelines::new(),
             asked: BTreeMap::new(),
@@ -288,10 +307,14 @@ impl<P> Device<P> {
         if let (JobOutcome::Failed(error), Some(packet)) = (outcome, packet) {
             log::debug!("Job {} failed at packet {packet}, and its context is lost: {error}", id.raw());
         }
+        if result.is_err() {
+            self.fail_faults_of(context);
+        }
         if let Some(call) = call {
             self.finish(call, result, effects);
         }
         self.pump_context(context, effects);
+        self.end_unanswerable(effects);
         true
     }
 
@@ -308,7 +331,10 @@ impl<P> Device<P> {
         let asked = std::mem::take(&mut self.asked).into_values().map(|(call, _)| call);
         let retiring = self.retiring.drain(..).map(|(call, _)| call);
         let jobs = self.contexts.clear().into_iter();
-        let calls = self.ring.clear().chain(asked).chain(retiring).chain(jobs).map(|call| call.pending);
+        let (fetches, _) = std::mem::take(&mut self.unanswerable);
+        let fetches = fetches.into_iter().chain(self.faults.clear());
+        let calls = self.ring.clear().chain(asked).chain(retiring).chain(jobs).chain(fetches);
+        let calls = calls.map(|call| call.pending);
         let pending = calls.chain(self.fences.clear().map(|(pending, _)| pending)).collect();
         self.resources = Resources::new(&self.config.quotas);
         self.address_spaces.clear();
@@ -341,9 +367,15 @@ impl<P> Device<P> {
                 self.retiring.push((call, retired));
                 self.retire_unused(effects);
             }
+            Ok(Answer::Fault(asid)) => self.fetch_fault_for(call, asid, effects),
+            Ok(Answer::Resume(faulted, answer)) => {
+                effects.push(Effect::AnswerFault { wait: faulted.wait, answer });
+                self.finish(call, Ok(Reply::NoData), effects);
+            }
             Ok(Answer::Job(queue, job)) => self.enqueue(call, (queue, job), effects),
             Err(error) => self.finish(call, Err(error), effects),
         }
+        self.end_unanswerable(effects);
     }
 
     /// Answers a call: the only way for a pending command to be completed. One with a fence waits for its turn.

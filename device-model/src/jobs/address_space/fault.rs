@@ -137,6 +137,17 @@ impl fmt::Display for TranslationFault {
 }
 
 impl TranslationFault {
+    /// Whether a change of the page tables can make the access succeed.
+    pub(crate) fn is_replayable(&self) -> bool {
+        use FaultKind::{AtomicDenied, NotPresent, ReadDenied, WriteDenied};
+        matches!(self.kind, NotPresent | ReadDenied | WriteDenied | AtomicDenied)
+    }
+
+    /// Whether it is about the same page and access as another.
+    pub(crate) fn repeats(&self, other: &Self) -> bool {
+        (self.asid, self.gva.page(), self.access) == (other.asid, other.gva.page(), other.access)
+    }
+
     /// What the author of the driver should check.
     pub fn advice(&self) -> &'static str {
         match self.kind {

@@ -87,6 +87,16 @@ impl SpaceUse {
         Self { space, step: RefCell::default(), counts: Cell::default(), overdue: Cell::default() }
     }
 
+    /// The address space.
+    pub(crate) fn space(&self) -> &Arc<AddressSpace> {
+        &self.space
+    }
+
+    /// Whether the driver answers this fault.
+    pub(crate) fn raises(&self, fault: &TranslationFault) -> bool {
+        self.space.answers_faults && fault.is_replayable()
+    }
+
     /// Ends the current step, if it has looked anything up. Returns whether a flush may be over now.
     pub(crate) fn end_step(&self) -> bool {
         let step = self.step.take();

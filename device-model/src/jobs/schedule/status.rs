@@ -22,6 +22,8 @@ pub enum JobState {
     Checks(usize),
     /// It is parked, without a section or a pin, until an invalidation ends.
     Invalidation,
+    /// It is parked, without a section or a pin, until the driver has answered its fault.
+    Fault,
     /// It is parked, without a section or a pin, until it polls a value again at this running time.
     Value(Duration),
 }
@@ -64,6 +66,7 @@ impl Schedule {
             }
             Parked::Misses { work, unanswered } => at_rest(work, JobState::Misses(unanswered.pages())),
             Parked::Invalidation(work) => at_rest(work, JobState::Invalidation),
+            Parked::Fault { work, .. } => at_rest(work, JobState::Fault),
             Parked::Wait { work, poll } => at_rest(work, JobState::Value(*poll)),
         });
         let mut jobs: Vec<_> = ready.chain(parked).collect();
