@@ -91,12 +91,16 @@ impl AddressSpaces {
     /// The context is destroyed. Returns the numbers that are free now.
     pub(crate) fn destroy_all_of(&mut self, context: ContextId) -> Vec<Asid> {
         let Self { by_asid, leaving, .. } = self;
-        let ended = by_asid.extract_if(.., |_, (owner, _)| *owner == context);
-        let end = |(asid, (_, space)): (Asid, (ContextId, Arc<AddressSpace>))| {
-            leaving.push(Arc::downgrade(&space));
-            asid
-        };
-        ended.map(end).collect()
+        let mut ended = Vec::new();
+        by_asid.retain(|asid, (owner, space)| {
+            let stays = *owner != context;
+            if !stays {
+                leaving.push(Arc::downgrade(space));
+                ended.push(*asid);
+            }
+            stays
+        });
+        ended
     }
 
     /// A reset.

@@ -294,7 +294,8 @@ impl State {
         if ends.is_some_and(|((first, _), (last, _))| numbers.contains(first) && numbers.contains(last)) {
             return std::mem::take(&mut self.pages);
         }
-        self.pages.extract_if(numbers, |_, _| true).collect()
+        let numbers: Vec<u64> = self.pages.range(numbers).map(|(number, _)| *number).collect();
+        numbers.into_iter().filter_map(|number| self.pages.remove_entry(&number)).collect()
     }
 
     /// Drops a page: the one behind a place that the generator chooses.
