@@ -157,6 +157,7 @@ fn a_page_that_the_iommu_does_not_map_is_asked_for_twice_and_blamed_on_the_entry
     let faults = backend.control().unwrap().execute("faults").unwrap();
     let [fault] = &faults["faults"].as_array().unwrap()[..] else { panic!("{faults}") };
     assert_eq!((&fault["kind"], &fault["pte"]), (&json!("refused"), &json!(format!("{entry:#x}"))));
+    assert!(fault["cached"].is_null(), "that is no matter of flushing: {fault}");
 }
 
 /// What a driver does whose mmu notifier comes while a job waits for a MISS: the entry is cleared, or changed, and the

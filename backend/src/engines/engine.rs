@@ -176,7 +176,7 @@ impl Engine {
         self.sink.at_work(None);
         match left.leaves {
             Leaves::Evicted => self.stats.ladder_evictions.add(1),
-            Leaves::Missing(_) | Leaves::Faulted { .. } => self.stats.job_parks.add(1),
+            Leaves::Missing(_) | Leaves::Missed { .. } => self.stats.job_parks.add(1),
             Leaves::Finished(_)
             | Leaves::Preempted
             | Leaves::SliceOver
@@ -210,7 +210,7 @@ fn reason_of(leaves: &Leaves) -> LeftFor {
         Leaves::SliceOver => LeftFor::Others,
         Leaves::Waiting { .. } => LeftFor::Wait,
         Leaves::Evicted => LeftFor::Eviction,
-        Leaves::Missing(_) | Leaves::Faulted { .. } => LeftFor::Miss,
+        Leaves::Missing(_) | Leaves::Missed { .. } => LeftFor::Miss,
         Leaves::Invalidating => LeftFor::Invalidation,
         Leaves::RaisedFault(_) => LeftFor::Fault,
     }

@@ -88,7 +88,7 @@ pub enum Leaves {
     /// These translations are missing: it goes on when all of them have been answered.
     Missing(Vec<Missing>),
     /// A step has reached a missing translation.
-    Faulted {
+    Missed {
         /// The job goes on when this is answered.
         missing: Missing,
         /// The job needs these next: they are requested with it (prefetch), and not waited for.
@@ -239,7 +239,12 @@ impl Running {
         (reader, host): (&Reader, &mut impl EngineHost),
     ) -> ControlFlow<Left, Self> {
         let page = (missing.range.first(), missing.access);
-        self.work.refused = refused.filter(|refused| (refused.page, refused.access) == page);
+        // After a flush the driver may have unmapped the page rightly, and mapped it again: that was no refusal of this.
+        let flushes = self.work.job.flushes_before(missing);
+        let is_same =
+            |refused: &RefusedPage| (refused.page, refused.access) == page && refused.flushes == flushes;
+        self.work.refused = refused.filter(is_same);
+        self.work.flushes = flushes;
         if self.work.refused.is_some_and(|refused| refused.times >= REFUSALS) {
             return self.refuse(missing, host);
         }
@@ -247,7 +252,7 @@ impl Running {
         if self.work.job.take_flush_ended() {
             host.flush_ended();
         }
-        self.leave(Leaves::Faulted { missing, ahead })
+        self.leave(Leaves::Missed { missing, ahead })
     }
 
     /// Walk after walk has come to a page that was refused: the job fails.

@@ -234,6 +234,14 @@ impl Job {
         matches!(&self.work, JobKind::Program(program) if program.is_translated())
     }
 
+    /// How many flushes of the address space that led to `missing` had begun before.
+    pub(crate) fn flushes_before(&self, missing: Missing) -> u64 {
+        match &self.work {
+            JobKind::Program(program) => program.flushes_before(missing),
+            JobKind::Transfer(_) => 0,
+        }
+    }
+
     /// The error of a job for which `missing` was refused.
     pub(crate) fn refusal(&self, missing: Missing) -> JobError {
         match &self.work {

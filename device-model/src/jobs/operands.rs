@@ -149,11 +149,22 @@ impl Operands {
         self.walked.set([last, walked]);
     }
 
+    /// What led to `missing`, the last that the job missed, in an address space.
+    fn walked_to(&self, missing: Missing) -> Option<Walked> {
+        let leads = |walked: &Walked| {
+            missing.range.contains(walked.page) && walked.accesses.contains(&missing.access)
+        };
+        self.walked.get().into_iter().flatten().rev().find(leads)
+    }
+
+    /// How many flushes of the address space that led to `missing` had begun before; 0: none led there.
+    pub(crate) fn flushes_before(&self, missing: Missing) -> u64 {
+        self.walked_to(missing).map_or(0, |walked| walked.flushes)
+    }
+
     /// The error of a job for which `missing`, the last that it missed, was refused.
     pub(crate) fn refusal(&self, missing: Missing) -> JobError {
-        let walked =
-            self.walked.get().into_iter().flatten().find(|walked| missing.range.contains(walked.page));
-        let Some(Walked { fault, .. }) = walked else { return JobError::Refused(missing) };
+        let Some(Walked { fault, .. }) = self.walked_to(missing) else { return JobError::Refused(missing) };
         self.address_spaces.values().for_each(|space| space.forget(&fault));
         JobError::Translation(fault)
     }

@@ -154,6 +154,11 @@ impl Execution {
         self.operands.is_translated()
     }
 
+    /// How many flushes of the address space that led to `missing` had begun before.
+    pub(crate) fn flushes_before(&self, missing: Missing) -> u64 {
+        self.operands.flushes_before(missing)
+    }
+
     /// The error of a job for which `missing` was refused.
     pub(crate) fn refusal(&self, missing: Missing) -> JobError {
         self.operands.refusal(missing)

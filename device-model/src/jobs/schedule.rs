@@ -54,6 +54,8 @@ pub struct ScheduledJob {
     wait_ends: Duration,
     /// This page was refused, and the job uses an address space: the next walk shows whether it still needs it.
     pub(crate) refused: Option<RefusedPage>,
+    /// How many flushes of the address space had begun before the step that has missed a page.
+    pub(crate) flushes: u64,
     /// The last fault that the driver has answered, and how often in turn it was raised.
     raised: Option<(TranslationFault, u32)>,
     /// It has executed something.
@@ -68,6 +70,8 @@ pub(crate) struct RefusedPage {
     pub(crate) page: Iova,
     pub(crate) access: Access,
     pub(crate) times: u8,
+    /// How many flushes of its address space had begun before.
+    pub(crate) flushes: u64,
 }
 
 impl ScheduledJob {
@@ -83,6 +87,7 @@ impl ScheduledJob {
             polls: 0,
             wait_ends: Duration::ZERO,
             refused: None,
+            flushes: 0,
             raised: None,
             stepped: false,
             checked: false,
@@ -391,7 +396,7 @@ impl Schedule {
             Leaves::Preempted | Leaves::Evicted => self.put_back(work),
             Leaves::Invalidating => self.park_for_invalidation(work),
             Leaves::Missing(missing) => return self.park_for_misses(work, missing, Vec::new()),
-            Leaves::Faulted { missing, ahead } => return self.park_for_misses(work, vec![missing], ahead),
+            Leaves::Missed { missing, ahead } => return self.park_for_misses(work, vec![missing], ahead),
             Leaves::RaisedFault(fault) => return self.park_for_fault(work, fault),
         }
         Disposed::Waits
@@ -512,7 +517,8 @@ impl Schedule {
                 let (page, before) = (range.first(), work.refused.take());
                 let times =
                     before.filter(|it| (it.page, it.access) == (page, access)).map_or(0, |it| it.times);
-                work.refused = Some(RefusedPage { page, access, times: times.saturating_add(1) });
+                let (times, flushes) = (times.saturating_add(1), work.flushes);
+                work.refused = Some(RefusedPage { page, access, times, flushes });
             }
             Err(error) => _ = work.failed.get_or_insert(error),
         }

@@ -49,8 +49,14 @@ pub(crate) fn tlb() -> TlbConfig {
 
 /// The execution of a stream over address space 1.
 pub(crate) fn translated(stream: Stream) -> Execution {
+    let space = AddressSpace::new(Asid::new(1), Iova::new(ROOT), tlb());
+    translated_over(&Arc::new(space), stream)
+}
+
+/// The execution of a stream over an address space, whatever its number.
+pub(crate) fn translated_over(space: &Arc<AddressSpace>, stream: Stream) -> Execution {
     let program = verify(&stream.finish(), &Limits::default()).unwrap();
-    let space = |asid| Ok(Arc::new(AddressSpace::new(Asid::new(asid), Iova::new(ROOT), tlb())));
+    let space = |_| Ok(Arc::clone(space));
     let none = |id| -> Result<_, InvalidMemory> { panic!("Operand in resource {id}") };
     Execution::new(Operands::resolve(program, none, space).unwrap(), Duration::from_secs(1))
 }

@@ -146,9 +146,7 @@ impl MirrorWriter {
 
     /// As [`Self::begin`] for memory that is unmapped altogether: pins of all modes are waited for.
     pub fn begin_for_good(&mut self, space: DomainId, range: ByteRange<Iova>) -> Invalidation {
-        let invalidation = self.begin_and_wait_for(WaitsFor::All, space, range);
-        self.shared.memory_is_gone();
-        invalidation
+        self.begin_and_wait_for(WaitsFor::All, space, range)
     }
 
     fn begin_and_wait_for(
@@ -162,6 +160,10 @@ impl MirrorWriter {
         let id = lock(&self.shared.registry).begin(Place { space, range });
         if let Some(roots) = self.shared.roots(space) {
             self.tables.zap(roots, pages_of(range));
+        }
+        if waits_for == WaitsFor::All {
+            // After the zap, and before the sections are read: one that is not awaited sees it.
+            self.shared.memory_is_gone();
         }
         // Read only after the zap, with a fence between (see `section`).
         let open = self.shared.slots.open();

@@ -170,7 +170,7 @@ impl World {
 
     /// The seeded bug: pins what is mapped while the rest is requested.
     fn hold(&mut self, reader: &Reader, left: &Left) {
-        if matches!(left.leaves, Leaves::Missing(_) | Leaves::Faulted { .. }) {
+        if matches!(left.leaves, Leaves::Missing(_) | Leaves::Missed { .. }) {
             let wanted = left.work.job.working_set();
             let pages = wanted.iter().flat_map(|all| {
                 let pin = |at| Some(PinRange { range: ByteRange::new(at, 1).ok()?, ..*all });
@@ -225,7 +225,7 @@ impl World {
     fn count_leaving(&mut self, left: &Left) {
         let counts = &mut self.counts;
         match &left.leaves {
-            Leaves::Missing(_) | Leaves::Faulted { .. } => counts.parked_for_misses += 1,
+            Leaves::Missing(_) | Leaves::Missed { .. } => counts.parked_for_misses += 1,
             Leaves::Invalidating => counts.parked_for_invalidations += 1,
             Leaves::Evicted if left.work.job.mode() == Mode::Preempt => counts.preempted += 1,
             Leaves::Evicted => counts.evictions += 1,
@@ -371,7 +371,7 @@ fn leaves_code(leaves: &Leaves) -> u64 {
         Leaves::Finished(JobOutcome::Failed(_)) => 1,
         Leaves::Preempted => 2,
         Leaves::Evicted => 3,
-        Leaves::Missing(_) | Leaves::Faulted { .. } => 4,
+        Leaves::Missing(_) | Leaves::Missed { .. } => 4,
         Leaves::Invalidating => 5,
         Leaves::SliceOver => 6,
         Leaves::Waiting { .. } => 7,

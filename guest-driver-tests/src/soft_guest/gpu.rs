@@ -30,6 +30,9 @@ pub mod kind {
     pub const AS_CREATE: u32 = 0x4d00;
     pub const AS_DESTROY: u32 = 0x4d01;
     pub const AS_INVALIDATE: u32 = 0x4d02;
+    pub const AS_FETCH_FAULT: u32 = 0x4d03;
+    pub const AS_ANSWER_FAULT: u32 = 0x4d04;
+    pub const AS_FAULT: u32 = 0x4d80;
     pub const UPDATE_CURSOR: u32 = 0x300;
     pub const MOVE_CURSOR: u32 = 0x301;
     pub const OK_NODATA: u32 = 0x1100;
@@ -227,6 +230,24 @@ impl Command {
         let [first, last] = [first, last].map(split);
         let words = [asid, u32::from(!tables_too), first[0], first[1], last[0], last[1]];
         Self::new(kind::AS_INVALIDATE, &words).in_context(ctx)
+    }
+
+    /// AS_CREATE with FAULTS.
+    pub fn as_create_with_faults(ctx: u32, asid: u32, root: Iova) -> Self {
+        let words = [asid, 1, root.0 as u32, (root.0 >> 32) as u32];
+        Self::new(kind::AS_CREATE, &words).in_context(ctx)
+    }
+
+    /// AS_FETCH_FAULT.
+    pub fn as_fetch_fault(ctx: u32, asid: u32) -> Self {
+        let len = HEADER_LEN + job_stream::AsFault::BYTES;
+        Self::new(kind::AS_FETCH_FAULT, &[asid, 0]).in_context(ctx).with_response_len(len)
+    }
+
+    /// AS_ANSWER_FAULT: with REPLAY, or with FAIL.
+    pub fn as_answer_fault(ctx: u32, asid: u32, replay: bool, id: u64) -> Self {
+        let words = [asid, u32::from(!replay), id as u32, (id >> 32) as u32];
+        Self::new(kind::AS_ANSWER_FAULT, &words).in_context(ctx)
     }
 
     /// GET_CAPSET of the job stream.

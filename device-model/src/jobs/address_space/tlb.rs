@@ -118,13 +118,17 @@ pub(crate) enum Flushed {
 #[must_use = "flushes wait for the end of this step"]
 pub(super) struct OpenStep {
     id: u64,
-    flushes: u64,
+    /// How many flushes had begun before it.
+    pub(super) flushes: u64,
 }
 
 /// Tables that are remembered at the most.
 const TABLES: usize = 4096;
-/// Flushes that are remembered for reports.
+/// Flushes that are remembered for reports, and how many of the entries that each has dropped.
 const RECENT_FLUSHES: usize = 16;
+const DROPPED: usize = 16;
+/// The most entries that a flush drops one by one, under the lock.
+const FLUSHED_ONE_BY_ONE: usize = 512;
 
 /// The TLB of one address space.
 #[derive(Debug)]
@@ -144,7 +148,8 @@ struct State {
     pages: BTreeMap<u64, TlbEntry>,
     /// By level and by the bits of the Gva above the table.
     tables: BTreeMap<(u32, u64), Iova>,
-    recent: VecDeque<(ByteRange<Gva>, u64)>,
+    /// The last flushes, newest first: number, and pages with the entries that were dropped.
+    recent: VecDeque<(u64, Vec<(u64, Leaf)>)>,
     random: u64,
 }
 
@@ -261,17 +266,20 @@ impl Tlb {
         }
         let number = state.flushes;
         state.recent.truncate(RECENT_FLUSHES - 1);
-        state.recent.push_front((range, number));
+        let some = dropped.iter().take(DROPPED).map(|(page, entry)| (*page, entry.leaf)).collect();
+        state.recent.push_front((number, some));
         drop(state);
         // Engines need the lock, and these may be many.
         drop(dropped);
         Flush { tlb: Arc::clone(this), number }
     }
 
-    /// Whether the last flush before an entry was made covers its page.
+    /// Whether the last flush before an entry was made has dropped the same entry: the driver changed it only later. Known
+    /// for a few pages of a few flushes.
     pub(super) fn was_flushed_before(&self, gva: Gva, entry: &TlbEntry) -> bool {
         let state = lock(&self.state);
-        state.recent.iter().any(|(range, number)| *number == entry.flushes && range.contains(gva))
+        let dropped = (page_number(gva), entry.leaf);
+        state.recent.iter().any(|(number, some)| *number == entry.flushes && some.contains(&dropped))
     }
 
     /// How many pages it remembers.
@@ -288,20 +296,25 @@ impl State {
         }
     }
 
-    /// Takes the entries of these pages out.
+    /// Takes the entries of these pages out. If they are many, all others go with them, because engines wait for the lock
+    /// in their sections.
     fn take_pages(&mut self, numbers: RangeInclusive<u64>) -> BTreeMap<u64, TlbEntry> {
-        let ends = self.pages.first_key_value().zip(self.pages.last_key_value());
-        if ends.is_some_and(|((first, _), (last, _))| numbers.contains(first) && numbers.contains(last)) {
+        let found = self.pages.range(numbers).map(|(number, _)| *number);
+        let numbers: Vec<u64> = found.take(FLUSHED_ONE_BY_ONE.saturating_add(1)).collect();
+        if numbers.len() > FLUSHED_ONE_BY_ONE {
             return std::mem::take(&mut self.pages);
         }
-        let numbers: Vec<u64> = self.pages.range(numbers).map(|(number, _)| *number).collect();
         numbers.into_iter().filter_map(|number| self.pages.remove_entry(&number)).collect()
     }
 
     /// Drops a page: the one behind a place that the generator chooses.
     fn evict(&mut self, config: &TlbConfig) {
-        let from = self.draw() & page_number(Gva::new(u64::MAX));
-        let behind = self.pages.range(from..).next().or_else(|| self.pages.first_key_value());
+        let drawn = self.draw();
+        let ends = self.pages.first_key_value().zip(self.pages.last_key_value());
+        let Some(((first, _), (last, _))) = ends else { return };
+        let span = last.saturating_sub(*first).saturating_add(1);
+        let from = first.saturating_add(drawn.checked_rem(span).unwrap_or(0));
+        let behind = self.pages.range(from..).next();
         if let Some(number) = behind.map(|(number, _)| *number) {
             self.drop_page(number, config);
         }

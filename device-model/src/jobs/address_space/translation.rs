@@ -6,11 +6,13 @@ use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::Duration;
 
+use job_stream::address_space::LAST_GVA;
+
 use super::AddressSpace;
 use super::fault::{CachedTranslation, FaultKind, GvaAccess, TranslationFault};
 use super::tlb::{Lookup, OpenStep, TlbEntry, TlbPolicy, WalkStart};
 use super::walk::{Ended, Leaf, Place, ROOT_LEVEL, walk};
-use crate::addr::{DomainId, Gva, Iova, PAGE_SIZE};
+use crate::addr::{Access, DomainId, Gva, Iova, PAGE_SIZE};
 use crate::mmu::{HostPage, JobMemory, MemoryError};
 
 /// How often an entry in use is compared with the page tables.
@@ -19,6 +21,9 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(1);
 /// How long the page tables may contradict an entry in use before a missing flush is likely. A driver flushes at once, but
 /// its processor may be busy elsewhere.
 const FLUSH_IS_MISSING: Duration = Duration::from_secs(1);
+
+/// The longest time between two checks of an entry after which the second continues the first.
+const CHECKED_LATELY: Duration = Duration::from_millis(100);
 
 /// Lookups that a step remembers.
 const RECENT: usize = 2;
@@ -41,6 +46,7 @@ pub(crate) struct SpaceUse {
 struct StepLookups {
     open: OpenStep,
     recent: [Option<(Gva, Leaf)>; RECENT],
+    has_prefetched: bool,
 }
 
 /// How often the TLB was asked.
@@ -59,6 +65,10 @@ pub(crate) struct Walked {
     pub(crate) fault: TranslationFault,
     /// The page that it needs: of a table, or of the memory itself.
     pub(crate) page: Iova,
+    /// What it needs it for.
+    pub(crate) accesses: &'static [Access],
+    /// How many flushes of the address space had begun before this step.
+    pub(crate) flushes: u64,
 }
 
 /// Why there is no translation.
@@ -140,8 +150,12 @@ impl SpaceUse {
                 self.space.tlb.forget(gva);
                 match self.space.tlb.lookup(gva) {
                     Lookup::Miss(start) => self.miss(memory, request, start),
-                    // Another engine has been faster.
-                    Lookup::Hit(entry) => self.permitted(request, entry.leaf, None),
+                    // Another engine has been faster, perhaps with what it had read before: the tables decide.
+                    Lookup::Hit(_) => {
+                        let found = self.walk_all(memory, gva);
+                        let leaf = found.map_err(|ended| self.untranslated(request, ended, None))?;
+                        self.permitted(request, leaf, None)
+                    }
                 }
             }
             Lookup::Miss(start) => self.miss(memory, request, start),
@@ -169,7 +183,11 @@ impl SpaceUse {
     /// What this step has looked up for the page before. Begins the step if it has not begun.
     fn recent(&self, gva: Gva) -> Option<Leaf> {
         let mut step = self.step.borrow_mut();
-        let begin = || StepLookups { open: self.space.tlb.begin_step(), recent: [None; RECENT] };
+        let begin = || StepLookups {
+            open: self.space.tlb.begin_step(),
+            recent: [None; RECENT],
+            has_prefetched: false,
+        };
         let recent = step.get_or_insert_with(begin).recent;
         recent.into_iter().flatten().find(|(page, _)| *page == gva.page()).map(|(_, leaf)| leaf)
     }
@@ -202,16 +220,21 @@ impl SpaceUse {
         };
         let Some(host) = behind(memory, at, access) else {
             // It is about to be requested. If it is refused, this says what led there.
-            let cached = self.compare(memory, request, entry);
-            return Ok(self.result(request, entry.leaf, Some(cached)));
+            let is_gone = entry.host.is_some() && behind(memory, at, GvaAccess::Read).is_none();
+            let cached = Some(self.compare(memory, request, entry));
+            let cached = cached.filter(|cached| cached.contradicts || is_gone);
+            return Ok(self.result(request, entry.leaf, cached));
         };
         let has_moved = entry.host.is_some_and(|before| host.differs(before));
-        // While the page tables say the same, the IOMMU alone has changed, and the entry is as good as a walk.
-        if let Some(cached) =
-            has_moved.then(|| self.compare(memory, request, entry)).filter(|cached| cached.contradicts)
-        {
-            self.space.tlb.forget(gva);
-            return Err(Untranslated::Fault(self.fault(request, FaultKind::Moved, entry.leaf, Some(cached))));
+        if has_moved {
+            let cached = self.compare(memory, request, entry);
+            let fault = self.fault(request, FaultKind::Moved, entry.leaf, Some(cached));
+            if cached.contradicts {
+                self.space.tlb.forget(gva);
+                return Err(Untranslated::Fault(fault));
+            }
+            // The page tables say the same, so a walk would lead there too. But a flush should have come before.
+            self.overdue.set(Some(fault));
         }
         if entry.host != Some(host) {
             self.space.tlb.change(gva, &entry, |entry| entry.host = Some(host));
@@ -227,7 +250,9 @@ impl SpaceUse {
     fn check(&self, memory: &impl JobMemory, request: Request, entry: TlbEntry) {
         let Request { gva, now, .. } = request;
         let cached = self.compare(memory, request, entry);
-        let outdated = cached.contradicts.then(|| entry.outdated.unwrap_or(now));
+        // Between two uses that are far apart, the tables may have been right again.
+        let since = entry.outdated.filter(|_| now.saturating_sub(entry.checked) <= CHECKED_LATELY);
+        let outdated = cached.contradicts.then(|| since.unwrap_or(now));
         let is_overdue = outdated.is_some_and(|since| now.saturating_sub(since) >= FLUSH_IS_MISSING);
         if is_overdue {
             self.overdue.set(Some(self.fault(request, FaultKind::NotFlushed, entry.leaf, Some(cached))));
@@ -265,7 +290,9 @@ impl SpaceUse {
         let leaf = leaf.map_err(|ended| self.unreadable(memory, request, start, ended))?;
         let translation = self.permitted(request, leaf, None)?;
         self.note(request.gva, leaf);
-        if let TlbPolicy::Prefetch { pages } = self.space.tlb.policy() {
+        if let TlbPolicy::Prefetch { pages } = self.space.tlb.policy()
+            && self.may_prefetch()
+        {
             self.prefetch(memory, request, pages);
         }
         Ok(translation)
@@ -305,11 +332,18 @@ impl SpaceUse {
         Ok(leaf)
     }
 
+    /// Once a step, which is bounded.
+    fn may_prefetch(&self) -> bool {
+        let mut step = self.step.borrow_mut();
+        step.as_mut().is_some_and(|step| !std::mem::replace(&mut step.has_prefetched, true))
+    }
+
     /// Looks up the pages behind this one too, as far as the tables can be read and map them.
     fn prefetch(&self, memory: &impl JobMemory, request: Request, pages: u8) {
         let mut gva = request.gva.page();
         for _ in 0..pages {
-            let Some(next) = gva.checked_add(PAGE_SIZE) else { return };
+            let next = gva.checked_add(PAGE_SIZE).filter(|next| next.raw() <= LAST_GVA);
+            let Some(next) = next else { return };
             gva = next;
             if let Lookup::Miss(start) = self.space.tlb.lookup(gva)
                 && self.walk_and_fill(memory, Request { gva, ..request }, start).is_err()
@@ -339,7 +373,7 @@ impl SpaceUse {
         let walked = match place {
             Place::Iova(at) => {
                 let fault = self.fault(request, FaultKind::Refused, leaf, cached);
-                Some(Walked { fault, page: at.page() })
+                Some(self.walked(fault, at, request.access.accesses()))
             }
             Place::Null => None,
         };
@@ -381,12 +415,17 @@ impl SpaceUse {
             Ended::Unread { entry, level, error } => {
                 let leaf = Leaf { level, pte: 0 };
                 let fault = self.fault(request, FaultKind::Refused, leaf, cached);
-                Untranslated::Memory(error, Walked { fault, page: entry.page() })
+                Untranslated::Memory(error, self.walked(fault, entry, &[Access::Read]))
             }
             Ended::At { kind, level, pte } => {
                 Untranslated::Fault(self.fault(request, kind, Leaf { level, pte }, None))
             }
         }
+    }
+
+    fn walked(&self, fault: TranslationFault, at: Iova, accesses: &'static [Access]) -> Walked {
+        let flushes = self.step.borrow().as_ref().map_or(0, |step| step.open.flushes);
+        Walked { fault, page: at.page(), accesses, flushes }
     }
 
     fn fault(

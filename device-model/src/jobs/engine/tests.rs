@@ -1,7 +1,7 @@
 //! What a job holds while it runs, by its mode, and what preempts it. Steps are scripted, since engines do not depend
 //! on what a job does in them.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,9 +9,11 @@ use std::sync::atomic::Ordering;
 use job_stream::{At, Compare, Context, Space, SpinBehaviour, Stream};
 
 use super::*;
-use crate::addr::{Access, ByteRange, DomainId, Iova};
+use crate::addr::{Access, Asid, ByteRange, DomainId, Iova};
+use crate::jobs::address_space::AddressSpace;
+use crate::jobs::address_space::tlb::{Flush, Flushed};
 use crate::jobs::job::{JobError, StepContext};
-use crate::jobs::testing::{AT, ROOT, execution, execution_over, job, place, translated};
+use crate::jobs::testing::{AT, ROOT, execution, execution_over, job, place, translated, translated_over};
 use crate::mmu::{
     AtomicOperation, DrainWaker, HostRange, Invalidation, MemoryError, MirrorConfig, MirrorWriter,
     Permissions, Width, mirror,
@@ -163,7 +165,7 @@ fn every_way_off_the_engine_gives_the_pin_back() {
     for (step, leaves) in [
         (Step::Done, Leaves::Finished(JobOutcome::Done)),
         (Step::Error(JobError::Killed), Leaves::Finished(JobOutcome::Failed(JobError::Killed))),
-        (Step::Missing(missing), Leaves::Faulted { missing, ahead: vec![] }),
+        (Step::Missing(missing), Leaves::Missed { missing, ahead: vec![] }),
         (Step::Waiting { until }, Leaves::Waiting { until }),
     ] {
         let mut rig = rig();
@@ -440,7 +442,7 @@ fn a_look_of_a_wait_needs_one_word_and_an_invalidation_waits_for_nothing_of_it()
         assert!(!running.is_pinned(), "{mode}");
         assert!(rig.invalidate().in_flight().is_none(), "{mode}");
         let left = running.step(&rig.reader, &mut Real).break_value().unwrap();
-        assert_eq!(left.leaves, Leaves::Faulted { missing: word(), ahead: vec![] }, "{mode}");
+        assert_eq!(left.leaves, Leaves::Missed { missing: word(), ahead: vec![] }, "{mode}");
         drop(frame);
         let (rig, work, _frame) = waiting(mode, 0);
         let running = Running::start(&rig.reader, work).continue_value().unwrap();
@@ -493,24 +495,113 @@ fn a_refused_page_fails_a_job_only_if_walk_after_walk_comes_to_it() {
     let rig = rig();
     let missing = Missing { space: DomainId::DEVICE, range: page(), access: Access::Read };
     let other = Missing { access: Access::Write, ..missing };
-    let refused = |times| RefusedPage { page: missing.range.first(), access: missing.access, times };
-    let left = |step, times| {
+    let page = missing.range.first();
+    let refused = |times| RefusedPage { page, access: missing.access, times, flushes: 0 };
+    let left_after = |step, refused| {
         let mut work = ScheduledJob::new(job(0, Mode::Fault, translated(in_address_space())));
-        work.refused = Some(refused(times));
+        work.refused = Some(refused);
         let running = Running::start(&rig.reader, work).continue_value().unwrap();
         match running.step(&rig.reader, &mut script([step])) {
             ControlFlow::Break(Left { work, leaves }) => (leaves, work.refused),
             ControlFlow::Continue(_) => panic!("It goes on"),
         }
     };
+    let left = |step, times| left_after(step, refused(times));
     let fails = Leaves::Finished(JobOutcome::Failed(JobError::Refused(missing)));
     assert_eq!(left(Step::Missing(missing), REFUSALS), (fails, Some(refused(REFUSALS))));
     let root = Missing { range: Iova::new(ROOT).page_range(), ..missing };
     // The guest may have unmapped the page and given its address to the memory that this walk needs.
     let (leaves, kept) = left(Step::Missing(missing), REFUSALS - 1);
-    assert!(matches!(leaves, Leaves::Faulted { missing: again, .. } if again == missing));
+    assert!(matches!(leaves, Leaves::Missed { missing: again, .. } if again == missing));
     assert_eq!(kept, Some(refused(REFUSALS - 1)));
-    let faulted = Leaves::Faulted { missing: other, ahead: vec![root] };
+    // It was refused before a flush: the driver may have unmapped it rightly, and mapped it again.
+    let before_flush = RefusedPage { flushes: u64::MAX, ..refused(REFUSALS) };
+    let (leaves, kept) = left_after(Step::Missing(missing), before_flush);
+    assert!(matches!(leaves, Leaves::Missed { .. }) && kept.is_none(), "{leaves:?}, {kept:?}");
+    let faulted = Leaves::Missed { missing: other, ahead: vec![root] };
     assert_eq!(left(Step::Missing(other), REFUSALS), (faulted, None), "what it needs next is the root table");
     assert_eq!(left(Step::Done, REFUSALS), (Leaves::Finished(JobOutcome::Done), None));
+}
+
+/// Counts calls about flushes; a flush begins in the middle of each step.
+struct FlushInStep {
+    space: Arc<AddressSpace>,
+    flushes: Vec<Flush>,
+    told: usize,
+}
+
+impl EngineHost for FlushInStep {
+    fn now(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn step(&mut self, job: &mut Job, memory: &impl JobMemory) -> Step {
+        // The step has looked the address up when it comes to the memory.
+        let space = &self.space;
+        let flush = RefCell::new(None);
+        let step = job.step(&Flushing { memory, space, flush: &flush }, STEP_BYTES);
+        self.flushes.extend(flush.into_inner());
+        step
+    }
+
+    fn must_leave(&self, _: &ScheduledJob) -> bool {
+        false
+    }
+
+    fn flush_ended(&mut self) {
+        self.told += 1;
+    }
+}
+
+/// Flushes at the first access.
+struct Flushing<'a, M> {
+    memory: &'a M,
+    space: &'a AddressSpace,
+    flush: &'a RefCell<Option<Flush>>,
+}
+
+impl<M: JobMemory> JobMemory for Flushing<'_, M> {
+    fn read(&self, space: DomainId, at: Iova, into: &mut [u8]) -> Result<(), MemoryError> {
+        self.memory.read(space, at, into)
+    }
+
+    fn write(&self, space: DomainId, at: Iova, from: &[u8]) -> Result<(), MemoryError> {
+        self.memory.write(space, at, from)
+    }
+
+    fn copy(&self, space: DomainId, from: Iova, to: Iova, len: usize) -> Result<(), MemoryError> {
+        self.memory.copy(space, from, to, len)
+    }
+
+    fn atomic(
+        &self,
+        space: DomainId,
+        at: Iova,
+        width: Width,
+        operation: AtomicOperation,
+    ) -> Result<u64, MemoryError> {
+        let mut flush = self.flush.borrow_mut();
+        let flush = flush.get_or_insert_with(|| self.space.flush(ByteRange::everything(), Flushed::All));
+        assert!(!flush.is_over(), "it waits for this step");
+        self.memory.atomic(space, at, width, operation)
+    }
+
+    fn host_page(&self, space: DomainId, at: Iova, access: Access) -> Option<HostPage> {
+        self.memory.host_page(space, at, access)
+    }
+}
+
+#[test]
+fn a_flush_waits_for_the_step_that_it_came_in_and_the_end_of_that_is_told() {
+    let rig = rig();
+    let space = Arc::new(AddressSpace::new(Asid::new(1), Iova::new(ROOT), crate::jobs::testing::tlb()));
+    let execution = translated_over(&space, in_address_space());
+    let work = ScheduledJob::new(job(0, Mode::Fault, execution));
+    let running = Running::start(&rig.reader, work).continue_value().unwrap();
+    let mut host = FlushInStep { space, flushes: Vec::new(), told: 0 };
+    // Its tables are not in the mirror. What it looks up ahead, after the step, is no part of it.
+    let left = running.step(&rig.reader, &mut host).break_value().unwrap();
+    assert!(matches!(left.leaves, Leaves::Missed { .. }));
+    assert!(host.flushes.iter().all(Flush::is_over));
+    assert_eq!((host.flushes.len(), host.told), (1, 1));
 }

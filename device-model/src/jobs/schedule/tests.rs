@@ -111,7 +111,7 @@ fn a_job_does_not_wait_for_what_is_asked_for_ahead() {
     let work = take(&mut schedule);
     let id = work.job.id();
     let one = |start| Missing { space: DomainId::DEVICE, range: page(start), access: Access::Read };
-    let leaves = Leaves::Faulted { missing: one(BACKING), ahead: vec![one(BACKING + 4096)] };
+    let leaves = Leaves::Missed { missing: one(BACKING), ahead: vec![one(BACKING + 4096)] };
     match schedule.dispose(Left { work, leaves }) {
         Disposed::Missing { wait, missing, ahead } => {
             assert_eq!((wait.job, missing, ahead), (id, vec![one(BACKING)], vec![one(BACKING + 4096)]));
@@ -236,7 +236,7 @@ fn a_refusal_ends_a_job_at_once_unless_it_uses_an_address_space_and_walks_again(
     let of_resource = testing::execution(signal(Space::resource(1)));
     assert_eq!(wait_of_refused(of_resource), (true, None));
     let of_address_space = testing::translated(signal(Space::address_space(1)));
-    let refused = RefusedPage { page: Iova::new(BACKING), access: Access::Read, times: 1 };
+    let refused = RefusedPage { page: Iova::new(BACKING), access: Access::Read, times: 1, flushes: 0 };
     assert_eq!(wait_of_refused(of_address_space), (false, Some(refused)));
 }
 

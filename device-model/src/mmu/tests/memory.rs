@@ -316,3 +316,21 @@ fn pages_in_a_row_are_requested_as_one_range_only_for_the_same_access() {
     let one = |start, access| missing(start, PAGE, access);
     assert_eq!(found, [one(0x10_0000, Access::Read), one(0x10_1000, Access::Write)]);
 }
+
+/// A new memory table puts the guest's memory elsewhere in this process.
+#[test]
+fn the_memory_behind_a_page_is_compared_only_while_memory_stays_where_it_is() {
+    let (frames, mut rig) = scattered();
+    let page = |rig: &Rig, at| rig.reader.enter().host_page(SPACE, Iova::new(at), Access::Read);
+    let before = page(&rig, 0x1234).unwrap();
+    assert_eq!(page(&rig, 0x1fff), Some(before));
+    assert_eq!(page(&rig, 0x3000), None, "it cannot be read");
+    rig.invalidate(range(0x1000, PAGE));
+    assert_eq!(page(&rig, 0x1234), None);
+    rig.writer.map(SPACE, range(0x1000, PAGE), frames.host(3, PAGE), Permissions::READ_WRITE).unwrap();
+    assert!(page(&rig, 0x1234).unwrap().differs(before));
+    let drained = rig.writer.begin_for_good(SPACE, ByteRange::everything()).poll().unwrap();
+    drop(rig.writer.end(drained));
+    rig.writer.map(SPACE, range(0x1000, PAGE), frames.host(1, PAGE), Permissions::READ_WRITE).unwrap();
+    assert!(!page(&rig, 0x1234).unwrap().differs(before), "nothing is known of what was there before");
+}

@@ -113,6 +113,22 @@ fn an_entry_knows_whether_it_was_read_again_after_a_flush() {
     fill(&tlb, 2);
     assert!(tlb.was_flushed_before(page(1), &found(1)));
     assert!(!tlb.was_flushed_before(page(2), &found(2)), "that flush was of another page");
+    // The address is used again, for another page.
+    let _ = Tlb::flush(&tlb, pages(1, 1), Flushed::Leaves);
+    tlb.fill(start(&tlb, page(1)), page(1), entry(7), std::iter::empty());
+    assert!(!tlb.was_flushed_before(page(1), &found(1)));
+}
+
+#[test]
+fn a_flush_of_many_pages_takes_all() {
+    let (config, tlb) = tlb(TlbPolicy::Sticky, 4096);
+    let many = FLUSHED_ONE_BY_ONE as u64;
+    (0..many + 2).for_each(|number| fill(&tlb, number));
+    let _ = Tlb::flush(&tlb, pages(0, many - 1), Flushed::Leaves);
+    assert!(!hits(&tlb, 0) && hits(&tlb, many) && hits(&tlb, many + 1));
+    (0..many).for_each(|number| fill(&tlb, number));
+    let _ = Tlb::flush(&tlb, pages(0, many), Flushed::Leaves);
+    assert_eq!((tlb.len(), config.used()), (0, 0));
 }
 
 #[test]
@@ -146,6 +162,9 @@ fn a_policy_decides_what_is_kept() {
     assert!((8..32).contains(&kept(1).len()), "{:?}", kept(1));
     assert_eq!(kept(1), kept(1), "the same seed drops the same entries");
     assert_ne!(kept(1), kept(2));
+    // Not always the same end of what is there.
+    assert!(kept(1).iter().any(|page| *page < 8) && kept(1).iter().any(|page| *page < 24), "{:?}", kept(1));
+    assert!((0..24).any(|page| !kept(1).contains(&page)) && (8..32).any(|page| !kept(1).contains(&page)));
 }
 
 /// What happens to a TLB.

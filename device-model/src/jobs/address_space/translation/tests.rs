@@ -58,6 +58,18 @@ impl Driver {
         }
     }
 
+    /// A job that comes when the entry is cleared, and not yet flushed.
+    fn late(&self, policy: TlbPolicy) {
+        match self.step(GvaAccess::Read) {
+            Ok((place, ..)) => assert_eq!(place, at(PAGE)),
+            // The entry may have been dropped before.
+            Err(Untranslated::Fault(fault)) => {
+                assert!(policy != TlbPolicy::Sticky && fault.kind == FaultKind::NotPresent, "{fault}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn flush(&self, what: Flushed) -> Flush {
         self.space.flush(GVA.page_range(), what)
     }
@@ -109,11 +121,11 @@ fn a_driver_that_clears_flushes_and_then_remaps_is_never_blamed() {
             // Late, and a whole-domain flush of the IOMMU comes first: the page is there again when it is asked for.
             driver.after(Duration::from_millis(round * 40));
             let page = driver.memory.take_page(Iova::new(PAGE)).unwrap();
-            let missed = driver.step(GvaAccess::Read);
-            assert!(missed.is_ok() || policy != TlbPolicy::Sticky, "{missed:?}");
+            driver.late(policy);
             driver.memory.put_page(Iova::new(PAGE), page);
-            let used = driver.step(GvaAccess::Read);
-            assert!(used.is_ok() || policy != TlbPolicy::Sticky, "{used:?}");
+            driver.late(policy);
+            driver.after(Duration::from_millis(90));
+            driver.late(policy);
             assert!(driver.flush(Flushed::Leaves).is_over());
             driver.remap(PAGE);
             driver.set(PAGE | ALL);
@@ -154,12 +166,16 @@ fn other_memory_at_the_iova_of_an_entry_convicts_the_driver_and_says_of_which_or
     }
 }
 
-/// The driver puts another page behind the IOVA, and the entry stays as it is: the TLB has nothing that is old.
+/// The driver puts another page behind the IOVA, and the entry stays as it is: a walk would lead there too, but it should
+/// have been cleared and flushed.
 #[test]
-fn other_memory_behind_an_entry_that_the_tables_still_have_is_used() {
+fn other_memory_behind_an_entry_that_the_tables_still_have_is_used_and_told() {
     let mut driver = driver(TlbPolicy::Sticky);
-    for _ in 0..3 {
+    for is_first in [true, false, false] {
         assert_eq!(driver.finds(), at(PAGE));
+        let told = driver.job.take_overdue().map(|fault| fault.kind);
+        assert_eq!(told, (!is_first).then_some(FaultKind::Moved));
+        assert_eq!((driver.finds(), driver.job.take_overdue()), (at(PAGE), None), "told once");
         driver.remap(PAGE);
     }
     driver.set(0);
@@ -194,11 +210,15 @@ fn a_flush_is_missed_only_when_the_tables_have_said_less_for_a_second() {
         let mut driver = driver(TlbPolicy::Sticky);
         driver.finds();
         driver.set(entry);
-        driver.after(CHECK_INTERVAL);
+        let pause = CHECKED_LATELY / 2;
+        driver.after(pause);
         driver.finds();
-        driver.after(second - Duration::from_nanos(1));
-        driver.finds();
+        for _ in 0..second.as_millis() / pause.as_millis() - 1 {
+            driver.after(pause);
+            driver.finds();
+        }
         assert_eq!(driver.job.take_overdue(), None, "{entry:#x}: not yet");
+        driver.after(pause - Duration::from_millis(1));
         driver.after(Duration::from_millis(2));
         assert_eq!(driver.finds(), at(PAGE), "the entry is obeyed");
         let told = driver.job.take_overdue();
@@ -207,6 +227,37 @@ fn a_flush_is_missed_only_when_the_tables_have_said_less_for_a_second() {
         driver.finds();
         assert_eq!(driver.job.take_overdue(), None, "{entry:#x}: not at each step");
     }
+}
+
+#[test]
+fn what_the_tables_said_between_two_uses_far_apart_is_not_known() {
+    let mut driver = driver(TlbPolicy::Sticky);
+    driver.finds();
+    for _ in 0..20 {
+        driver.set(0);
+        driver.after(CHECK_INTERVAL);
+        driver.finds();
+        driver.after(2 * CHECKED_LATELY);
+    }
+    assert_eq!(driver.job.take_overdue(), None);
+}
+
+/// The page tables name an IOVA that was never mapped: that is no matter of flushing.
+#[test]
+fn an_entry_that_never_had_memory_is_not_blamed() {
+    let mut driver = driver(TlbPolicy::Sticky);
+    driver.set(0x77_0000 | ALL);
+    for _ in 0..3 {
+        let (_, _, walked) = driver.step(GvaAccess::Write).unwrap();
+        assert_eq!(walked.unwrap().fault.cached, None);
+    }
+    // Nor is one whose page the IOMMU maps no longer, but for reading.
+    driver.set(PAGE | ALL);
+    drop(driver.flush(Flushed::Leaves));
+    driver.finds();
+    driver.memory.unmap(Iova::new(PAGE));
+    let (_, _, walked) = driver.step(GvaAccess::Write).unwrap();
+    assert!(walked.unwrap().fault.cached.is_some_and(|cached| !cached.contradicts), "it had memory");
 }
 
 #[test]
