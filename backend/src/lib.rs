@@ -13,6 +13,7 @@ pub mod front_end_check;
 pub mod limits;
 pub mod listener;
 pub mod queues;
+pub mod sandbox;
 pub mod server;
 pub mod signals;
 pub mod telemetry;

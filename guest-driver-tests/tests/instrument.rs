@@ -277,7 +277,7 @@ fn time(event: &Value, key: &str) -> f64 {
 
 #[test]
 fn the_trace_shows_an_ack_that_waits_for_the_last_step_of_a_job() {
-    let backend = Backend::start(&["--drain-timeout", "10s"]).unwrap();
+    let backend = Backend::start_recording(&["--drain-timeout", "10s"]).unwrap();
     let mut client = Client::new(&backend, Mode::Fence);
     let ticket = client.submit(
         Stream::new().fill(whole(1), 1).spin(SpinBehaviour::Preemptible, 50_000_000).fill(whole(1), 2),

@@ -4,7 +4,6 @@
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use device_model::jobs::engine::{EngineHost, Leaves, Left, Running, SPIN_STEP, STEP_BYTES};
@@ -19,7 +18,9 @@ use device_model::telemetry::stats::Stats;
 use crate::engines::starvation::ThreadName;
 use crate::faults::{Bug, Injection, steps};
 use crate::telemetry::instruments::EventSink;
+use crate::threads::kind::ThreadKind;
 use crate::threads::{DeviceThread, ThreadFailures};
+use crate::wake;
 use device_model::session::miss_port::MissPort;
 
 /// What an engine works with. All of it is shared except the reader.
@@ -71,7 +72,7 @@ impl EngineHost for Host<'_> {
         let moved = job.bytes_moved().saturating_sub(before);
         self.stats.bytes_moved.add(moved);
         if let Some(delay) = self.injection.delay(Bug::StepDelay) {
-            thread::sleep(delay);
+            wake::sleep(delay);
         }
         let end = self.scheduler.now();
         self.last = Some(end);
@@ -109,7 +110,7 @@ impl Engine {
             self.run();
             Ok(())
         };
-        DeviceThread::spawn(name, failures, body)
+        DeviceThread::spawn((ThreadKind::Engine, name), failures, body)
     }
 
     fn run(self) {
@@ -139,7 +140,7 @@ impl Engine {
                     running = job.step(&self.reader, &mut host);
                     // Outside of any section, so no drain waits for this.
                     if std::mem::take(&mut host.spins) && running.is_continue() {
-                        thread::sleep(SPIN_STEP);
+                        wake::sleep(SPIN_STEP);
                     }
                 }
                 ControlFlow::Break(left) => {
