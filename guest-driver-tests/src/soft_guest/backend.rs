@@ -202,6 +202,11 @@ impl Backend {
         self.process.stderr.text()
     }
 
+    /// Whether it writes this to standard error; waits for it, as what it has written arrives a little later.
+    pub fn has_said(&self, part: &str) -> bool {
+        self.process.stderr.wait_for(part, START_TIMEOUT)
+    }
+
     /// Whether the process is still there.
     pub fn is_running(&mut self) -> bool {
         matches!(self.process.child.try_wait(), Ok(None))
