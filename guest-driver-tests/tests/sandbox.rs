@@ -1,6 +1,8 @@
 //! The sandbox of the running back-end: it is on for every thread, it is said, and what users need works in it. What it
 //! refuses is tried from inside by the back-end's own tests.
 
+use std::io::Read;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command as Process, Output, Stdio};
@@ -166,6 +168,34 @@ fn what_the_kernel_lacks_is_said_and_an_error_only_if_it_was_asked_for() {
         assert!(!served && !output.status.success(), "{stderr}");
         assert!(stderr.contains("--sandbox strict needs") && stderr.contains(part), "{stderr}");
     }
+}
+
+/// The log has colours there, and the logger asks each time whether it does.
+#[test]
+fn a_terminal_gets_the_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("gpu.sock");
+    let (mut ours, mut theirs) = (-1, -1);
+    let (name, settings, size) = (std::ptr::null_mut(), std::ptr::null(), std::ptr::null());
+    // SAFETY: the two numbers are this function's own; the other pointers may be null.
+    let opened = unsafe { libc::openpty(&raw mut ours, &raw mut theirs, name, settings, size) };
+    assert_eq!(opened, 0);
+    // SAFETY: openpty has just returned the descriptor, and nothing else owns it.
+    let ours = unsafe { OwnedFd::from_raw_fd(ours) };
+    // SAFETY: likewise.
+    let theirs = unsafe { OwnedFd::from_raw_fd(theirs) };
+    let mut command = Process::new(program().unwrap());
+    command.arg("--socket-path").arg(&socket).arg("--once").stdin(Stdio::null());
+    let mut child = command.stderr(theirs).stdout(Stdio::null()).spawn().unwrap();
+    drop(command);
+    let mut said = [0; 4096];
+    let mut terminal = std::fs::File::from(ours);
+    // The first line is about the sandbox.
+    let count = terminal.read(&mut said).unwrap();
+    let said = String::from_utf8_lossy(&said[..count]).into_owned();
+    assert!(said.contains("Sandbox strict"), "{said}");
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 #[test]

@@ -39,8 +39,10 @@ impl ThreadFiles {
     fn of_this_thread() -> Option<Arc<Self>> {
         let stat = File::open("/proc/thread-self/stat").ok()?;
         let mut clock = 0;
+        // SAFETY: pthread_self does not access memory.
+        let this = unsafe { libc::pthread_self() };
         // SAFETY: the thread is this one, and `clock` is valid for writes.
-        let error = unsafe { libc::pthread_getcpuclockid(libc::pthread_self(), &raw mut clock) };
+        let error = unsafe { libc::pthread_getcpuclockid(this, &raw mut clock) };
         (error == 0).then(|| Arc::new(Self { stat, clock }))
     }
 

@@ -79,7 +79,7 @@ pub(super) const CALLS: &[SystemCall] = &[
     call(libc::SYS_setsockopt, &[Display], OneOf(2, TIMEOUTS), "no timeouts on the display's socket"),
     call(libc::SYS_close, ALL, Any, "whichever thread drops a descriptor last"),
     call(libc::SYS_fcntl, ALL, OneOf(1, FCNTLS), "duplicates; that an eventfd does not block; debug builds, at a close"),
-    call(libc::SYS_ioctl, &[Session, Display, Control], OneOf(1, IOCTLS), "what a socket holds; that it does not block"),
+    call(libc::SYS_ioctl, ALL, OneOf(1, IOCTLS), "what a socket holds; that it does not block; whether the log is a terminal"),
     call(libc::SYS_epoll_create1, &[Session], Any, "event loops of a session"),
     call(libc::SYS_epoll_ctl, LOOPS, Any, "event loops"),
     call(libc::SYS_epoll_wait, LOOPS, Any, "event loops"),
@@ -120,7 +120,13 @@ const FCNTLS: &[u32] = &[
     libc::F_GETFL.cast_unsigned(),
     libc::F_SETFL.cast_unsigned(),
 ];
-const IOCTLS: &[u32] = &[libc::FIONBIO as u32, libc::FIONREAD as u32, libc::TIOCOUTQ as u32];
+const IOCTLS: &[u32] = &[
+    libc::FIONBIO as u32,
+    libc::FIONREAD as u32,
+    libc::TIOCOUTQ as u32,
+    libc::TCGETS as u32,
+    libc::TCGETS2 as u32,
+];
 /// SO_RCVTIMEO and SO_SNDTIMEO, with which a read or write would fail in time.
 const TIMEOUTS: &[u32] = &[libc::SO_RCVTIMEO.cast_unsigned(), libc::SO_SNDTIMEO.cast_unsigned()];
 
