@@ -9,8 +9,9 @@ use std::process::{Command as Process, Output, Stdio};
 use std::time::Duration;
 
 use guest_driver_tests::soft_guest::backend::{program, run};
+use guest_driver_tests::soft_guest::jobs::place;
 use guest_driver_tests::soft_guest::*;
-use job_stream::{Mode, SpinBehaviour, Stream};
+use job_stream::{Compare, Mode, Stream};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use serde_json::json;
 
@@ -107,17 +108,29 @@ fn a_folder_for_traces_that_is_not_there_is_an_error_at_the_start() {
     assert!(!Path::new("/tmp/mirrorgpu-never.sock").exists());
 }
 
+/// Stops the process, and lets it continue when all of its threads stand still.
+fn stop_and_continue(backend: &Backend) {
+    backend.signal(libc::SIGSTOP).unwrap();
+    while !threads(backend).iter().all(|status| status.contains("State:\tT")) {
+        std::thread::yield_now();
+    }
+    backend.signal(libc::SIGCONT).unwrap();
+}
+
 /// The kernel continues a system call with a time limit by a call of its own (restart_syscall(2)).
 #[test]
 fn a_process_that_was_stopped_continues() {
     let backend = Backend::start::<&str>(&[]).unwrap();
     let mut guest = JobGuest::boot(&backend, Mode::Fence, 7).unwrap();
-    for spin in [1_000, 20_000_000] {
-        let ticket = guest.submit(Stream::new().spin(SpinBehaviour::Preemptible, spin)).unwrap();
-        backend.signal(libc::SIGSTOP).unwrap();
-        backend.signal(libc::SIGCONT).unwrap();
-        guest.guest.driver.wait_ok(ticket).unwrap();
+    // Its engine waits for a while between two looks at the value.
+    let wait = Stream::new().wait(place(3, 0), Compare::Equal, 1, 300_000_000);
+    let ticket = guest.submit(wait).unwrap();
+    for _ in 0..20 {
+        stop_and_continue(&backend);
     }
+    guest.guest.driver.wait(ticket).unwrap();
+    let ticket = guest.submit(Stream::new().nop(0)).unwrap();
+    guest.guest.driver.wait(ticket).unwrap();
 }
 
 /// Runs the program where the kernel does not have these system calls, until it listens or has ended.
