@@ -14,6 +14,7 @@ use log::LevelFilter;
 
 use crate::fault_injection::{self, Setting};
 use crate::front_end_check;
+use crate::sandbox::Level;
 use crate::units::duration;
 
 /// Most engine threads that are started unless more are asked for.
@@ -110,6 +111,15 @@ pub struct Args {
     /// command `record` writes one at any time.
     #[arg(long, value_name = "DIR")]
     pub record_dir: Option<PathBuf>,
+
+    /// What the process gives up when it has started [default: strict, or as much of it as this system has].
+    ///
+    /// strict: each thread is left with the system calls that it makes, and no file can be opened but traces in the
+    /// folder of --record-dir. basic: the same without the lists of system calls, for tracers, sanitizers and other C
+    /// libraries. off: neither. Privileges are not gained at any level. If the flag is given and a part is missing, the
+    /// process does not start; without it, the log says what is missing.
+    #[arg(long, value_name = "LEVEL")]
+    pub sandbox: Option<Level>,
 
     /// Print all counters as one line of JSON on standard output at exit.
     ///

@@ -14,6 +14,7 @@ pub mod limits;
 pub mod listener;
 pub mod queues;
 pub mod records;
+pub mod sandbox;
 pub mod server;
 pub mod session;
 pub mod signals;

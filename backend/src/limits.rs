@@ -17,6 +17,11 @@ pub fn gain_no_privileges() -> io::Result<()> {
     Ok(rustix::thread::set_no_new_privs(true)?)
 }
 
+/// Has the process start no further process or thread, unless it may exceed limits as root may.
+pub fn start_no_processes() -> io::Result<()> {
+    Ok(setrlimit(Resource::Nproc, Rlimit { current: Some(0), maximum: Some(0) })?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,18 +6,20 @@
 //! and bind happen under a lock on the directory, so that two back-ends that start at the same time do not remove each
 //! other's socket.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{AtFlags, FlockOperation, StatxFlags, flock, statx, unlinkat};
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+
+use crate::wake;
 
 /// How long another process may hold the lock on a socket's directory.
 const LOCK_PATIENCE: Duration = Duration::from_millis(300);
@@ -53,13 +55,18 @@ pub enum ListenError {
     },
 }
 
+/// Numbers of a device (major, minor) and of an inode on it.
+type Identity = (u32, u32, u64);
+
 /// A listening socket with a path. Dropping it removes the path if it still belongs to this socket.
 #[derive(Debug)]
 pub struct PathListener {
     listener: UnixListener,
     path: PathBuf,
+    /// The path's directory. It stays open because the sandbox lets nothing be opened.
+    directory: File,
     /// Device and inode of the path; the inode cannot be reused while the socket is open.
-    identity: (u64, u64),
+    identity: Identity,
 }
 
 /// An inherited socket.
@@ -75,7 +82,8 @@ impl PathListener {
     /// Listens on `path`, and replaces a stale socket there.
     pub fn bind(path: &Path) -> Result<Self, ListenError> {
         let failed = |step| move |source| ListenError::Path { path: path.to_owned(), step, source };
-        let lock = lock_directory(path).map_err(failed("locking its directory"))?;
+        let directory = open_directory(path).map_err(failed("locking its directory"))?;
+        lock(&directory).map_err(failed("locking its directory"))?;
         match fs::symlink_metadata(path) {
             Ok(metadata) if !metadata.file_type().is_socket() => {
                 return Err(ListenError::NotASocket(path.to_owned()));
@@ -88,14 +96,20 @@ impl PathListener {
             Err(error) => return Err(failed("looking at it")(error)),
         }
         let listener = UnixListener::bind(path).map_err(failed("binding it"))?;
-        let identity = identity(path).map_err(failed("looking at it"))?;
-        drop(lock);
-        Ok(Self { listener, path: path.to_owned(), identity })
+        let identity = identity(&directory, path).map_err(failed("looking at it"))?;
+        flock(&directory, FlockOperation::Unlock)
+            .map_err(|error| failed("unlocking its directory")(error.into()))?;
+        Ok(Self { listener, path: path.to_owned(), directory, identity })
     }
 
     /// Where it listens.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Its directory.
+    pub fn directory(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
     }
 
     /// The socket.
@@ -118,12 +132,12 @@ impl AsRawFd for PathListener {
 
 impl Drop for PathListener {
     fn drop(&mut self) {
-        // Without the lock (it fails if the directory is gone), another's socket could be mistaken for this one.
-        if lock_directory(&self.path).is_ok_and(|_lock| {
-            identity(&self.path).is_ok_and(|found| found == self.identity)
-                && fs::remove_file(&self.path).is_err()
-        }) {
-            log::warn!("Socket {} could not be removed", self.path.display());
+        // Without the lock, another's socket could be mistaken for this one.
+        if lock(&self.directory).is_ok()
+            && identity(&self.directory, &self.path).is_ok_and(|found| found == self.identity)
+            && let Err(error) = unlinkat(&self.directory, name(&self.path), AtFlags::empty())
+        {
+            log::warn!("Socket {} could not be removed: {error}", self.path.display());
         }
     }
 }
@@ -170,25 +184,33 @@ fn is_alive(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Locks the directory of `path` against other processes that bind there, until the file is closed.
-fn lock_directory(path: &Path) -> io::Result<File> {
+fn open_directory(path: &Path) -> io::Result<File> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let directory = File::open(parent.unwrap_or(Path::new(".")))?;
+    File::open(parent.unwrap_or(Path::new(".")))
+}
+
+/// Locks the directory against other processes that bind there, until it is unlocked or closed.
+fn lock(directory: &File) -> io::Result<()> {
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
-        match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(directory),
+        match flock(directory, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
             Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {}
             Err(error) => return Err(error.into()),
         }
         // The kernel has no flock with a timeout, and a back-end holds the lock for less than this.
-        thread::sleep(LOCK_RETRY);
+        wake::sleep(LOCK_RETRY);
     }
 }
 
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    let metadata = fs::symlink_metadata(path)?;
-    Ok((metadata.dev(), metadata.ino()))
+/// The path's last component: its name in its directory.
+fn name(path: &Path) -> &OsStr {
+    path.file_name().unwrap_or_default()
+}
+
+fn identity(directory: &File, path: &Path) -> io::Result<Identity> {
+    let status = statx(directory, name(path), AtFlags::SYMLINK_NOFOLLOW, StatxFlags::INO)?;
+    Ok((status.stx_dev_major, status.stx_dev_minor, status.stx_ino))
 }
 
 #[cfg(test)]
@@ -196,6 +218,7 @@ mod tests {
     use std::os::fd::IntoRawFd;
     use std::os::unix::net::UnixDatagram;
     use std::sync::{Arc, Barrier};
+    use std::thread;
 
     use super::*;
 
@@ -296,12 +319,12 @@ mod tests {
         let directory = directory();
         let path = directory.path().join("gpu.sock");
         drop(UnixListener::bind(&path).unwrap());
-        let before = identity(&path).unwrap();
         let other = File::open(directory.path()).unwrap();
+        let before = identity(&other, &path).unwrap();
         flock(&other, FlockOperation::LockShared).unwrap();
         let error = PathListener::bind(&path).unwrap_err();
         assert!(matches!(&error, ListenError::Path { step: "locking its directory", .. }), "{error:?}");
-        assert_eq!(identity(&path).unwrap(), before);
+        assert_eq!(identity(&other, &path).unwrap(), before);
         drop(other);
         PathListener::bind(&path).unwrap();
     }

@@ -1,5 +1,6 @@
 //! The MirrorGPU back-end.
 
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -13,11 +14,15 @@ use mirrorgpu::fault_injection::Injection;
 use mirrorgpu::front_end_check::{Findings, Severity};
 use mirrorgpu::limits;
 use mirrorgpu::listener::{Inherited, PathListener};
+use mirrorgpu::sandbox::{self, Needs};
 use mirrorgpu::server::{Server, Source};
 use mirrorgpu::session::start::DeviceSettings;
 use mirrorgpu::signals::StopSignals;
 use mirrorgpu::telemetry::instruments::Instruments;
+use mirrorgpu::telemetry::record_dir::RecordDir;
+use mirrorgpu::threads::pool;
 use mirrorgpu::vhost_user::memory::sigbus;
+use mirrorgpu::wake::Wakers;
 
 /// Exit codes of `--check-front-end`; a wrong command line also exits with the second.
 const FRONT_END_AT_FAULT: u8 = 1;
@@ -35,15 +40,20 @@ fn main() -> ExitCode {
         println!("{}", CAPABILITIES.json());
         return ExitCode::SUCCESS;
     }
-    match run(&args) {
-        Ok(Verdict::Clean) => ExitCode::SUCCESS,
-        Ok(Verdict::FrontEndAtFault) => ExitCode::from(FRONT_END_AT_FAULT),
+    let code = match run(&args) {
+        Ok(Verdict::Clean) => 0,
+        Ok(Verdict::FrontEndAtFault) => FRONT_END_AT_FAULT,
         Err(e) => {
             eprintln!("mirrorgpu: {}", mirrorgpu::error::chain(e.as_ref()));
             // With the flag, 1 means a finding about the front-end.
-            if args.check_front_end { ExitCode::from(COULD_NOT_JUDGE) } else { ExitCode::FAILURE }
+            if args.check_front_end { COULD_NOT_JUDGE } else { 1 }
         }
-    }
+    };
+    // A write that fails has no one left to be told of it.
+    let _ = std::io::stdout().flush();
+    // SAFETY: ends the process at once. What the standard library would do at a return from here is not in the sandbox;
+    // `run` has dropped all that it used.
+    unsafe { libc::_exit(code.into()) }
 }
 
 fn run(args: &Args) -> Result<Verdict, Box<dyn std::error::Error>> {
@@ -61,7 +71,12 @@ fn run(args: &Args) -> Result<Verdict, Box<dyn std::error::Error>> {
     sigbus::install()?;
     let stats = Arc::new(Stats::default());
     let injection = Arc::new(Injection::new(&args.inject));
-    let instruments = Instruments::start(args.engines(), args.record_dir.clone(), Arc::clone(&stats))?;
+    let control = args.control_socket.as_deref().map(PathListener::bind).transpose()?;
+    let record = args.record_dir.as_deref().map(RecordDir::open).transpose()?;
+    let sockets = source.path_listener().into_iter().chain(&control).collect();
+    sandbox::prepare(args.sandbox, &Needs { sockets, record: record.as_ref() })?;
+    pool::start(args.engines())?;
+    let instruments = Instruments::start(args.engines(), record, Arc::clone(&stats))?;
     if args.check_front_end {
         instruments.front_end.turn_on();
     }
@@ -71,15 +86,17 @@ fn run(args: &Args) -> Result<Verdict, Box<dyn std::error::Error>> {
         injection: Arc::clone(&injection),
         stop: Box::new(StopSignals::request_stop),
     };
-    let control = start_control(args, hooks)?;
+    let control = control.map(|listener| ControlServer::start(listener, hooks)).transpose()?;
     let server = Server {
         device: device_settings(args, &injection),
         stats: Arc::clone(&stats),
         instruments: Arc::clone(&instruments),
         signals,
+        wakers: Wakers::new()?,
         once: args.once,
         check_front_end: args.check_front_end,
     };
+    sandbox::enter_last(args.quotas.max_descriptors)?;
     let result = server.run(source);
     instruments.flush();
     drop(control);
@@ -97,11 +114,6 @@ fn verdict(findings: &Findings) -> Verdict {
     let [certain, likely, notes] = Severity::ALL.map(|severity| findings.of(severity));
     eprintln!("mirrorgpu: findings about the front-end: {certain} certain, {likely} likely; notes: {notes}");
     if findings.accuse() { Verdict::FrontEndAtFault } else { Verdict::Clean }
-}
-
-fn start_control(args: &Args, hooks: Hooks) -> Result<Option<ControlServer>, Box<dyn std::error::Error>> {
-    let Some(path) = &args.control_socket else { return Ok(None) };
-    Ok(Some(ControlServer::start(PathListener::bind(path)?, hooks)?))
 }
 
 fn device_settings(args: &Args, injection: &Arc<Injection>) -> DeviceSettings {

@@ -20,7 +20,7 @@ use crate::session::start::{DeviceSettings, start};
 use crate::signals::StopSignals;
 use crate::telemetry::instruments::Instruments;
 use crate::vhost_user::session_end::SessionEnd;
-use crate::wake::{Poller, Waker};
+use crate::wake::{Poller, Wakers};
 
 const LISTENER: u64 = 0;
 const SIGNAL: u64 = 1;
@@ -41,6 +41,14 @@ impl Source {
     /// Listens on `path`.
     pub fn bind(path: &Path) -> Result<Self, ListenError> {
         PathListener::bind(path).map(Self::Path)
+    }
+
+    /// The socket with a path, if it is one.
+    pub fn path_listener(&self) -> Option<&PathListener> {
+        match self {
+            Self::Path(listener) => Some(listener),
+            Self::Listening(_) | Self::Connected(_) => None,
+        }
     }
 
     fn listener(&self) -> Option<&UnixListener> {
@@ -80,6 +88,8 @@ pub struct Server {
     pub instruments: Arc<Instruments>,
     /// Signals that end the process.
     pub signals: StopSignals,
+    /// The eventfds of the sessions.
+    pub wakers: Wakers,
     /// Whether to end after the first front-end.
     pub once: bool,
     /// Whether front-ends are checked.
@@ -151,12 +161,12 @@ impl Server {
 
     fn serve(&self, stream: UnixStream) -> io::Result<SessionEnd> {
         self.stats.connections.add(1);
-        let waker = Waker::new()?;
-        let mut state = start(&self.device, &self.stats, &self.instruments, &waker)?;
+        self.wakers.clear();
+        let mut state = start(&self.device, &self.stats, &self.instruments, &self.wakers)?;
         if self.check_front_end {
             state.check_front_end(self.device.miss_timeout);
         }
-        let session = Session::new(stream, state, waker, &self.signals)?;
+        let session = Session::new(stream, state, self.wakers.session.clone(), &self.signals)?;
         info!("A front-end has connected");
         let end = session.run();
         match &end {

@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
-use rustix::process::{Signal, getpid, kill_process};
+use rustix::process::getpid;
 
 /// The signals that request an orderly end.
 const STOP: [libc::c_int; 2] = [libc::SIGTERM, libc::SIGINT];
@@ -48,10 +48,11 @@ impl StopSignals {
         }
     }
 
-    /// Asks this process to end, as an external `kill` would.
+    /// Asks this process to end: sends SIGTERM to its main thread, which takes it.
     pub fn request_stop() {
-        // A signal to the own process cannot fail.
-        let _ = kill_process(getpid(), Signal::TERM);
+        let process = getpid().as_raw_nonzero().get();
+        // SAFETY: tgkill takes three numbers. A signal to the own process cannot fail; the main thread has its number.
+        let _ = unsafe { libc::syscall(libc::SYS_tgkill, process, process, libc::SIGTERM) };
     }
 }
 

@@ -1,8 +1,10 @@
-//! The threads of a device. Each has an owner that tells it to end and waits until it has ended, also when a session
-//! cannot start because a later thread or descriptor is not available. If a thread fails or panics, half of the device
-//! would be left in service: the failure is reported, and the session ends. Knows nothing of what the threads do.
+//! The threads of a device. Each has an owner that tells it to end and waits until it has done its work, also when a
+//! session cannot start because a descriptor is not available. If a thread fails or panics, half of the device would be
+//! left in service: the failure is reported, and the session ends. Knows nothing of what the threads do.
 
 mod interrupt;
+pub mod kind;
+pub mod pool;
 #[cfg(test)]
 mod tests;
 
@@ -11,10 +13,12 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
 use crate::wake::Waker;
+use kind::ThreadKind;
+use pool::Worker;
 
 /// Why a thread of the device ended too early.
 #[derive(Debug, thiserror::Error)]
@@ -66,25 +70,24 @@ impl ThreadFailures {
 /// How long a thread that was told to end may take before a system call that keeps it is interrupted.
 const BLOCKED: Duration = Duration::from_millis(20);
 
-/// A running thread of a device. Dropping it waits for its end: its owner must have told it to end. A front-end can make
-/// a write to its own descriptors block, whatever is checked before: such a system call is interrupted.
+/// A thread that works for a device. Dropping it waits for the end of that work: its owner must have told it to end. A
+/// front-end can make a write to its own descriptors block, whatever is checked before: such a system call is interrupted.
 #[derive(Debug)]
 pub struct DeviceThread {
     /// `None` only while it is being dropped.
-    handle: Option<JoinHandle<()>>,
-    /// Disconnected at the thread's end. The lock makes it shareable; only the drop uses it.
+    worker: Option<Worker>,
+    /// Disconnected at the end of the work. The lock makes it shareable; only the drop uses it.
     ended: Mutex<Receiver<()>>,
 }
 
 impl DeviceThread {
-    /// Starts a thread. If `body` fails or panics, that is reported to `failures` after everything that `body` owned
-    /// was dropped.
+    /// Has a thread do this. If `body` fails or panics, that is reported to `failures` after everything that `body`
+    /// owned was dropped.
     pub fn spawn(
-        name: &str,
+        (kind, name): (ThreadKind, &str),
         failures: &ThreadFailures,
         body: impl FnOnce() -> io::Result<()> + Send + 'static,
     ) -> io::Result<Self> {
-        interrupt::install()?;
         let (failures, own_name) = (failures.clone(), name.to_owned());
         let (running, ended) = channel::<()>();
         let run = move || {
@@ -100,24 +103,23 @@ impl DeviceThread {
                 }
             }
         };
-        let handle = thread::Builder::new().name(name.to_owned()).spawn(run)?;
-        Ok(Self { handle: Some(handle), ended: Mutex::new(ended) })
+        let worker = pool::take(kind, name)?;
+        worker.run(Box::new(run))?;
+        Ok(Self { worker: Some(worker), ended: Mutex::new(ended) })
     }
 }
 
 impl Drop for DeviceThread {
     fn drop(&mut self) {
-        // A thread that drops the last handle of its own service cannot join itself: it is about to end.
-        if let Some(handle) =
-            self.handle.take().filter(|handle| handle.thread().id() != thread::current().id())
-        {
+        let Some(worker) = self.worker.take() else { return };
+        // A thread that drops the last handle of its own service cannot wait for itself: its work is about to end.
+        if worker.handle().thread().id() != thread::current().id() {
             let ended = self.ended.get_mut().unwrap_or_else(PoisonError::into_inner);
             while ended.recv_timeout(BLOCKED) == Err(RecvTimeoutError::Timeout) {
-                interrupt::interrupt(&handle);
+                interrupt::interrupt(worker.handle());
             }
-            // A panic was already reported.
-            let _ = handle.join();
         }
+        pool::give_back(worker);
     }
 }
 

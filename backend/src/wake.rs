@@ -3,9 +3,11 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use device_model::session::miss_port::SessionWaker;
 use epoll::{ControlOptions, Event, Events};
+use rustix::event::Timespec;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// A wake-up; several before the other thread runs count as one.
@@ -39,6 +41,39 @@ impl SessionWaker for Waker {
 impl AsRawFd for Waker {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
+    }
+}
+
+/// The eventfds of a session, one for the session's thread and one for the queue thread. They last for all sessions, as the
+/// sandbox lets no more be made.
+#[derive(Clone)]
+pub struct Wakers {
+    /// Wakes the session's thread.
+    pub session: Waker,
+    /// Wakes the queue thread.
+    pub queue: Waker,
+}
+
+impl Wakers {
+    /// Two new eventfds.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { session: Waker::new()?, queue: Waker::new()? })
+    }
+
+    /// Clears what is left of the session before.
+    pub fn clear(&self) {
+        self.session.clear();
+        self.queue.clear();
+    }
+}
+
+/// Sleeps for this long. By the system call that polls, as the sandbox has no other.
+pub fn sleep(time: Duration) {
+    let begin = Instant::now();
+    while let Some(left) = time.checked_sub(begin.elapsed()).filter(|left| !left.is_zero()) {
+        let Ok(left) = Timespec::try_from(left) else { return };
+        // A signal ends it early; there is no other error.
+        let _ = rustix::event::poll(&mut [], Some(&left));
     }
 }
 

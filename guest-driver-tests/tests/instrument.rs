@@ -277,7 +277,7 @@ fn time(event: &Value, key: &str) -> f64 {
 
 #[test]
 fn the_trace_shows_an_ack_that_waits_for_the_last_step_of_a_job() {
-    let backend = Backend::start(&["--drain-timeout", "10s"]).unwrap();
+    let backend = Backend::start_recording(&["--drain-timeout", "10s"]).unwrap();
     let mut client = Client::new(&backend, Mode::Fence);
     let ticket = client.submit(
         Stream::new().fill(whole(1), 1).spin(SpinBehaviour::Preemptible, 50_000_000).fill(whole(1), 2),
@@ -435,8 +435,7 @@ fn a_violation_is_told_with_names_and_leaves_a_trace() {
     assert!(report.contains("which is resource 1 (backing entry 0, offset 0x0)"), "{report}");
     assert!(report.contains(&job), "{report}");
     // Printed, kept and told alike.
-    let log = backend.stderr();
-    assert!(report.lines().all(|line| log.contains(line.trim())), "{log}");
+    assert!(report.lines().all(|line| backend.has_said(line.trim())), "{}", backend.stderr());
     assert_eq!(client.ask("violations")["violations"], json!([violation]));
     let file = report.lines().last().unwrap().trim_start().strip_prefix("trace").unwrap().trim();
     let trace: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
@@ -462,6 +461,7 @@ fn the_log_says_whether_an_iommu_is_mirrored() {
         let backend = Backend::start::<&str>(&[]).unwrap();
         let mut guest = SoftGuest::boot(&backend, config).unwrap();
         guest.reboot().unwrap();
+        assert!(backend.has_said(said), "{}", backend.stderr());
         assert_eq!(backend.stderr().matches(said).count(), 1, "{}", backend.stderr());
     }
 }

@@ -1,8 +1,8 @@
 //! One client of the control socket: reads bytes, splits them into lines, sends answers. Memory is bounded: while
 //! answers are unsent nothing is read. Knows nothing of commands, nor of the kind of its stream.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::net::UnixStream;
 
 use super::commands;
 
@@ -13,8 +13,8 @@ const MAX_UNASKED: usize = 256 << 10;
 /// Maximum number of bytes per read.
 const READ: usize = 4 << 10;
 
-/// A connected client.
-pub(super) struct Client<S = UnixStream> {
+/// A connected client. Its socket is used as a file: read(2) and write(2) are in the sandbox, recv(2) is not.
+pub(super) struct Client<S = File> {
     stream: S,
     /// Bytes received but not handled: less than a line, unless answers are unsent.
     input: Vec<u8>,
@@ -181,6 +181,8 @@ fn is_temporary(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
     use super::*;
 
     #[test]

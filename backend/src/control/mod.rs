@@ -12,11 +12,12 @@ pub mod conversation;
 mod tests;
 mod views;
 
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 use device_model::telemetry::stats::Stats;
 use epoll::Events;
@@ -24,6 +25,8 @@ use epoll::Events;
 use crate::fault_injection::Injection;
 use crate::listener::PathListener;
 use crate::telemetry::instruments::Instruments;
+use crate::threads::kind::ThreadKind;
+use crate::threads::pool::spawn_confined;
 use crate::wake::{Poller, Waker};
 use client::{Client, Interest};
 
@@ -54,20 +57,23 @@ pub struct Hooks {
 pub struct ControlServer {
     wake: Waker,
     thread: Option<JoinHandle<()>>,
+    /// Removed by the owner: the control thread may remove no file.
+    _listener: Arc<PathListener>,
 }
 
 impl ControlServer {
     /// Serves clients of `listener` on its own thread.
     pub fn start(listener: PathListener, hooks: Hooks) -> io::Result<Self> {
         let wake = Waker::new()?;
-        let mut server = Server::new(listener, hooks, wake.clone())?;
+        let listener = Arc::new(listener);
+        let mut server = Server::new(Arc::clone(&listener), hooks, wake.clone())?;
         let body = move || {
             if let Err(error) = server.run() {
                 log::error!("The control socket is out of service: {error}");
             }
         };
-        let thread = thread::Builder::new().name("control".to_owned()).spawn(body)?;
-        Ok(Self { wake, thread: Some(thread) })
+        let thread = spawn_confined(ThreadKind::Control, ThreadKind::Control.name(), body)?;
+        Ok(Self { wake, thread: Some(thread), _listener: listener })
     }
 }
 
@@ -83,7 +89,7 @@ impl Drop for ControlServer {
 /// The control thread's state.
 struct Server {
     poller: Poller,
-    listener: PathListener,
+    listener: Arc<PathListener>,
     /// Watched by the poller, so it has to stay open as long as that.
     _wake: Waker,
     hooks: Hooks,
@@ -93,7 +99,7 @@ struct Server {
 }
 
 impl Server {
-    fn new(listener: PathListener, hooks: Hooks, wake: Waker) -> io::Result<Self> {
+    fn new(listener: Arc<PathListener>, hooks: Hooks, wake: Waker) -> io::Result<Self> {
         listener.listener().set_nonblocking(true)?;
         let poller = Poller::new()?;
         hooks.instruments.outbox.open();
@@ -150,10 +156,11 @@ impl Server {
 
     fn admit(&mut self, stream: UnixStream) -> io::Result<()> {
         stream.set_nonblocking(true)?;
+        let mut stream = File::from(OwnedFd::from(stream));
         let Some(index) = self.clients.iter().position(Option::is_none) else {
             let refusal =
                 commands::error("GenericError", &format!("{MAX_CLIENTS} clients are connected already"));
-            return (&stream).write_all(format!("{refusal}\n").as_bytes());
+            return stream.write_all(format!("{refusal}\n").as_bytes());
         };
         let fd = stream.as_raw_fd();
         self.poller.add(fd, CLIENTS + index as u64, Events::empty())?;

@@ -31,6 +31,7 @@ use device_model::telemetry::stats::Stats;
 use picture::Picture;
 use queries::{DisplayQueries, QueuedQuery};
 
+use crate::threads::kind::ThreadKind;
 use crate::threads::{DeviceThread, ThreadFailures};
 
 /// Time limit of a query: less than the 5 s after which Linux's driver continues without a display.
@@ -109,8 +110,13 @@ impl Display {
             stats,
         });
         let mut inner = Inner { shared: shared.clone(), threads: Vec::new() };
-        inner.threads.push(start("display", failures, shared.clone(), worker::serve)?);
-        inner.threads.push(start("display-clock", failures, shared, worker::give_up_late_questions)?);
+        inner.threads.push(start(ThreadKind::Display, failures, shared.clone(), worker::serve)?);
+        inner.threads.push(start(
+            ThreadKind::DisplayClock,
+            failures,
+            shared,
+            worker::give_up_late_questions,
+        )?);
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -146,7 +152,7 @@ impl Display {
 }
 
 fn start(
-    name: &str,
+    kind: ThreadKind,
     failures: &ThreadFailures,
     shared: Arc<Shared>,
     body: fn(&Shared),
@@ -155,7 +161,7 @@ fn start(
         body(&shared);
         Ok(())
     };
-    DeviceThread::spawn(name, failures, body)
+    DeviceThread::spawn((kind, kind.name()), failures, body)
 }
 
 impl Drop for Inner {

@@ -1,7 +1,7 @@
 //! The two threads of the display. Knows the order of their work; the protocol is in [`super::link`], the content in
 //! [`super::picture`].
 
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
@@ -152,6 +152,6 @@ fn next(state: &mut DisplayState, link: &mut Option<Link>) -> Option<Next> {
 }
 
 /// Whether the other end of an unused socket is closed.
-fn closed_by_peer(mut socket: &UnixStream) -> bool {
-    socket.set_nonblocking(true).is_ok() && matches!(socket.read(&mut [0; 1]), Ok(0))
+fn closed_by_peer(socket: &UnixStream) -> bool {
+    socket.set_nonblocking(true).is_ok() && rustix::io::read(socket, &mut [0; 1]) == Ok(0)
 }

@@ -4,7 +4,6 @@
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use device_model::jobs::engine::{EngineHost, Leaves, Left, Running, SPIN_STEP, STEP_BYTES};
@@ -18,7 +17,9 @@ use device_model::telemetry::stats::Stats;
 use crate::engines::starvation::ThreadName;
 use crate::fault_injection::{Bug, Injection, steps};
 use crate::telemetry::instruments::EventSink;
+use crate::threads::kind::ThreadKind;
 use crate::threads::{DeviceThread, ThreadFailures};
+use crate::wake;
 use device_model::session::miss_port::MissPort;
 
 /// What an engine works with. All of it is shared except the reader.
@@ -78,7 +79,7 @@ impl EngineHost for Host<'_> {
             self.stats.tlb_misses.add(misses);
         }
         if let Some(delay) = self.injection.delay(Bug::StepDelay) {
-            thread::sleep(delay);
+            wake::sleep(delay);
         }
         let end = self.scheduler.now();
         self.last = Some(end);
@@ -120,7 +121,7 @@ impl Engine {
             self.run();
             Ok(())
         };
-        DeviceThread::spawn(name, failures, body)
+        DeviceThread::spawn((ThreadKind::Engine, name), failures, body)
     }
 
     fn run(self) {
@@ -160,7 +161,7 @@ impl Engine {
                     running = job.step(&self.reader, &mut host);
                     // Outside of any section, so no drain waits for this.
                     if std::mem::take(&mut host.spins) && running.is_continue() {
-                        thread::sleep(SPIN_STEP);
+                        wake::sleep(SPIN_STEP);
                     }
                 }
                 ControlFlow::Break(left) => {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use device_model::jobs::scheduler::Scheduler;
 
 use self::engine::Engine;
+use crate::threads::pool::engine_name;
 use crate::threads::{DeviceThread, ThreadFailures};
 
 /// The running engines. Dropping them discards all jobs and waits until each thread has ended at its next step.
@@ -27,7 +28,7 @@ impl Engines {
 
     /// Starts another engine.
     pub fn start(&mut self, engine: Engine) -> io::Result<()> {
-        let name = format!("engine-{}", self.threads.len());
+        let name = engine_name(self.threads.len());
         self.threads.push(engine.spawn(&name, &self.failures)?);
         Ok(())
     }

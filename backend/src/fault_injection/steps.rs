@@ -1,12 +1,12 @@
 //! Fault injection into the steps of jobs. Knows jobs; knows nothing of threads except that a step can take its time.
 
-use std::thread;
 use std::time::Duration;
 
 use device_model::jobs::job::{Job, Step};
 use device_model::mmu::{JobMemory, Missing, SeededBug};
 
 use super::{Bug, Grade, Injection};
+use crate::wake;
 
 /// Duration of a stuck job's step: longer than a drain may take, and shorter than the end of a session.
 const STUCK: Duration = Duration::from_millis(600);
@@ -21,7 +21,7 @@ pub(crate) fn instead_of_step(injection: &Injection, job: &Job, memory: &impl Jo
             Some(Grade::Yielding) => return Some(Step::Spinning { stubborn: false }),
             Some(Grade::Stubborn) => return Some(Step::Spinning { stubborn: true }),
             Some(Grade::Stuck) => {
-                thread::sleep(STUCK);
+                wake::sleep(STUCK);
                 return Some(Step::Yield);
             }
             None => {}

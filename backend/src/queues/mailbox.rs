@@ -70,9 +70,9 @@ pub struct Mailbox {
 }
 
 impl Mailbox {
-    /// An empty mailbox, with an eventfd of its own.
-    pub fn new() -> std::io::Result<Self> {
-        Ok(Self { messages: Arc::default(), waker: Waker::new()? })
+    /// An empty mailbox; `waker` wakes the queue thread.
+    pub fn new(waker: Waker) -> Self {
+        Self { messages: Arc::default(), waker }
     }
 
     /// Adds a message and wakes the thread.

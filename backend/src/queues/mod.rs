@@ -32,6 +32,7 @@ use self::ring::{Pending, Published, SharedRing, Taken, Virtqueue};
 use crate::display::Display;
 use crate::fault_injection::{Bug, Injection};
 use crate::telemetry::instruments::EventSink;
+use crate::threads::kind::ThreadKind;
 use crate::threads::{DeviceThread, ThreadFailures};
 use crate::wake::Poller;
 use device_model::session::miss_port::{MissAnswer, MissPort, RingWait, Waiter};
@@ -92,7 +93,8 @@ impl QueueThread {
         let poller = Arc::new(Poller::new()?);
         poller.add(self.mailbox.as_raw_fd(), MAILBOX, Events::EPOLLIN | Events::EPOLLET)?;
         let (rings, mailbox, waits_at) = (Arc::clone(&self.rings), self.mailbox.clone(), Arc::clone(&poller));
-        let thread = DeviceThread::spawn("queue", failures, move || self.run(&waits_at))?;
+        let which = (ThreadKind::Queue, ThreadKind::Queue.name());
+        let thread = DeviceThread::spawn(which, failures, move || self.run(&waits_at))?;
         Ok(QueueHandle { rings, mailbox, poller, _thread: thread })
     }
 

@@ -79,7 +79,7 @@ impl SharedRing {
                     "An interrupt was not delivered before its ring was stopped: does the front-end block its eventfd?"
                 );
             }
-            std::thread::sleep(Duration::from_micros(50));
+            crate::wake::sleep(Duration::from_micros(50));
         }
     }
 

@@ -139,7 +139,7 @@ mod tests {
     use super::*;
     use crate::session::start::{DeviceSettings, start};
     use crate::telemetry::instruments::Instruments;
-    use crate::wake::Waker;
+    use crate::wake::Wakers;
 
     #[repr(align(4096))]
     struct Page([u8; PAGE_SIZE as usize]);
@@ -149,7 +149,7 @@ mod tests {
     fn turns_until_answered(most: &[usize]) -> Vec<usize> {
         let (settings, stats) = (DeviceSettings::for_tests(), Arc::new(Stats::default()));
         let instruments = Instruments::start(settings.engines, None, Arc::clone(&stats)).unwrap();
-        let mut state = start(&settings, &stats, &instruments, &Waker::new().unwrap()).unwrap();
+        let mut state = start(&settings, &stats, &instruments, &Wakers::new().unwrap()).unwrap();
         let mut page = Box::new(Page([0; PAGE_SIZE as usize]));
         // SAFETY: the memory behind these translations is never accessed, and the page outlives them.
         let host = unsafe { HostRange::new(page.0.as_mut_ptr(), page.0.len()) };

@@ -30,7 +30,7 @@ use crate::queues::{MAX_QUEUE_SIZE, QueueThread};
 use crate::telemetry::instruments::query_channel::Connection;
 use crate::telemetry::instruments::{Instruments, Producer};
 use crate::threads::ThreadFailures;
-use crate::wake::{Poller, Waker};
+use crate::wake::{Poller, Waker, Wakers};
 use device_model::session::miss_port::MissPort;
 
 /// The configuration of a device.
@@ -66,19 +66,21 @@ impl DeviceSettings {
     }
 }
 
-/// Starts the threads of a session; `waker` wakes the session. If one cannot start, those already started end.
+/// Starts the threads of a session, which `wakers` wake. If one cannot start, those already started end.
 pub fn start(
     settings: &DeviceSettings,
     stats: &Arc<Stats>,
     instruments: &Arc<Instruments>,
-    waker: &Waker,
+    wakers: &Wakers,
 ) -> io::Result<SessionState> {
+    let waker = &wakers.session;
     // One reader for each engine, and one for the queue thread.
     let config = MirrorConfig { readers: settings.engines + 1, table_limit: settings.iotlb_limit };
     let drain_waker = LastOneOut { session: waker.clone(), injection: Arc::clone(&settings.injection) };
     let (writer, mut readers) = mirror(config, Arc::new(drain_waker));
     let Some(ring_reader) = readers.pop() else { unreachable!("The mirror was asked for a reader") };
-    let (mailbox, miss_port) = (Mailbox::new()?, MissPort::new(Arc::new(waker.clone())));
+    let mailbox = Mailbox::new(wakers.queue.clone());
+    let miss_port = MissPort::new(Arc::new(waker.clone()));
     let scheduler = Arc::new(Scheduler::new(instruments.clock().shared()));
     let answers = mailbox.clone();
     let failures = ThreadFailures::new(waker.clone());

@@ -2,5 +2,6 @@
 //! and faults, [`trace`] writes the flight recorder for Perfetto.
 
 pub mod instruments;
+pub mod record_dir;
 pub mod reports;
 pub mod trace;

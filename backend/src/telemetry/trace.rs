@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::path::Path;
 use std::time::Duration;
 
 use device_model::addr::{Access, Iova};
@@ -17,9 +16,9 @@ use serde_json::{Value, json};
 /// All tracks belong to one process.
 const PID: u32 = 1;
 
-/// Writes the trace to a file, which is created or overwritten.
-pub fn write(path: &Path, tracks: &[Snapshot]) -> io::Result<()> {
-    let mut file = BufWriter::new(File::create(path)?);
+/// Writes the trace to a file.
+pub fn write(file: File, tracks: &[Snapshot]) -> io::Result<()> {
+    let mut file = BufWriter::new(file);
     serde_json::to_writer(&mut file, &render(tracks))?;
     file.flush()
 }

@@ -19,6 +19,7 @@ use crate::session::start::{DeviceSettings, start};
 use crate::session::{Session, SessionState};
 use crate::telemetry::instruments::Instruments;
 use crate::vhost_user::session_end::SessionEnd;
+use crate::wake::Wakers;
 
 /// Time limit of every wait in these tests.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -27,14 +28,14 @@ const PATIENCE: Duration = Duration::from_secs(20);
 fn end_after(fail: impl FnOnce(&SessionState, &Injection) + Send + 'static) -> String {
     let (sender, ended) = channel();
     let session = move || {
-        let (settings, stats, waker) =
-            (DeviceSettings::for_tests(), Arc::new(Stats::default()), Waker::new().unwrap());
+        let (settings, stats, wakers) =
+            (DeviceSettings::for_tests(), Arc::new(Stats::default()), Wakers::new().unwrap());
         let instruments = Instruments::start(settings.engines, None, Arc::clone(&stats)).unwrap();
-        let state = start(&settings, &stats, &instruments, &waker).unwrap();
+        let state = start(&settings, &stats, &instruments, &wakers).unwrap();
         fail(&state, &settings.injection);
         let (ours, _front_end) = UnixStream::pair().unwrap();
         let (signal, _never) = UnixStream::pair().unwrap();
-        let end = Session::new(ours, state, waker, &signal).unwrap().run();
+        let end = Session::new(ours, state, wakers.session, &signal).unwrap().run();
         assert!(matches!(end, SessionEnd::ThreadFailed(_)), "{end:?}");
         assert!(instruments.query_channel.connection().is_err());
         sender.send(crate::error::chain(&end)).unwrap();
@@ -114,7 +115,7 @@ fn a_dropped_thread_has_ended_and_one_that_does_its_work_reports_nothing() {
     let failures = ThreadFailures::new(Waker::new().unwrap());
     let ended = Arc::new(AtomicBool::new(false));
     let theirs = Arc::clone(&ended);
-    let thread = DeviceThread::spawn("test", &failures, move || {
+    let thread = DeviceThread::spawn((ThreadKind::Queue, "test"), &failures, move || {
         thread::sleep(Duration::from_millis(20));
         theirs.store(true, Ordering::Release);
         Ok(())
@@ -129,16 +130,17 @@ fn a_thread_that_blocks_in_a_system_call_is_interrupted_when_it_has_to_end() {
     let (reader, mut writer) = std::io::pipe().unwrap();
     let (blocks, is_blocking) = std::sync::mpsc::channel();
     let waker = Waker::new().unwrap();
-    let thread = DeviceThread::spawn("blocked", &ThreadFailures::new(waker), move || {
-        blocks.send(()).unwrap();
-        // `read_exact` would try again.
-        let mut byte = [0];
-        match (&reader).read(&mut byte) {
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(()),
-            other => panic!("The read was not interrupted: {other:?}"),
-        }
-    })
-    .unwrap();
+    let thread =
+        DeviceThread::spawn((ThreadKind::Queue, "blocked"), &ThreadFailures::new(waker), move || {
+            blocks.send(()).unwrap();
+            // `read_exact` would try again.
+            let mut byte = [0];
+            match (&reader).read(&mut byte) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(()),
+                other => panic!("The read was not interrupted: {other:?}"),
+            }
+        })
+        .unwrap();
     is_blocking.recv().unwrap();
     let begin = std::time::Instant::now();
     drop(thread);

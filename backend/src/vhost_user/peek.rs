@@ -3,14 +3,16 @@
 //! needs that (its `recv_data` is one recvmsg), and MSG_PEEK cannot see past a segment with descriptors. Also receives
 //! whole messages with their descriptors, for the few that the crate does not know. Nothing blocks.
 
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ioctl_fionread};
-use rustix::net::{self, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags};
+use rustix::net::{
+    self, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendFlags,
+};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::Header;
@@ -151,8 +153,9 @@ pub fn receive(socket: &UnixStream, into: &mut [IoSliceMut<'_>]) -> io::Result<(
 
 /// Reads up to the length of `bytes` without consuming anything.
 fn peek(socket: &UnixStream, bytes: &mut [u8]) -> io::Result<usize> {
-    let (read, _) = net::recv(socket, bytes, RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
-    Ok(read)
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    let mut no_descriptors = RecvAncillaryBuffer::default();
+    Ok(net::recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut no_descriptors, flags)?.bytes)
 }
 
 /// Number of bytes that can be read from the socket.
@@ -173,7 +176,8 @@ pub fn is_unread(socket: &impl AsFd) -> bool {
 /// socket is full; try again when it is writable.
 pub fn send_whole(socket: &impl AsFd, message: &(impl IntoBytes + Immutable)) -> io::Result<bool> {
     let bytes = message.as_bytes();
-    match net::send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    match net::sendmsg(socket, &[IoSlice::new(bytes)], &mut SendAncillaryBuffer::default(), flags) {
         Ok(sent) if sent == bytes.len() => Ok(true),
         // A UNIX stream socket accepts a message of less than a page as a whole.
         Ok(_) => Err(io::Error::from(io::ErrorKind::WriteZero)),

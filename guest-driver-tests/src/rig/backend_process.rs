@@ -156,6 +156,8 @@ impl Launch {
         let earlier = file.metadata().doing(format!("look at {}", log.display()))?.len() as usize;
         let mut command = Command::new(program);
         command.arg("--socket-path").arg(&socket).arg("--control-socket").arg(&control);
+        // The one folder into which its sandbox lets it write traces.
+        command.arg("--record-dir").arg(folder);
         // All modes are shown, including the one without coherence.
         command.arg("--allow-incoherent");
         for bug in inject {

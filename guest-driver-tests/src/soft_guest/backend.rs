@@ -21,6 +21,8 @@ use super::wire;
 pub const PROGRAM_VARIABLE: &str = "MIRRORGPU_BACKEND";
 
 const READY: &str = "listening on ";
+/// What the back-end says of a system call that its sandbox refused.
+const REFUSED: &str = "the sandbox does not permit system call";
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The program that the user has named.
@@ -103,6 +105,15 @@ impl Backend {
     pub fn start<S: AsRef<OsStr>>(args: &[S]) -> Result<Self> {
         let directory = tempfile::tempdir().map_err(Error::io("make a temporary directory"))?;
         Self::start_in(directory, args)
+    }
+
+    /// The same for one that is asked for traces in its directory (`record`): it writes them nowhere else.
+    pub fn start_recording<S: AsRef<OsStr>>(args: &[S]) -> Result<Self> {
+        let directory = tempfile::tempdir().map_err(Error::io("make a temporary directory"))?;
+        let folder = directory.path().to_owned();
+        let mut all: Vec<&OsStr> = args.iter().map(AsRef::as_ref).collect();
+        all.extend(["--record-dir".as_ref(), folder.as_os_str()]);
+        Self::start_in(directory, &all)
     }
 
     /// The same in a directory that may hold a socket already.
@@ -189,6 +200,11 @@ impl Backend {
     /// What it has written to standard error so far.
     pub fn stderr(&self) -> String {
         self.process.stderr.text()
+    }
+
+    /// Whether it writes this to standard error; waits for it, as what it has written arrives a little later.
+    pub fn has_said(&self, part: &str) -> bool {
+        self.process.stderr.wait_for(part, START_TIMEOUT)
     }
 
     /// Whether the process is still there.
@@ -363,6 +379,12 @@ impl Drop for Process {
         // Fails if it has ended already, which is as good.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        self.stderr.wait_for_end();
+        // No test may pass in which the back-end made a system call that its sandbox has no row for.
+        let refused = self.stderr.text().lines().find(|line| line.contains(REFUSED)).map(str::to_owned);
+        if let Some(line) = refused.filter(|_| !thread::panicking()) {
+            panic!("{line}");
+        }
     }
 }
 

@@ -18,8 +18,8 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 pub struct FrozenThread(libc::pid_t);
 
 impl FrozenThread {
-    /// Stops a thread of the back-end in a pause that it makes itself (`nanosleep`): there it is in the middle of no
-    /// work.
+    /// Stops a thread of the back-end in a pause that it makes itself (`ppoll`, for which an engine has no other use): there
+    /// it is in the middle of no work.
     pub fn asleep(backend: &Backend, name: &str) -> Result<Self> {
         let thread = find(backend, name)?;
         let begin = Instant::now();
@@ -48,14 +48,12 @@ impl FrozenThread {
         }
     }
 
-    /// The line of `/proc` begins with the current system call; an interrupted one is resumed under another number.
+    /// The line of `/proc` begins with the current system call.
     fn is_in_a_pause(&self, backend: &Backend) -> Result<bool> {
         let file = format!("/proc/{}/task/{}/syscall", backend.pid(), self.0);
         let line = fs::read_to_string(&file).map_err(Error::io(format!("read {file}")))?;
         let call = line.split_whitespace().next().and_then(|call| call.parse().ok());
-        Ok([libc::SYS_clock_nanosleep, libc::SYS_nanosleep, libc::SYS_restart_syscall]
-            .into_iter()
-            .any(|pause| call == Some(pause)))
+        Ok(call == Some(libc::SYS_ppoll))
     }
 }
 

@@ -81,7 +81,7 @@ impl SoftPlace {
         let begin = Instant::now();
         let injected = self.inject.iter().flat_map(|bug| ["--inject", bug.as_str()]);
         let arguments: Vec<&str> = ARGUMENTS.into_iter().chain(injected).collect();
-        let backend = Backend::start(&arguments)?;
+        let backend = Backend::start_recording(&arguments)?;
         let config = GuestConfig { seed: self.seed, ..GuestConfig::headless() };
         let mut machine = SoftMachine::boot(&backend, config)?;
         let mut stage = Stage::new(&mut machine, self.seed).with_patience(self.patience);

@@ -245,7 +245,8 @@ fn live() -> Vec<Case> {
 fn drain(timeout: &str, engines: u32, spin: u64, is_enough: impl Fn(&Evidence) -> bool) -> Evidence {
     for spin in [spin, 8 * spin, 64 * spin] {
         let backend =
-            Backend::start(&["--drain-timeout", timeout, "--engines", &engines.to_string()]).unwrap();
+            Backend::start_recording(&["--drain-timeout", timeout, "--engines", &engines.to_string()])
+                .unwrap();
         let mut client = JobGuest::boot(&backend, Mode::Fence, 35).unwrap();
         let started = Stream::new().signal(place(3, 0), 0xabcd).fill(whole(1), 1);
         let ticket = client.submit(started.spin(SpinBehaviour::Preemptible, spin).fill(whole(1), 2)).unwrap();
@@ -273,7 +274,7 @@ fn longest_wait(evidence: &Evidence) -> f64 {
 
 /// Many jobs, and pages that are taken away from under them.
 fn storm() -> Evidence {
-    let backend = Backend::start(&["--drain-timeout", "1s", "--engines", "2"]).unwrap();
+    let backend = Backend::start_recording(&["--drain-timeout", "1s", "--engines", "2"]).unwrap();
     let mut client = JobGuest::boot(&backend, Mode::Fence, 36).unwrap();
     let clean = client.storm(200, 36).unwrap();
     evidence(&backend, vec![("frames looked at".into(), clean.to_string())])

@@ -12,7 +12,6 @@ mod reporter;
 mod tests;
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -29,6 +28,7 @@ pub use self::outbox::Outbox;
 pub(crate) use self::reporter::HOW_TO_TRACE;
 use self::reporter::{Note, Reporter};
 use crate::front_end_check::{Finding, Findings};
+use crate::telemetry::record_dir::RecordDir;
 use crate::telemetry::reports::Reports;
 
 /// The device's clock: the same for all connections, so that their records can be compared.
@@ -126,7 +126,7 @@ pub struct Instruments {
 
 impl Instruments {
     /// Instruments for a device with this many engines. The reporter writes traces to `record_dir`, if there is one.
-    pub fn start(engines: usize, record_dir: Option<PathBuf>, stats: Arc<Stats>) -> io::Result<Arc<Self>> {
+    pub fn start(engines: usize, record_dir: Option<RecordDir>, stats: Arc<Stats>) -> io::Result<Arc<Self>> {
         let rings = RING_NAMES.iter().map(|name| (*name).to_owned());
         let engine_names = (0..engines).map(|index| format!("engine {index}"));
         let fixed = ["findings".to_owned(), "session".to_owned()];

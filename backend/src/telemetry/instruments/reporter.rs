@@ -2,10 +2,9 @@
 //! socket's clients and writes traces, so that the device threads need not wait. It ends with the instruments.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Weak;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
-use std::thread;
 use std::time::Duration;
 
 use device_model::telemetry::violation::{Fault, FaultCause, Report};
@@ -15,7 +14,10 @@ use log::{debug, info, warn};
 use super::Instruments;
 use crate::front_end_check;
 use crate::records::{Print, Rate};
+use crate::telemetry::record_dir::{self, RecordDir};
 use crate::telemetry::trace;
+use crate::threads::kind::ThreadKind;
+use crate::threads::pool::spawn_confined;
 
 /// Maximum number of pending notes; more are dropped (the records themselves are kept elsewhere).
 const WAITING: usize = 256;
@@ -41,11 +43,11 @@ pub(super) enum Note {
 #[derive(Debug)]
 pub(super) struct Reporter {
     notes: SyncSender<Note>,
-    record_dir: Option<PathBuf>,
+    record_dir: Option<RecordDir>,
 }
 
 impl Reporter {
-    pub(super) fn new(record_dir: Option<PathBuf>) -> (Self, Receiver<Note>) {
+    pub(super) fn new(record_dir: Option<RecordDir>) -> (Self, Receiver<Note>) {
         let (notes, receiver) = sync_channel(WAITING);
         (Self { notes, record_dir }, receiver)
     }
@@ -77,7 +79,7 @@ pub(super) fn spawn(notes: Receiver<Note>, instruments: Weak<Instruments>) -> io
             instruments.write_down(note, &mut traces, &mut incidents);
         }
     };
-    thread::Builder::new().name("reporter".to_owned()).spawn(work).map(drop)
+    spawn_confined(ThreadKind::Reporter, ThreadKind::Reporter.name(), work).map(drop)
 }
 
 impl Instruments {
@@ -183,7 +185,7 @@ impl Instruments {
         }
         *traces += 1;
         let what: String = what.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
-        let path = folder.join(format!("mirrorgpu-{}-{traces}-{what}.json", std::process::id()));
+        let path = folder.join(&format!("mirrorgpu-{}-{traces}-{what}.json", std::process::id()));
         match self.write_trace(&path) {
             Ok(_) => path.display().to_string(),
             Err(error) => format!("cannot be written to {}: {error}", path.display()),
@@ -192,8 +194,9 @@ impl Instruments {
 
     /// Writes the recorded events as a trace; returns their number.
     pub fn write_trace(&self, path: &Path) -> io::Result<usize> {
+        let file = record_dir::create(self.reporter.record_dir.as_ref(), path)?;
         let snapshot = self.snapshot();
-        trace::write(path, &snapshot)?;
+        trace::write(file, &snapshot)?;
         Ok(snapshot.iter().map(|track| track.events.len()).sum())
     }
 }

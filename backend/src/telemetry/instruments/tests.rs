@@ -34,7 +34,7 @@ fn violation(verdict: Verdict) -> Violation {
 }
 
 /// Instruments in which the page has a name.
-fn instruments(record_dir: Option<PathBuf>) -> Arc<Instruments> {
+fn instruments(record_dir: Option<RecordDir>) -> Arc<Instruments> {
     let instruments = Instruments::start(1, record_dir, Arc::default()).unwrap();
     instruments.outbox.open();
     let attached = BackingChange::Attached { resource: 7, entries: vec![page()] };
@@ -50,7 +50,7 @@ fn events(instruments: &Instruments) -> Vec<Value> {
 #[test]
 fn a_violation_is_told_with_its_names_and_leaves_a_trace() {
     let folder = tempfile::tempdir().unwrap();
-    let instruments = instruments(Some(folder.path().to_owned()));
+    let instruments = instruments(Some(RecordDir::open(folder.path()).unwrap()));
     assert_eq!(instruments.violation(violation(Verdict::Gone)), 1);
     let events = events(&instruments);
     assert_eq!(events.len(), 1);
@@ -78,7 +78,7 @@ fn without_a_folder_no_trace_is_written_and_the_report_says_how_to_get_one() {
 #[test]
 fn a_process_writes_a_bounded_number_of_traces_by_itself() {
     let folder = tempfile::tempdir().unwrap();
-    let instruments = instruments(Some(folder.path().to_owned()));
+    let instruments = instruments(Some(RecordDir::open(folder.path()).unwrap()));
     for _ in 0..40 {
         instruments.incident("test");
     }

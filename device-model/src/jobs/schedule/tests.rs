@@ -3,8 +3,10 @@
 use job_stream::{At, Space, Stream};
 
 use super::*;
+use crate::addr::{Asid, Gva};
 use crate::gpu::device::{Device, DeviceConfig, Effect};
 use crate::image::Rect;
+use crate::jobs::address_space::{FaultKind, GvaAccess};
 use crate::jobs::testing;
 use crate::testing::requests::{attach_backing, create_2d, transfer_to_host_2d};
 
@@ -256,4 +258,31 @@ fn refusals_of_one_page_in_turn_are_counted_and_another_page_starts_the_count_ag
         let _ = schedule.dispose(Left { work, leaves: Leaves::SliceOver });
     }
     assert_eq!(times, [1, 2, 1, 1]);
+}
+
+#[test]
+fn an_answer_to_a_fault_counts_for_the_wait_that_it_names() {
+    let mut schedule = Schedule::new();
+    schedule.resume(Duration::ZERO);
+    let signal = Stream::new().signal(At::new(Space::address_space(1), 0), 1);
+    schedule.submit(testing::job(0, Mode::Fault, testing::translated(signal)));
+    let (asid, gva, access) = (Asid::new(1), Gva::new(0), GvaAccess::Write);
+    let fault =
+        TranslationFault { asid, gva, access, kind: FaultKind::NotPresent, level: 3, pte: 0, cached: None };
+    let mut waits = Vec::new();
+    for _ in 0..2 {
+        let work = take(&mut schedule);
+        let Disposed::Faulted(faulted) = schedule.dispose(Left { work, leaves: Leaves::RaisedFault(fault) })
+        else {
+            panic!("It raises a fault")
+        };
+        waits.push(faulted.wait);
+        if let [first] = waits[..] {
+            schedule.fault_answered(first, Ok(()));
+        }
+    }
+    schedule.fault_answered(waits[0], Ok(()));
+    assert_eq!((schedule.parked(), schedule.ready()), (1, 0), "it is an answer to the first fault");
+    schedule.fault_answered(waits[1], Ok(()));
+    assert_eq!((schedule.parked(), schedule.ready()), (0, 1));
 }

@@ -136,7 +136,9 @@ fn a_job_whose_fault_is_replayed_goes_on_where_it_stopped_and_does_nothing_twice
     rig.map(0);
     let before = rig.word(0);
     // The value is changed, and then there is no page for what it was.
-    rig.submit(Stream::new().add64(at(0, 0), 5, Some(at(1, 0))).signal(at(1, 8), 3));
+    let beside = GVA[1] + 0x1000;
+    let last = At::new(Space::address_space(ASID), beside + 8);
+    rig.submit(Stream::new().add64(at(0, 0), 5, Some(at(1, 0))).signal(last, 3));
     rig.run();
     let fetch = rig.fetch();
     let fault = rig.fault(fetch).unwrap();
@@ -150,6 +152,12 @@ fn a_job_whose_fault_is_replayed_goes_on_where_it_stopped_and_does_nothing_twice
     assert!(again.id != fault.id);
     rig.map(1);
     assert_eq!(rig.answer(FAULT_REPLAY, again.id), OK_NODATA);
+    rig.run();
+    let fetch = rig.fetch();
+    let other = rig.fault(fetch).unwrap();
+    assert_eq!((other.gva, other.repeats), (beside + 8, 0), "that is another page");
+    rig.tables.map(&mut rig.gpu.memory, beside, 0, MEMORY[1] | ALL);
+    assert_eq!(rig.answer(FAULT_REPLAY, other.id), OK_NODATA);
     rig.run();
     assert_eq!((rig.word(0), rig.word(1), rig.parked()), (before.wrapping_add(5), before, 0));
 }
@@ -245,6 +253,24 @@ fn jobs_that_are_killed_while_their_faults_wait_end() {
     let destroy = rig.gpu.send(&ctx_destroy(1));
     rig.run();
     assert_eq!((rig.gpu.response(destroy).unwrap().kind(), rig.parked()), (OK_NODATA, 0));
+}
+
+#[test]
+fn a_job_that_waits_for_an_answer_is_killed_when_another_one_of_its_context_fails() {
+    let mut rig = rig();
+    rig.submit(Stream::new().signal(at(0, 0), 9));
+    rig.run();
+    let fetch = rig.fetch();
+    let id = rig.fault(fetch).unwrap().id;
+    // On another ring.
+    let fails = Stream::new().wait(at(1, 0), job_stream::Compare::Equal, 1, 0);
+    rig.gpu.send(&on_ring(submit_3d(1, &fails.finish_bytes()), 1));
+    rig.run();
+    let fetch = rig.fetch();
+    let other = rig.fault(fetch).unwrap().id;
+    assert_eq!(rig.answer(FAULT_FAIL, other), OK_NODATA);
+    rig.run();
+    assert_eq!((rig.parked(), rig.answer(FAULT_REPLAY, id)), (0, ERR_INVALID_PARAMETER));
 }
 
 #[test]

@@ -113,6 +113,11 @@ fn an_entry_knows_whether_it_was_read_again_after_a_flush() {
     fill(&tlb, 2);
     assert!(tlb.was_flushed_before(page(1), &found(1)));
     assert!(!tlb.was_flushed_before(page(2), &found(2)), "that flush was of another page");
+    // The last flush before it was made was of another page.
+    let _ = Tlb::flush(&tlb, pages(1, 1), Flushed::Leaves);
+    let _ = Tlb::flush(&tlb, pages(9, 9), Flushed::Leaves);
+    fill(&tlb, 1);
+    assert!(!tlb.was_flushed_before(page(1), &found(1)));
     // The address is used again, for another page.
     let _ = Tlb::flush(&tlb, pages(1, 1), Flushed::Leaves);
     tlb.fill(start(&tlb, page(1)), page(1), entry(7), std::iter::empty());

@@ -142,6 +142,7 @@ fn other_memory_at_the_iova_of_an_entry_convicts_the_driver_and_says_of_which_or
         driver.set(0);
     };
     let flush_before_clearing: Mistake = |driver| {
+        driver.finds();
         drop(driver.flush(Flushed::Leaves));
         driver.finds();
         driver.set(0);
@@ -266,7 +267,13 @@ fn an_entry_that_permits_more_by_now_needs_no_flush() {
     driver.set(PAGE | pte::VALID | pte::READ);
     driver.finds();
     driver.set(PAGE | ALL);
-    assert!(driver.step(GvaAccess::Write).is_ok());
+    let counts = [(); 2].map(|()| {
+        assert!(driver.step(GvaAccess::Write).is_ok());
+        let TlbCounts { hits, misses } = driver.job.take_counts();
+        (hits, misses)
+    });
+    // The first read is among the misses, and afterwards the new entry is there.
+    assert_eq!(counts, [(0, 2), (1, 0)]);
     driver.after(2 * FLUSH_IS_MISSING);
     driver.finds();
     assert_eq!(driver.job.take_overdue(), None);
