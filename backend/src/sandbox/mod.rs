@@ -6,12 +6,19 @@
 //! Filters and landlock hold for one thread and for those that it starts. So each thread enters by itself, before it does
 //! any work, and the main thread last: it starts the others.
 
+#[cfg(target_arch = "x86_64")]
 mod calls;
 mod landlock;
+#[cfg(target_arch = "x86_64")]
 mod names;
+#[cfg(target_arch = "x86_64")]
 mod seccomp;
-#[cfg(test)]
+#[cfg(not(target_arch = "x86_64"))]
+#[path = "no_seccomp.rs"]
+mod seccomp;
+#[cfg(all(test, target_arch = "x86_64"))]
 mod tests;
+#[cfg(target_arch = "x86_64")]
 mod violation;
 
 use std::cell::Cell;
@@ -121,7 +128,7 @@ pub fn prepare(asked: Option<Level>, needs: &Needs<'_>) -> Result<(), SandboxErr
         Level::Basic | Level::Off => None,
     };
     if filters.is_some() {
-        violation::install()?;
+        seccomp::name_violations()?;
         // `rustix` asks the kernel for it once, with a system call that is on no list.
         rustix::param::page_size();
     }
@@ -170,7 +177,7 @@ pub fn enter_last(descriptors: u32) -> Result<(), SandboxError> {
     };
     limits::start_no_processes()?;
     if sandbox.filters.is_some() {
-        violation::print_panics_without_files();
+        seccomp::print_panics_without_files();
     }
     enter(ThreadKind::Session)?;
     let folders = sandbox.folders.as_ref().map(Folders::summary);

@@ -10,10 +10,6 @@ macro_rules! names {
     ($($constant:ident),* $(,)?) => { &[$((libc::$constant, stringify!($constant))),*] };
 }
 
-#[cfg(not(target_arch = "x86_64"))]
-const NAMES: &[(libc::c_long, &str)] = names![];
-
-#[cfg(target_arch = "x86_64")]
 #[rustfmt::skip]
 const NAMES: &[(libc::c_long, &str)] = names![
     SYS_read, SYS_write, SYS_open, SYS_close, SYS_stat, SYS_fstat, SYS_lstat, SYS_poll, SYS_lseek,
@@ -76,7 +72,7 @@ const NAMES: &[(libc::c_long, &str)] = names![
     SYS_futex_waitv, SYS_set_mempolicy_home_node, SYS_fchmodat2, SYS_mseal
 ];
 
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -9,6 +9,7 @@ use rustix::process::getpid;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, SeccompRule, TargetArch};
 
 use super::calls::{CALLS, Known};
+pub(super) use super::violation::{install as name_violations, print_panics_without_files};
 use super::{Failure, Needs};
 use crate::threads::kind::ThreadKind;
 
