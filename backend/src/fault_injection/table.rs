@@ -128,28 +128,28 @@ pub(super) const ROWS: &[Row] = &[
         name: "skip-section",
         kind: Kind::Fault,
         argument: Argument::None,
-        help: "ack an INVALIDATE although a step that began before it is not over",
+        help: "ack an INVALIDATE although a step from before it still runs",
     },
     Row {
         bug: Bug::SkipPin,
         name: "skip-pin",
         kind: Kind::Fault,
         argument: Argument::None,
-        help: "ack an INVALIDATE although a job still has its range pinned",
+        help: "ack an INVALIDATE while a job still has its range pinned",
     },
     Row {
         bug: Bug::DropZap,
         name: "drop-zap",
         kind: Kind::Fault,
         argument: Argument::None,
-        help: "keep translations that an INVALIDATE takes away",
+        help: "keep the translations that an INVALIDATE removes",
     },
     Row {
         bug: Bug::StaleTranslation,
         name: "stale-translation",
         kind: Kind::Fault,
         argument: Argument::None,
-        help: "answer a miss for a page that was remapped with where it was before",
+        help: "give a job the old translation of a page that was remapped",
     },
     Row {
         bug: Bug::CacheClaimedPermission,
@@ -163,14 +163,14 @@ pub(super) const ROWS: &[Row] = &[
         name: "signal-before-write",
         kind: Kind::Fault,
         argument: Argument::None,
-        help: "write the values of SIGNALs and user fences before what a job writes ahead of them",
+        help: "write the value of a SIGNAL or a user fence before the writes that precede it",
     },
     Row {
         bug: Bug::LoseFence,
         name: "lose-fence",
         kind: Kind::Fault,
         argument: Argument::Every(1),
-        help: "never answer every Nth command that has a fence",
+        help: "leave every Nth command that has a fence without an answer",
     },
     Row {
         bug: Bug::RepeatFence,
@@ -184,122 +184,121 @@ pub(super) const ROWS: &[Row] = &[
         name: "reorder-fence",
         kind: Kind::Fault,
         argument: Argument::None,
-        help: "let the next fence of a timeline go out before one that comes first, if it comes within \
-               20ms",
+        help: "hold a fence back for up to 20ms, and let the next one of its timeline go out first",
     },
     Row {
         bug: Bug::ForgetWake,
         name: "forget-wake",
         kind: Kind::Fault,
         argument: Argument::None,
-        help: "do not wake a parked ack when the last one is out: only its deadline finds that",
+        help: "do not wake a parked ack when its drain is over: it goes out only at the drain timeout",
     },
     Row {
         bug: Bug::LoseJobOverStop,
         name: "lose-job-over-stop",
         kind: Kind::Fault,
         argument: Argument::None,
-        help: "forget the jobs that a stop finds",
+        help: "lose the jobs that are unfinished at a stop, instead of continuing them after it",
     },
     Row {
         bug: Bug::KeepJobsOverReset,
         name: "keep-jobs-over-reset",
         kind: Kind::Fault,
         argument: Argument::None,
-        help: "let the jobs that a reset finds go on after the next start",
+        help: "do not discard unfinished jobs at a reset: they continue after the next start",
     },
     Row {
         bug: Bug::KeepStagedUpdate,
         name: "keep-staged-update",
         kind: Kind::Fault,
         argument: Argument::None,
-        help: "believe an UPDATE whose pages an INVALIDATE takes away before the reply to its miss",
+        help: "use an UPDATE although an INVALIDATE of its pages came before the answer to its MISS",
     },
     Row {
         bug: Bug::SwallowFailure,
         name: "swallow-failure",
         kind: Kind::Fault,
         argument: Argument::None,
-        help: "answer a job that failed as one that ended well",
+        help: "answer a job that failed like one that succeeded",
     },
     Row {
         bug: Bug::DrainEverything,
         name: "drain-everything",
         kind: Kind::Fault,
         argument: Argument::None,
-        help: "let every INVALIDATE take away all translations, and wait for all jobs",
+        help: "let every INVALIDATE remove all translations, and wait for all jobs",
     },
     Row {
         bug: Bug::DelayAck,
         name: "delay-ack",
         kind: Kind::Stress,
         argument: Argument::Delay,
-        help: "hold the ack of every INVALIDATE back",
+        help: "delay the ack of every INVALIDATE",
     },
     Row {
         bug: Bug::StepDelay,
         name: "step-delay",
         kind: Kind::Stress,
         argument: Argument::Delay,
-        help: "make every step of a job take that much longer",
+        help: "make every step of a job take this much longer",
     },
     Row {
         bug: Bug::DelayMiss,
         name: "delay-miss",
         kind: Kind::Stress,
         argument: Argument::Delay,
-        help: "hold every MISS back",
+        help: "delay every MISS",
     },
     Row {
         bug: Bug::DelayFence,
         name: "delay-fence",
         kind: Kind::Stress,
         argument: Argument::Delay,
-        help: "hold the answer to every command that has a fence back",
+        help: "delay the answer to every command that has a fence",
     },
     Row {
         bug: Bug::RefuseMiss,
         name: "refuse-miss",
         kind: Kind::Stress,
         argument: Argument::Every(1),
-        help: "refuse every Nth page that a job misses, without asking",
+        help: "refuse every Nth page that a job misses, without asking the front-end",
     },
     Row {
         bug: Bug::ForcePreempt,
         name: "force-preempt",
         kind: Kind::Stress,
         argument: Argument::None,
-        help: "take jobs off their engines at each step that touches memory",
+        help: "preempt a job at each step that touches memory",
     },
     Row {
         bug: Bug::HangJob,
         name: "hang-job",
         kind: Kind::Stress,
         argument: Argument::Grade,
-        help: "let jobs of contexts get nowhere: yielding, they leave their engines when they are asked \
-               to; stubborn, not for other jobs; stuck, each step takes 600ms, so that a drain revokes \
-               the guest's memory and the session ends",
+        help: "keep jobs of contexts from making progress. yielding: they leave their engines when asked \
+               to; stubborn: they do not leave them for other jobs; stuck: each step takes 600ms, so that \
+               a drain revokes the guest's memory and the session ends",
     },
     Row {
         bug: Bug::SpuriousFault,
         name: "spurious-fault",
         kind: Kind::Stress,
         argument: Argument::Every(2),
-        help: "let every Nth step of a job fault on a page that is there",
+        help: "let every Nth step of a job fault on a page that is mapped",
     },
     Row {
         bug: Bug::NoInterrupt,
         name: "no-interrupt",
         kind: Kind::Stress,
         argument: Argument::Every(1),
-        help: "complete without the interrupt that is due, every Nth time",
+        help: "leave out every Nth interrupt that is due for a completion",
     },
     Row {
         bug: Bug::SpuriousInterrupt,
         name: "spurious-interrupt",
         kind: Kind::Stress,
         argument: Argument::None,
-        help: "interrupt without a completion, whenever the rings are looked at",
+        help: "interrupt without a completion, each time the rings are checked",
     },
 ];
 
@@ -399,18 +398,20 @@ fn every(text: &str, least: u32) -> Result<u32, String> {
 }
 
 /// One-line help for `-h`.
-pub(crate) const SHORT_HELP: &str = "Turn on a seeded bug, for tests of the tests; repeatable, see --help";
+pub(crate) const SHORT_HELP: &str =
+    "Turn on a seeded bug of the device, or stress for the driver; repeatable (--help lists them)";
 
 /// All rows, for `--help`.
 pub(crate) fn long_help() -> String {
     let mut help =
-        "Turn on a seeded bug, to see that tests catch it, or stress, to see that drivers survive it; \
-         repeatable. Never for a guest that matters.\n"
+        "Turn on a seeded bug of the device, to see that tests catch it, or stress, to see that drivers survive it; \
+         repeatable. Not for a guest whose data matters.\n\nN means every Nth time. DURATION is a fixed delay, and \
+         ..DURATION a random one up to it; at most 60s.\n"
             .to_owned();
     for kind in [Kind::Fault, Kind::Stress] {
         help.push_str(match kind {
             Kind::Fault => "\nBugs:\n",
-            Kind::Stress => "\nStress ([..]DURATION: a fixed time, or, with dots, a random one up to it):\n",
+            Kind::Stress => "\nStress:\n",
         });
         for row in ROWS.iter().filter(|row| row.kind == kind) {
             help.push_str(&format!("  {}: {}\n", row.usage(), row.help));

@@ -30,7 +30,7 @@ impl Severity {
         match self {
             Self::Certain => "no correct front-end does this",
             Self::Likely => {
-                "a correct front-end could look like this by an accident, or for a mistake of its guest"
+                "a correct front-end could look like this by accident, or because of a bug of its guest"
             }
             Self::Note => "allowed or harmless (QEMU does some of it); does not count against the front-end",
         }
@@ -132,7 +132,7 @@ rules! {
         "send INVALIDATE for what the guest unmaps, before the guest is told that its flush is done. (A guest that \
          changes its tables and does not flush looks the same)";
     InvalidateNotAwaited = "invalidate-not-awaited", Certain, "IOMMU support",
-        "An INVALIDATE came without NEED_REPLY: nobody waits until the device has stopped using the range.",
+        "An INVALIDATE came without NEED_REPLY: the front-end does not wait until the device has stopped using the range.",
         "set NEED_REPLY, and let the guest's flush end only after the reply: until then the device may still write to \
          the old page";
     RegionRemovedWhileMapped = "region-removed-while-mapped", Note, "Memory access",
@@ -187,7 +187,7 @@ rules! {
         "The front-end closed the connection while a ring ran.",
         "nothing, if it was ended by force; else stop the rings first (GET_VRING_BASE), as QEMU does at its end";
     OwnerNotSet = "owner-not-set", Note, "VHOST_USER_SET_OWNER",
-        "A ring was started in a session that nobody owns.",
+        "A ring was started before SET_OWNER had come.",
         "send SET_OWNER once a connection: back-ends may wait for it";
     OwnerReset = "owner-reset", Note, "VHOST_USER_RESET_OWNER",
         "RESET_OWNER came, which is deprecated.",
@@ -203,7 +203,7 @@ rules! {
          table is the only mapping";
     ReplyNotNegotiated = "reply-not-negotiated", Certain, "VHOST_USER_PROTOCOL_F_REPLY_ACK",
         "A message has NEED_REPLY set, and REPLY_ACK was not negotiated.",
-        "leave bit 3 of the flags 0: no reply will come, and whoever waits for it waits for ever";
+        "leave bit 3 of the flags 0: no reply will come, and a front-end that waits for one waits for ever";
     FeatureNotOffered = "feature-not-offered", Certain, "VHOST_USER_SET_FEATURES",
         "Virtio features were set that the back-end does not offer.",
         "take away from what the guest may choose what GET_FEATURES does not give";
@@ -241,17 +241,18 @@ rules! {
 }
 
 /// One-line help of the flag.
-pub(crate) const SHORT_HELP: &str = "Judge the front-end: report what it does against the protocol, and exit with 1 \
-                                     if there was something; see --help";
+pub(crate) const SHORT_HELP: &str = "Check the front-end against the vhost-user protocol; exit with 1 if it breaks a rule (--help lists them)";
 
 /// Help of the flag with all rules, for `--help`.
 pub(crate) fn long_help() -> String {
-    let mut help = "Judge the front-end by the vhost-user protocol and by what a vIOMMU owes its devices.\n\n\
-                    Each finding is reported once for each message or page on standard error, as an event and by the \
-                    command findings on the control socket, and counted in stats. The process then ends with 0 if \
-                    nothing was found, with 1 if something certain or likely was found, and with 2 if it could not do \
-                    its work. Notes do not count. Without the flag nothing is judged.\n"
-        .to_owned();
+    let mut help =
+        "Check the front-end against the vhost-user protocol, and against what a vIOMMU has to guarantee its \
+         devices. Without this option the front-end is not checked.\n\n\
+         Each finding is reported once for each message or page: on standard error, and on the control socket as an \
+         event and by the command findings. It is counted in stats. The exit code is 0 if nothing was found, 1 if \
+         something certain or likely was found, and 2 if mirrorgpu itself failed. Notes do not count. What to do \
+         about each: backend/FRONT_END.md. The rules:\n"
+            .to_owned();
     for severity in Severity::ALL {
         help.push_str(&format!("\n{} ({}):\n", severity.name(), severity.meaning()));
         for row in RULES.iter().filter(|row| row.severity == severity) {

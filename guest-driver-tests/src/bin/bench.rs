@@ -8,20 +8,22 @@ use guest_driver_tests::bench::{self, Figure};
 use guest_driver_tests::soft_guest::Result;
 use job_stream::Mode;
 
-/// Measures MirrorGPU in the soft guest, without a virtual machine; takes about a minute.
+/// Measures MirrorGPU in the soft guest, without a virtual machine. Takes about a minute.
 ///
-/// These are medians and percentiles of one machine at one time: quote ratios. A target that is missed is said so, and
-/// is no failure.
+/// The figures are medians and percentiles of this machine at this time: compare ratios, not absolute numbers. A missed
+/// target is printed, and is not a failure (exit code 0).
 #[derive(Parser)]
-#[command(name = "cargo speed", version)]
+#[command(name = "cargo speed", bin_name = "cargo speed", version)]
 struct Arguments {
-    /// Another vhost-user GPU to compare with, where it can take part; SOCKET stands for the path at which it is to listen
+    /// Command line of another vhost-user GPU to measure too; SOCKET in it stands for the path of the socket to listen on.
+    ///
+    /// It takes part in the fenced transfers (--only rates).
     #[arg(long, value_name = "COMMAND LINE")]
     backend_cmd: Option<String>,
-    /// Only figures of these parts. Default: all
+    /// Measure only this part (repeatable) [default: all].
     #[arg(long, value_name = "PART", value_enum)]
     only: Vec<Part>,
-    /// Write the figures to this file, too
+    /// Write the figures to this file too, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
@@ -29,19 +31,19 @@ struct Arguments {
 /// What is measured together.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// Acks of an idle device.
+    /// Acks of INVALIDATEs on an idle device.
     Acks,
-    /// Acks beside a COPY that fills an engine.
+    /// Acks of INVALIDATEs while a COPY keeps an engine busy.
     Load,
-    /// Commands and jobs a second.
+    /// Commands and jobs per second.
     Rates,
-    /// Bytes a second.
+    /// Bytes per second of a COPY.
     Copy,
-    /// A buffer that the device has not seen yet.
+    /// Jobs on a buffer of which no translation is cached yet.
     Cold,
-    /// INVALIDATEs and other jobs beside many jobs that WAIT.
+    /// INVALIDATEs and other jobs while many jobs WAIT.
     Waits,
-    /// Memory and time of a device that has nothing to do.
+    /// Memory and CPU time of an idle device.
     Idle,
 }
 

@@ -50,7 +50,7 @@ pub enum RigError {
     AgentNotStatic(PathBuf),
     #[error("The topology file {} says in line {line}: {text:?}, which is not understood", path.display())]
     Topology { path: PathBuf, line: usize, text: String },
-    #[error("There is no topology {name:?}. There are: {known}")]
+    #[error("There is no topology {name:?}. The topologies are: {known}")]
     NoSuchTopology { name: String, known: String },
     #[error(
         "The disk with {} is full ({left} bytes are left), so that logs end early and nothing can be judged: make room, or \

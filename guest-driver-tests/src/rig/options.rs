@@ -6,68 +6,79 @@ use clap::{Args, Parser, ValueEnum};
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// Headings of `--help`.
+const GUEST: &str = "Guest";
+const MODULES: &str = "Your own modules and files";
+const DEVICE: &str = "Device";
+const RUN: &str = "Run";
+
 /// What both commands understand.
 #[derive(Clone, Debug, Args)]
 pub struct Options {
-    /// QEMU to run (10 or newer, with vhost-user-gpu-pci), or a number: that version or a newer one, fetched from the
-    /// backports of Debian 13 if need be. Default: the one on the PATH if it will do, else one that is
-    /// fetched from Debian and unpacked under .cache
-    #[arg(long, value_name = "PROGRAM|VERSION", value_parser = qemu_choice)]
+    /// QEMU to run: a program, or a major version such as 11 [default: QEMU 10 or newer on the PATH, else it is fetched].
+    ///
+    /// A program has to be QEMU 10 or newer, with the device vhost-user-gpu-pci. A version stands for that one or a newer
+    /// one. What is missing is fetched from Debian, if need be from the backports of Debian 13, and unpacked under .cache.
+    #[arg(long, value_name = "PROGRAM|VERSION", value_parser = qemu_choice, help_heading = GUEST)]
     pub qemu: Option<QemuChoice>,
-    /// Kernel to boot: an image, a version (6.1, 7.3), or a package of Debian's (linux-image-…); the latter two are fetched
-    /// if need be, from this system's release, the one after it, or the backports of either. Default: Debian's newest, fetched and unpacked under .cache
-    #[arg(long, value_name = "IMAGE|VERSION|PACKAGE", value_parser = kernel_choice)]
+    /// Kernel to boot: an image, a version (6.1) or a Debian package (linux-image-…) [default: Debian's newest; `hmm`: 7.3].
+    ///
+    /// A version or package that is missing is fetched from this system's Debian release, the next release, or the
+    /// backports of either, and unpacked under .cache.
+    #[arg(long, value_name = "IMAGE|VERSION|PACKAGE", value_parser = kernel_choice, help_heading = GUEST)]
     pub kernel: Option<KernelChoice>,
-    /// Folder of the kernel's modules. Default: /lib/modules/RELEASE, where --kernel is given
-    #[arg(long, value_name = "FOLDER", requires = "kernel")]
+    /// Folder of the modules of the --kernel image [default: /lib/modules/RELEASE].
+    #[arg(long, value_name = "FOLDER", requires = "kernel", help_heading = GUEST)]
     pub modules: Option<PathBuf>,
-    /// Your own module: loaded after the display's, with what it depends on; or in the place of a stock one that is called
-    /// the same (virtio-gpu.ko). Plain or xz-compressed; may be given again
-    #[arg(long, value_name = "FILE")]
-    pub module: Vec<PathBuf>,
-    /// Folder with the source of your own module (a Kbuild file and C), which is built for the guest's kernel with gcc and
-    /// make, outside the folder, and loaded as --module is. The kernel's headers are fetched if need be. May be given again
-    #[arg(long, value_name = "FOLDER")]
-    pub module_source: Vec<PathBuf>,
-    /// Parameters for your own modules, as NAME=VALUE words
-    #[arg(long, value_name = "WORDS", default_value = "")]
-    pub module_parameters: String,
-    /// Your own initramfs (cpio, compressed or not), for more files: the agent's own is laid over it
-    #[arg(long, value_name = "FILE")]
-    pub initramfs: Option<PathBuf>,
-    /// One more argument for QEMU, behind all others; may be given again
-    #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
-    pub qemu_arg: Vec<String>,
-    /// Fetch nothing: say what is missing, and stop
-    #[arg(long)]
-    pub no_install: bool,
-    /// Back-end to run. Default: the checkout's, built
-    #[arg(long, value_name = "PROGRAM", conflicts_with = "reference")]
-    pub backend: Option<PathBuf>,
-    /// Have the back-end misbehave, to see that it is noticed, or that the guest survives it; see `mirrorgpu --help`.
-    /// May be given again
-    #[arg(long, value_name = "BUG", conflicts_with = "reference")]
-    pub inject: Vec<String>,
-    /// Run on QEMU's own virtio-gpu instead of the back-end, to compare with
-    #[arg(long)]
-    pub reference: bool,
-    /// How the guest's CPU runs. Default: KVM where it can really run a guest, else TCG
-    #[arg(long, value_enum)]
+    /// How QEMU runs the guest's CPUs [default: kvm if it can run a guest here, else tcg].
+    #[arg(long, value_enum, help_heading = GUEST)]
     pub accel: Option<AccelChoice>,
-    /// Longest wait for the guest, in seconds
-    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
+    /// One more argument for QEMU, after all others (repeatable).
+    #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true, help_heading = GUEST)]
+    pub qemu_arg: Vec<String>,
+    /// Your own kernel module to load after those of the display, with the modules that it depends on (repeatable).
+    ///
+    /// If it has the name of a stock module (virtio-gpu.ko), it replaces that one. Plain or xz-compressed.
+    #[arg(long, value_name = "FILE", help_heading = MODULES)]
+    pub module: Vec<PathBuf>,
+    /// Folder with the source of your own kernel module (a Kbuild file and C), to build and load (repeatable).
+    ///
+    /// It is built for the guest's kernel with gcc and make, outside the folder, and loaded as with --module. The headers
+    /// of the kernel are fetched if they are missing.
+    #[arg(long, value_name = "FOLDER", help_heading = MODULES)]
+    pub module_source: Vec<PathBuf>,
+    /// Parameters for your own modules: words of the form NAME=VALUE, separated by spaces.
+    #[arg(long, value_name = "WORDS", default_value = "", hide_default_value = true, help_heading = MODULES)]
+    pub module_parameters: String,
+    /// Your own initramfs (cpio, compressed or not) with more files. Files of the rig replace those of the same name.
+    #[arg(long, value_name = "FILE", help_heading = MODULES)]
+    pub initramfs: Option<PathBuf>,
+    /// Back-end program to run [default: the one of this checkout, which is built first].
+    #[arg(long, value_name = "PROGRAM", conflicts_with = "reference", help_heading = DEVICE)]
+    pub backend: Option<PathBuf>,
+    /// Bug or stress to inject into the back-end, such as drop-zap; `mirrorgpu --help` lists them (repeatable).
+    #[arg(long, value_name = "BUG", conflicts_with = "reference", help_heading = DEVICE)]
+    pub inject: Vec<String>,
+    /// Run the same without MirrorGPU, to compare: on QEMU's own virtio-gpu, or, for `hmm`, on the kernel's test_hmm.
+    #[arg(long, help_heading = DEVICE)]
+    pub reference: bool,
+    /// Fetch nothing. If something is missing, print what, and stop.
+    #[arg(long, help_heading = RUN)]
+    pub no_install: bool,
+    /// Maximum time to wait for an answer of the guest, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds, help_heading = RUN)]
     pub timeout: Duration,
-    /// Keep the logs and dumps of each run, and say where they are
-    #[arg(long)]
+    /// Keep the logs and dumps of each run, and print where they are.
+    #[arg(long, help_heading = RUN)]
     pub keep: bool,
 }
 
 /// The accelerators that can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum AccelChoice {
-    /// The host's CPU.
+    /// Hardware virtualization (/dev/kvm).
     Kvm,
-    /// QEMU's translation.
+    /// Emulation by QEMU, about ten times slower.
     Tcg,
 }
 
@@ -118,7 +129,7 @@ fn kernel_choice(text: &str) -> Result<KernelChoice, std::convert::Infallible> {
 
 fn seconds(text: &str) -> Result<Duration, String> {
     match text.parse::<u64>() {
-        Ok(0) | Err(_) => Err("a number of seconds, 1 or more".into()),
+        Ok(0) | Err(_) => Err("must be a whole number of seconds, at least 1".into()),
         Ok(seconds) => Ok(Duration::from_secs(seconds)),
     }
 }
@@ -152,6 +163,16 @@ mod tests {
         assert_eq!(without_separator(vec!["vm", "test", "15", "--"]), ["vm", "test", "15", "--"]);
         assert_eq!(without_separator(vec!["vm", "test", "--", "--seed"]), ["vm", "test", "--seed"]);
         assert_eq!(without_separator(vec!["demo"]), ["demo"]);
+    }
+
+    #[test]
+    fn each_option_is_explained_under_a_heading() {
+        let command = Options::augment_args(clap::Command::new("test"));
+        assert!(command.get_arguments().count() > 10);
+        for argument in command.get_arguments() {
+            assert!(argument.get_help().is_some(), "{} is not explained", argument.get_id());
+            assert!(argument.get_help_heading().is_some(), "{} has no heading", argument.get_id());
+        }
     }
 
     #[test]

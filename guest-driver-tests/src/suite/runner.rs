@@ -29,7 +29,7 @@ impl Shard {
             text.split_once('/').and_then(|(index, of)| Some((index.parse().ok()?, of.parse().ok()?)));
         match numbers {
             Some((index, of)) if (1..=of).contains(&index) => Ok(Self { index, of }),
-            _ => Err(format!("a shard is a number and how many there are, as 1/3, and not {text:?}")),
+            _ => Err("must be I/N with I from 1 to N, such as 1/3".to_owned()),
         }
     }
 

@@ -6,8 +6,7 @@ use std::{env, fs};
 
 use job_stream::{Capset, Kind, PACKETS, Packet, PacketInfo, Stream};
 
-use crate::check::path;
-use crate::header::{HEADER, choice_constant};
+use crate::header::{choice_constant, generated_header};
 use crate::manual::words;
 
 /// A C compiler that was told to be strict.
@@ -17,7 +16,7 @@ fn compiler() -> Command {
     assert!(found.is_ok(), "There is no C compiler {name:?}: install gcc, or set CC");
     let mut command = Command::new(name);
     command.args(["-Wall", "-Wextra", "-Wconversion", "-Wpedantic", "-Werror", "-std=c11"]);
-    command.arg("-I").arg(path(HEADER).parent().unwrap());
+    command.arg("-I").arg(generated_header().parent().unwrap());
     command
 }
 
@@ -74,7 +73,7 @@ fn program() -> String {
 #[test]
 fn the_c_header_compiles_on_its_own_without_a_warning() {
     let mut compiler = compiler();
-    assert_success(compiler.args(["-fsyntax-only", "-x", "c"]).arg(path(HEADER)).output().unwrap());
+    assert_success(compiler.args(["-fsyntax-only", "-x", "c"]).arg(generated_header()).output().unwrap());
 }
 
 #[test]

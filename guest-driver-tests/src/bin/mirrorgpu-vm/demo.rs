@@ -26,11 +26,10 @@ const AMOUNT: Amount = Amount { page_flips: 40, dirty_flushes: 10, cursor_moves:
 /// What `demo` understands.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Without a virtual machine: the soft guest, a driver and an IOMMU in one process
+    /// Run without QEMU, in the soft guest: front-end, IOMMU and driver in one process.
     #[arg(long)]
     soft: bool,
-    /// Only break something, and show who finds out: a bug of a driver (reuse-in-flight, …) or of the device
-    /// (drop-zap, …); `mirrorgpu-vm test --score` names them all
+    /// Only seed this bug, of a driver (reuse-in-flight, …) or of the device (drop-zap, …), and show what detects it.
     #[arg(long = "break", value_name = "BUG", value_parser = break_bug::names())]
     breaks: Option<String>,
     #[command(flatten)]

@@ -22,10 +22,10 @@ const KERNEL: KernelChoice = KernelChoice::Version(7, 3);
 /// What `hmm` understands.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Only tests whose name has this in it; may be given again
+    /// Run only the tests whose name contains this (repeatable) [default: all].
     #[arg(long, value_name = "PATTERN")]
     test: Vec<String>,
-    /// The machine (a file's name in qemu-configs, without its ending)
+    /// Topology to boot: the name of a file in qemu-configs, without .cfg.
     #[arg(long, value_name = "NAME", default_value = "intel-iommu-strict")]
     topology: String,
     #[command(flatten)]

@@ -8,7 +8,7 @@ use guest_driver_tests::suite::runner::{self, Shard};
 /// What `list` understands.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Only scenarios with this number, or whose name or group has this in it
+    /// Scenarios to list: a number, or a part of a name or group [default: all].
     #[arg(value_name = "PATTERN")]
     patterns: Vec<String>,
 }

@@ -15,10 +15,10 @@ use guest_driver_tests::rig::error::{RIG_FAILED, RigError};
 use guest_driver_tests::rig::options;
 use std::process::ExitCode;
 
-/// Boots guests against MirrorGPU, and puts their drivers through numbered scenarios.
+/// Boots guests with MirrorGPU as their GPU, and tests their drivers in numbered scenarios.
 ///
-/// Nothing needs root. What is missing, QEMU or a guest kernel, is fetched from Debian and unpacked beside the checkout,
-/// unless --no-install forbids it; once it is there, no network is needed.
+/// Nothing needs root. If QEMU or a guest kernel is missing, it is fetched from Debian and unpacked under .cache in the
+/// checkout; nothing is installed. --no-install forbids the fetching. Afterwards no network is needed.
 #[derive(Parser)]
 #[command(name = "mirrorgpu-vm", version)]
 struct Arguments {
@@ -28,20 +28,26 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Run scenarios; ends with 0 if all held, 1 if one failed, 125 if none could be run, 128 if the rig failed
+    /// Run scenarios, without a VM and in real guests.
+    ///
+    /// The exit code is 0 if all passed, 1 if one failed, 125 if none could be run, and 128 if the rig itself failed or the
+    /// command line was wrong. `git bisect run` understands these codes.
     Test(Box<test::Arguments>),
-    /// List the scenarios, and where each is shown
+    /// List the scenarios: number, name, promise, and whether each runs without a VM, in real guests, or both.
     List(list::Arguments),
-    /// Boot a guest with the device, and give its console to you: a shell, or a root file system of your own
+    /// Boot a guest with the device, with its console on this terminal: a shell, or your own root file system.
     Run(Box<shell::Arguments>),
-    /// Show it: a picture from a guest behind an IOMMU, jobs in every mode, and bugs that are found
+    /// Demonstrate the device: a picture from a guest behind an IOMMU, jobs in every mode, and driver bugs that it reports.
     Demo(Box<demo::Arguments>),
-    /// Run the kernel's own tests of drivers that mirror a process (hmm-tests) against a driver for the device; with
-    /// --reference, against the kernel's own module. Both are built from the kernel's source, outside the checkout
+    /// Run the kernel's HMM tests (hmm-tests) on the device.
+    ///
+    /// They test drivers that mirror the memory of a process. The driver is MirrorGPU's own module, or yours (--module,
+    /// --module-source). With --reference it is the kernel's test_hmm, without a device. Modules and tests are built from
+    /// source, outside the checkout.
     Hmm(Box<hmm::Arguments>),
-    /// Say what is here, what is missing, and what will be skipped because of it
+    /// Report what this machine has, what is missing, and which scenarios will be skipped because of that.
     Doctor(Box<doctor::Arguments>),
-    /// Print what your own launcher (virtme-ng, syzkaller, LAVA, …) has to give QEMU and the back-end
+    /// Print the arguments of QEMU and of the back-end, for your own launcher (virtme-ng, syzkaller, LAVA, …).
     QemuArgs(qemu_args::Arguments),
 }
 

@@ -5,17 +5,20 @@ use guest_driver_tests::suite::report::{html, junit, ktap};
 use guest_driver_tests::suite::results::Results;
 use std::path::{Path, PathBuf};
 
+/// Heading of `--help`.
+pub(crate) const RESULTS: &str = "Results";
+
 /// Which are wanted.
 #[derive(clap::Args)]
 pub(crate) struct Output {
-    /// Write the results as JUnit XML
-    #[arg(long, value_name = "FILE")]
+    /// Write the results to this file, as JUnit XML.
+    #[arg(long, help_heading = RESULTS, value_name = "FILE")]
     junit: Option<PathBuf>,
-    /// Write the results as KTAP
-    #[arg(long, value_name = "FILE")]
+    /// Write the results to this file, as KTAP.
+    #[arg(long, help_heading = RESULTS, value_name = "FILE")]
     ktap: Option<PathBuf>,
-    /// Write the results as one HTML page, with timelines and screenshots
-    #[arg(long, value_name = "FILE")]
+    /// Write the results to this file, as one HTML page with timelines and screenshots.
+    #[arg(long, help_heading = RESULTS, value_name = "FILE")]
     html: Option<PathBuf>,
 }
 

@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 /// What `qemu-args` understands.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The machine (a file's name in qemu-configs, without its ending)
+    /// Topology to print arguments for: the name of a file in qemu-configs, without .cfg.
     #[arg(long, value_name = "NAME", default_value = "intel-iommu-strict")]
     topology: String,
-    /// The socket that both meet at
+    /// UNIX socket on which the back-end listens, and to which QEMU connects.
     #[arg(long, value_name = "PATH", default_value = "/tmp/mirrorgpu.sock")]
     socket: PathBuf,
-    /// Only QEMU's arguments, one a line
+    /// Print only the arguments of QEMU, each on a line of its own.
     #[arg(long)]
     plain: bool,
 }

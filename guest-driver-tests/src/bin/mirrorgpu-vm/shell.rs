@@ -11,11 +11,10 @@ use std::path::PathBuf;
 /// What `run` understands.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The machine (a file's name in qemu-configs, without its ending)
+    /// Topology to boot: the name of a file in qemu-configs, without .cfg.
     #[arg(long, value_name = "NAME", default_value = "intel-iommu-strict")]
     topology: String,
-    /// A root file system to boot into: a raw image of ext4. What is written to it is forgotten. Default: a shell out of
-    /// busybox
+    /// Root file system to boot: a raw ext4 image [default: a busybox shell]. Changes to it are discarded.
     #[arg(long, value_name = "IMAGE")]
     rootfs: Option<PathBuf>,
     #[command(flatten)]

@@ -19,43 +19,52 @@ use guest_driver_tests::suite::soft::SoftPlace;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
+/// Heading of `--help`.
+const SELECTION: &str = "Scenarios";
+
 /// What `test` understands.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Only scenarios with this number, or whose name or group has this in it. With --score: only bugs whose name has it
+    /// Scenarios to run: a number, or a part of a name or group; with --score, a part of a bug's name [default: all].
     #[arg(value_name = "PATTERN")]
     patterns: Vec<String>,
-    /// Only on this machine (a file's name in qemu-configs, without its ending); may be given again. Default: all
-    #[arg(long, value_name = "NAME")]
+    /// Run only in real guests of this topology: the name of a file in qemu-configs, without .cfg (repeatable).
+    ///
+    /// By default, scenarios run without a VM and on all topologies. A topology that is named here also runs the variations
+    /// of scenarios that by default run on a few topologies only.
+    #[arg(long, value_name = "NAME", help_heading = SELECTION)]
     topology: Vec<String>,
-    /// Only without a VM, or only in real guests. Default: both
-    #[arg(long, value_enum)]
+    /// Run only at this level [default: both].
+    #[arg(long, value_enum, help_heading = SELECTION)]
     level: Option<LevelChoice>,
-    /// Only the i-th of n equal parts of the scenarios, as 1/3
-    #[arg(long, value_name = "I/N", default_value = "1/1", value_parser = Shard::parse)]
+    /// Run only one part of N equal parts of the scenarios: 1/3 is the first of three.
+    #[arg(long, value_name = "I/N", default_value = "1/1", value_parser = Shard::parse, help_heading = SELECTION)]
     shard: Shard,
-    /// Decides what is left to chance
-    #[arg(long, default_value_t = 1)]
+    /// Seed of the random choices that scenarios make.
+    #[arg(long, value_name = "NUMBER", default_value_t = 1, help_heading = SELECTION)]
     seed: u64,
-    /// Guests side by side. Default: as many as there are processors and memory for
-    #[arg(long, value_name = "COUNT")]
+    /// Number of guests that run at the same time [default: as many as processors and memory allow].
+    #[arg(long, value_name = "COUNT", help_heading = SELECTION)]
     jobs: Option<usize>,
-    /// Run a scenario again that has failed, up to so often, in a fresh guest; only those that
-    /// `list` marks, where the host or a race of the guest's kernel may be at fault. What passes then is reported as flaky, with what failed first,
-    /// and counts as passed; memory that holds what it must not is never tried again
-    #[arg(long, value_name = "COUNT", default_value_t = 0, conflicts_with = "score")]
+    /// Maximum number of times that a failed scenario is run again, in a fresh guest.
+    ///
+    /// This is only for scenarios that `list` marks, where a busy host or a race in the guest's kernel may be the cause. One
+    /// that passes when it is run again is reported as flaky, with its first failure, and counts as passed. Memory with
+    /// wrong contents is a failure at once.
+    #[arg(long, value_name = "COUNT", default_value_t = 0, conflicts_with = "score", help_heading = SELECTION)]
     retries: u32,
-    /// Instead: seed each known bug, of the device and of drivers, and print who catches it (exit code 1 if one gets
-    /// away). Without a VM; and, with --topology, in real guests too
-    #[arg(long)]
+    /// Seed each known bug, of the device and of drivers, and print which scenarios catch it.
+    ///
+    /// The exit code is 1 if a bug is not caught. This runs without a VM, and with --topology in real guests too.
+    #[arg(long, help_heading = SELECTION)]
     score: bool,
-    /// With --score: each bug against all scenarios, and not only against those that are counted on
-    #[arg(long, requires = "score")]
+    /// With --score: run all scenarios against each bug, not only those that are expected to catch it.
+    #[arg(long, requires = "score", help_heading = SELECTION)]
     all: bool,
     #[command(flatten)]
     output: Output,
-    /// Existing folder for the timeline of each case that has one, as SVG
-    #[arg(long, value_name = "FOLDER")]
+    /// Write the timeline of each case that has one to this existing folder, as SVG.
+    #[arg(long, value_name = "FOLDER", help_heading = output::RESULTS)]
     timelines: Option<PathBuf>,
     #[command(flatten)]
     options: Options,
@@ -64,9 +73,9 @@ pub(crate) struct Arguments {
 /// The levels that can be asked for.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum LevelChoice {
-    /// Without a VM.
+    /// Without a VM, in the soft guest: front-end, IOMMU and driver in one process.
     Soft,
-    /// In Linux guests.
+    /// In Linux guests on QEMU.
     Real,
 }
 
@@ -114,7 +123,7 @@ fn cases(
     if scenarios.is_empty() && !arguments.patterns.is_empty() {
         let patterns = arguments.patterns.join(", ");
         return Err(RigError::Missing(format!(
-            "No scenario is named by {patterns}: see `mirrorgpu-vm list`"
+            "No scenario matches {patterns}: `mirrorgpu-vm list` prints all of them"
         )));
     }
     let is_wanted = |level| arguments.level.is_none_or(|wanted| wanted == level);
@@ -168,9 +177,7 @@ fn score(
     }
     if rows.is_empty() {
         let patterns = arguments.patterns.join(", ");
-        return Err(RigError::Missing(format!(
-            "No seeded bug is named by {patterns}, or none of its places"
-        )));
+        return Err(RigError::Missing(format!("No seeded bug matches {patterns} at this level")));
     }
     Ok(rows)
 }
