@@ -1,17 +1,20 @@
 //! The command line: every flag with its unit, its default and its bounds. Knows text only; opens nothing.
 
 use std::ffi::OsString;
+use std::num::ParseIntError;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, ValueEnum, value_parser};
+use device_model::jobs::address_space::TlbPolicy;
 use job_stream::{Choice, Mode};
 use log::LevelFilter;
 
-use crate::faults::{self, Setting};
+use crate::fault_injection::{self, Setting};
 use crate::front_end_check;
+use crate::units::duration;
 
 /// Most engine threads that are started unless more are asked for.
 const DEFAULT_ENGINES: usize = 4;
@@ -84,6 +87,13 @@ pub struct Args {
     #[arg(long, value_name = "MODE", default_value = "fence", value_parser = mode)]
     pub default_mode: Mode,
 
+    /// How the TLB of a device address space behaves: sticky, thrash, random:SEED or prefetch:PAGES.
+    ///
+    /// sticky keeps each entry until the driver flushes it, so that a missing flush shows at the next use. thrash keeps
+    /// nothing. random drops entries without being told. prefetch also looks up the pages behind the one in use.
+    #[arg(long, value_name = "POLICY", default_value = "sticky", value_parser = tlb_policy)]
+    pub tlb: TlbPolicy,
+
     /// Offer the mode registration-cache, in which jobs go on with memory that the guest has taken away.
     ///
     /// Incoherent by definition: only for drivers that never unmap what is in use. What it lets through is counted.
@@ -118,8 +128,8 @@ pub struct Args {
     pub check_front_end: bool,
 
     /// Seeded bugs to turn on.
-    #[arg(long, value_name = "BUG", help = faults::SHORT_HELP, long_help = faults::long_help())]
-    #[arg(value_parser = faults::parse)]
+    #[arg(long, value_name = "BUG", help = fault_injection::SHORT_HELP, long_help = fault_injection::long_help())]
+    #[arg(value_parser = fault_injection::parse)]
     pub inject: Vec<Setting>,
 
     /// What a guest may take.
@@ -150,6 +160,10 @@ pub struct QuotaArgs {
     /// Most device address spaces of all contexts.
     #[arg(long, value_name = "COUNT", default_value_t = 64, value_parser = value_parser!(u32).range(1..))]
     pub max_address_spaces: u32,
+
+    /// Most TLB entries of all address spaces, one for each page of 4 KiB.
+    #[arg(long, value_name = "COUNT", default_value_t = 65_536, value_parser = value_parser!(u32).range(1..))]
+    pub max_tlb_entries: u32,
 
     /// Most jobs that wait or run.
     ///
@@ -280,10 +294,21 @@ fn timeout(text: &str, least: Duration) -> Result<Duration, String> {
     Ok(duration)
 }
 
-/// A duration such as `100ms`.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text)
-        .map_err(|error| format!("{error}; write a number with a unit, such as 100ms or 1s"))
+/// A policy of the TLB.
+fn tlb_policy(text: &str) -> Result<TlbPolicy, String> {
+    let (name, number) = text.split_once(':').map_or((text, None), |(name, number)| (name, Some(number)));
+    let wrong = |number: &str| format!("'{number}' is not a number that {name} can have");
+    match (name, number) {
+        ("sticky", None) => Ok(TlbPolicy::Sticky),
+        ("thrash", None) => Ok(TlbPolicy::Thrash),
+        ("random", Some(seed)) => {
+            Ok(TlbPolicy::Random { seed: seed.parse().map_err(|_: ParseIntError| wrong(seed))? })
+        }
+        ("prefetch", Some(pages)) => {
+            Ok(TlbPolicy::Prefetch { pages: pages.parse().map_err(|_: ParseIntError| wrong(pages))? })
+        }
+        _ => Err("it is sticky, thrash, random:SEED or prefetch:PAGES (up to 255)".to_owned()),
+    }
 }
 
 fn mode(text: &str) -> Result<Mode, String> {
@@ -310,7 +335,7 @@ fn iotlb_limit(text: &str) -> Result<usize, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::faults::{Bug, Value};
+    use crate::fault_injection::{Bug, Value};
 
     fn parse(line: &str) -> Result<Args, clap::Error> {
         Args::from_words(std::iter::once("mirrorgpu").chain(line.split_whitespace()))
@@ -331,6 +356,7 @@ mod tests {
             max_resources: 4096,
             max_contexts: 64,
             max_address_spaces: 64,
+            max_tlb_entries: 65_536,
             max_queued_jobs: 1024,
             max_descriptors: 256,
         };

@@ -9,15 +9,15 @@ use device_model::telemetry::stats::Stats;
 use mirrorgpu::args::{Args, Endpoint};
 use mirrorgpu::capabilities::CAPABILITIES;
 use mirrorgpu::control::{ControlServer, Hooks};
-use mirrorgpu::faults::Injection;
+use mirrorgpu::fault_injection::Injection;
 use mirrorgpu::front_end_check::{Findings, Severity};
 use mirrorgpu::limits;
 use mirrorgpu::listener::{Inherited, PathListener};
 use mirrorgpu::server::{Server, Source};
+use mirrorgpu::session::start::DeviceSettings;
 use mirrorgpu::signals::StopSignals;
 use mirrorgpu::telemetry::instruments::Instruments;
 use mirrorgpu::vhost_user::memory::sigbus;
-use mirrorgpu::vhost_user::session::start::DeviceSettings;
 
 /// Exit codes of `--check-front-end`; a wrong command line also exits with the second.
 const FRONT_END_AT_FAULT: u8 = 1;
@@ -113,6 +113,7 @@ fn device_settings(args: &Args, injection: &Arc<Injection>) -> DeviceSettings {
                 resources: args.quotas.max_resources.into(),
                 contexts: args.quotas.max_contexts.into(),
                 address_spaces: args.quotas.max_address_spaces.into(),
+                tlb_entries: args.quotas.max_tlb_entries.into(),
                 queued_jobs: args.quotas.max_queued_jobs.into(),
             },
             announced_scanouts: args.scanouts,
@@ -121,6 +122,7 @@ fn device_settings(args: &Args, injection: &Arc<Injection>) -> DeviceSettings {
                 default_mode: args.default_mode,
                 allow_incoherent: args.allow_incoherent,
                 engines: u32::try_from(args.engines()).unwrap_or(u32::MAX),
+                tlb: args.tlb,
             },
             ..DeviceConfig::default()
         },

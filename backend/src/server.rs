@@ -15,10 +15,11 @@ use rustix::io::Errno;
 
 use crate::allocator;
 use crate::listener::{Inherited, ListenError, PathListener};
+use crate::session::Session;
+use crate::session::start::{DeviceSettings, start};
 use crate::signals::StopSignals;
 use crate::telemetry::instruments::Instruments;
-use crate::vhost_user::session::start::{DeviceSettings, start};
-use crate::vhost_user::session::{Session, SessionEnd};
+use crate::vhost_user::session_end::SessionEnd;
 use crate::wake::{Poller, Waker};
 
 const LISTENER: u64 = 0;

@@ -13,7 +13,7 @@ use std::thread;
 use criterion::{
     BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime,
 };
-use device_model::addr::{Access, ByteRange, Iova, PAGE_SIZE, SpaceId};
+use device_model::addr::{Access, ByteRange, DomainId, Iova, PAGE_SIZE};
 use device_model::mmu::{DrainWaker, HostRange, MirrorConfig, Permissions, Reader, mirror};
 use vm_memory::iommu::Iotlb;
 use vm_memory::{GuestAddress, Permissions as VmPermissions};
@@ -82,7 +82,7 @@ fn filled_mirror() -> (device_model::mmu::MirrorWriter, Vec<Reader>) {
         let range = ByteRange::new(Iova::new(BASE + page * PAGE_SIZE), PAGE_SIZE).unwrap();
         // SAFETY: nobody follows these translations.
         let host = unsafe { HostRange::new(frame(page) as *mut u8, PAGE_SIZE as usize) };
-        writer.map(SpaceId::DEVICE, range, host, Permissions::READ).unwrap();
+        writer.map(DomainId::DEVICE, range, host, Permissions::READ).unwrap();
     }
     (writer, readers)
 }
@@ -98,7 +98,7 @@ fn filled_iotlb() -> RwLock<Iotlb> {
 
 fn in_mirror(reader: &Reader, at: u64) -> u64 {
     let section = reader.enter();
-    let span = section.translate(SpaceId::DEVICE, Iova::new(at), Access::Read);
+    let span = section.translate(DomainId::DEVICE, Iova::new(at), Access::Read);
     span.map_or(0, |span| span.address())
 }
 
@@ -155,7 +155,7 @@ fn lookups(criterion: &mut Criterion) {
     measure(&mut group, "mirror, a section each", |at| in_mirror(&first, at));
     let section = first.enter();
     measure(&mut group, "mirror, in an open section", |at| {
-        section.translate(SpaceId::DEVICE, Iova::new(at), Access::Read).map_or(0, |span| span.address())
+        section.translate(DomainId::DEVICE, Iova::new(at), Access::Read).map_or(0, |span| span.address())
     });
     drop(section);
     measure(&mut group, "vm-memory Iotlb in an RwLock", |at| in_iotlb(&iotlb, at));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use device_model::addr::{ByteRange, Iova, SpaceId};
+use device_model::addr::{ByteRange, DomainId, Iova};
 use device_model::jobs::job::JobId;
 use device_model::mmu::{DrainWaker, HostRange, MirrorConfig, Permissions, mirror};
 use device_model::telemetry::record::{Event, Recorder, StepEnd};
@@ -97,8 +97,8 @@ fn invalidation(criterion: &mut Criterion) {
     let mut invalidate = move || {
         // SAFETY: nobody reads through it: only the tables are at work.
         let host = unsafe { HostRange::new(0x7000_0000_1000 as *mut u8, 4096) };
-        writer.map(SpaceId::DEVICE, page, host, Permissions::READ_WRITE).expect("there is room");
-        let invalidation = writer.begin(SpaceId::DEVICE, page);
+        writer.map(DomainId::DEVICE, page, host, Permissions::READ_WRITE).expect("there is room");
+        let invalidation = writer.begin(DomainId::DEVICE, page);
         let drained = invalidation.poll().expect("nobody is inside");
         drop(black_box(writer.end(drained)));
     };

@@ -121,16 +121,17 @@ impl fmt::Display for Asid {
     }
 }
 
-/// A space of [`Iova`]s, which the guest's IOMMU gives to the device (a domain). There is one so far, [`SpaceId::DEVICE`]; every call of the mirror takes it.
+/// A domain of the guest's IOMMU: a space of [`Iova`]s that it gives to the device. There is one so far,
+/// [`DomainId::DEVICE`]; every call of the mirror takes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
-pub struct SpaceId(u32);
+pub struct DomainId(u32);
 
-impl SpaceId {
-    /// The space that the guest's IOMMU gives to the virtio device as a whole.
+impl DomainId {
+    /// The domain that the guest's IOMMU gives to the virtio device as a whole.
     pub const DEVICE: Self = Self(0);
 
-    /// The number of the space.
+    /// The number of the domain.
     pub const fn raw(self) -> u32 {
         self.0
     }

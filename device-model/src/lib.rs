@@ -17,6 +17,7 @@
 
 pub mod addr;
 pub mod gpu;
+pub mod image;
 pub mod jobs;
 pub mod locking;
 pub mod mmu;

@@ -11,7 +11,7 @@ use guest_driver_tests::soft_guest::frames::Dice;
 use guest_driver_tests::soft_guest::jobs::{
     BYTES, PAGES, contents, every_packet, every_packet_at, place, whole,
 };
-use guest_driver_tests::soft_guest::page_tables::{in_space, pte};
+use guest_driver_tests::soft_guest::page_tables::{in_space, pte, warm_up};
 use guest_driver_tests::soft_guest::*;
 use job_stream::twin::{Buffers, Outcome, interpret};
 use job_stream::{Capset, Compare, Context, Limits, Mode, SpinBehaviour, Stream, verify};
@@ -169,6 +169,9 @@ fn a_job_whose_page_is_refused_walks_again_before_it_fails() {
     // The table is in the mirror already when the job comes to the entry.
     client.jobs.run(Stream::new().signal(in_space(ASID, BY_PAGES), 1)).unwrap();
     client.tables.set(BY_PAGES, 0, 0x7_0000_0000 | pte::ALL).unwrap();
+    let flush = Command::as_invalidate(1, ASID, false, (BY_PAGES, BY_PAGES));
+    warm_up(&mut client.jobs.guest.driver, ASID).unwrap();
+    client.jobs.guest.driver.ok(&flush).unwrap();
     let front_end = client.jobs.guest.front_end.clone();
     let before = backend.stats().unwrap();
     let frozen = front_end.freeze();
@@ -176,6 +179,7 @@ fn a_job_whose_page_is_refused_walks_again_before_it_fails() {
     let asked = |stats: &Stats| stats.since(&before, "misses").is_ok_and(|misses| misses > 0);
     assert!(backend.wait_for_stats(Duration::from_secs(5), asked).unwrap());
     client.tables.set(BY_PAGES, 0, good).unwrap();
+    client.jobs.guest.driver.ok(&flush).unwrap();
     drop(frozen);
     client.jobs.guest.driver.wait_ok(ticket).unwrap();
     client.jobs.wait_for_word(1, 0, 2).unwrap();

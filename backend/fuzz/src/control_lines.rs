@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use device_model::telemetry::stats::Stats;
 use mirrorgpu::control::Hooks;
 use mirrorgpu::control::conversation::Conversation;
-use mirrorgpu::faults::Injection;
+use mirrorgpu::fault_injection::Injection;
 use mirrorgpu::telemetry::instruments::Instruments;
 use serde_json::{Map, Value};
 

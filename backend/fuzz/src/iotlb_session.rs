@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arbitrary::{Result, Unstructured};
-use device_model::addr::{Access, ByteRange, FrontendVa, Iova, PAGE_SHIFT, PAGE_SIZE, SpaceId};
+use device_model::addr::{Access, ByteRange, DomainId, FrontendVa, Iova, PAGE_SHIFT, PAGE_SIZE};
 use device_model::mmu::miss::{
     Answer, MISS_WINDOW, MissRequest, MissTable, Outcome, Requested, Resolution, UpdateVerdict,
 };
@@ -20,7 +20,7 @@ use mirrorgpu::vhost_user::iotlb::{self, IotlbEvent, Update};
 
 use crate::raw_messages::check_iotlb;
 
-const SPACE: SpaceId = SpaceId::DEVICE;
+const SPACE: DomainId = DomainId::DEVICE;
 const TIMEOUT: Duration = Duration::from_secs(1);
 /// Pages that the device asks for, from 0 on; and those of the front-end's memory, which lie at [`REGION`].
 const ASKED: u64 = 40;

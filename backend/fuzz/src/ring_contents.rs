@@ -9,12 +9,12 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use arbitrary::{Result, Unstructured};
-use device_model::addr::{Access, ByteRange, Iova, PAGE_SIZE, SpaceId};
+use device_model::addr::{Access, ByteRange, DomainId, Iova, PAGE_SIZE};
 use device_model::mmu::{DrainWaker, MirrorConfig, MirrorWriter, Missing, Permissions, RingMemory, mirror};
 use device_model::session::miss_port::{MissAnswer, pages_of};
 use device_model::testing::frames::Frames;
 use device_model::testing::noise::noise;
-use mirrorgpu::faults::Injection;
+use mirrorgpu::fault_injection::Injection;
 use mirrorgpu::queues::MAX_QUEUE_SIZE;
 use mirrorgpu::queues::chain::RingError;
 use mirrorgpu::queues::mailbox::Side;
@@ -214,11 +214,11 @@ impl<'a> Play<'a> {
     /// Gives a page these permissions and no others.
     fn map(&mut self, page: u64, permissions: Permissions) {
         let range = page_range(page);
-        let drained = self.writer.begin(SpaceId::DEVICE, range).poll().expect("Nothing is in flight");
+        let drained = self.writer.begin(DomainId::DEVICE, range).poll().expect("Nothing is in flight");
         drop(self.writer.end(drained));
         if !permissions.is_none() {
             let host = self.frames.host(page * PAGE_SIZE, PAGE_SIZE as usize);
-            self.writer.map(SpaceId::DEVICE, range, host, permissions).expect("A page can be mapped");
+            self.writer.map(DomainId::DEVICE, range, host, permissions).expect("A page can be mapped");
         }
         self.mapped[page as usize] = permissions;
     }

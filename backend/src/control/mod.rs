@@ -21,7 +21,7 @@ use std::thread::{self, JoinHandle};
 use device_model::telemetry::stats::Stats;
 use epoll::Events;
 
-use crate::faults::Injection;
+use crate::fault_injection::Injection;
 use crate::listener::PathListener;
 use crate::telemetry::instruments::Instruments;
 use crate::wake::{Poller, Waker};

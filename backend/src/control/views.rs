@@ -15,10 +15,10 @@ use serde_json::{Map, Value, json};
 use super::Hooks;
 use super::commands::{Failure, NoArguments};
 use crate::front_end_check::{self, Kept};
+use crate::session::queries::audit_json;
 use crate::telemetry::instruments::query_channel::Question;
 use crate::telemetry::instruments::{HOW_TO_TRACE, OnEngine};
 use crate::telemetry::reports::{Reported, fault_json, violation_json};
-use crate::vhost_user::session::queries::audit_json;
 use device_model::session::miss_port::Waiter;
 
 /// Maximum number of misses that `jobs` reads to find the pages that a job waits for.
@@ -85,6 +85,7 @@ fn job(hooks: &Hooks, status: &JobStatus, engine: Option<&OnEngine>, misses: Vec
         JobState::Checks(_) => "validating",
         JobState::Invalidation => "invalidation",
         JobState::Value(_) => "waiting",
+        JobState::Fault => "faulted",
     };
     let packet = engine.and_then(|engine| engine.packet);
     let at_rest_packet = |at_rest: &AtRest| at_rest.packet.map(|packet| packet as u64);

@@ -6,8 +6,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use device_model::gpu::scanout::{
-    CursorPosition, DisplayAnswer, DisplayMode, DisplayModes, DisplayQuery, Edid, Rect, ScanoutSource,
+    CursorPosition, DisplayAnswer, DisplayMode, DisplayModes, DisplayQuery, Edid, ScanoutSource,
 };
+use device_model::image::Rect;
 use device_model::telemetry::stats::Stats;
 use vhost::vhost_user::GpuBackend;
 use vhost::vhost_user::gpu_message::{

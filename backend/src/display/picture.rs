@@ -4,9 +4,8 @@
 
 use std::sync::Arc;
 
-use device_model::gpu::scanout::{
-    CursorPixels, CursorPosition, DisplayCommand, MAX_SCANOUTS, Rect, ScanoutSource,
-};
+use device_model::gpu::scanout::{CursorPixels, CursorPosition, DisplayCommand, MAX_SCANOUTS, ScanoutSource};
+use device_model::image::Rect;
 
 use super::region::{DirtyRegion, intersection};
 
@@ -210,7 +209,8 @@ fn clipped(source: ScanoutSource) -> Option<ScanoutSource> {
 
 #[cfg(test)]
 mod tests {
-    use device_model::gpu::scanout::{ChannelOrder, Image};
+    use device_model::gpu::scanout::ChannelOrder;
+    use device_model::image::Image;
 
     use super::*;
 

@@ -1,7 +1,8 @@
 //! Prepares pixels for the display: splits a changed rectangle into messages of bounded size, and converts the image's
 //! format to x8r8g8b8. Knows images; knows nothing of sockets or of what was shown before.
 
-use device_model::gpu::scanout::{ChannelOrder, Rect, ScanoutSource};
+use device_model::gpu::scanout::{ChannelOrder, ScanoutSource};
+use device_model::image::Rect;
 
 /// Bytes per pixel, in every format of a 2D resource and on the display socket.
 const PIXEL: usize = 4;
@@ -74,7 +75,7 @@ fn convert(order: ChannelOrder, pixels: &[u8], out: &mut Vec<u8>) {
 mod tests {
     use std::sync::Arc;
 
-    use device_model::gpu::scanout::Image;
+    use device_model::image::Image;
 
     use super::*;
 

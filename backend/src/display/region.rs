@@ -1,6 +1,6 @@
 //! Rectangles of one scanout, and which of its pixels are not sent yet. Pure arithmetic.
 
-use device_model::gpu::scanout::Rect;
+use device_model::image::Rect;
 
 /// Maximum number of rectangles in a region.
 const MAX_RECTS: usize = 8;

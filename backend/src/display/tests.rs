@@ -4,7 +4,8 @@ use std::io::{Read, Write};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 
-use device_model::gpu::scanout::{ChannelOrder, CursorPosition, DisplayMode, Image, Rect, ScanoutSource};
+use device_model::gpu::scanout::{ChannelOrder, CursorPosition, DisplayMode, ScanoutSource};
+use device_model::image::{Image, Rect};
 
 use super::*;
 use crate::wake::Waker;

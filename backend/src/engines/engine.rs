@@ -8,16 +8,15 @@ use std::thread;
 use std::time::Duration;
 
 use device_model::jobs::engine::{EngineHost, Leaves, Left, Running, SPIN_STEP, STEP_BYTES};
-use device_model::jobs::job::{Job, JobOutcome, Step, StepContext};
-pub use device_model::jobs::schedule::FinishedJob;
-use device_model::jobs::schedule::ScheduledJob;
+use device_model::jobs::job::{Job, JobOutcome, Step, StepContext, TlbCounts};
+use device_model::jobs::schedule::{JobReport, ScheduledJob};
 use device_model::jobs::scheduler::Scheduler;
 use device_model::mmu::{JobMemory, Reader};
 use device_model::telemetry::record::{Event, LeftFor, StepEnd};
 use device_model::telemetry::stats::Stats;
 
 use crate::engines::starvation::ThreadName;
-use crate::faults::{Bug, Injection, steps};
+use crate::fault_injection::{Bug, Injection, steps};
 use crate::telemetry::instruments::EventSink;
 use crate::threads::{DeviceThread, ThreadFailures};
 use device_model::session::miss_port::MissPort;
@@ -30,8 +29,10 @@ pub struct Engine {
     pub scheduler: Arc<Scheduler>,
     /// Where misses are sent.
     pub misses: MissPort,
-    /// Called with each finished job.
-    pub finished: Box<dyn Fn(FinishedJob) + Send>,
+    /// Called with each job that has ended, or has raised a fault.
+    pub report: Box<dyn Fn(JobReport) + Send>,
+    /// Called when a flush of an address space may be over.
+    pub flush_ended: Box<dyn Fn() + Send>,
     /// The counters.
     pub stats: Arc<Stats>,
     /// The injected faults.
@@ -48,6 +49,7 @@ struct Host<'a> {
     stats: &'a Stats,
     injection: &'a Injection,
     sink: &'a EventSink,
+    flush_ended: &'a dyn Fn(),
     /// The engine took the job: recorded with the time of its first step, because reading the clock is expensive.
     taken: Option<Event>,
     /// End of the last step.
@@ -70,6 +72,11 @@ impl EngineHost for Host<'_> {
         self.has_moved = !self.spins;
         let moved = job.bytes_moved().saturating_sub(before);
         self.stats.bytes_moved.add(moved);
+        if job.is_translated() {
+            let TlbCounts { hits, misses } = job.take_tlb_counts();
+            self.stats.tlb_hits.add(hits);
+            self.stats.tlb_misses.add(misses);
+        }
         if let Some(delay) = self.injection.delay(Bug::StepDelay) {
             thread::sleep(delay);
         }
@@ -100,6 +107,10 @@ impl EngineHost for Host<'_> {
     fn is_wanted(&self) -> bool {
         self.scheduler.is_wanted()
     }
+
+    fn flush_ended(&mut self) {
+        (self.flush_ended)();
+    }
 }
 
 impl Engine {
@@ -125,8 +136,18 @@ impl Engine {
         let (scheduler, stats) = (&*self.scheduler, &*self.stats);
         let (injection, sink) = (&*self.injection, &self.sink);
         let (taken, last) = (None, None);
-        let mut host =
-            Host { scheduler, stats, injection, sink, taken, last, has_moved: false, spins: false };
+        let flush_ended = &*self.flush_ended;
+        let mut host = Host {
+            scheduler,
+            stats,
+            injection,
+            sink,
+            flush_ended,
+            taken,
+            last,
+            has_moved: false,
+            spins: false,
+        };
         let (job, packet) = (work.job.id(), work.job.packet());
         sink.at_work(Some(&work.job));
         let mut running = Running::start(&self.reader, work);
@@ -160,10 +181,11 @@ impl Engine {
             | Leaves::Preempted
             | Leaves::SliceOver
             | Leaves::Waiting { .. }
+            | Leaves::RaisedFault(_)
             | Leaves::Invalidating => {}
         }
-        if let Some(finished) = self.misses.give_back(&self.scheduler, left) {
-            (self.finished)(finished);
+        if let Some(report) = self.misses.give_back(&self.scheduler, left) {
+            (self.report)(report);
         }
     }
 }
@@ -176,6 +198,7 @@ fn end_of(step: &Step) -> StepEnd {
         Step::Waiting { .. } => StepEnd::Waits,
         Step::Missing(_) => StepEnd::Misses,
         Step::Error(_) => StepEnd::Fails,
+        Step::Fault(_) => StepEnd::Faults,
     }
 }
 
@@ -189,5 +212,6 @@ fn reason_of(leaves: &Leaves) -> LeftFor {
         Leaves::Evicted => LeftFor::Eviction,
         Leaves::Missing(_) | Leaves::Faulted { .. } => LeftFor::Miss,
         Leaves::Invalidating => LeftFor::Invalidation,
+        Leaves::RaisedFault(_) => LeftFor::Fault,
     }
 }

@@ -11,7 +11,7 @@ use device_model::locking::lock;
 
 use super::finding::Finding;
 use super::rules::{Rule, Severity};
-use crate::telemetry::reports::{Newest, Print, Rate};
+use crate::records::{Newest, Print, Rate};
 
 /// A finding, and what the reporter has found out about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,7 +114,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::telemetry::reports::KEPT;
+    use crate::records::KEPT;
 
     fn finding(rule: Rule) -> Finding {
         Finding::new(Duration::ZERO, rule, String::new())

@@ -275,7 +275,7 @@ fn about(found: Option<&mut super::finding::Finding>, page: ByteRange<Iova>, acc
 
 #[cfg(test)]
 mod tests {
-    use device_model::addr::{FrontendVa, SpaceId};
+    use device_model::addr::{DomainId, FrontendVa};
 
     use super::*;
 
@@ -292,7 +292,7 @@ mod tests {
     }
 
     fn request(number: u64, access: Access) -> MissRequest {
-        MissRequest { space: SpaceId::DEVICE, access, iova: page(number) }
+        MissRequest { space: DomainId::DEVICE, access, iova: page(number) }
     }
 
     /// A checker to which MISSes for reads of these pages were sent.

@@ -39,7 +39,7 @@ use crate::vhost_user::channel::ChannelError;
 use crate::vhost_user::iotlb::{self, IotlbError, IotlbEvent};
 use crate::vhost_user::memory::MemoryTable;
 use crate::vhost_user::peek::PeekError;
-use crate::vhost_user::session::SessionEnd;
+use crate::vhost_user::session_end::SessionEnd;
 
 /// The state that the front-end's messages are compared with.
 #[derive(Clone, Copy)]

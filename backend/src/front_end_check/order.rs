@@ -4,12 +4,11 @@
 
 use vhost::vhost_user::message::{VhostUserProtocolFeatures as Protocol, VhostUserVirtioFeatures as Virtio};
 
-use device_model::session::Offer;
+use device_model::session::{Offer, QUEUES};
 
 use super::book::Book;
 use super::messages::{Message, Needs, code, u32_at, u64_at};
 use super::rules::Rule;
-use crate::queues::QUEUES;
 use crate::vhost_user::Header;
 
 /// The state of one ring according to the messages so far.

@@ -1,7 +1,7 @@
 //! Finds regions that are removed from the memory table while translations lead into them. Knows the payloads of the
 //! two messages that remove regions.
 
-use device_model::addr::{ByteRange, Iova, SpaceId};
+use device_model::addr::{ByteRange, DomainId, Iova};
 
 use super::World;
 use super::book::Book;
@@ -56,7 +56,7 @@ fn mapped_into(region: &Region, world: World<'_>) -> Option<ByteRange<Iova>> {
     let first = region.host_at(0).addr() as u64;
     let last = first.saturating_add(region.spec().size.saturating_sub(1));
     let mut found = None;
-    world.mirror.mapped_ranges(SpaceId::DEVICE, ByteRange::everything(), |mapped| {
+    world.mirror.mapped_ranges(DomainId::DEVICE, ByteRange::everything(), |mapped| {
         if found.is_none() && (first..=last).contains(&mapped.host) {
             found = Some(mapped.range);
         }

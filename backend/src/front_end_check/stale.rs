@@ -108,7 +108,7 @@ fn moved(held: &MappedRange, range: ByteRange<Iova>, host: u64) -> Option<(ByteR
 mod tests {
     use std::sync::Arc;
 
-    use device_model::addr::SpaceId;
+    use device_model::addr::DomainId;
     use device_model::mmu::miss::MissRequest;
     use device_model::mmu::{DrainWaker, HostRange, MirrorConfig, Permissions, mirror};
 
@@ -131,12 +131,12 @@ mod tests {
         // SAFETY: the memory outlives the mirror, whose readers are gone.
         let host = unsafe { HostRange::new(memory.as_mut_ptr(), 0x2000) };
         let read = Permissions { read: true, write: false };
-        writer.map(SpaceId::DEVICE, range, host, read).unwrap();
+        writer.map(DomainId::DEVICE, range, host, read).unwrap();
         writer
     }
 
     fn resolution(page: u64, access: Access, outcome: Outcome) -> Resolution<()> {
-        let request = MissRequest { space: SpaceId::DEVICE, access, iova: Iova::new(page << 12) };
+        let request = MissRequest { space: DomainId::DEVICE, access, iova: Iova::new(page << 12) };
         Resolution { request, waiters: Vec::new(), outcome }
     }
 

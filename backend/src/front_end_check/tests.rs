@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use device_model::addr::{Access, SpaceId};
+use device_model::addr::{Access, DomainId};
 use device_model::mmu::{DrainWaker, HostRange, MirrorConfig, Permissions, mirror};
 use device_model::session::Refusal;
 use virtio_bindings::virtio_config::VIRTIO_F_IOMMU_PLATFORM;
@@ -65,7 +65,7 @@ impl Talk {
 }
 
 fn miss(page: u64) -> MissRequest {
-    MissRequest { space: SpaceId::DEVICE, access: Access::Write, iova: Iova::new(page << 12) }
+    MissRequest { space: DomainId::DEVICE, access: Access::Write, iova: Iova::new(page << 12) }
 }
 
 #[test]
@@ -119,7 +119,7 @@ fn a_region_that_goes_away_is_looked_for_in_what_the_device_holds() {
             let range = ByteRange::new(Iova::new(0x5000), 0x1000).unwrap();
             // SAFETY: the region outlives the mirror, whose readers are gone.
             let host = unsafe { HostRange::new(talk.memory.regions()[0].host_at(0x3000), 0x1000) };
-            talk.mirror.map(SpaceId::DEVICE, range, host, Permissions::READ_WRITE).unwrap();
+            talk.mirror.map(DomainId::DEVICE, range, host, Permissions::READ_WRITE).unwrap();
         }
         let payload: Vec<u8> = [0, 0, SIZE, USER, 0].iter().flat_map(|word| word.to_ne_bytes()).collect();
         talk.send(code::REM_MEM_REG, true, &payload);

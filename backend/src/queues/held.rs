@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::ring::Pending;
-use crate::faults::{Bug, Injection};
+use crate::fault_injection::{Bug, Injection};
 
 /// How long an answer that is to be overtaken waits for the next one.
 const PATIENCE: Duration = Duration::from_millis(20);

@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex};
 
 use device_model::gpu::context::ContextInfo;
 use device_model::gpu::scanout::DisplayAnswer;
+use device_model::jobs::schedule::{FaultedJob, FinishedJob};
 use device_model::locking::lock;
 
-use crate::engines::engine::FinishedJob;
 use crate::wake::Waker;
 use device_model::session::miss_port::{MissAnswer, RingWait};
 
@@ -32,6 +32,10 @@ pub enum QueueMessage {
     CallReplaced(usize),
     /// An engine has finished a job.
     JobFinished(FinishedJob),
+    /// A job is parked until the driver has answered its fault.
+    JobFaulted(FaultedJob),
+    /// A step has ended that a flush of an address space may wait for.
+    FlushEnded,
     /// The display has answered a query.
     DisplayAnswered {
         /// Identifies the query.
@@ -72,8 +76,8 @@ impl Mailbox {
     }
 
     /// Adds a message and wakes the thread.
-    pub fn post(&self, messages: QueueMessage) {
-        lock(&self.messages).push_back(messages);
+    pub fn post(&self, message: QueueMessage) {
+        lock(&self.messages).push_back(message);
         self.waker.wake();
     }
 

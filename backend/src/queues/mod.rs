@@ -16,6 +16,7 @@ use std::time::Instant;
 use device_model::gpu::device::{Device, Effect};
 use device_model::gpu::reply::Response;
 use device_model::jobs::job::JobOutcome;
+use device_model::jobs::schedule::FinishedJob;
 use device_model::jobs::scheduler::Scheduler;
 use device_model::mmu::{Missing, RingMemory};
 use device_model::telemetry::record::Event;
@@ -29,19 +30,15 @@ use self::held::Held;
 use self::mailbox::{Mailbox, QueueMessage, Side};
 use self::ring::{Pending, Published, SharedRing, Taken, Virtqueue};
 use crate::display::Display;
-use crate::engines::engine::FinishedJob;
-use crate::faults::{Bug, Injection};
+use crate::fault_injection::{Bug, Injection};
 use crate::telemetry::instruments::EventSink;
 use crate::threads::{DeviceThread, ThreadFailures};
 use crate::wake::Poller;
 use device_model::session::miss_port::{MissAnswer, MissPort, RingWait, Waiter};
+use device_model::session::{CONTROL_QUEUE, QUEUES};
 
-/// Queues of a virtio-gpu device (virtio 1.3, 5.7.2).
-pub const QUEUES: usize = 2;
 /// Maximum ring size: QEMU gives the control queue 256 entries with VIRGL, and the soft guest may ask for more.
 pub const MAX_QUEUE_SIZE: u16 = 1024;
-/// The queue that carries commands.
-pub const CONTROL_QUEUE: usize = 0;
 /// Maximum number of commands taken off one ring before the other gets its turn.
 const TURN: usize = 64;
 /// Epoll token of the mailbox; lower tokens are queue numbers.
@@ -196,6 +193,11 @@ impl Queues<'_, '_> {
                     }
                 }
                 QueueMessage::JobFinished(finished) => self.job_finished(finished),
+                QueueMessage::JobFaulted(faulted) => {
+                    self.thread.stats.faults_raised.add(1);
+                    self.thread.device.job_faulted(faulted, &mut self.effects);
+                }
+                QueueMessage::FlushEnded => self.thread.device.flush_ended(&mut self.effects),
                 QueueMessage::DisplayAnswered { ticket, answer } => {
                     self.thread.device.display_answer(ticket, answer, &mut self.effects);
                 }
@@ -226,6 +228,7 @@ impl Queues<'_, '_> {
             JobOutcome::Failed(error) => Fault::of_job(self.thread.scheduler.now(), &job, error),
             JobOutcome::Done => None,
         };
+        let overdue = Fault::overdue_flush(self.thread.scheduler.now(), &job);
         let told = if swallowed { JobOutcome::Done } else { outcome };
         if !self.thread.device.job_finished(job, told, &mut self.effects) {
             return;
@@ -235,6 +238,10 @@ impl Queues<'_, '_> {
         sink.instruments().names().job_ended(now, id);
         if let Some(fault) = fault {
             self.thread.stats.address_space_faults.add(1);
+            self.sink(CONTROL_QUEUE).instruments().fault(fault);
+        }
+        if let Some(fault) = overdue {
+            self.thread.stats.tlb_overdue.add(1);
             self.sink(CONTROL_QUEUE).instruments().fault(fault);
         }
         self.jobs = self.jobs.saturating_sub(1);
@@ -379,6 +386,10 @@ impl Queues<'_, '_> {
                     sink.record_at(now, Event::Submitted { job: job_id, context, mode });
                     sink.instruments().names().job_begun(job.name());
                     self.thread.scheduler.submit(job);
+                }
+                Effect::AnswerFault { wait, answer } => {
+                    self.thread.stats.faults_replayed.add(answer.is_ok().into());
+                    self.thread.scheduler.fault_answered(wait, answer);
                 }
                 Effect::Display(command) => self.thread.display.send(command),
                 Effect::Ask { ticket, question } => self.thread.display.ask(ticket, question),

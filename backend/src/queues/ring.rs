@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, TryLockError};
 use std::time::{Duration, Instant};
 
-use device_model::addr::SpaceId;
+use device_model::addr::DomainId;
 use device_model::locking::lock;
 use device_model::mmu::{JobMemory, Missing, RingMemory};
 use vhost_user_backend::{VringMutex, VringState, VringT};
@@ -21,7 +21,7 @@ use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemory, Permissions};
 use super::chain::{self, Chain, RingError, Segment};
 use super::mailbox::Side;
 use super::ring_event::RingEvent;
-use crate::faults::{Bug, Injection};
+use crate::fault_injection::{Bug, Injection};
 use device_model::session::miss_port::{MissAnswer, RingWait, pages_of};
 
 /// Maximum number of descriptors of a chain: the size of the largest ring.
@@ -345,7 +345,7 @@ impl<'a> Virtqueue<'a> {
         let there = section.check_range(GuestAddress(rest.first().raw()), chunk, Permissions::Read);
         if there {
             request.resize(have + chunk, 0);
-            if section.read(SpaceId::DEVICE, rest.first(), &mut request[have..]).is_ok() {
+            if section.read(DomainId::DEVICE, rest.first(), &mut request[have..]).is_ok() {
                 return Ok(());
             }
             request.truncate(have);
@@ -461,7 +461,7 @@ impl<'a> Virtqueue<'a> {
         for segment in &completion.pending.response {
             let room = usize::try_from(segment.len()).unwrap_or(usize::MAX);
             let (now, later) = rest.split_at(rest.len().min(room));
-            if section.write(SpaceId::DEVICE, segment.first(), now).is_err() {
+            if section.write(DomainId::DEVICE, segment.first(), now).is_err() {
                 return Err(self.memory.take_missing());
             }
             written += now.len() as u32;

@@ -4,47 +4,16 @@
 //!
 //! LOCKING: one leaf mutex, held while one record is added or all are copied.
 
-use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
+use device_model::jobs::verdict::Verdict;
 use device_model::locking::lock;
-use device_model::telemetry::violation::{Fault, FaultCause, Verdict, Violation};
+use device_model::telemetry::violation::{Fault, FaultCause, Violation};
 use job_stream::Choice;
 use serde_json::{Value, json};
 
-/// Maximum number of records of each kind.
-pub const KEPT: usize = 256;
-
-/// Number of reports that may be printed in a burst, and the time after which one more is allowed.
-const BURST: u32 = 8;
-const ONE_MORE: Duration = Duration::from_secs(10);
-
-/// The newest records of one kind, up to [`KEPT`].
-#[derive(Clone, Debug)]
-pub struct Newest<T> {
-    /// Oldest first.
-    pub records: VecDeque<T>,
-    /// Number of older records that were dropped.
-    pub dropped: u64,
-}
-
-impl<T> Default for Newest<T> {
-    fn default() -> Self {
-        Self { records: VecDeque::new(), dropped: 0 }
-    }
-}
-
-impl<T> Newest<T> {
-    /// Adds a record, and drops the oldest if there are too many.
-    pub(crate) fn push(&mut self, record: T) {
-        if self.records.len() >= KEPT {
-            self.records.pop_front();
-            self.dropped = self.dropped.saturating_add(1);
-        }
-        self.records.push_back(record);
-    }
-}
+use crate::records::{Newest, Print, Rate};
 
 /// A violation, and what the reporter has found out about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,35 +24,6 @@ pub struct Reported {
     pub names: Option<Vec<String>>,
     /// Path of its trace, or how to get one.
     pub trace: String,
-}
-
-/// Limits how often something is printed.
-#[derive(Debug)]
-pub(crate) struct Rate {
-    left: u32,
-    since: Duration,
-}
-
-impl Default for Rate {
-    fn default() -> Self {
-        Self { left: BURST, since: Duration::ZERO }
-    }
-}
-
-impl Rate {
-    /// Whether a report may be printed now.
-    pub(crate) fn take(&mut self, now: Duration) -> bool {
-        let earned = now.saturating_sub(self.since).as_secs() / ONE_MORE.as_secs();
-        if let Ok(earned) = u32::try_from(earned)
-            && earned > 0
-        {
-            self.left = self.left.saturating_add(earned).min(BURST);
-            self.since = now;
-        }
-        let may = self.left > 0;
-        self.left = self.left.saturating_sub(1);
-        may
-    }
 }
 
 #[derive(Debug)]
@@ -105,18 +45,6 @@ impl Default for Reports {
         let (violations, faults) = (Newest::default(), Newest::default());
         Self(Mutex::new(Inner { violations, faults, next_id: 1, rate, unprinted: 0 }))
     }
-}
-
-/// What to print for a violation or a finding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Print {
-    /// The report, and the number of reports before it that were suppressed.
-    Report {
-        /// Number of suppressed reports.
-        unprinted: u64,
-    },
-    /// Nothing: the limit is reached.
-    Nothing,
 }
 
 impl Reports {
@@ -211,6 +139,7 @@ pub fn fault_json(fault: &Fault, names: &[String]) -> Value {
             "kind": fault.kind,
             "level": fault.level,
             "pte": format!("{:#x}", fault.pte),
+            "cached": fault.cached,
         }),
     };
     if let (Some(all), Value::Object(cause)) = (json.as_object_mut(), cause) {
@@ -227,10 +156,11 @@ fn nanoseconds(time: Duration) -> u64 {
 mod tests {
     use device_model::addr::{Access, ByteRange, Iova};
     use device_model::jobs::job::JobId;
-    use device_model::telemetry::violation::{Confidence, InvalidationInfo};
+    use device_model::jobs::verdict::{Confidence, InvalidationInfo};
     use job_stream::Mode;
 
     use super::*;
+    use crate::records::{BURST, KEPT};
 
     /// A violation at this second.
     fn violation(second: u64, verdict: Verdict) -> Violation {

@@ -9,15 +9,16 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use device_model::gpu::device::{Device, DeviceConfig, Effect};
+use device_model::session::CONTROL_QUEUE;
 use device_model::telemetry::stats::Stats;
 
 use super::*;
-use crate::faults::Injection;
-use crate::queues::CONTROL_QUEUE;
+use crate::fault_injection::Injection;
 use crate::queues::mailbox::QueueMessage;
+use crate::session::start::{DeviceSettings, start};
+use crate::session::{Session, SessionState};
 use crate::telemetry::instruments::Instruments;
-use crate::vhost_user::session::start::{DeviceSettings, start};
-use crate::vhost_user::session::{Session, SessionEnd, SessionState};
+use crate::vhost_user::session_end::SessionEnd;
 
 /// Time limit of every wait in these tests.
 const PATIENCE: Duration = Duration::from_secs(20);

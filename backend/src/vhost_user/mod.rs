@@ -1,13 +1,13 @@
 //! What MirrorGPU adds to the `vhost` crate's vhost-user protocol: the messages that the crate rejects or whose
 //! descriptors it hides. [`peek`] reads the next message without consuming it, so that the session can decide who
-//! handles it; [`iotlb`] is the wire format of the device IOTLB; [`channel`] sends the MISSes. The crate handles
-//! everything else on the socket. Knows nothing of the mirror or of the device.
+//! handles it; [`iotlb`] is the wire format of the device IOTLB; [`channel`] sends the MISSes; [`session_end`] is why a
+//! session ends. The crate handles everything else on the socket. Knows nothing of the mirror or of the device.
 
 pub mod channel;
 pub mod iotlb;
 pub mod memory;
 pub mod peek;
-pub mod session;
+pub mod session_end;
 
 use zerocopy::native_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};

@@ -2,7 +2,8 @@
 //! `device_model::testing::script` plays it and says what has to hold.
 
 use arbitrary::{Result, Unstructured};
-use device_model::gpu::scanout::{CursorPosition, Rect};
+use device_model::gpu::scanout::CursorPosition;
+use device_model::image::Rect;
 use device_model::testing::noise::noise;
 use device_model::testing::requests as command;
 use device_model::testing::script::{Action, play};
@@ -70,7 +71,7 @@ fn cursor(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
 }
 
 fn control(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
-    Ok(match u.int_in_range(0..=28)? {
+    Ok(match u.int_in_range(0..=30)? {
         0 => command::get_display_info(),
         1 => command::get_edid(number(u)?),
         2..=3 => command::create_2d(id(u)?, format(u)?, side(u)?, side(u)?),
@@ -97,6 +98,13 @@ fn control(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
             command::as_create_with(context(u)?, asid(u)?, flags, u64::from(u.arbitrary::<u8>()?) << 12)
         }
         27 => command::as_destroy(context(u)?, asid(u)?),
+        29 => match u.arbitrary::<bool>()? {
+            true => command::as_fetch_fault(context(u)?, asid(u)?),
+            false => {
+                command::as_answer_fault(context(u)?, asid(u)?, u.int_in_range(0..=2)?, u.int_in_range(0..=3)?)
+            }
+        },
+        28 => command::as_invalidate(context(u)?, asid(u)?, u.int_in_range(0..=2)?, (u.arbitrary()?, u.arbitrary()?)),
         _ => any_bytes(u)?,
     })
 }

@@ -218,6 +218,7 @@ impl<'a> Run<'a> {
             match step {
                 Step::Done => return JobOutcome::Done,
                 Step::Error(error) => return JobOutcome::Failed(error),
+                Step::Fault(fault) => return JobOutcome::Failed(JobError::Translation(fault)),
                 Step::Yield => {}
                 Step::Missing(missing) => self.bring_back(missing.range),
                 Step::Spinning { .. } => {

@@ -369,7 +369,7 @@ static inline uint32_t *mirrorgpu_job_put_spin(uint32_t *words,
 struct mirrorgpu_as_create {
 	/* The number of the address space, below 0x80000000. */
 	uint32_t asid;
-	/* 0. */
+	/* FAULTS (bit 0): the driver answers faults. Else 0. */
 	uint32_t flags;
 	/* The IOVA of the root table: a multiple of 4096, below 2^52. */
 	uint64_t root;
@@ -385,8 +385,73 @@ struct mirrorgpu_as_destroy {
 	uint32_t padding;
 };
 
+/* AS_INVALIDATE: Makes the device forget translations of an address space. */
+#define MIRRORGPU_CMD_AS_INVALIDATE 0x4d02u
+
+struct mirrorgpu_as_invalidate {
+	/* The address space. */
+	uint32_t asid;
+	/* LEAVES (bit 0): only leaves have changed, and the device may keep what it knows of tables. Else 0. */
+	uint32_t flags;
+	/* The first Gva of the range. */
+	uint64_t first;
+	/* The last Gva of the range, below 2^48. The range is grown to whole pages. */
+	uint64_t last;
+};
+
+/* AS_FETCH_FAULT: Asks for the next fault of an address space that was created with FAULTS. */
+#define MIRRORGPU_CMD_AS_FETCH_FAULT 0x4d03u
+
+struct mirrorgpu_as_fetch_fault {
+	/* The address space. */
+	uint32_t asid;
+	/* Ignored. */
+	uint32_t padding;
+};
+
+/* AS_ANSWER_FAULT: Answers a fault that AS_FETCH_FAULT has brought. */
+#define MIRRORGPU_CMD_AS_ANSWER_FAULT 0x4d04u
+
+struct mirrorgpu_as_answer_fault {
+	/* The address space. */
+	uint32_t asid;
+	/* 0: REPLAY. 1: FAIL. */
+	uint32_t action;
+	/* The number of the fault. */
+	uint64_t id;
+};
+
+/* AS_FAULT: A fault that the driver has to answer. */
+#define MIRRORGPU_RESP_AS_FAULT 0x4d80u
+
+struct mirrorgpu_as_fault {
+	/* The number of the fault, for AS_ANSWER_FAULT. No other fault of the device has it. */
+	uint64_t id;
+	/* The address space. */
+	uint32_t asid;
+	/* What the packet does: 1 reads, 2 writes, 3 both in one piece (ATOMIC). */
+	uint32_t access;
+	/* The address. */
+	uint64_t gva;
+	/* The entry that ended the walk; of level 0, or a leaf, if the access is not permitted by it. */
+	uint64_t pte;
+	/* The level of that entry. */
+	uint32_t level;
+	/* 0: nothing is mapped there. 1: the leaf does not permit the access. */
+	uint32_t denied;
+	/* The packet of the job, counted from 0. */
+	uint32_t packet;
+	/* How often the job has raised a fault for this page and this access before, in turn. */
+	uint32_t repeats;
+};
+
 /* Addresses of an address space have 48 bits; the bits of its page-table entries. */
 #define MIRRORGPU_GVA_BITS 48
+/* flags of AS_CREATE and AS_INVALIDATE, actions of AS_ANSWER_FAULT */
+#define MIRRORGPU_AS_CREATE_FAULTS 1u
+#define MIRRORGPU_AS_INVALIDATE_LEAVES 1u
+#define MIRRORGPU_AS_FAULT_REPLAY 0u
+#define MIRRORGPU_AS_FAULT_FAIL 1u
 #define MIRRORGPU_PTE_VALID 0x1ull
 #define MIRRORGPU_PTE_READ 0x2ull
 #define MIRRORGPU_PTE_WRITE 0x4ull

@@ -34,8 +34,8 @@ pub struct AsCommandInfo {
     pub fields: &'static [FieldInfo],
 }
 
-macro_rules! commands {
-    ($(
+macro_rules! messages {
+    ($(#[$table_doc:meta])* $TABLE:ident: $(
         $(#[doc = $text:literal])+
         $number:literal $NAME:ident $Command:ident { $($field:ident: $kind:ty, $field_text:literal;)* }
     )*) => {
@@ -47,7 +47,7 @@ macro_rules! commands {
             }
 
             impl $Command {
-                /// The type of the command.
+                /// Its type.
                 pub const NUMBER: u32 = $number;
                 /// Bytes behind the header.
                 pub const BYTES: usize = 4 * (0 $(+ <$kind as Field>::WORDS as usize)*);
@@ -72,8 +72,8 @@ macro_rules! commands {
             }
         )*
 
-        /// The table of the commands.
-        pub const COMMANDS: &[AsCommandInfo] = &[$(AsCommandInfo {
+        $(#[$table_doc])*
+        pub const $TABLE: &[AsCommandInfo] = &[$(AsCommandInfo {
             number: $number,
             name: stringify!($NAME),
             text: &[$($text),+],
@@ -86,14 +86,17 @@ macro_rules! commands {
     };
 }
 
-commands! {
+messages! {
+    /// The table of the commands.
+    COMMANDS:
+
     /// Creates an address space of the context.
     /// The asid is the driver's choice, as a resource id is; two address spaces of a device cannot have the same one,
     /// of whatever contexts they are. The root table need not be mapped yet: the device reads page tables when a job
     /// needs them.
     0x4d00 AS_CREATE AsCreate {
         asid: u32, "The number of the address space, below 0x80000000.";
-        flags: u32, "0.";
+        flags: u32, "FAULTS (bit 0): the driver answers faults. Else 0.";
         root: u64, "The IOVA of the root table: a multiple of 4096, below 2^52.";
     }
 
@@ -105,7 +108,64 @@ commands! {
         asid: u32, "The address space.";
         padding: u32, "Ignored.";
     }
+
+    /// Makes the device forget translations of an address space.
+    /// Needed after an entry was changed so that it permits less, or leads elsewhere. The answer comes when no packet uses
+    /// a translation from before the command any more: every step that had begun has ended. It waits for no job, no miss
+    /// and no other answer. Send it without a fence, because the answer to a command with a fence waits for the fences
+    /// before it.
+    0x4d02 AS_INVALIDATE AsInvalidate {
+        asid: u32, "The address space.";
+        flags: u32, "LEAVES (bit 0): only leaves have changed, and the device may keep what it knows of tables. Else 0.";
+        first: u64, "The first Gva of the range.";
+        last: u64, "The last Gva of the range, below 2^48. The range is grown to whole pages.";
+    }
+
+    /// Asks for the next fault of an address space that was created with FAULTS.
+    /// The answer, AS_FAULT, comes when there is one: send a few of these ahead, without a fence, and send one again for
+    /// each that was answered. The end of the address space answers them with an error.
+    0x4d03 AS_FETCH_FAULT AsFetchFault {
+        asid: u32, "The address space.";
+        padding: u32, "Ignored.";
+    }
+
+    /// Answers a fault that AS_FETCH_FAULT has brought.
+    /// With REPLAY the job goes on where it stopped, and reads the page tables again: change them first. With FAIL the job
+    /// fails. Each fault is answered once.
+    0x4d04 AS_ANSWER_FAULT AsAnswerFault {
+        asid: u32, "The address space.";
+        action: u32, "0: REPLAY. 1: FAIL.";
+        id: u64, "The number of the fault.";
+    }
 }
+
+messages! {
+    /// The table of the responses that carry something.
+    RESPONSES:
+
+    /// A fault that the driver has to answer.
+    /// A job has come to an address that the page tables do not permit it to use, and is parked there.
+    0x4d80 AS_FAULT AsFault {
+        id: u64, "The number of the fault, for AS_ANSWER_FAULT. No other fault of the device has it.";
+        asid: u32, "The address space.";
+        access: u32, "What the packet does: 1 reads, 2 writes, 3 both in one piece (ATOMIC).";
+        gva: u64, "The address.";
+        pte: u64, "The entry that ended the walk; of level 0, or a leaf, if the access is not permitted by it.";
+        level: u32, "The level of that entry.";
+        denied: u32, "0: nothing is mapped there. 1: the leaf does not permit the access.";
+        packet: u32, "The packet of the job, counted from 0.";
+        repeats: u32, "How often the job has raised a fault for this page and this access before, in turn.";
+    }
+}
+
+/// The flag FAULTS of AS_CREATE.
+pub const CREATE_FAULTS: u32 = 1;
+/// The flag LEAVES of AS_INVALIDATE.
+pub const INVALIDATE_LEAVES: u32 = 1;
+/// The action REPLAY of AS_ANSWER_FAULT.
+pub const FAULT_REPLAY: u32 = 0;
+/// The action FAIL of AS_ANSWER_FAULT.
+pub const FAULT_FAIL: u32 = 1;
 
 /// A bit, or some bits, of a page-table entry.
 #[derive(Clone, Copy, Debug)]

@@ -45,7 +45,9 @@ mod table;
 pub mod twin;
 mod verify;
 
-pub use address_space::{AsCommandInfo, AsCreate, AsDestroy};
+pub use address_space::{
+    AsAnswerFault, AsCommandInfo, AsCreate, AsDestroy, AsFault, AsFetchFault, AsInvalidate,
+};
 pub use capset::{CAPSET_ID, CAPSET_VERSION, Capset, CapsetError, CapsetFieldInfo};
 pub use choice::{AtomicOperation, Choice, ChoiceInfo, Compare, Mode, ModeSet, Priority, SpinBehaviour};
 pub use crc::Crc32c;

@@ -225,6 +225,12 @@ impl<C> Contexts<C> {
         self.context(ctx).map(|(id, _)| id)
     }
 
+    /// Whether a job that is not over has to stop: its context is lost or destroyed. A job from before a reset has, too.
+    pub(crate) fn is_killed(&self, job: JobId) -> bool {
+        let context = self.running.get(&job).and_then(|queue| self.contexts.get(&queue.context));
+        context.is_none_or(|context| context.lost)
+    }
+
     /// The context of this number, if it still accepts jobs.
     pub(crate) fn open(&self, ctx: u32) -> Result<ContextId, CommandError> {
         match self.context(ctx)? {

@@ -1,17 +1,17 @@
 //! From bytes to commands: the table of all commands. Knows numbers, names, payloads and queues; checks nothing else.
 //!
-//! A new command is one row here, a payload in `crate::wire`, and a handler in `crate::gpu::device`.
+//! A new command is one row here, a payload in `payload.rs`, and a handler in `crate::gpu::device`.
 
-use job_stream::{AsCreate, AsDestroy};
+use job_stream::{AsAnswerFault, AsCreate, AsDestroy, AsFetchFault, AsInvalidate};
 
 use crate::gpu::error::CommandError;
+use crate::gpu::payload::{MemEntries, Payload, header};
 use crate::gpu::request::{
     AttachBacking, ContextResource, CreateBlob, CreateBuffer, CreateContext, CreateResource, Flush,
     GetCapset, GetCapsetInfo, GetEdid, Header, Nothing, OfAddressSpace, OfContext, OfResource, SetScanout,
     Submit, TransferBuffer, TransferToHost, UpdateCursor,
 };
 use crate::wire::gpu::command as number;
-use crate::wire::payload::{MemEntries, Payload, header};
 
 /// The queues of the device (virtio 1.3, 5.7.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +47,9 @@ macro_rules! command_table {
             SUBMIT_3D               Submit(Submit<'a>)                          Control submit;
             AS_CREATE               CreateAddressSpace(OfAddressSpace<AsCreate>)   Control create_address_space;
             AS_DESTROY              DestroyAddressSpace(OfAddressSpace<AsDestroy>) Control destroy_address_space;
+            AS_INVALIDATE           InvalidateAddressSpace(OfAddressSpace<AsInvalidate>) Control invalidate_address_space;
+            AS_FETCH_FAULT          FetchFault(OfAddressSpace<AsFetchFault>)    Control fetch_fault;
+            AS_ANSWER_FAULT         AnswerFault(OfAddressSpace<AsAnswerFault>)  Control answer_fault;
             UPDATE_CURSOR           UpdateCursor(UpdateCursor)                  Cursor  update_cursor;
             MOVE_CURSOR             MoveCursor(UpdateCursor)                    Cursor  move_cursor;
         }

@@ -3,9 +3,10 @@
 //!
 //! Where virtio 1.3 (5.7.6.8) does not specify the error for a misuse, it is that of QEMU's virtio-gpu.
 
-use crate::addr::RangeError;
 use crate::gpu::quota::OverQuota;
-use crate::gpu::scanout::{CURSOR_SIZE, Rect};
+use crate::gpu::scanout::CURSOR_SIZE;
+use crate::image::Rect;
+use crate::jobs::error::InvalidMemory;
 use crate::jobs::job::JobError;
 use crate::wire::gpu::response;
 
@@ -59,15 +60,9 @@ pub enum CommandError {
         /// Resource.
         id: u32,
     },
-    /// An entry of a backing is empty or wraps.
-    #[error("Entry {index} of a backing is no range")]
-    BadEntry {
-        /// Which one, from 0.
-        index: usize,
-        /// What is wrong with it.
-        #[source]
-        source: RangeError,
-    },
+    /// Memory that the command names cannot be used by a job.
+    #[error(transparent)]
+    Memory(#[from] InvalidMemory),
     /// Context 0 means "none" and cannot be created.
     #[error("Context 0 cannot be created")]
     ContextZero,
@@ -133,6 +128,47 @@ pub enum CommandError {
         /// Address space.
         asid: u32,
     },
+    /// There is no such range of addresses, or flag.
+    #[error(
+        "AS_INVALIDATE of address space {asid} with flags {flags:#x} has no range: {first:#x} to {last:#x}"
+    )]
+    BadFlush {
+        /// Address space.
+        asid: u32,
+        /// Flags.
+        flags: u32,
+        /// First address.
+        first: u64,
+        /// Last address.
+        last: u64,
+    },
+    /// The address space was created without FAULTS.
+    #[error("Address space {asid} has no faults to fetch or to answer: it was created without FAULTS")]
+    FaultsNotAnswered {
+        /// Address space.
+        asid: u32,
+    },
+    /// The fault was never fetched, or is answered already.
+    #[error("Address space {asid} has no unanswered fault {id}")]
+    NoSuchFault {
+        /// Address space.
+        asid: u32,
+        /// The fault.
+        id: u64,
+    },
+    /// A fault can be answered with REPLAY or FAIL.
+    #[error("Fault {id} of address space {asid} cannot be answered with {action}")]
+    BadFaultAnswer {
+        /// Address space.
+        asid: u32,
+        /// The fault.
+        id: u64,
+        /// What was asked for.
+        action: u32,
+    },
+    /// The address space has ended, and with it what waited for its faults.
+    #[error("The address space has ended")]
+    AddressSpaceEnded,
     /// The context has no such address space.
     #[error("Address space {asid} does not exist in this context")]
     NoSuchAddressSpace {
@@ -207,28 +243,6 @@ pub enum CommandError {
         /// How many.
         width: u32,
     },
-    /// An operand of a job does not lie in its resource.
-    #[error("Packet {packet}, {field}: {range} lies outside of the {bytes:#x} bytes of its resource")]
-    OperandOutside {
-        /// Packet, counted from 0.
-        packet: usize,
-        /// Field that names it.
-        field: &'static str,
-        /// The bytes.
-        range: job_stream::Range,
-        /// The length of the resource.
-        bytes: u64,
-    },
-    /// A value is not in one aligned piece of the backing.
-    #[error("Packet {packet}, {field}: {range} is split, or not aligned, by the backing of its resource")]
-    OperandSplit {
-        /// Packet, counted from 0.
-        packet: usize,
-        /// Field that names it.
-        field: &'static str,
-        /// The bytes.
-        range: job_stream::Range,
-    },
     /// There is no such pixel format.
     #[error("Format {format} does not exist")]
     NoSuchFormat {
@@ -281,12 +295,6 @@ pub enum CommandError {
         /// Rect.
         rect: Rect,
     },
-    /// The rows of a transfer would end past 2^64 - 1 bytes in the backing.
-    #[error("Transfer from offset {offset:#x} of a backing wraps")]
-    OffsetWraps {
-        /// Offset in the backing.
-        offset: u64,
-    },
     /// The cursor image has the wrong size.
     #[error("Cursor of {width}x{height} pixels: it has to be {CURSOR_SIZE}x{CURSOR_SIZE}")]
     CursorSize {
@@ -315,14 +323,13 @@ impl CommandError {
         match self {
             Self::Truncated { .. }
             | Self::NoEntries { .. }
-            | Self::BadEntry { .. }
+            | Self::Memory(_)
             | Self::NoSuchFormat { .. }
             | Self::NoPixels { .. }
             | Self::NoEdid { .. }
             | Self::NoSuchCapset { .. }
             | Self::RectOutside { .. }
             | Self::ScanoutTooSmall { .. }
-            | Self::OffsetWraps { .. }
             | Self::ModeSettled { .. }
             | Self::ContextInit { .. }
             | Self::NoRings { .. }
@@ -332,9 +339,11 @@ impl CommandError {
             | Self::NotGuestMemory { .. }
             | Self::BlobTooLarge { .. }
             | Self::BytesOutside { .. }
-            | Self::OperandOutside { .. }
-            | Self::OperandSplit { .. }
             | Self::BadAddressSpace { .. }
+            | Self::BadFlush { .. }
+            | Self::FaultsNotAnswered { .. }
+            | Self::NoSuchFault { .. }
+            | Self::BadFaultAnswer { .. }
             | Self::CursorSize { .. } => response::ERR_INVALID_PARAMETER,
             Self::ResourceZero
             | Self::ResourceExists { .. }
@@ -343,6 +352,7 @@ impl CommandError {
             | Self::NothingBehind { .. }
             | Self::AddressSpaceExists { .. }
             | Self::NoSuchAddressSpace { .. }
+            | Self::AddressSpaceEnded
             | Self::NotAnImage { .. } => response::ERR_INVALID_RESOURCE_ID,
             Self::ContextZero
             | Self::ContextExists { .. }

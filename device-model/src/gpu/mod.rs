@@ -27,20 +27,14 @@ pub mod device;
 )]
 mod edid;
 pub mod error;
+mod faults;
 mod fence;
+pub(crate) mod payload;
 pub mod quota;
-mod rect;
 pub mod reply;
 pub(crate) mod request;
 pub(crate) mod resource;
 mod ring;
-#[cfg_attr(
-    not(test),
-    expect(
-        clippy::arithmetic_side_effects,
-        reason = "a resource is created only if its bytes can be counted"
-    )
-)]
 pub mod scanout;
 
 pub use decode::command_name;

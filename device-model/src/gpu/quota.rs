@@ -15,6 +15,8 @@ pub struct Quotas {
     pub contexts: u64,
     /// Address spaces of all contexts.
     pub address_spaces: u64,
+    /// TLB entries of all address spaces. With fewer, the device reads page tables more often.
+    pub tlb_entries: u64,
     /// Commands that wait in the in-order ring, including the running job; and separately as many jobs of contexts.
     pub queued_jobs: u64,
 }
@@ -27,6 +29,7 @@ impl Default for Quotas {
             resources: 4_096,
             contexts: 64,
             address_spaces: 64,
+            tlb_entries: 65_536,
             queued_jobs: 1_024,
         }
     }

@@ -3,13 +3,14 @@
 
 use std::fmt;
 
+use job_stream::AsFault;
 use zerocopy::IntoBytes;
 
 use crate::gpu::error::CommandError;
+use crate::gpu::payload;
 use crate::gpu::request::Fence;
 use crate::gpu::scanout::{DisplayModes, Edid};
 use crate::wire::gpu::response;
-use crate::wire::payload;
 
 /// The reply to a command that succeeded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +21,8 @@ pub(crate) enum Reply {
     /// The only capability set: id, version and size.
     CapsetInfo(u32, u32, u32),
     Capset(Vec<u8>),
+    /// A fault that the driver has to answer.
+    Fault(AsFault),
 }
 
 /// A response for the guest, every byte of it defined. If the guest's buffer is too short, only the first bytes are
@@ -40,6 +43,7 @@ impl Response {
             Ok(Reply::Edid(_)) => response::OK_EDID,
             Ok(Reply::CapsetInfo(..)) => response::OK_CAPSET_INFO,
             Ok(Reply::Capset(_)) => response::OK_CAPSET,
+            Ok(Reply::Fault(_)) => AsFault::NUMBER,
             Err(error) => error.status(),
         };
         let mut bytes = payload::response_header(kind, fence).as_bytes().to_vec();
@@ -52,6 +56,7 @@ impl Response {
                 bytes.extend_from_slice(payload::capset_info(*id, *version, *size).as_bytes());
             }
             Ok(Reply::Capset(capset)) => bytes.extend_from_slice(capset),
+            Ok(Reply::Fault(fault)) => bytes.extend(fault.words().into_iter().flat_map(u32::to_le_bytes)),
             Ok(Reply::NoData) | Err(_) => {}
         }
         Self { kind, fence: fence.map(|fence| fence.id), bytes }

@@ -1,8 +1,8 @@
 //! The commands of the device as native values. Knows what each carries; knows nothing of its bytes, which are in
 //! `crate::wire`, or of what it does.
 
-use crate::addr::Iova;
-use crate::gpu::scanout::{CursorPosition, Rect};
+use crate::gpu::scanout::CursorPosition;
+use crate::image::Rect;
 
 /// The header of every command; its response returns it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,13 +75,6 @@ pub(crate) struct TransferToHost {
 pub(crate) struct AttachBacking<E> {
     pub(crate) resource: u32,
     pub(crate) entries: E,
-}
-
-/// One entry of a backing, unchecked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct RawEntry {
-    pub(crate) at: Iova,
-    pub(crate) len: u32,
 }
 
 /// CTX_CREATE.

@@ -6,10 +6,13 @@ use std::sync::Arc;
 
 use crate::gpu::error::CommandError;
 use crate::gpu::quota::{Budget, Quota, Quotas};
-use crate::gpu::request::{CreateBlob, CreateBuffer, CreateResource, RawEntry};
-use crate::gpu::scanout::{ChannelOrder, Image, Rect};
+use crate::gpu::request::{CreateBlob, CreateBuffer, CreateResource};
+use crate::gpu::scanout::ChannelOrder;
+use crate::image::{BYTES_PER_PIXEL, Image, Rect};
 use crate::jobs::address_space::AddressSpace;
+use crate::jobs::address_space::tlb::Flush;
 use crate::jobs::backing::Backing;
+use crate::jobs::backing::RawEntry;
 use crate::telemetry::names::BackingChange;
 use crate::wire::gpu::{BLOB_MEM_GUEST, format};
 
@@ -18,9 +21,6 @@ const BUFFER: u32 = 0;
 
 /// The most changes of backings that are kept for observers; the oldest are dropped.
 const CHANGES: usize = 1024;
-
-/// Bytes of a pixel, in every format.
-pub(crate) const BYTES_PER_PIXEL: u64 = 4;
 
 /// How the four bytes of a pixel are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -215,7 +215,7 @@ impl Resources {
         entries: impl Iterator<Item = RawEntry>,
     ) -> Result<Backing, CommandError> {
         self.entries.take(count as u64)?;
-        Backing::new(entries).inspect_err(|_| self.entries.give_back(count as u64))
+        Ok(Backing::new(entries).inspect_err(|_| self.entries.give_back(count as u64))?)
     }
 
     fn check_new(&self, id: u32) -> Result<(), CommandError> {
@@ -277,7 +277,7 @@ impl Resources {
     pub(crate) fn retire(&mut self, retired: Retired) {
         let backing = match retired {
             // Its quota is given back with the last use of it.
-            Retired::AddressSpace(_) => None,
+            Retired::AddressSpace(_) | Retired::Translations(_) => None,
             Retired::Backing(backing) => Some(backing),
             Retired::Resource(resource) => {
                 self.count.give_back(1);
@@ -302,6 +302,7 @@ pub(crate) enum Retired {
     Resource(Resource),
     Backing(Backing),
     AddressSpace(Arc<AddressSpace>),
+    Translations(Flush),
 }
 
 impl Retired {
@@ -311,6 +312,7 @@ impl Retired {
             Self::Resource(resource) => resource.backing.as_ref().is_some_and(Backing::is_shared),
             Self::Backing(backing) => backing.is_shared(),
             Self::AddressSpace(space) => Arc::strong_count(space) > 1,
+            Self::Translations(flush) => !flush.is_over(),
         }
     }
 }
@@ -319,6 +321,7 @@ impl Retired {
 mod tests {
     use super::*;
     use crate::addr::{Iova, RangeError};
+    use crate::jobs::error::InvalidMemory;
 
     fn resources(resource_bytes: u64) -> Resources {
         Resources::new(&Quotas { resource_bytes, backing_entries: 4, resources: 2, ..Quotas::default() })
@@ -369,11 +372,11 @@ mod tests {
     fn a_bad_entry_takes_nothing_from_the_quota() {
         let mut resources = resources(1 << 20);
         resources.create(request(1, 1, 1)).unwrap();
-        let empty = CommandError::BadEntry { index: 1, source: RangeError::Empty { start: 0x2000 } };
-        assert_eq!(resources.attach(1, 2, entries(&[(0x1000, 16), (0x2000, 0)])), Err(empty));
+        let empty = InvalidMemory::BadEntry { index: 1, source: RangeError::Empty { start: 0x2000 } };
+        assert_eq!(resources.attach(1, 2, entries(&[(0x1000, 16), (0x2000, 0)])), Err(empty.into()));
         let wraps = RangeError::Wraps { start: u64::MAX, len: 2 };
-        let wraps = CommandError::BadEntry { index: 0, source: wraps };
-        assert_eq!(resources.attach(1, 1, entries(&[(u64::MAX, 2)])), Err(wraps));
+        let wraps = InvalidMemory::BadEntry { index: 0, source: wraps };
+        assert_eq!(resources.attach(1, 1, entries(&[(u64::MAX, 2)])), Err(wraps.into()));
         assert_eq!(resources.usage(), (1, 4, 0));
     }
 

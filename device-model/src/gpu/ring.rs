@@ -7,7 +7,8 @@ use std::sync::Arc;
 use crate::gpu::quota::{OverQuota, Quota};
 use crate::gpu::request::UpdateCursor;
 use crate::gpu::resource::{Format, Retired};
-use crate::gpu::scanout::{Image, Rect, ScanoutSource};
+use crate::gpu::scanout::ScanoutSource;
+use crate::image::{Image, Rect};
 use crate::jobs::job::JobId;
 use crate::jobs::transfer::Transfer;
 

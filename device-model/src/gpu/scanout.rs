@@ -1,87 +1,14 @@
 //! Commands to a display, and its answers: values only. The backend's display thread translates them to the
 //! vhost-user-gpu protocol; without a display socket they are dropped.
 
-use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::Arc;
 
-use zerocopy::FromZeros;
-
-use crate::locking::lock;
+use crate::image::{Image, Rect};
 
 /// The most scanouts of a device (virtio 1.3, 5.7.4: VIRTIO_GPU_MAX_SCANOUTS).
 pub const MAX_SCANOUTS: usize = 16;
 /// Width and height of a cursor image in pixels (vhost-user-gpu CURSOR_UPDATE).
 pub const CURSOR_SIZE: u32 = 64;
-
-/// A rectangle in pixels. Whether it fits its image is checked where it enters the device.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Rect {
-    /// Left edge.
-    pub x: u32,
-    /// Upper edge.
-    pub y: u32,
-    /// Width.
-    pub width: u32,
-    /// Height.
-    pub height: u32,
-}
-
-/// The host's copy of a 2D resource: rows of 32-bit pixels without padding, in the resource's own format.
-///
-/// LOCKING: the lock is a leaf, held for one step's copy at most (64 KiB), and never waited for inside a section, so
-/// that no drain waits for it.
-pub struct Image {
-    width: u32,
-    height: u32,
-    pixels: Mutex<Box<[u8]>>,
-}
-
-impl Image {
-    /// A black image of `width` × `height` pixels; the caller has bounded and accounted for the size. `None`: this host
-    /// has no memory for it.
-    pub fn new(width: u32, height: u32) -> Option<Self> {
-        let bytes = (width as usize).checked_mul(height as usize)?.checked_mul(4)?;
-        // Zeroed by the system, so that only pages that are drawn on take memory.
-        let pixels = <[u8]>::new_box_zeroed_with_elems(bytes).ok()?;
-        Some(Self { width, height, pixels: Mutex::new(pixels) })
-    }
-
-    /// Width in pixels.
-    pub fn width(&self) -> u32 {
-        self.width
-    }
-
-    /// Height in pixels.
-    pub fn height(&self) -> u32 {
-        self.height
-    }
-
-    /// Bytes from one row to the next.
-    pub fn stride(&self) -> usize {
-        self.width as usize * 4
-    }
-
-    /// The pixels, for one bounded copy.
-    pub fn lock(&self) -> MutexGuard<'_, Box<[u8]>> {
-        // A copy cannot leave the pixels in an invalid state, so a poisoned lock can be ignored.
-        lock(&self.pixels)
-    }
-
-    /// The pixels, unless another thread has them: for callers that must not wait, such as every section.
-    pub fn try_lock(&self) -> Option<MutexGuard<'_, Box<[u8]>>> {
-        match self.pixels.try_lock() {
-            Ok(pixels) => Some(pixels),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
-    }
-}
-
-impl fmt::Debug for Image {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Image({}x{})", self.width, self.height)
-    }
-}
 
 /// How the four bytes of a pixel in memory become x8r8g8b8: the byte that holds blue, green and red.
 /// (virtio 1.3, 5.7.6.8: the format's name gives the bytes in memory order.)

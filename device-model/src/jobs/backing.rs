@@ -4,9 +4,15 @@
 use std::sync::Arc;
 
 use crate::addr::{ByteRange, Iova};
-use crate::gpu::error::CommandError;
-use crate::gpu::request::RawEntry;
+use crate::jobs::error::InvalidMemory;
 use crate::jobs::offsets::Offsets;
+
+/// One entry of a backing, unchecked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RawEntry {
+    pub(crate) at: Iova,
+    pub(crate) len: u32,
+}
 
 /// One entry, with its place in the backing.
 #[derive(Clone, Copy, Debug)]
@@ -112,17 +118,17 @@ pub(crate) struct Backing {
 
 impl Backing {
     /// A backing of these entries. The caller has bounded their number; there is at least one.
-    pub(crate) fn new(entries: impl Iterator<Item = RawEntry>) -> Result<Self, CommandError> {
+    pub(crate) fn new(entries: impl Iterator<Item = RawEntry>) -> Result<Self, InvalidMemory> {
         let mut offset = 0_u64;
         let place = |(index, entry): (usize, RawEntry)| {
             let range = ByteRange::new(entry.at, u64::from(entry.len))
-                .map_err(|source| CommandError::BadEntry { index, source })?;
+                .map_err(|source| InvalidMemory::BadEntry { index, source })?;
             let placed = BackingRange { offset, range };
             // OVERFLOW: fewer than 2^32 entries of fewer than 2^32 bytes.
             offset = offset.saturating_add(u64::from(entry.len));
             Ok(placed)
         };
-        let entries = entries.enumerate().map(place).collect::<Result<_, CommandError>>()?;
+        let entries = entries.enumerate().map(place).collect::<Result<_, InvalidMemory>>()?;
         Ok(Self { entries: Arc::new(Entries::new(entries)), users: Arc::default() })
     }
 

@@ -16,10 +16,13 @@ use std::time::Duration;
 
 use job_stream::Mode;
 
-use crate::addr::{Access, ByteRange, Iova, SpaceId};
+use crate::addr::{Access, ByteRange, DomainId, Iova};
+use crate::jobs::address_space::TranslationFault;
 use crate::jobs::job::{Job, JobOutcome, Step};
 use crate::jobs::schedule::{RefusedPage, ScheduledJob};
-use crate::mmu::{AtomicOperation, JobMemory, MemoryError, Missing, Pin, PinError, PinMode, Reader, Width};
+use crate::mmu::{
+    AtomicOperation, HostPage, JobMemory, MemoryError, Missing, Pin, PinError, PinMode, Reader, Width,
+};
 
 /// The most bytes that a step moves: about 8 µs of copying, the longest that an idle drain waits.
 pub const STEP_BYTES: usize = 64 << 10;
@@ -61,6 +64,9 @@ pub trait EngineHost {
     fn is_wanted(&self) -> bool {
         false
     }
+
+    /// A flush of an address space may be over: [`Device::flush_ended`](crate::gpu::device::Device::flush_ended).
+    fn flush_ended(&mut self);
 }
 
 /// Why a job leaves its engine.
@@ -88,6 +94,8 @@ pub enum Leaves {
         /// The job needs these next: they are requested with it (prefetch), and not waited for.
         ahead: Vec<Missing>,
     },
+    /// The driver has to answer this fault: the job goes on then.
+    RaisedFault(TranslationFault),
     /// An invalidation of what it has to pin is under way.
     Invalidating,
 }
@@ -198,6 +206,9 @@ impl Running {
             Hold::Spin => None,
         };
         let Some(step) = step else { return self.leave(Leaves::Preempted) };
+        if self.work.job.take_flush_ended() {
+            host.flush_ended();
+        }
         self.steps = self.steps.saturating_add(1);
         self.work.stepped = true;
         let refused = self.work.refused.take();
@@ -205,6 +216,7 @@ impl Running {
             Step::Done => self.leave(Leaves::Finished(JobOutcome::Done)),
             Step::Error(error) => self.leave(Leaves::Finished(JobOutcome::Failed(error))),
             Step::Missing(missing) => self.missing(missing, refused, (reader, host)),
+            Step::Fault(fault) => self.leave(Leaves::RaisedFault(fault)),
             Step::Waiting { until } => self.leave(Leaves::Waiting { until }),
             Step::Spinning { stubborn: true } => self.overstay(host),
             Step::Yield | Step::Spinning { stubborn: false } => self.go_on(host),
@@ -224,7 +236,7 @@ impl Running {
         mut self,
         missing: Missing,
         refused: Option<RefusedPage>,
-        (reader, host): (&Reader, &impl EngineHost),
+        (reader, host): (&Reader, &mut impl EngineHost),
     ) -> ControlFlow<Left, Self> {
         let page = (missing.range.first(), missing.access);
         self.work.refused = refused.filter(|refused| (refused.page, refused.access) == page);
@@ -232,6 +244,9 @@ impl Running {
             return self.refuse(missing, host);
         }
         let ahead = self.ahead(reader, host, missing);
+        if self.work.job.take_flush_ended() {
+            host.flush_ended();
+        }
         self.leave(Leaves::Faulted { missing, ahead })
     }
 
@@ -251,7 +266,7 @@ impl Running {
             let section = reader.enter();
             // As for a step: page tables are read only if the job may stay for that long.
             if !host.must_leave(&self.work) {
-                let probe = |at, access| section.translate(SpaceId::DEVICE, at, access).err();
+                let probe = |at, access| section.translate(DomainId::DEVICE, at, access).err();
                 ahead.extend(self.work.job.look_ahead(&section, probe, missing));
             }
         }
@@ -325,27 +340,37 @@ fn leave(mut work: ScheduledJob, leaves: Leaves) -> ControlFlow<Left, Running> {
 struct NoMemory;
 
 impl NoMemory {
-    fn refuse<T>(space: SpaceId, at: Iova, len: usize, access: Access) -> Result<T, MemoryError> {
+    fn refuse<T>(space: DomainId, at: Iova, len: usize, access: Access) -> Result<T, MemoryError> {
         let range = ByteRange::new(at, len as u64).map_err(MemoryError::Wraps)?;
         Err(MemoryError::NotPinned(Missing { space, range, access }))
     }
 }
 
 impl JobMemory for NoMemory {
-    fn read(&self, space: SpaceId, at: Iova, into: &mut [u8]) -> Result<(), MemoryError> {
+    fn read(&self, space: DomainId, at: Iova, into: &mut [u8]) -> Result<(), MemoryError> {
         Self::refuse(space, at, into.len(), Access::Read)
     }
 
-    fn write(&self, space: SpaceId, at: Iova, from: &[u8]) -> Result<(), MemoryError> {
+    fn write(&self, space: DomainId, at: Iova, from: &[u8]) -> Result<(), MemoryError> {
         Self::refuse(space, at, from.len(), Access::Write)
     }
 
-    fn copy(&self, space: SpaceId, from: Iova, _: Iova, len: usize) -> Result<(), MemoryError> {
+    fn copy(&self, space: DomainId, from: Iova, _: Iova, len: usize) -> Result<(), MemoryError> {
         Self::refuse(space, from, len, Access::Read)
     }
 
-    fn atomic(&self, space: SpaceId, at: Iova, width: Width, _: AtomicOperation) -> Result<u64, MemoryError> {
+    fn atomic(
+        &self,
+        space: DomainId,
+        at: Iova,
+        width: Width,
+        _: AtomicOperation,
+    ) -> Result<u64, MemoryError> {
         Self::refuse(space, at, width.bytes() as usize, Access::Write)
+    }
+
+    fn host_page(&self, _: DomainId, _: Iova, _: Access) -> Option<HostPage> {
+        None
     }
 }
 

@@ -8,12 +8,13 @@ use job_stream::{Mode, Priority};
 use serde::Serialize;
 
 use crate::addr::{Access, Iova};
-use crate::jobs::address_space::TranslationFault;
+pub use crate::jobs::address_space::translation::TlbCounts;
+use crate::jobs::address_space::{AddressSpace, TranslationFault};
+use crate::jobs::name::JobName;
 use crate::jobs::program::Execution;
 use crate::jobs::transfer::Transfer;
 use crate::jobs::working_set::WorkingSet;
 use crate::mmu::{JobMemory, MemoryError, Missing, PinRange, SeededBug};
-use crate::telemetry::names::JobName;
 
 /// A job's number: unique in the life of a device, across resets too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -70,6 +71,8 @@ pub enum Step {
     },
     /// The next bytes are not mapped. The job goes on from there once they are.
     Missing(Missing),
+    /// The page tables do not permit an access, and the driver answers faults. The job goes on from there once it has.
+    Fault(TranslationFault),
     /// The job cannot go on.
     Error(JobError),
 }
@@ -250,6 +253,35 @@ impl Job {
         match &self.work {
             JobKind::Program(program) => program.look_ahead(memory, probe, missing),
             JobKind::Transfer(_) => Vec::new(),
+        }
+    }
+
+    /// The address space that a fault of it is about.
+    pub(crate) fn space_of(&self, fault: &TranslationFault) -> Option<&Arc<AddressSpace>> {
+        match &self.work {
+            JobKind::Program(program) => program.space_of(fault),
+            JobKind::Transfer(_) => None,
+        }
+    }
+
+    /// Whether a flush of an address space may be over because a step of this job has ended, since the last call.
+    pub(crate) fn take_flush_ended(&self) -> bool {
+        matches!(&self.work, JobKind::Program(program) if program.take_flush_ended())
+    }
+
+    /// How often it has asked TLBs since the last call.
+    pub fn take_tlb_counts(&self) -> TlbCounts {
+        match &self.work {
+            JobKind::Program(program) => program.take_tlb_counts(),
+            JobKind::Transfer(_) => TlbCounts::default(),
+        }
+    }
+
+    /// A TLB entry that it has used, and that the driver most likely forgot to flush.
+    pub(crate) fn take_overdue(&self) -> Option<TranslationFault> {
+        match &self.work {
+            JobKind::Program(program) => program.take_overdue(),
+            JobKind::Transfer(_) => None,
         }
     }
 

@@ -6,22 +6,26 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
+use std::time::Duration;
 
 use job_stream::{At, Context, Operand, Packet, Program};
 
-use crate::addr::{Access, ByteRange, Gva, Iova, SpaceId};
-use crate::gpu::error::CommandError;
-use crate::jobs::address_space::{AddressSpace, GvaAccess, Place, Untranslated, Walked};
+use crate::addr::{Access, ByteRange, DomainId, Gva, Iova};
+use crate::jobs::address_space::translation::TlbCounts;
+use crate::jobs::address_space::{
+    AddressSpace, GvaAccess, Place, SpaceUse, TranslationFault, Untranslated, Walked,
+};
 use crate::jobs::backing::Backing;
+use crate::jobs::error::InvalidMemory;
 use crate::jobs::job::JobError;
 use crate::jobs::offsets::{OffsetSet, Offsets, joined};
 use crate::jobs::transfer::merged;
 use crate::jobs::working_set::{BackingPart, WorkingSet};
 use crate::mmu::{JobMemory, MemoryError, Missing, PinRange};
 
-/// A resource as a space: its length, and its backing.
+/// The memory of a resource, as operands name it: its length, and its backing.
 #[derive(Clone, Debug)]
-pub(crate) struct Space {
+pub(crate) struct ResourceMemory {
     pub(crate) bytes: u64,
     pub(crate) backing: Backing,
 }
@@ -30,8 +34,12 @@ pub(crate) struct Space {
 #[derive(Debug)]
 pub(crate) struct Operands {
     program: Program,
-    spaces: BTreeMap<u32, Space>,
-    address_spaces: BTreeMap<u32, Arc<AddressSpace>>,
+    resources: BTreeMap<u32, ResourceMemory>,
+    address_spaces: BTreeMap<u32, SpaceUse>,
+    /// The running time at the start of the current step.
+    now: Cell<Duration>,
+    /// A flush of an address space may be over, and has not been told.
+    flush_ended: Cell<bool>,
     /// The last two places that were looked up, newest last, as far as they lie in address spaces.
     walked: Cell<[Option<Walked>; 2]>,
     /// What all packets touch, computed once and shared.
@@ -39,12 +47,14 @@ pub(crate) struct Operands {
 }
 
 /// Why an operand cannot be used now.
-pub(crate) enum Stop {
+pub(crate) enum Unavailable {
     Memory(MemoryError),
+    /// The driver may change that, and is asked to.
+    Fault(TranslationFault),
     Error(JobError),
 }
 
-impl From<MemoryError> for Stop {
+impl From<MemoryError> for Unavailable {
     fn from(error: MemoryError) -> Self {
         Self::Memory(error)
     }
@@ -53,7 +63,7 @@ impl From<MemoryError> for Stop {
 /// The pages of an operand that are looked up when one is missing: that one, and those ahead of it.
 const PAGES_AHEAD: usize = 64;
 
-/// Bytes of spaces, by space and access.
+/// Bytes of resources, by resource and access.
 type Wanted = BTreeMap<(u32, Access), Vec<Offsets>>;
 
 impl Operands {
@@ -61,35 +71,36 @@ impl Operands {
     #[cfg(test)]
     pub(crate) fn new(
         program: Program,
-        find: impl Fn(u32) -> Result<Space, CommandError>,
-    ) -> Result<Self, CommandError> {
-        Self::resolve(program, find, |asid| Err(CommandError::NoSuchAddressSpace { asid }))
+        find: impl Fn(u32) -> Result<ResourceMemory, InvalidMemory>,
+    ) -> Result<Self, InvalidMemory> {
+        Self::resolve(program, find, |asid| panic!("Operand in address space {asid}"))
     }
 
     /// Resolves all operands; `find` gives the resource of a space, and `translate` an address space. A refused program
     /// leaves nothing behind.
-    pub(crate) fn resolve(
+    pub(crate) fn resolve<E: From<InvalidMemory>>(
         program: Program,
-        find: impl Fn(u32) -> Result<Space, CommandError>,
-        translate: impl Fn(u32) -> Result<Arc<AddressSpace>, CommandError>,
-    ) -> Result<Self, CommandError> {
-        let (mut spaces, mut address_spaces) = (BTreeMap::new(), BTreeMap::new());
+        find: impl Fn(u32) -> Result<ResourceMemory, E>,
+        translate: impl Fn(u32) -> Result<Arc<AddressSpace>, E>,
+    ) -> Result<Self, E> {
+        let (mut resources, mut address_spaces) = (BTreeMap::new(), BTreeMap::new());
         for (packet, operand) in program.operands() {
             let id = operand.range.space.raw();
             if let Some(asid) = operand.range.space.asid() {
                 if let Entry::Vacant(new) = address_spaces.entry(id) {
-                    new.insert(translate(asid)?);
+                    new.insert(SpaceUse::new(translate(asid)?));
                 }
                 continue;
             }
-            let space = match spaces.get(&id) {
-                Some(space) => space,
-                None => spaces.entry(id).or_insert(find(id)?),
+            let memory = match resources.get(&id) {
+                Some(memory) => memory,
+                None => resources.entry(id).or_insert(find(id)?),
             };
-            check(space, packet, &operand)?;
+            check(memory, packet, &operand)?;
         }
-        let (touches, walked) = (Arc::default(), Cell::default());
-        let mut this = Self { program, spaces, address_spaces, walked, touches };
+        let (now, flush_ended, walked) = (Cell::default(), Cell::default(), Cell::default());
+        let touches = Arc::default();
+        let mut this = Self { program, resources, address_spaces, now, flush_ended, walked, touches };
         this.touches = this.set(this.program.operands().map(|(_, operand)| operand));
         Ok(this)
     }
@@ -112,22 +123,24 @@ impl Operands {
         memory: &impl JobMemory,
         at: At,
         access: GvaAccess,
-    ) -> Result<Option<(Place, u64)>, Stop> {
+    ) -> Result<Option<(Place, u64)>, Unavailable> {
         let Some(space) = self.address_spaces.get(&at.space.raw()) else {
             self.note(None);
-            let located = self.spaces.get(&at.space.raw()).and_then(|space| space.backing.locate(at.address));
+            let located =
+                self.resources.get(&at.space.raw()).and_then(|memory| memory.backing.locate(at.address));
             return Ok(located.map(|(at, rest)| (Place::Iova(at), rest)));
         };
-        match space.translate(memory, Gva::new(at.address), access) {
+        match space.translate(memory, Gva::new(at.address), access, self.now.get()) {
             Ok((place, rest, walked)) => {
                 self.note(walked);
                 Ok(Some((place, rest)))
             }
             Err(Untranslated::Memory(error, walked)) => {
                 self.note(Some(walked));
-                Err(Stop::Memory(error))
+                Err(Unavailable::Memory(error))
             }
-            Err(Untranslated::Fault(fault)) => Err(Stop::Error(JobError::Translation(fault))),
+            Err(Untranslated::Fault(fault)) if space.raises(&fault) => Err(Unavailable::Fault(fault)),
+            Err(Untranslated::Fault(fault)) => Err(Unavailable::Error(JobError::Translation(fault))),
         }
     }
 
@@ -140,7 +153,47 @@ impl Operands {
     pub(crate) fn refusal(&self, missing: Missing) -> JobError {
         let walked =
             self.walked.get().into_iter().flatten().find(|walked| missing.range.contains(walked.page));
-        walked.map_or(JobError::Refused(missing), |walked| JobError::Translation(walked.fault))
+        let Some(Walked { fault, .. }) = walked else { return JobError::Refused(missing) };
+        self.address_spaces.values().for_each(|space| space.forget(&fault));
+        JobError::Translation(fault)
+    }
+
+    /// The address space that a fault is about.
+    pub(crate) fn space_of(&self, fault: &TranslationFault) -> Option<&Arc<AddressSpace>> {
+        let mut spaces = self.address_spaces.values().map(SpaceUse::space);
+        spaces.find(|space| space.asid() == fault.asid)
+    }
+
+    /// A step begins, at this running time.
+    pub(crate) fn begin_step(&self, now: Duration) {
+        self.now.set(now);
+    }
+
+    /// The step has ended: what it has looked up in address spaces is used no more.
+    pub(crate) fn end_step(&self) {
+        for space in self.address_spaces.values() {
+            if space.end_step() {
+                self.flush_ended.set(true);
+            }
+        }
+    }
+
+    /// Whether a flush of an address space may be over since the last call.
+    pub(crate) fn take_flush_ended(&self) -> bool {
+        self.flush_ended.take()
+    }
+
+    /// How often TLBs were asked since the last call.
+    pub(crate) fn take_tlb_counts(&self) -> TlbCounts {
+        self.address_spaces.values().fold(TlbCounts::default(), |sum, space| {
+            let TlbCounts { hits, misses } = space.take_counts();
+            TlbCounts { hits: sum.hits.saturating_add(hits), misses: sum.misses.saturating_add(misses) }
+        })
+    }
+
+    /// A flush that is likely missing, as found since the last call.
+    pub(crate) fn take_overdue(&self) -> Option<TranslationFault> {
+        self.address_spaces.values().find_map(SpaceUse::take_overdue)
     }
 
     /// Whether an operand lies in an address space.
@@ -170,7 +223,7 @@ impl Operands {
             }
         };
         for gva in rest.pages().take(PAGES_AHEAD) {
-            match space.translate(memory, gva, access) {
+            match space.peek(memory, gva, access) {
                 Ok((Place::Iova(at), ..)) => {
                     access.accesses().iter().filter_map(|access| probe(at, *access)).for_each(&mut lacks);
                 }
@@ -183,7 +236,7 @@ impl Operands {
 
     /// What the packets from `first` on touch, and the user fence.
     ///
-    /// Ranges of a space are joined before they are looked up, so that the work is bounded by operands plus entries,
+    /// Ranges of a resource are joined before they are looked up, so that the work is bounded by operands plus entries,
     /// not by their product.
     pub(crate) fn working_set(&self, first: usize) -> Vec<PinRange> {
         let operands = self.program.operands();
@@ -219,7 +272,7 @@ impl Operands {
             *(if access == Access::Read { reads } else { writes }) = offsets;
         }
         let part = |(id, (reads, writes))| {
-            let entries = self.spaces.get(&id)?.backing.share_entries();
+            let entries = self.resources.get(&id)?.backing.share_entries();
             Some(BackingPart { entries, reads: OffsetSet::new(reads), writes: OffsetSet::new(writes) })
         };
         Arc::new(WorkingSet::new(parts.into_iter().filter_map(part)))
@@ -228,12 +281,12 @@ impl Operands {
     fn pins(&self, operands: impl Iterator<Item = Operand>) -> Vec<PinRange> {
         let mut pins: BTreeMap<Access, Vec<ByteRange<Iova>>> = BTreeMap::new();
         for ((id, access), offsets) in wanted(operands) {
-            let Some(space) = self.spaces.get(&id) else { continue };
+            let Some(memory) = self.resources.get(&id) else { continue };
             for offsets in joined(offsets) {
-                pins.entry(access).or_default().extend(space.backing.behind(offsets));
+                pins.entry(access).or_default().extend(memory.backing.behind(offsets));
             }
         }
-        let pin = |access, range| PinRange { space: SpaceId::DEVICE, range, access };
+        let pin = |access, range| PinRange { space: DomainId::DEVICE, range, access };
         pins.into_iter()
             .flat_map(|(access, ranges)| merged(ranges).into_iter().map(move |range| pin(access, range)))
             .collect()
@@ -248,7 +301,7 @@ fn access_of(operand: &Operand) -> GvaAccess {
     }
 }
 
-/// Groups the bytes that operands name by space and access.
+/// Groups the bytes that operands name by resource and access.
 fn wanted(operands: impl Iterator<Item = Operand>) -> Wanted {
     let mut wanted = Wanted::new();
     for operand in operands {
@@ -266,14 +319,14 @@ fn wanted(operands: impl Iterator<Item = Operand>) -> Wanted {
 }
 
 /// Whether the operand lies in its resource, and, if it is a single value, in one aligned piece.
-fn check(space: &Space, packet: usize, operand: &Operand) -> Result<(), CommandError> {
+fn check(memory: &ResourceMemory, packet: usize, operand: &Operand) -> Result<(), InvalidMemory> {
     let Operand { field, range, is_value, .. } = *operand;
-    let outside = CommandError::OperandOutside { packet, field, range, bytes: space.bytes };
-    let last = range.last().filter(|last| *last < space.bytes).ok_or(outside.clone())?;
-    space.backing.locate(last).ok_or(outside.clone())?;
-    let (at, in_entry) = space.backing.locate(range.address).ok_or(outside)?;
+    let outside = InvalidMemory::OperandOutside { packet, field, range, bytes: memory.bytes };
+    let last = range.last().filter(|last| *last < memory.bytes).ok_or(outside.clone())?;
+    memory.backing.locate(last).ok_or(outside.clone())?;
+    let (at, in_entry) = memory.backing.locate(range.address).ok_or(outside)?;
     if is_value && (!at.raw().is_multiple_of(range.length) || in_entry < range.length) {
-        return Err(CommandError::OperandSplit { packet, field, range });
+        return Err(InvalidMemory::OperandSplit { packet, field, range });
     }
     Ok(())
 }

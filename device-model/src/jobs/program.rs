@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use job_stream::{At, Atomic, Context, Crc32c, Operand, Packet, Range, Spin, SpinBehaviour, Wait};
 
-use crate::addr::{Access, Iova, PAGE_SIZE, SpaceId};
-use crate::jobs::address_space::{GvaAccess, Place};
+use crate::addr::{Access, DomainId, Iova, PAGE_SIZE};
+use crate::jobs::address_space::translation::TlbCounts;
+use crate::jobs::address_space::{AddressSpace, GvaAccess, Place, TranslationFault};
 use crate::jobs::job::{JobError, Step, StepContext};
-use crate::jobs::operands::{Operands, Stop};
+use crate::jobs::name::{OPERANDS, OperandName};
+use crate::jobs::operands::{Operands, Unavailable};
 use crate::jobs::working_set::WorkingSet;
 use crate::mmu::{AtomicOperation, JobMemory, MemoryError, Missing, PinRange, SeededBug, Width};
-use crate::telemetry::names::{OPERANDS, OperandName};
 
 /// The least that a packet costs of a step's budget.
 const PACKET_COST: usize = 256;
@@ -174,7 +175,28 @@ impl Execution {
             let done = if operand.is_value { 0 } else { self.state.done };
             self.operands.look_ahead(memory, &probe, (&operand, done), (missing, &mut ahead));
         }
+        self.operands.end_step();
         ahead
+    }
+
+    /// The address space that a fault is about.
+    pub(crate) fn space_of(&self, fault: &TranslationFault) -> Option<&Arc<AddressSpace>> {
+        self.operands.space_of(fault)
+    }
+
+    /// Whether a flush of an address space may be over since the last call.
+    pub(crate) fn take_flush_ended(&self) -> bool {
+        self.operands.take_flush_ended()
+    }
+
+    /// How often TLBs were asked since the last call.
+    pub(crate) fn take_tlb_counts(&self) -> TlbCounts {
+        self.operands.take_tlb_counts()
+    }
+
+    /// A flush that is likely missing, as found since the last call.
+    pub(crate) fn take_overdue(&self) -> Option<TranslationFault> {
+        self.operands.take_overdue()
     }
 
     /// Its current packet needs no memory.
@@ -221,10 +243,18 @@ impl Execution {
             // What is missing now is reported when the packet is executed.
             let _ = store(&self.operands, memory, at, (wide, value));
         }
+        self.operands.end_step();
     }
 
     /// Goes on for about `context.budget` bytes.
     pub(crate) fn step(&mut self, memory: &impl JobMemory, context: StepContext) -> Step {
+        self.operands.begin_step(context.running);
+        let step = self.go_on(memory, context);
+        self.operands.end_step();
+        step
+    }
+
+    fn go_on(&mut self, memory: &impl JobMemory, context: StepContext) -> Step {
         // A step of its own, also for a job that spins: the fence needs a step that has memory.
         if self.is_cancelled() && self.state.failed.is_none() {
             return self.broken(JobError::Killed);
@@ -247,9 +277,10 @@ impl Execution {
                 Ok(Piece::Bytes(bytes)) => left = left.saturating_sub(bytes.max(PACKET_COST)),
                 Ok(Piece::Spins { stubborn }) => return Step::Spinning { stubborn },
                 Ok(Piece::Waits { until }) => return Step::Waiting { until },
-                Err(Stop::Memory(MemoryError::Missing(missing))) => return Step::Missing(missing),
-                Err(Stop::Memory(bug)) => return self.broken(JobError::Memory(bug)),
-                Err(Stop::Error(error)) => return self.broken(error),
+                Err(Unavailable::Memory(MemoryError::Missing(missing))) => return Step::Missing(missing),
+                Err(Unavailable::Memory(bug)) => return self.broken(JobError::Memory(bug)),
+                Err(Unavailable::Fault(fault)) => return Step::Fault(fault),
+                Err(Unavailable::Error(error)) => return self.broken(error),
             }
         }
         Step::Yield
@@ -274,11 +305,12 @@ impl Execution {
             let value = if self.state.failed.is_none() { *done } else { *failed };
             match store(&self.operands, memory, *at, (true, value)) {
                 Ok(()) => {}
-                Err(Stop::Memory(MemoryError::Missing(missing))) => return Step::Missing(missing),
-                Err(Stop::Memory(bug)) => {
+                Err(Unavailable::Memory(MemoryError::Missing(missing))) => return Step::Missing(missing),
+                Err(Unavailable::Memory(bug)) => {
                     return Step::Error(self.state.failed.unwrap_or(JobError::Memory(bug)));
                 }
-                Err(Stop::Error(error)) => return Step::Error(self.state.failed.unwrap_or(error)),
+                Err(Unavailable::Fault(fault)) => return Step::Fault(fault),
+                Err(Unavailable::Error(error)) => return Step::Error(self.state.failed.unwrap_or(error)),
             }
         }
         self.state.failed.map_or(Step::Done, Step::Error)
@@ -300,7 +332,7 @@ impl StreamPosition {
         operands: &Operands,
         memory: &impl JobMemory,
         (context, patience): (StepContext, Duration),
-    ) -> Result<Piece, Stop> {
+    ) -> Result<Piece, Unavailable> {
         let StepContext { now, running, budget: left } = context;
         match packet {
             Packet::Nop(_) | Packet::Context(_) => Ok(Piece::Packet),
@@ -322,7 +354,7 @@ impl StreamPosition {
             }
             Packet::Atomic(atomic) => self.atomic(operands, memory, atomic),
             Packet::Wait(wait) => self.wait(operands, memory, wait, (running, patience)),
-            Packet::Spin(spin) => self.spin(spin, running).map_err(Stop::Error),
+            Packet::Spin(spin) => self.spin(spin, running).map_err(Unavailable::Error),
         }
     }
 
@@ -332,7 +364,7 @@ impl StreamPosition {
         memory: &impl JobMemory,
         (to, pattern): (Range, u32),
         left: usize,
-    ) -> Result<Piece, Stop> {
+    ) -> Result<Piece, Unavailable> {
         let Some((at, len)) = self.run(operands, memory, (to, GvaAccess::Write), left)? else {
             return Ok(Piece::Packet);
         };
@@ -351,7 +383,7 @@ impl StreamPosition {
         memory: &impl JobMemory,
         (from, to): (Range, At),
         left: usize,
-    ) -> Result<Piece, Stop> {
+    ) -> Result<Piece, Unavailable> {
         let source = self.run(operands, memory, (from, GvaAccess::Read), left)?;
         let target = self.run(operands, memory, (to.range(from.length), GvaAccess::Write), left)?;
         let (Some((source, readable)), Some((target, writable))) = (source, target) else {
@@ -360,7 +392,7 @@ impl StreamPosition {
         let len = readable.min(writable);
         match (source, target) {
             (Place::Iova(source), Place::Iova(target)) => {
-                memory.copy(SpaceId::DEVICE, source, target, len)?
+                memory.copy(DomainId::DEVICE, source, target, len)?
             }
             (Place::Null, target) => write(memory, target, [0; PIECE].get(..len).unwrap_or_default())?,
             (Place::Iova(_), Place::Null) => {}
@@ -374,7 +406,7 @@ impl StreamPosition {
         memory: &impl JobMemory,
         (from, to): (Range, At),
         left: usize,
-    ) -> Result<Piece, Stop> {
+    ) -> Result<Piece, Unavailable> {
         let Some((at, len)) = self.run(operands, memory, (from, GvaAccess::Read), left)? else {
             store(operands, memory, to, (false, self.crc.value().into()))?;
             return Ok(Piece::Packet);
@@ -383,7 +415,7 @@ impl StreamPosition {
         let bytes = piece.get_mut(..len).unwrap_or_default();
         // What is nowhere reads as 0, which is there already.
         if let Place::Iova(at) = at {
-            memory.read(SpaceId::DEVICE, at, bytes)?;
+            memory.read(DomainId::DEVICE, at, bytes)?;
         }
         self.crc.update(bytes);
         self.advance(len, u64::MAX);
@@ -395,7 +427,7 @@ impl StreamPosition {
         operands: &Operands,
         memory: &impl JobMemory,
         atomic: &Atomic,
-    ) -> Result<Piece, Stop> {
+    ) -> Result<Piece, Unavailable> {
         let old = match self.old {
             Some(old) => old,
             None => {
@@ -421,14 +453,14 @@ impl StreamPosition {
         memory: &impl JobMemory,
         wait: &Wait,
         (now, patience): (Duration, Duration),
-    ) -> Result<Piece, Stop> {
+    ) -> Result<Piece, Unavailable> {
         if wait.holds(value(operands, memory, wait.at, (wait.wide, AtomicOperation::Load))?) {
             return Ok(Piece::Packet);
         }
         let timeout = if wait.timeout == 0 { patience } else { Duration::from_nanos(wait.timeout) };
         let until = self.since.get_or_insert(now).saturating_add(timeout);
         if until <= now {
-            return Err(Stop::Error(JobError::WaitTimedOut { packet: self.packet }));
+            return Err(Unavailable::Error(JobError::WaitTimedOut { packet: self.packet }));
         }
         Ok(Piece::Waits { until })
     }
@@ -455,7 +487,7 @@ impl StreamPosition {
         memory: &impl JobMemory,
         (range, access): (Range, GvaAccess),
         left: usize,
-    ) -> Result<Option<(Place, usize)>, Stop> {
+    ) -> Result<Option<(Place, usize)>, Unavailable> {
         let Some(rest) = range.length.checked_sub(self.done).filter(|rest| *rest > 0) else {
             return Ok(None);
         };
@@ -485,12 +517,17 @@ fn width(wide: bool) -> Width {
 /// Writes bytes that lie in one page.
 fn write(memory: &impl JobMemory, at: Place, bytes: &[u8]) -> Result<(), MemoryError> {
     match at {
-        Place::Iova(at) => memory.write(SpaceId::DEVICE, at, bytes),
+        Place::Iova(at) => memory.write(DomainId::DEVICE, at, bytes),
         Place::Null => Ok(()),
     }
 }
 
-fn store(operands: &Operands, memory: &impl JobMemory, at: At, (wide, new): (bool, u64)) -> Result<(), Stop> {
+fn store(
+    operands: &Operands,
+    memory: &impl JobMemory,
+    at: At,
+    (wide, new): (bool, u64),
+) -> Result<(), Unavailable> {
     value(operands, memory, at, (wide, AtomicOperation::Store(new))).map(drop)
 }
 
@@ -501,7 +538,7 @@ fn value(
     memory: &impl JobMemory,
     at: At,
     (wide, operation): (bool, AtomicOperation),
-) -> Result<u64, Stop> {
+) -> Result<u64, Unavailable> {
     let access = match operation {
         AtomicOperation::Load => GvaAccess::Read,
         AtomicOperation::Store(_) => GvaAccess::Write,
@@ -509,7 +546,7 @@ fn value(
     };
     let unaligned = MemoryError::Unaligned(Iova::new(at.address));
     match operands.find(memory, at, access)?.ok_or(unaligned)? {
-        (Place::Iova(place), _) => Ok(memory.atomic(SpaceId::DEVICE, place, width(wide), operation)?),
+        (Place::Iova(place), _) => Ok(memory.atomic(DomainId::DEVICE, place, width(wide), operation)?),
         (Place::Null, _) => Ok(0),
     }
 }
@@ -519,6 +556,6 @@ fn nanoseconds(time: Duration) -> u64 {
 }
 
 #[cfg(test)]
-mod tests;
+mod address_space_tests;
 #[cfg(test)]
-mod translated;
+mod tests;

@@ -5,6 +5,7 @@
 //! Knows nothing of threads, of the mirror, or of how a miss is requested.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use job_stream::Mode;
@@ -15,13 +16,14 @@ mod ready;
 mod suspects;
 mod wait;
 
-use crate::addr::{Access, ByteRange, Iova, SpaceId};
+use crate::addr::{Access, ByteRange, DomainId, Iova};
+use crate::jobs::address_space::{AddressSpace, TranslationFault};
 use crate::jobs::engine::{Leaves, Left};
 use crate::jobs::job::{Job, JobError, JobId, JobOutcome};
+use crate::jobs::verdict::{InvalidationInfo, Verdict};
 use crate::mmu::miss::MissRequest;
 use crate::mmu::{MappedRange, Missing};
 use crate::running_clock::RunningClock;
-use crate::telemetry::violation::{InvalidationInfo, Verdict};
 use footprints::Footprints;
 use polls::Polls;
 use ready::Ready;
@@ -52,6 +54,8 @@ pub struct ScheduledJob {
     wait_ends: Duration,
     /// This page was refused, and the job uses an address space: the next walk shows whether it still needs it.
     pub(crate) refused: Option<RefusedPage>,
+    /// The last fault that the driver has answered, and how often in turn it was raised.
+    raised: Option<(TranslationFault, u32)>,
     /// It has executed something.
     pub(crate) stepped: bool,
     /// It is done, and was parked once more to check whether its memory was unmapped under it.
@@ -79,6 +83,7 @@ impl ScheduledJob {
             polls: 0,
             wait_ends: Duration::ZERO,
             refused: None,
+            raised: None,
             stepped: false,
             checked: false,
         }
@@ -98,6 +103,32 @@ pub struct FinishedJob {
     pub job: Job,
     /// How it ended.
     pub outcome: JobOutcome,
+}
+
+/// A job that is parked until the driver has answered its fault.
+#[derive(Debug)]
+#[must_use = "the job waits for an answer"]
+pub struct FaultedJob {
+    /// The job, and which of its waits this is.
+    pub wait: JobWait,
+    /// The fault.
+    pub fault: TranslationFault,
+    /// The packet that the job has reached.
+    pub packet: Option<usize>,
+    /// How often it has raised a fault for this page and access before, in turn.
+    pub repeats: u32,
+    /// The address space, which may have lost its number.
+    pub(crate) space: Weak<AddressSpace>,
+}
+
+/// What an engine tells the device about a job that has left it.
+#[derive(Debug)]
+#[must_use = "somebody waits for the end of this job"]
+pub enum JobReport {
+    /// It has ended.
+    Finished(FinishedJob),
+    /// It has raised a fault.
+    Faulted(FaultedJob),
 }
 
 /// What an engine does next.
@@ -129,6 +160,8 @@ pub enum Disposed {
         /// To be requested after that (prefetch); it does not wait for these.
         ahead: Vec<Missing>,
     },
+    /// It waits for the driver's answer to a fault: tell the device. It is parked already.
+    Faulted(FaultedJob),
     /// It waits for its turn, for a value in memory, or for the end of an invalidation. Nothing has to be done.
     Waits,
     /// It was discarded by a reset: drop it.
@@ -141,23 +174,34 @@ enum Parked {
     Misses { work: ScheduledJob, unanswered: Unanswered },
     /// Waits for the end of an invalidation.
     Invalidation(ScheduledJob),
+    /// Waits for the driver's answer to a fault, over a stop too.
+    Fault { work: ScheduledJob, wait: JobWait },
     /// Waits for a value in memory, and polls it again at this running time; [`Polls`] has the poll.
     Wait { work: ScheduledJob, poll: Duration },
 }
 
 impl Parked {
     fn into_work(self) -> ScheduledJob {
-        let (Self::Misses { work, .. } | Self::Invalidation(work) | Self::Wait { work, .. }) = self;
+        let (Self::Misses { work, .. }
+        | Self::Invalidation(work)
+        | Self::Fault { work, .. }
+        | Self::Wait { work, .. }) = self;
         work
     }
 
     fn work(&self) -> &ScheduledJob {
-        let (Self::Misses { work, .. } | Self::Invalidation(work) | Self::Wait { work, .. }) = self;
+        let (Self::Misses { work, .. }
+        | Self::Invalidation(work)
+        | Self::Fault { work, .. }
+        | Self::Wait { work, .. }) = self;
         work
     }
 
     fn work_mut(&mut self) -> &mut ScheduledJob {
-        let (Self::Misses { work, .. } | Self::Invalidation(work) | Self::Wait { work, .. }) = self;
+        let (Self::Misses { work, .. }
+        | Self::Invalidation(work)
+        | Self::Fault { work, .. }
+        | Self::Wait { work, .. }) = self;
         work
     }
 }
@@ -240,13 +284,13 @@ impl Schedule {
 
     /// Whether any job that has begun and not ended touches the range. Unlike a pin, which a job may lose and take
     /// again, and a section, which has no range, this says what the guest unmapped under a job.
-    pub fn touches(&mut self, space: SpaceId, range: ByteRange<Iova>) -> bool {
+    pub fn touches(&mut self, space: DomainId, range: ByteRange<Iova>) -> bool {
         self.footprints.touches(space, range)
     }
 
     /// What those jobs touch of the range, as far as an invalidation of it will be judged. No two ranges share a page,
     /// so each mapping there is named once, and whole.
-    pub fn judged(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>> {
+    pub fn judged(&mut self, space: DomainId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>> {
         self.footprints.judged(space, range)
     }
 
@@ -348,6 +392,7 @@ impl Schedule {
             Leaves::Invalidating => self.park_for_invalidation(work),
             Leaves::Missing(missing) => return self.park_for_misses(work, missing, Vec::new()),
             Leaves::Faulted { missing, ahead } => return self.park_for_misses(work, vec![missing], ahead),
+            Leaves::RaisedFault(fault) => return self.park_for_fault(work, fault),
         }
         Disposed::Waits
     }
@@ -384,6 +429,32 @@ impl Schedule {
         self.waits = self.waits.wrapping_add(1);
         self.parked.insert(wait.job, Parked::Misses { work, unanswered });
         Disposed::Missing { wait, missing, ahead }
+    }
+
+    /// Parks a job until the driver has answered its fault.
+    fn park_for_fault(&mut self, mut work: ScheduledJob, fault: TranslationFault) -> Disposed {
+        let wait = JobWait { job: work.job.id(), number: self.waits };
+        self.waits = self.waits.wrapping_add(1);
+        let before = work.raised.take().filter(|(before, _)| before.repeats(&fault));
+        let repeats = before.map_or(0, |(_, repeats)| repeats.saturating_add(1));
+        work.raised = Some((fault, repeats));
+        let space = work.job.space_of(&fault).map(Arc::downgrade).unwrap_or_default();
+        let packet = work.job.packet();
+        self.parked.insert(wait.job, Parked::Fault { work, wait });
+        Disposed::Faulted(FaultedJob { wait, fault, packet, repeats, space })
+    }
+
+    /// The driver has answered a fault: the job tries again, or fails. Answers to another wait are ignored.
+    pub fn fault_answered(&mut self, wait: JobWait, answer: Result<(), JobError>) {
+        let waits = |parked: &Parked| matches!(parked, Parked::Fault { wait: other, .. } if *other == wait);
+        if !self.parked.get(&wait.job).is_some_and(waits) {
+            return;
+        }
+        if let Some(parked) = self.parked.remove(&wait.job) {
+            let mut work = parked.into_work();
+            work.failed = work.failed.or(answer.err());
+            self.put_back(work);
+        }
     }
 
     /// Parks a job until an invalidation ends, unless one has ended since an engine took the job.
@@ -464,14 +535,15 @@ impl Schedule {
         self.unpark(|parked| matches!(parked, Parked::Invalidation(_)));
     }
 
-    /// Stops the engines at their next step; all jobs stay. Parked ones forget what they wait for.
+    /// Stops the engines at their next step; all jobs stay. Parked ones forget what they wait for, unless it is the driver's
+    /// answer to a fault.
     pub fn pause(&mut self, now: Duration) {
         self.set_time(now);
         self.clock.pause(self.now);
         self.paused = true;
         self.stale_waits = self.waits;
         self.polls.take_all();
-        self.unpark(|_| true);
+        self.unpark(|parked| !matches!(parked, Parked::Fault { .. }));
     }
 
     /// Goes on after [`Self::pause`].
@@ -526,9 +598,9 @@ mod status;
 pub use status::{AtRest, JobState, JobStatus};
 
 #[cfg(test)]
-mod turns;
+mod turn_tests;
 #[cfg(test)]
-mod verdicts;
+mod verdict_tests;
 
 #[cfg(test)]
 mod tests;

@@ -10,17 +10,17 @@
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use crate::addr::{ByteRange, Iova, SpaceId};
+use crate::addr::{ByteRange, DomainId, Iova};
 use crate::jobs::engine::Left;
 use crate::jobs::job::{Job, JobError, JobId};
 use crate::jobs::schedule::{
     AtRest, Disposed, JobStatus, JobVerdict, JobWait, Revealed, Schedule, ScheduledJob, Turn,
 };
+use crate::jobs::verdict::InvalidationInfo;
 use crate::mmu::MappedRange;
 use crate::mmu::miss::MissRequest;
 use crate::running_clock::RunningClock;
 use crate::sync::{AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, Ordering, lock};
-use crate::telemetry::violation::InvalidationInfo;
 
 /// The device's time. It never goes back.
 pub type Clock = std::sync::Arc<dyn Fn() -> Duration + Send + Sync>;
@@ -163,12 +163,12 @@ impl Scheduler {
     }
 
     /// Whether any job that has begun touches the range.
-    pub fn touches(&self, space: SpaceId, range: ByteRange<Iova>) -> bool {
+    pub fn touches(&self, space: DomainId, range: ByteRange<Iova>) -> bool {
         self.read(|schedule| schedule.touches(space, range))
     }
 
     /// What jobs that have begun touch of the range, as far as an invalidation of it will be judged.
-    pub fn judged(&self, space: SpaceId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>> {
+    pub fn judged(&self, space: DomainId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>> {
         self.read(|schedule| schedule.judged(space, range))
     }
 
@@ -193,7 +193,7 @@ impl Scheduler {
     }
 
     /// The first job that has begun and touches the range.
-    pub fn first_in(&self, space: SpaceId, range: ByteRange<Iova>) -> Option<JobId> {
+    pub fn first_in(&self, space: DomainId, range: ByteRange<Iova>) -> Option<JobId> {
         self.read(|schedule| schedule.first_in(space, range))
     }
 
@@ -215,6 +215,11 @@ impl Scheduler {
     /// One page that a parked job waits for is answered.
     pub fn miss_answered(&self, wait: JobWait, page: MissRequest, answer: Result<(), JobError>) {
         self.change(|schedule| schedule.miss_answered(wait, page, answer));
+    }
+
+    /// The driver has answered a fault.
+    pub fn fault_answered(&self, wait: JobWait, answer: Result<(), JobError>) {
+        self.change(|schedule| schedule.fault_answered(wait, answer));
     }
 
     /// An invalidation has ended: jobs that waited for that try again.

@@ -6,10 +6,11 @@ use std::time::Duration;
 use job_stream::{At, Limits, Mode, Priority, Space, Stream, verify};
 
 use crate::addr::{Asid, Iova};
-use crate::gpu::error::CommandError;
-use crate::gpu::request::RawEntry;
-use crate::jobs::address_space::AddressSpace;
+use crate::jobs::address_space::tlb::TlbConfig;
+use crate::jobs::address_space::{AddressSpace, TlbPolicy};
 use crate::jobs::backing::Backing;
+use crate::jobs::backing::RawEntry;
+use crate::jobs::error::InvalidMemory;
 use crate::jobs::job::{Job, JobId, Treatment};
 use crate::jobs::operands::{self, Operands};
 use crate::jobs::program::Execution;
@@ -32,18 +33,25 @@ pub(crate) fn execution_over(pages: u32, stream: Stream) -> Execution {
     let program = verify(&stream.finish(), &Limits::default()).unwrap();
     let len = pages * 0x1000;
     let entry = RawEntry { at: Iova::new(AT), len };
-    let space = |_| Ok(operands::Space { bytes: len.into(), backing: Backing::new(std::iter::once(entry))? });
+    let space = |_| {
+        Ok(operands::ResourceMemory { bytes: len.into(), backing: Backing::new(std::iter::once(entry))? })
+    };
     Execution::new(Operands::new(program, space).unwrap(), Duration::from_secs(1))
 }
 
 /// The root table of address space 1.
 pub(crate) const ROOT: u64 = 0x7000;
 
+/// The settings of a TLB that keeps what it has.
+pub(crate) fn tlb() -> TlbConfig {
+    TlbConfig::new(TlbPolicy::Sticky, 1024)
+}
+
 /// The execution of a stream over address space 1.
 pub(crate) fn translated(stream: Stream) -> Execution {
     let program = verify(&stream.finish(), &Limits::default()).unwrap();
-    let space = |asid| Ok(Arc::new(AddressSpace::new(Asid::new(asid), Iova::new(ROOT))));
-    let none = |id| Err(CommandError::NoSuchResource { id });
+    let space = |asid| Ok(Arc::new(AddressSpace::new(Asid::new(asid), Iova::new(ROOT), tlb())));
+    let none = |id| -> Result<_, InvalidMemory> { panic!("Operand in resource {id}") };
     Execution::new(Operands::resolve(program, none, space).unwrap(), Duration::from_secs(1))
 }
 

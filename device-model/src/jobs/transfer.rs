@@ -7,11 +7,11 @@
 
 use std::sync::Arc;
 
-use crate::addr::{Access, ByteRange, Iova, PAGE_SIZE, SpaceId};
-use crate::gpu::error::CommandError;
-use crate::gpu::resource::BYTES_PER_PIXEL;
-use crate::gpu::scanout::{Image, Rect};
+use crate::addr::{Access, ByteRange, DomainId, Iova, PAGE_SIZE};
+use crate::image::BYTES_PER_PIXEL;
+use crate::image::{Image, Rect};
 use crate::jobs::backing::Backing;
+use crate::jobs::error::InvalidMemory;
 use crate::jobs::job::{JobError, Step};
 use crate::jobs::offsets::{OffsetSet, Offsets, Rows};
 use crate::jobs::working_set::{BackingPart, WorkingSet};
@@ -35,8 +35,8 @@ impl Transfer {
         backing: Backing,
         rect: Rect,
         offset: u64,
-    ) -> Result<Self, CommandError> {
-        let plan = Plan::new(&image, backing, rect, offset).ok_or(CommandError::OffsetWraps { offset })?;
+    ) -> Result<Self, InvalidMemory> {
+        let plan = Plan::new(&image, backing, rect, offset).ok_or(InvalidMemory::OffsetWraps { offset })?;
         Ok(Self { image, plan })
     }
 
@@ -52,7 +52,7 @@ impl Transfer {
 
     /// What it still has to read, merged where pages are equal or adjacent.
     pub(crate) fn working_set(&self) -> Vec<PinRange> {
-        let pin = |range| PinRange { space: SpaceId::DEVICE, range, access: Access::Read };
+        let pin = |range| PinRange { space: DomainId::DEVICE, range, access: Access::Read };
         merged(self.plan.pieces().collect()).into_iter().map(pin).collect()
     }
 
@@ -73,7 +73,7 @@ impl Transfer {
                 debug_assert!(false, "{run:?} lies outside of {:?}", self.image);
                 return Step::Error(JobError::OutsideImage);
             };
-            match memory.read(SpaceId::DEVICE, run.source, into) {
+            match memory.read(DomainId::DEVICE, run.source, into) {
                 Ok(()) => self.plan.advance(run.len),
                 Err(MemoryError::Missing(missing)) => return Step::Missing(missing),
                 Err(bug) => return Step::Error(JobError::Memory(bug)),

@@ -8,7 +8,7 @@ use super::Shared;
 use super::pin::PinMode;
 use super::registry::PinEntry;
 use super::section::OpenSections;
-use crate::addr::{ByteRange, Iova, SpaceId};
+use crate::addr::{ByteRange, DomainId, Iova};
 use crate::sync::{Arc, lock};
 
 /// An invalidation that has begun: its range is zapped, it cannot be pinned, and what still uses it is known. It stays
@@ -17,7 +17,7 @@ use crate::sync::{Arc, lock};
 pub struct Invalidation {
     shared: Arc<Shared>,
     id: u64,
-    space: SpaceId,
+    space: DomainId,
     range: ByteRange<Iova>,
     sections: OpenSections,
     waits_for: WaitsFor,
@@ -57,7 +57,7 @@ impl InFlight {
 impl Invalidation {
     pub(super) fn new(
         shared: Arc<Shared>,
-        (id, space, waits_for): (u64, SpaceId, WaitsFor),
+        (id, space, waits_for): (u64, DomainId, WaitsFor),
         range: ByteRange<Iova>,
         sections: OpenSections,
     ) -> Self {
@@ -65,7 +65,7 @@ impl Invalidation {
     }
 
     /// Its address space.
-    pub fn space(&self) -> SpaceId {
+    pub fn space(&self) -> DomainId {
         self.space
     }
 
@@ -125,7 +125,7 @@ impl fmt::Debug for Invalidation {
 #[must_use = "a drained invalidation has to be ended"]
 pub struct Drained {
     pub(super) id: u64,
-    space: SpaceId,
+    space: DomainId,
     range: ByteRange<Iova>,
 }
 
@@ -133,7 +133,7 @@ pub struct Drained {
 #[derive(Debug)]
 #[must_use = "an invalidation that has ended is to be acked"]
 pub struct Ended {
-    space: SpaceId,
+    space: DomainId,
     range: ByteRange<Iova>,
 }
 
@@ -143,7 +143,7 @@ impl Ended {
     }
 
     /// The address space of the invalidation.
-    pub fn space(&self) -> SpaceId {
+    pub fn space(&self) -> DomainId {
         self.space
     }
 

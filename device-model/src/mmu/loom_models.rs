@@ -14,7 +14,7 @@ use super::*;
 use crate::addr::{Access, ByteRange, Iova, PAGE_SIZE};
 use crate::sync::Arc;
 
-const SPACE: SpaceId = SpaceId::DEVICE;
+const SPACE: DomainId = DomainId::DEVICE;
 /// The frame's address; it is never dereferenced.
 const FRAME: u64 = 0x7000;
 

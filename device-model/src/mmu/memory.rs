@@ -11,7 +11,7 @@ use vm_memory::{VolatileMemory, VolatileSlice};
 use super::missing::{MISSING_PAGES, Missing};
 use super::pin::Pin;
 use super::section::Section;
-use crate::addr::{Access, ByteRange, Iova, RangeError, SpaceId};
+use crate::addr::{Access, ByteRange, DomainId, Iova, RangeError};
 
 /// Memory of this process that holds guest memory: mappings are made from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,28 +113,51 @@ pub enum MemoryError {
 /// An access that fails may have moved the bytes before the first missing page; repeating it moves them again.
 pub trait JobMemory {
     /// Copies `into.len()` bytes at `at` out of the guest.
-    fn read(&self, space: SpaceId, at: Iova, into: &mut [u8]) -> Result<(), MemoryError>;
+    fn read(&self, space: DomainId, at: Iova, into: &mut [u8]) -> Result<(), MemoryError>;
 
     /// Copies `from` into the guest at `at`.
-    fn write(&self, space: SpaceId, at: Iova, from: &[u8]) -> Result<(), MemoryError>;
+    fn write(&self, space: DomainId, at: Iova, from: &[u8]) -> Result<(), MemoryError>;
 
     /// Copies `len` bytes within the guest. If the two ranges share memory, the result is undefined.
-    fn copy(&self, space: SpaceId, from: Iova, to: Iova, len: usize) -> Result<(), MemoryError>;
+    fn copy(&self, space: DomainId, from: Iova, to: Iova, len: usize) -> Result<(), MemoryError>;
 
     /// Does `operation` on the aligned value at `at`, atomically for all threads and the guest's processors. Returns
     /// the previous value; for a store, which reads nothing, 0.
     fn atomic(
         &self,
-        space: SpaceId,
+        space: DomainId,
         at: Iova,
         width: Width,
         operation: AtomicOperation,
     ) -> Result<u64, MemoryError>;
 
+    /// The memory behind the page of `at`, to be compared with what is behind it later; `None`: this access would miss.
+    fn host_page(&self, space: DomainId, at: Iova, access: Access) -> Option<HostPage>;
+
     /// The host address that an access at `at` would reach, for an oracle that has to know it before the access.
     #[cfg(any(test, feature = "test-utils"))]
-    fn locate(&self, _space: SpaceId, _at: Iova, _access: Access) -> Option<u64> {
+    fn locate(&self, _space: DomainId, _at: Iova, _access: Access) -> Option<u64> {
         None
+    }
+}
+
+/// Names the memory behind a page. It is no way to reach that memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostPage {
+    /// How often all memory has gone away. Addresses from before mean nothing.
+    epoch: u64,
+    address: u64,
+}
+
+impl HostPage {
+    /// The page at a host address.
+    pub(crate) fn new(epoch: u64, address: u64) -> Self {
+        Self { epoch, address }
+    }
+
+    /// Whether it certainly is other memory than `before`.
+    pub fn differs(self, before: Self) -> bool {
+        self.epoch == before.epoch && self.address != before.address
     }
 }
 
@@ -206,19 +229,19 @@ impl AtomicOperation {
 }
 
 impl JobMemory for Section<'_> {
-    fn read(&self, space: SpaceId, at: Iova, into: &mut [u8]) -> Result<(), MemoryError> {
+    fn read(&self, space: DomainId, at: Iova, into: &mut [u8]) -> Result<(), MemoryError> {
         let find =
             |at, all| self.translate(space, at, Access::Read).map_err(|missing| self.run(missing, all));
         read_with(find, at, into)
     }
 
-    fn write(&self, space: SpaceId, at: Iova, from: &[u8]) -> Result<(), MemoryError> {
+    fn write(&self, space: DomainId, at: Iova, from: &[u8]) -> Result<(), MemoryError> {
         let find =
             |at, all| self.translate(space, at, Access::Write).map_err(|missing| self.run(missing, all));
         write_with(find, at, from)
     }
 
-    fn copy(&self, space: SpaceId, from: Iova, to: Iova, len: usize) -> Result<(), MemoryError> {
+    fn copy(&self, space: DomainId, from: Iova, to: Iova, len: usize) -> Result<(), MemoryError> {
         let find =
             |at, all, access| self.translate(space, at, access).map_err(|missing| self.run(missing, all));
         copy_with(find, from, to, len)
@@ -226,7 +249,7 @@ impl JobMemory for Section<'_> {
 
     fn atomic(
         &self,
-        space: SpaceId,
+        space: DomainId,
         at: Iova,
         width: Width,
         operation: AtomicOperation,
@@ -238,8 +261,14 @@ impl JobMemory for Section<'_> {
         )
     }
 
+    fn host_page(&self, space: DomainId, at: Iova, access: Access) -> Option<HostPage> {
+        // The epoch first: it changes only after all mappings are gone.
+        let epoch = self.epoch();
+        Some(HostPage::new(epoch, self.translate(space, at.page(), access).ok()?.address()))
+    }
+
     #[cfg(any(test, feature = "test-utils"))]
-    fn locate(&self, space: SpaceId, at: Iova, access: Access) -> Option<u64> {
+    fn locate(&self, space: DomainId, at: Iova, access: Access) -> Option<u64> {
         self.translate(space, at, access).ok().map(HostSpan::address)
     }
 }
@@ -262,21 +291,21 @@ impl Section<'_> {
 }
 
 impl JobMemory for Pin {
-    fn read(&self, space: SpaceId, at: Iova, into: &mut [u8]) -> Result<(), MemoryError> {
+    fn read(&self, space: DomainId, at: Iova, into: &mut [u8]) -> Result<(), MemoryError> {
         read_with(|at, _| self.find(space, at, Access::Read), at, into)
     }
 
-    fn write(&self, space: SpaceId, at: Iova, from: &[u8]) -> Result<(), MemoryError> {
+    fn write(&self, space: DomainId, at: Iova, from: &[u8]) -> Result<(), MemoryError> {
         write_with(|at, _| self.find(space, at, Access::Write), at, from)
     }
 
-    fn copy(&self, space: SpaceId, from: Iova, to: Iova, len: usize) -> Result<(), MemoryError> {
+    fn copy(&self, space: DomainId, from: Iova, to: Iova, len: usize) -> Result<(), MemoryError> {
         copy_with(|at, _, access| self.find(space, at, access), from, to, len)
     }
 
     fn atomic(
         &self,
-        space: SpaceId,
+        space: DomainId,
         at: Iova,
         width: Width,
         operation: AtomicOperation,
@@ -284,8 +313,13 @@ impl JobMemory for Pin {
         atomic_with(|access| self.find(space, at, access), at, (width, operation))
     }
 
+    /// What a pin holds stays the same.
+    fn host_page(&self, space: DomainId, at: Iova, access: Access) -> Option<HostPage> {
+        Some(HostPage::new(0, self.find(space, at.page(), access).ok()?.address()))
+    }
+
     #[cfg(any(test, feature = "test-utils"))]
-    fn locate(&self, space: SpaceId, at: Iova, access: Access) -> Option<u64> {
+    fn locate(&self, space: DomainId, at: Iova, access: Access) -> Option<u64> {
         self.find(space, at, access).ok().map(HostSpan::address)
     }
 }

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::{HostRange, Missing, Permissions};
-use crate::addr::{Access, ByteRange, Iova, PAGE_SIZE, SpaceId};
+use crate::addr::{Access, ByteRange, DomainId, Iova, PAGE_SIZE};
 use crate::running_clock::RunningClock;
 
 /// How long a front-end may stall, beyond the first timeout, before its misses time out.
@@ -23,7 +23,7 @@ pub const MISS_LIMIT: usize = 4096;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MissRequest {
     /// The address space.
-    pub space: SpaceId,
+    pub space: DomainId,
     /// The permission: one of the two, never both (QEMU checks a request for both as a write only).
     pub access: Access,
     /// The first address of the page.
@@ -198,7 +198,7 @@ impl<W: Copy + PartialEq> MissTable<W> {
     pub fn request(
         &mut self,
         now: Duration,
-        space: SpaceId,
+        space: DomainId,
         iova: Iova,
         access: Access,
         waiter: W,
@@ -279,7 +279,7 @@ impl<W: Copy + PartialEq> MissTable<W> {
     }
 
     /// An invalidation began: discards what is staged of its range. Its miss is sent again when the reply comes.
-    pub fn invalidate(&mut self, space: SpaceId, range: ByteRange<Iova>) {
+    pub fn invalidate(&mut self, space: DomainId, range: ByteRange<Iova>) {
         for sent in &mut self.sent {
             let of_space = sent.request.is_some_and(|request| request.space == space);
             if of_space && sent.staged.is_some_and(|staged| staged.range.page_aligned().overlaps(range)) {

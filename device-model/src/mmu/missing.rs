@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::addr::{Access, ByteRange, Iova, SpaceId};
+use crate::addr::{Access, ByteRange, DomainId, Iova};
 
 /// The most missing pages that one answer names. It bounds what is requested at once, since the channel to the
 /// front-end is bounded too (278 messages fill its socket).
@@ -12,7 +12,7 @@ pub const MISSING_PAGES: u64 = 256;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Missing {
     /// The address space.
-    pub space: SpaceId,
+    pub space: DomainId,
     /// Whole pages.
     pub range: ByteRange<Iova>,
     /// The access.

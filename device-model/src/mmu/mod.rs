@@ -26,15 +26,15 @@ mod writer;
 
 pub use entry::Permissions;
 pub use invalidation::{Drained, Ended, InFlight, Invalidation, MemoryRevoked, SeededBug};
-pub use memory::{AtomicOperation, HostRange, HostSpan, JobMemory, MemoryError, Width};
+pub use memory::{AtomicOperation, HostPage, HostRange, HostSpan, JobMemory, MemoryError, Width};
 pub use missing::{MISSING_PAGES, Missing};
 pub use pin::{Pin, PinError, PinMode, PinRange};
 pub use ring_memory::{RingMemory, RingSection, RingView, STICKY_MISSES};
 pub use section::{Reader, Section};
 pub use writer::{MapError, Mapped, MappedRange, MirrorWriter};
 
-use crate::addr::SpaceId;
-use crate::sync::{Arc, Mutex};
+use crate::addr::DomainId;
+use crate::sync::{Arc, AtomicU64, Mutex, Ordering};
 use page_table::{Owner, Roots};
 use registry::Registry;
 use section::Slots;
@@ -65,12 +65,25 @@ struct Shared {
     registry: Mutex<Registry>,
     waker: std::sync::Arc<dyn DrainWaker>,
     table_limit: usize,
+    /// How often all memory has gone away.
+    epoch: AtomicU64,
     /// What was still in limbo when the writer was dropped. Freed with the rest.
     orphans: std::sync::Mutex<Vec<entry::TableEntry>>,
 }
 
 impl Shared {
-    fn roots(&self, space: SpaceId) -> Option<&Roots> {
+    /// How often all memory has gone away. Read before a lookup whose result it belongs to.
+    fn epoch(&self) -> u64 {
+        // ORDERING: Acquire pairs with the Release of `memory_is_gone`: a lookup that follows finds nothing from before.
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// All mappings are zapped, and what they led to goes away.
+    fn memory_is_gone(&self) {
+        self.epoch.fetch_add(1, Ordering::Release);
+    }
+
+    fn roots(&self, space: DomainId) -> Option<&Roots> {
         self.spaces.get(space.raw() as usize)
     }
 }
@@ -93,6 +106,7 @@ pub fn mirror(config: MirrorConfig, waker: std::sync::Arc<dyn DrainWaker>) -> (M
         registry: Mutex::new(Registry::default()),
         waker,
         table_limit: config.table_limit,
+        epoch: AtomicU64::new(0),
         orphans: std::sync::Mutex::default(),
     });
     let readers =

@@ -13,7 +13,7 @@ use super::missing::{Missing, MissingList};
 use super::page_table::{FANOUT, NODE_BYTES};
 use super::registry::{Place, Places};
 use super::section::Reader;
-use crate::addr::{Access, ByteRange, Iova, PAGE_SIZE, SpaceId};
+use crate::addr::{Access, ByteRange, DomainId, Iova, PAGE_SIZE};
 use crate::sync::lock;
 
 /// Translations that one section looks up, so that a large pin does not delay a drain.
@@ -26,7 +26,7 @@ const PAGES_AHEAD: u64 = 63;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PinRange {
     /// The address space.
-    pub space: SpaceId,
+    pub space: DomainId,
     /// Which bytes; their whole pages are pinned.
     pub range: ByteRange<Iova>,
     /// The access. A range that is read and written is listed twice.
@@ -86,7 +86,7 @@ impl Segments {
     }
 
     /// The segment that contains a byte.
-    fn find(&self, space: SpaceId, at: Iova) -> Option<&Segment> {
+    fn find(&self, space: DomainId, at: Iova) -> Option<&Segment> {
         let last = self.last.get();
         let mut near = self.all.iter().enumerate().skip(last).take(2);
         let (index, segment) = near.find(|(_, segment)| segment.holds(space, at)).or_else(|| {
@@ -101,7 +101,7 @@ impl Segments {
 }
 
 impl Segment {
-    fn holds(&self, space: SpaceId, at: Iova) -> bool {
+    fn holds(&self, space: DomainId, at: Iova) -> bool {
         self.place.space == space && self.place.range.contains(at)
     }
 }
@@ -127,7 +127,12 @@ impl Pin {
     pub fn release(self) {}
 
     /// Where a byte is. The result borrows the pin, so it is valid only while that is held.
-    pub(super) fn find(&self, space: SpaceId, at: Iova, access: Access) -> Result<HostSpan<'_>, MemoryError> {
+    pub(super) fn find(
+        &self,
+        space: DomainId,
+        at: Iova,
+        access: Access,
+    ) -> Result<HostSpan<'_>, MemoryError> {
         let segments = match access {
             Access::Read => &self.reads,
             Access::Write => &self.writes,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::pin::PinMode;
-use crate::addr::{ByteRange, Iova, SpaceId};
+use crate::addr::{ByteRange, DomainId, Iova};
 
 /// Invalidations against which a pin under construction can be checked. If more began meanwhile, it is rebuilt.
 const REMEMBERED: u64 = 64;
@@ -14,7 +14,7 @@ const REMEMBERED: u64 = 64;
 /// A range of a space, in whole pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
-    pub(super) space: SpaceId,
+    pub(super) space: DomainId,
     pub(super) range: ByteRange<Iova>,
 }
 
@@ -147,7 +147,7 @@ impl Registry {
     /// The pins that overlap `range`.
     pub(super) fn overlapping(
         &self,
-        space: SpaceId,
+        space: DomainId,
         range: ByteRange<Iova>,
     ) -> impl Iterator<Item = &PinEntry> {
         self.pins.iter().filter(move |pin| pin.places.overlap(Place { space, range }))

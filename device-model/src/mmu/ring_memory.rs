@@ -10,11 +10,12 @@ use vm_memory::guest_memory::{Error, GuestMemorySliceIterator, Result};
 use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryMmap, Permissions, VolatileSlice};
 
 use super::memory::{
-    AtomicOperation, HostSpan, JobMemory, MemoryError, Width, atomic_with, copy_with, read_with, write_with,
+    AtomicOperation, HostPage, HostSpan, JobMemory, MemoryError, Width, atomic_with, copy_with, read_with,
+    write_with,
 };
 use super::missing::Missing;
 use super::section::Reader;
-use crate::addr::{Access, ByteRange, Iova, SpaceId};
+use crate::addr::{Access, ByteRange, DomainId, Iova};
 use crate::locking::lock;
 
 /// The most misses that are remembered until they are taken.
@@ -120,28 +121,39 @@ impl Deref for RingSection {
 }
 
 impl JobMemory for RingSection {
-    fn read(&self, space: SpaceId, at: Iova, into: &mut [u8]) -> std::result::Result<(), MemoryError> {
+    fn read(&self, space: DomainId, at: Iova, into: &mut [u8]) -> std::result::Result<(), MemoryError> {
         read_with(|at, _| self.memory.find(space, at, Access::Read).map_err(MemoryError::Missing), at, into)
     }
 
-    fn write(&self, space: SpaceId, at: Iova, from: &[u8]) -> std::result::Result<(), MemoryError> {
+    fn write(&self, space: DomainId, at: Iova, from: &[u8]) -> std::result::Result<(), MemoryError> {
         write_with(|at, _| self.memory.find(space, at, Access::Write).map_err(MemoryError::Missing), at, from)
     }
 
-    fn copy(&self, space: SpaceId, from: Iova, to: Iova, len: usize) -> std::result::Result<(), MemoryError> {
+    fn copy(
+        &self,
+        space: DomainId,
+        from: Iova,
+        to: Iova,
+        len: usize,
+    ) -> std::result::Result<(), MemoryError> {
         let find = |at, _, access| self.memory.find(space, at, access).map_err(MemoryError::Missing);
         copy_with(find, from, to, len)
     }
 
     fn atomic(
         &self,
-        space: SpaceId,
+        space: DomainId,
         at: Iova,
         width: Width,
         operation: AtomicOperation,
     ) -> std::result::Result<u64, MemoryError> {
         let find = |access| self.memory.find(space, at, access).map_err(MemoryError::Missing);
         atomic_with(find, at, (width, operation))
+    }
+
+    fn host_page(&self, space: DomainId, at: Iova, access: Access) -> Option<HostPage> {
+        let epoch = self.memory.shared().epoch();
+        Some(HostPage::new(epoch, self.memory.find(space, at.page(), access).ok()?.address()))
     }
 }
 
@@ -153,7 +165,7 @@ impl RingView {
         &self.0.shared
     }
 
-    fn find(&self, space: SpaceId, at: Iova, access: Access) -> std::result::Result<HostSpan<'_>, Missing> {
+    fn find(&self, space: DomainId, at: Iova, access: Access) -> std::result::Result<HostSpan<'_>, Missing> {
         self.translate(space, at, access).inspect_err(|&missing| self.0.note(missing))
     }
 
@@ -173,7 +185,7 @@ impl RingView {
         at: Iova,
         access: Access,
     ) -> std::result::Result<Option<HostSpan<'_>>, Missing> {
-        needed.then(|| self.find(SpaceId::DEVICE, at, access)).transpose()
+        needed.then(|| self.find(DomainId::DEVICE, at, access)).transpose()
     }
 }
 

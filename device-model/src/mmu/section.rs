@@ -18,7 +18,7 @@ use super::Shared;
 use super::memory::HostSpan;
 use super::missing::Missing;
 use super::ring_memory::RingView;
-use crate::addr::{Access, Iova, PAGE_SHIFT, SpaceId};
+use crate::addr::{Access, DomainId, Iova, PAGE_SHIFT};
 use crate::sync::{Arc, AtomicU64, Ordering, fence};
 
 /// One thread's epoch. Alone on its cache lines: it is written twice per section.
@@ -170,8 +170,13 @@ impl Section<'_> {
     /// Where the byte `at` of `space` is now, and how many bytes follow, if the mirror maps it with the permission for
     /// `access`.
     #[inline]
-    pub fn translate(&self, space: SpaceId, at: Iova, access: Access) -> Result<HostSpan<'_>, Missing> {
+    pub fn translate(&self, space: DomainId, at: Iova, access: Access) -> Result<HostSpan<'_>, Missing> {
         self.reader.shared.translate(space, at, access, Inside(PhantomData))
+    }
+
+    /// As [`Shared::epoch`].
+    pub(super) fn epoch(&self) -> u64 {
+        self.reader.shared.epoch()
     }
 }
 
@@ -179,7 +184,7 @@ impl RingView {
     /// As [`Section::translate`]; a view is reached only through an open section.
     pub(super) fn translate(
         &self,
-        space: SpaceId,
+        space: DomainId,
         at: Iova,
         access: Access,
     ) -> Result<HostSpan<'_>, Missing> {
@@ -191,7 +196,7 @@ impl Shared {
     #[inline]
     fn translate<'a>(
         &self,
-        space: SpaceId,
+        space: DomainId,
         at: Iova,
         access: Access,
         inside: Inside<'a>,

@@ -8,7 +8,7 @@ use super::memory::HostRange;
 use super::registry::Place;
 use super::table_writer::{Mapping, NoTable, Pages, TableWriter};
 use super::{Permissions, Shared};
-use crate::addr::{ByteRange, Iova, PAGE_SHIFT, PAGE_SIZE, SpaceId};
+use crate::addr::{ByteRange, DomainId, Iova, PAGE_SHIFT, PAGE_SIZE};
 use crate::sync::{Arc, lock};
 
 /// Why a translation is not cached.
@@ -42,7 +42,7 @@ pub enum MapError {
     },
     /// There is no such address space.
     #[error("There is no address space {}", .0.raw())]
-    NoSpace(SpaceId),
+    NoSpace(DomainId),
     /// A part of it is being invalidated: what is known of it may be out of date.
     #[error("Range {range} is being invalidated")]
     Invalidating {
@@ -84,7 +84,7 @@ pub struct Mapped {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MappedRange {
     /// The address space.
-    pub space: SpaceId,
+    pub space: DomainId,
     /// Pages with equal permissions and contiguous host memory.
     pub range: ByteRange<Iova>,
     /// Host address of the first byte, as a number.
@@ -120,7 +120,7 @@ impl MirrorWriter {
     /// translations may be evicted to make room.
     pub fn map(
         &mut self,
-        space: SpaceId,
+        space: DomainId,
         range: ByteRange<Iova>,
         host: HostRange,
         permissions: Permissions,
@@ -140,19 +140,21 @@ impl MirrorWriter {
 
     /// Begins to invalidate `range`, grown to whole pages: from now on it cannot be pinned, no later section finds it,
     /// and what uses it is known. The cost depends on how much of it is mapped, not on its size.
-    pub fn begin(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Invalidation {
+    pub fn begin(&mut self, space: DomainId, range: ByteRange<Iova>) -> Invalidation {
         self.begin_and_wait_for(WaitsFor::Coherent, space, range)
     }
 
     /// As [`Self::begin`] for memory that is unmapped altogether: pins of all modes are waited for.
-    pub fn begin_for_good(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Invalidation {
-        self.begin_and_wait_for(WaitsFor::All, space, range)
+    pub fn begin_for_good(&mut self, space: DomainId, range: ByteRange<Iova>) -> Invalidation {
+        let invalidation = self.begin_and_wait_for(WaitsFor::All, space, range);
+        self.shared.memory_is_gone();
+        invalidation
     }
 
     fn begin_and_wait_for(
         &mut self,
         waits_for: WaitsFor,
-        space: SpaceId,
+        space: DomainId,
         range: ByteRange<Iova>,
     ) -> Invalidation {
         let range = range.page_aligned();
@@ -181,7 +183,7 @@ impl MirrorWriter {
 
     /// Calls `found` for the mirror's mappings of `range`, grown to whole pages, in address order, merged. The cost
     /// depends on how much of it is mapped, not on its size.
-    pub fn mapped_ranges(&self, space: SpaceId, range: ByteRange<Iova>, found: impl FnMut(MappedRange)) {
+    pub fn mapped_ranges(&self, space: DomainId, range: ByteRange<Iova>, found: impl FnMut(MappedRange)) {
         // Without a bound nothing is left over.
         let _ = self.mapped_in(space, range, usize::MAX, found);
     }
@@ -190,7 +192,7 @@ impl MirrorWriter {
     /// where to go on, if there is more; a budget too small to reach the lowest level makes no progress.
     pub fn mapped_some(
         &self,
-        space: SpaceId,
+        space: DomainId,
         from: Iova,
         budget: usize,
         found: impl FnMut(MappedRange),
@@ -201,7 +203,7 @@ impl MirrorWriter {
 
     fn mapped_in(
         &self,
-        space: SpaceId,
+        space: DomainId,
         range: ByteRange<Iova>,
         budget: usize,
         mut found: impl FnMut(MappedRange),
@@ -252,7 +254,7 @@ fn pages_of(range: ByteRange<Iova>) -> Pages {
     Pages { first: range.first().raw() >> PAGE_SHIFT, last: range.last().raw() >> PAGE_SHIFT }
 }
 
-fn as_range(space: SpaceId, leaf: Mapping) -> Option<MappedRange> {
+fn as_range(space: DomainId, leaf: Mapping) -> Option<MappedRange> {
     let first = Iova::new(leaf.pages.first << PAGE_SHIFT);
     let last = Iova::new(leaf.pages.last << PAGE_SHIFT | (PAGE_SIZE - 1));
     let range = ByteRange::inclusive(first, last)?;

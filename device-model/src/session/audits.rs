@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::effect::Effect;
 use super::miss_port::Waiter;
 use super::{Jobs, Session};
-use crate::addr::{ByteRange, Iova, SpaceId};
+use crate::addr::{ByteRange, DomainId, Iova};
 use crate::mmu::miss::Outcome;
 use crate::telemetry::audit::{Audit, AuditReport};
 
@@ -31,7 +31,7 @@ impl<T, J: Jobs> Session<T, J> {
         if let Some(from) = audit.wants(now) {
             let mut ranges = Vec::new();
             let found = |range| ranges.push(range);
-            let next = self.mirror.mapped_some(SpaceId::DEVICE, from, ENTRIES_A_TURN, found);
+            let next = self.mirror.mapped_some(DomainId::DEVICE, from, ENTRIES_A_TURN, found);
             audit.listed(ranges, next);
         }
         for (number, page) in audit.questions(now) {

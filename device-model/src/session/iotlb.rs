@@ -8,7 +8,7 @@ use super::message::Update;
 use super::miss_port::{MissAnswer, MissRequest as PortRequest, Waiter};
 use super::refusal::Refusal;
 use super::{Jobs, Session};
-use crate::addr::{ByteRange, Iova, SpaceId};
+use crate::addr::{ByteRange, DomainId, Iova};
 use crate::mmu::miss::{Answer, MissRequest, Outcome, Resolution, UpdateVerdict};
 use crate::mmu::{HostRange, Invalidation, Permissions};
 use crate::telemetry::record::{Event, MissEnd, UpdateUse};
@@ -51,11 +51,11 @@ impl<T, J: Jobs> Session<T, J> {
     pub(super) fn begin_invalidation(&mut self, now: Duration, range: ByteRange<Iova>) -> Invalidation {
         self.stats.invalidations.add(1);
         self.audit_invalidated(range);
-        self.misses.invalidate(SpaceId::DEVICE, range);
+        self.misses.invalidate(DomainId::DEVICE, range);
         // Before the zap: what is mapped now is what the invalidation removes.
         self.suspect(now, range);
-        let invalidation = self.mirror.begin(SpaceId::DEVICE, range);
-        if self.jobs.touches(SpaceId::DEVICE, invalidation.range()) {
+        let invalidation = self.mirror.begin(DomainId::DEVICE, range);
+        if self.jobs.touches(DomainId::DEVICE, invalidation.range()) {
             self.stats.invalidations_with_work_in_flight.add(1);
         }
         self.stats.incoherent_pins.add(invalidation.incoherent() as u64);

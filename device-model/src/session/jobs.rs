@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
-use crate::addr::{ByteRange, Iova, SpaceId};
+use crate::addr::{ByteRange, DomainId, Iova};
 use crate::jobs::job::JobId;
 use crate::jobs::schedule::{AtRest, JobVerdict, JobWait, Revealed, Schedule};
+use crate::jobs::verdict::InvalidationInfo;
 use crate::mmu::MappedRange;
 use crate::mmu::miss::MissRequest;
-use crate::telemetry::violation::InvalidationInfo;
 
 /// The jobs, as the session sees them. No method blocks.
 pub trait Jobs {
@@ -21,11 +21,11 @@ pub trait Jobs {
     /// An invalidation has ended: jobs that it kept from pinning try again.
     fn invalidation_ended(&mut self);
     /// Whether any job that has begun and not ended touches the range.
-    fn touches(&mut self, space: SpaceId, range: ByteRange<Iova>) -> bool;
+    fn touches(&mut self, space: DomainId, range: ByteRange<Iova>) -> bool;
     /// The first job that has begun and touches the range.
-    fn first_in(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Option<JobId>;
+    fn first_in(&mut self, space: DomainId, range: ByteRange<Iova>) -> Option<JobId>;
     /// What begun jobs touch of the range, as far as the meaning of its invalidation will be judged. Disjoint.
-    fn judged(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>>;
+    fn judged(&mut self, space: DomainId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>>;
     /// An invalidation removes these mappings.
     fn suspect(&mut self, by: InvalidationInfo, mapped: &[MappedRange]);
     /// How much was too much to be judged since the last call.
@@ -57,15 +57,15 @@ impl Jobs for Schedule {
         Schedule::invalidation_ended(self);
     }
 
-    fn touches(&mut self, space: SpaceId, range: ByteRange<Iova>) -> bool {
+    fn touches(&mut self, space: DomainId, range: ByteRange<Iova>) -> bool {
         Schedule::touches(self, space, range)
     }
 
-    fn first_in(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Option<JobId> {
+    fn first_in(&mut self, space: DomainId, range: ByteRange<Iova>) -> Option<JobId> {
         Schedule::first_in(self, space, range)
     }
 
-    fn judged(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>> {
+    fn judged(&mut self, space: DomainId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>> {
         Schedule::judged(self, space, range)
     }
 

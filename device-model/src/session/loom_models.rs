@@ -11,7 +11,7 @@ use loom::cell::UnsafeCell;
 use loom::thread;
 
 use super::miss_port::{MissPort, SessionWaker, Waiter};
-use crate::addr::{Access, ByteRange, Iova, PAGE_SIZE, SpaceId};
+use crate::addr::{Access, ByteRange, DomainId, Iova, PAGE_SIZE};
 use crate::jobs::engine::{EngineHost, Leaves, Left, Running};
 use crate::jobs::job::{Job, JobOutcome, Step};
 use crate::jobs::schedule::ScheduledJob;
@@ -74,7 +74,7 @@ fn port() -> (MissPort, StdArc<Bell>) {
 
 fn missing(page: u64) -> Leaves {
     let range = ByteRange::new(Iova::new(page * PAGE_SIZE), PAGE_SIZE).unwrap();
-    Leaves::Missing(vec![Missing { space: SpaceId::DEVICE, range, access: Access::Read }])
+    Leaves::Missing(vec![Missing { space: DomainId::DEVICE, range, access: Access::Read }])
 }
 
 fn done() -> Leaves {
@@ -91,7 +91,7 @@ fn serve(scheduler: &Scheduler, port: &MissPort) -> Vec<u64> {
         }
         for iova in request.missing.pages() {
             pages.push(iova.raw() / PAGE_SIZE);
-            let page = MissRequest { space: SpaceId::DEVICE, access: Access::Read, iova };
+            let page = MissRequest { space: DomainId::DEVICE, access: Access::Read, iova };
             scheduler.miss_answered(wait, page, Ok(()));
         }
     }
@@ -210,7 +210,7 @@ fn loom_an_answer_to_an_earlier_wait_does_not_end_a_later_one() {
                 let Waiter::Job(wait) = request.waiter else { panic!("{:?}", request.waiter) };
                 for iova in request.missing.pages().filter(|_| scheduler.is_current(wait)) {
                     mapped.store(iova.raw() / PAGE_SIZE, Ordering::Relaxed);
-                    let page = MissRequest { space: SpaceId::DEVICE, access: Access::Read, iova };
+                    let page = MissRequest { space: DomainId::DEVICE, access: Access::Read, iova };
                     scheduler.miss_answered(wait, page, Ok(()));
                 }
             }
@@ -236,6 +236,8 @@ impl EngineHost for Touch<'_> {
         assert_eq!(self.frame.with(|frame| unsafe { *frame }), 0, "the next driver's");
         Step::Yield
     }
+
+    fn flush_ended(&mut self) {}
 
     fn must_leave(&self, work: &ScheduledJob) -> bool {
         self.scheduler.must_leave(work)
@@ -274,7 +276,7 @@ fn loom_no_step_of_a_job_touches_what_is_the_next_drivers() {
             })
         };
         scheduler.pause();
-        let drained = drained(writer.begin_for_good(SpaceId::DEVICE, ByteRange::everything()), &bell);
+        let drained = drained(writer.begin_for_good(DomainId::DEVICE, ByteRange::everything()), &bell);
         drop(writer.end(drained));
         // SAFETY: loom's own cell; it reports an access at the same time.
         frame.with_mut(|frame| unsafe { *frame = 1 });

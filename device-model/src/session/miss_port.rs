@@ -3,7 +3,7 @@
 
 use crate::jobs::engine::Left;
 use crate::jobs::job::{JobError, JobId};
-use crate::jobs::schedule::{Disposed, FinishedJob};
+use crate::jobs::schedule::{Disposed, JobReport};
 pub use crate::jobs::schedule::{JobWait, pages_of};
 use crate::jobs::scheduler::Scheduler;
 use crate::mmu::{self, Missing};
@@ -103,10 +103,11 @@ impl MissPort {
     }
 
     /// Gives back a job that has left its engine, and requests the translations that it waits for. The job is parked
-    /// first, so that an answer finds it. `Some`: it has ended, and the device has to be told.
-    pub fn give_back(&self, scheduler: &Scheduler, left: Left) -> Option<FinishedJob> {
+    /// first, so that an answer finds it. `Some`: the device has to be told.
+    pub fn give_back(&self, scheduler: &Scheduler, left: Left) -> Option<JobReport> {
         match scheduler.dispose(left) {
-            Disposed::Finished(finished) => return Some(finished),
+            Disposed::Finished(finished) => return Some(JobReport::Finished(finished)),
+            Disposed::Faulted(faulted) => return Some(JobReport::Faulted(faulted)),
             Disposed::Missing { wait, missing, ahead } => {
                 self.request(Waiter::Job(wait), missing);
                 self.request(Waiter::Ahead(wait), ahead);

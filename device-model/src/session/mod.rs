@@ -50,7 +50,7 @@ use self::reply::Pending;
 use self::rings::Rings;
 pub use self::rings::{CONTROL_QUEUE, QUEUES};
 use self::verdicts::Invalidations;
-use crate::addr::{ByteRange, Iova, SpaceId};
+use crate::addr::{ByteRange, DomainId, Iova};
 use crate::mmu::miss::MissTable;
 use crate::mmu::{HostRange, InFlight, MirrorWriter};
 use crate::telemetry::audit::Audit;
@@ -237,6 +237,6 @@ impl<T, J: Jobs> Session<T, J> {
 }
 
 /// The device's whole address space.
-fn everything() -> (SpaceId, ByteRange<Iova>) {
-    (SpaceId::DEVICE, ByteRange::everything())
+fn everything() -> (DomainId, ByteRange<Iova>) {
+    (DomainId::DEVICE, ByteRange::everything())
 }

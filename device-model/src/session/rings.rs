@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::effect::Effect;
 use super::refusal::Refusal;
 use super::{Jobs, PhysicalRegion, Session};
-use crate::addr::SpaceId;
+use crate::addr::DomainId;
 use crate::mmu::{MapError, Permissions};
 use crate::telemetry::record::Event;
 
@@ -218,6 +218,6 @@ impl<T, J: Jobs> Session<T, J> {
     }
 
     pub(super) fn map_region(&mut self, region: PhysicalRegion) -> Result<(), MapError> {
-        self.mirror.map(SpaceId::DEVICE, region.range, region.host, Permissions::READ_WRITE).map(drop)
+        self.mirror.map(DomainId::DEVICE, region.range, region.host, Permissions::READ_WRITE).map(drop)
     }
 }

@@ -9,13 +9,14 @@ use job_stream::Mode;
 use super::effect::Effect;
 use super::miss_port::{JobWait, Waiter};
 use super::{Jobs, Session};
-use crate::addr::{ByteRange, Iova, SpaceId};
+use crate::addr::{ByteRange, DomainId, Iova};
 use crate::jobs::job::JobId;
 use crate::jobs::schedule::{AtRest, JobVerdict, Revealed, mapped_of};
+use crate::jobs::verdict::{Confidence, InvalidationInfo, Verdict};
 use crate::mmu::Invalidation;
 use crate::mmu::miss::{MissRequest, Resolution};
 use crate::telemetry::record::Event;
-use crate::telemetry::violation::{Confidence, Fault, FaultCause, InvalidationInfo, Verdict, Violation};
+use crate::telemetry::violation::{Fault, FaultCause, Violation};
 
 /// How many acks are remembered.
 const ACKS: usize = 64;
@@ -55,9 +56,9 @@ impl<T, J: Jobs> Session<T, J> {
         self.invalidations.count = self.invalidations.count.saturating_add(1);
         let number = self.invalidations.count;
         self.record(now, Event::Invalidation { number, range });
-        let judged = self.jobs.judged(SpaceId::DEVICE, range.page_aligned());
+        let judged = self.jobs.judged(DomainId::DEVICE, range.page_aligned());
         if !judged.is_empty() {
-            let mapped = mapped_of(&self.mirror, SpaceId::DEVICE, &judged);
+            let mapped = mapped_of(&self.mirror, DomainId::DEVICE, &judged);
             self.jobs.suspect(InvalidationInfo { number, range, begun: now, acked: None }, &mapped);
         }
         self.stats.unjudged.add(self.jobs.take_unjudged());
@@ -99,7 +100,7 @@ impl<T, J: Jobs> Session<T, J> {
         let in_flight = invalidation.in_flight();
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let (sections, pins) = (count(in_flight.sections), count(in_flight.pins));
-        let job = self.jobs.first_in(SpaceId::DEVICE, invalidation.range());
+        let job = self.jobs.first_in(DomainId::DEVICE, invalidation.range());
         self.record(now, Event::Parked { number, sections, pins, job });
     }
 }

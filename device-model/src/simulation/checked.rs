@@ -11,9 +11,9 @@ use super::follower::JobEvent;
 use super::guest::page_at;
 use super::oracle::{Invariant, violation};
 use super::world::World;
-use crate::addr::{Access, ByteRange, Iova, PAGE_SIZE, SpaceId};
+use crate::addr::{Access, ByteRange, DomainId, Iova, PAGE_SIZE};
 use crate::jobs::job::JobId;
-use crate::mmu::{AtomicOperation, JobMemory, MemoryError, Width};
+use crate::mmu::{AtomicOperation, HostPage, JobMemory, MemoryError, Width};
 
 /// What touches memory.
 #[derive(Clone, Copy, Debug, Default)]
@@ -44,7 +44,7 @@ impl World {
         let Ok(range) = ByteRange::new(at, len as u64) else { return };
         for page in range.pages() {
             let first = page.max(at);
-            let Some(address) = memory.locate(SpaceId::DEVICE, first, access) else { return };
+            let Some(address) = memory.locate(DomainId::DEVICE, first, access) else { return };
             self.check_place(first, address, access, by);
         }
     }
@@ -124,7 +124,7 @@ impl<'a, 'h, 'w, 'o, M: JobMemory> Checked<'a, 'h, 'w, 'o, M> {
         let mut host = self.host.borrow_mut();
         if let Some(around) = host.around.filter(|around| around.access == host.accesses) {
             host.around = None;
-            let translated = self.memory.locate(SpaceId::DEVICE, at, access);
+            let translated = self.memory.locate(DomainId::DEVICE, at, access);
             for _ in 0..around.take {
                 let Host { world, readers, cursor, .. } = &mut **host;
                 world.counts.within_steps += 1;
@@ -151,7 +151,8 @@ impl<'a, 'h, 'w, 'o, M: JobMemory> Checked<'a, 'h, 'w, 'o, M> {
         }
         let copies = host.world.copies.entry(self.by.job?).or_default();
         let key = (page_at(at)?, access == Access::Write);
-        let found = self.memory.locate(SpaceId::DEVICE, at, access).map(|address| address - at.page_offset());
+        let found =
+            self.memory.locate(DomainId::DEVICE, at, access).map(|address| address - at.page_offset());
         if copies.evicted || sections && found.is_none() {
             return copies.places.get(&key).map(|page| page + at.page_offset());
         }
@@ -174,7 +175,7 @@ impl<'a, 'h, 'w, 'o, M: JobMemory> Checked<'a, 'h, 'w, 'o, M> {
 }
 
 impl<M: JobMemory> JobMemory for Checked<'_, '_, '_, '_, M> {
-    fn read(&self, space: SpaceId, at: Iova, into: &mut [u8]) -> Result<(), MemoryError> {
+    fn read(&self, space: DomainId, at: Iova, into: &mut [u8]) -> Result<(), MemoryError> {
         match self.before(at, into.len(), Access::Read) {
             Some(stale) if at.page_offset() + into.len() as u64 <= PAGE_SIZE => {
                 self.host.borrow().world.memory.read_at(stale, into);
@@ -185,14 +186,14 @@ impl<M: JobMemory> JobMemory for Checked<'_, '_, '_, '_, M> {
         Ok(())
     }
 
-    fn write(&self, space: SpaceId, at: Iova, from: &[u8]) -> Result<(), MemoryError> {
+    fn write(&self, space: DomainId, at: Iova, from: &[u8]) -> Result<(), MemoryError> {
         self.before(at, from.len(), Access::Write);
         self.memory.write(space, at, from)?;
         self.did(JobEvent::Write { at, bytes: from });
         Ok(())
     }
 
-    fn copy(&self, space: SpaceId, from: Iova, to: Iova, len: usize) -> Result<(), MemoryError> {
+    fn copy(&self, space: DomainId, from: Iova, to: Iova, len: usize) -> Result<(), MemoryError> {
         self.before(from, len, Access::Read);
         self.before(to, len, Access::Write);
         self.memory.copy(space, from, to, len)?;
@@ -202,7 +203,7 @@ impl<M: JobMemory> JobMemory for Checked<'_, '_, '_, '_, M> {
 
     fn atomic(
         &self,
-        space: SpaceId,
+        space: DomainId,
         at: Iova,
         width: Width,
         operation: AtomicOperation,
@@ -223,7 +224,11 @@ impl<M: JobMemory> JobMemory for Checked<'_, '_, '_, '_, M> {
         Ok(old)
     }
 
-    fn locate(&self, space: SpaceId, at: Iova, access: Access) -> Option<u64> {
+    fn host_page(&self, space: DomainId, at: Iova, access: Access) -> Option<HostPage> {
+        self.memory.host_page(space, at, access)
+    }
+
+    fn locate(&self, space: DomainId, at: Iova, access: Access) -> Option<u64> {
         self.memory.locate(space, at, access)
     }
 }

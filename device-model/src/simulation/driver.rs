@@ -9,7 +9,7 @@ use super::queue::Given;
 use super::random::Random;
 use super::world::{PAGES, RESOURCES, World};
 use crate::addr::PAGE_SIZE;
-use crate::gpu::scanout::Rect;
+use crate::image::Rect;
 use crate::testing::requests;
 
 /// A command without its number.

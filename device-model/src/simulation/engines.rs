@@ -216,6 +216,7 @@ impl World {
                 self.engines[number].asks =
                     waits.chain(ahead.into_iter().map(|ahead| (Waiter::Ahead(wait), ahead))).collect();
             }
+            Disposed::Faulted(faulted) => self.queue.mailbox.push_back(Mail::JobFaulted(faulted)),
             Disposed::Stale => self.counts.stale_jobs += 1,
             Disposed::Waits => {}
         }
@@ -231,7 +232,7 @@ impl World {
             Leaves::SliceOver => counts.slices_over += 1,
             Leaves::Waiting { .. } => counts.waits_parked += 1,
             Leaves::Preempted => counts.taken_off += 1,
-            Leaves::Finished(_) => {}
+            Leaves::Finished(_) | Leaves::RaisedFault(_) => {}
         }
     }
 
@@ -355,6 +356,10 @@ impl EngineHost for Host<'_, '_> {
         schedule.is_stopped() || is_old && !self.world.is(Bug::RunOnAfterReset)
     }
 
+    fn flush_ended(&mut self) {
+        self.world.queue.mailbox.push_back(Mail::FlushEnded);
+    }
+
     fn is_wanted(&self) -> bool {
         self.world.session.schedule().has_ready()
     }
@@ -370,5 +375,6 @@ fn leaves_code(leaves: &Leaves) -> u64 {
         Leaves::Invalidating => 5,
         Leaves::SliceOver => 6,
         Leaves::Waiting { .. } => 7,
+        Leaves::RaisedFault(_) => 8,
     }
 }

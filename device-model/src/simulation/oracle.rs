@@ -14,10 +14,10 @@ use super::trace::Counts;
 use super::world::DEVICES;
 use crate::addr::{Access, Iova, PAGE_SIZE};
 use crate::gpu::reply::Response;
-use crate::gpu::scanout::{Image, Rect};
+use crate::image::{Image, Rect};
 use crate::jobs::job::JobId;
 use crate::jobs::schedule::JobVerdict;
-use crate::telemetry::violation::Verdict;
+use crate::jobs::verdict::Verdict;
 
 /// The kind of a broken invariant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,12 +13,12 @@ use super::guest::iova;
 use super::oracle::{Invariant, Kind, violation};
 use super::streams::config;
 use super::world::{DEVICES, ENGINES, PAGES, Readers, World};
-use crate::addr::{Access, Iova, SpaceId};
+use crate::addr::{Access, DomainId, Iova};
 use crate::gpu::device::{Device, DeviceConfig, Effect, features};
 use crate::gpu::reply::{Reply, Response};
 use crate::gpu::scanout::{DisplayAnswer, DisplayQuery};
 use crate::jobs::job::{JobId, JobOutcome};
-use crate::jobs::schedule::FinishedJob;
+use crate::jobs::schedule::{FaultedJob, FinishedJob};
 use crate::mmu::{JobMemory, MemoryError};
 use crate::session::miss_port::{RingWait, Waiter};
 
@@ -32,6 +32,8 @@ const ANSWER: usize = 24;
 pub(super) enum Mail {
     RingReady,
     JobFinished(FinishedJob),
+    FlushEnded,
+    JobFaulted(FaultedJob),
     MissAnswered,
     Reset,
 }
@@ -107,6 +109,19 @@ impl World {
             Mail::RingReady => self.queue.waits_for = 0,
             Mail::MissAnswered => self.queue.waits_for = self.queue.waits_for.saturating_sub(1),
             Mail::JobFinished(finished) => self.job_finished(finished),
+            Mail::JobFaulted(faulted) => {
+                let device = (faulted.wait.job.raw() >> 32) as usize;
+                let mut effects = Vec::new();
+                self.queue.devices[device].job_faulted(faulted, &mut effects);
+                self.carry_out(device, effects);
+            }
+            Mail::FlushEnded => {
+                for device in 0..self.queue.devices.len() {
+                    let mut effects = Vec::new();
+                    self.queue.devices[device].flush_ended(&mut effects);
+                    self.carry_out(device, effects);
+                }
+            }
             Mail::Reset => {
                 for device in &mut self.queue.devices {
                     drop(device.reset());
@@ -185,6 +200,9 @@ impl World {
                     }
                     self.session.schedule_mut().submit(job);
                 }
+                Effect::AnswerFault { wait, answer } => {
+                    self.session.schedule_mut().fault_answered(wait, answer);
+                }
                 Effect::Display(_) => {}
                 Effect::Ask { ticket, question } => {
                     let answer = match question {
@@ -235,7 +253,7 @@ impl World {
             let bytes = response.as_bytes()[..ANSWER].to_vec();
             let section = readers.queue.enter();
             self.check_access(&section, (at, bytes.len(), Access::Write), Toucher::default());
-            let written = section.write(SpaceId::DEVICE, at, &bytes);
+            let written = section.write(DomainId::DEVICE, at, &bytes);
             drop(section);
             match written {
                 Ok(()) => self.seen(number),

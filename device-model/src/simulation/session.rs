@@ -13,7 +13,7 @@ use super::oracle::{Invariant, violation};
 use super::queue::Mail;
 use super::sim_jobs::SimJobs;
 use super::world::{DRAIN_TIMEOUT, ENGINES, MISS_TIMEOUT, SLACK, World};
-use crate::addr::{ByteRange, Iova, SpaceId};
+use crate::addr::{ByteRange, DomainId, Iova};
 use crate::jobs::schedule::Schedule;
 use crate::mmu::miss::{MissRequest, Outcome};
 use crate::mmu::{DrainWaker, HostRange, MappedRange, MemoryRevoked, MirrorWriter, Permissions};
@@ -218,7 +218,10 @@ impl World {
         }
         if self.is(Bug::DropZap) {
             let survivors = &mut self.session.survivors;
-            self.session.core.mirror().mapped_ranges(SpaceId::DEVICE, range, |mapped| survivors.push(mapped));
+            self.session
+                .core
+                .mirror()
+                .mapped_ranges(DomainId::DEVICE, range, |mapped| survivors.push(mapped));
         }
         self.note_what_is_taken(range);
     }
@@ -434,7 +437,7 @@ impl World {
             && self.is(Bug::KeepStagedUpdate)
         {
             let host = self.memory.host(frame, range.len() as usize);
-            let _ = self.session.core.mirror_mut().map(SpaceId::DEVICE, range, host, claimed);
+            let _ = self.session.core.mirror_mut().map(DomainId::DEVICE, range, host, claimed);
         }
     }
 

@@ -4,13 +4,13 @@
 use std::time::Duration;
 
 use super::bug::Bug;
-use crate::addr::{ByteRange, Iova, SpaceId};
+use crate::addr::{ByteRange, DomainId, Iova};
 use crate::jobs::job::JobId;
 use crate::jobs::schedule::{AtRest, JobVerdict, JobWait, Revealed, Schedule};
+use crate::jobs::verdict::{InvalidationInfo, Verdict};
 use crate::mmu::MappedRange;
 use crate::mmu::miss::MissRequest;
 use crate::session::Jobs;
-use crate::telemetry::violation::{InvalidationInfo, Verdict};
 
 #[derive(Debug)]
 pub(super) struct SimJobs {
@@ -49,15 +49,15 @@ impl Jobs for SimJobs {
         }
     }
 
-    fn touches(&mut self, space: SpaceId, range: ByteRange<Iova>) -> bool {
+    fn touches(&mut self, space: DomainId, range: ByteRange<Iova>) -> bool {
         self.schedule.touches(space, range)
     }
 
-    fn first_in(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Option<JobId> {
+    fn first_in(&mut self, space: DomainId, range: ByteRange<Iova>) -> Option<JobId> {
         self.schedule.first_in(space, range)
     }
 
-    fn judged(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>> {
+    fn judged(&mut self, space: DomainId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>> {
         self.schedule.judged(space, range)
     }
 

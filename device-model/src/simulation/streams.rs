@@ -32,7 +32,13 @@ pub(super) struct Wanted<'a> {
 
 /// The job settings of the simulation's devices.
 pub(super) fn config(default_mode: Mode) -> JobConfig {
-    JobConfig { offered: true, default_mode, allow_incoherent: true, engines: super::world::ENGINES as u32 }
+    JobConfig {
+        offered: true,
+        default_mode,
+        allow_incoherent: true,
+        engines: super::world::ENGINES as u32,
+        ..JobConfig::default()
+    }
 }
 
 pub(super) fn limits() -> Limits {

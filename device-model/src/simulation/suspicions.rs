@@ -10,9 +10,9 @@ use super::guest::{iova, page_at};
 use crate::addr::{Access, ByteRange, Iova};
 use crate::jobs::job::{Job, JobId};
 use crate::jobs::schedule::JobVerdict;
+use crate::jobs::verdict::{Confidence, Verdict};
 use crate::mmu::MappedRange;
 use crate::mmu::miss::{MissRequest, Outcome};
-use crate::telemetry::violation::{Confidence, Verdict};
 
 /// A verdict on a page.
 pub(super) type Told = (JobId, usize, Access, Verdict, Confidence);

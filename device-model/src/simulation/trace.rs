@@ -6,7 +6,7 @@ use std::fmt;
 use job_stream::Mode;
 
 use crate::jobs::job::JobOutcome;
-use crate::telemetry::violation::{Confidence, Verdict};
+use crate::jobs::verdict::{Confidence, Verdict};
 
 /// The trace of one run.
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use job_stream::Mode;
 use super::oracle::{Invariant, violation};
 use super::suspicions;
 use super::world::World;
-use crate::addr::{ByteRange, Iova, SpaceId};
+use crate::addr::{ByteRange, DomainId, Iova};
 use crate::jobs::job::JobId;
 use crate::jobs::schedule::{JobState, JobStatus};
 use crate::mmu::miss::Resolution;
@@ -19,7 +19,7 @@ impl World {
             return;
         }
         let mut mapped = Vec::new();
-        self.session.core.mirror().mapped_ranges(SpaceId::DEVICE, range, |found| mapped.push(found));
+        self.session.core.mirror().mapped_ranges(DomainId::DEVICE, range, |found| mapped.push(found));
         self.suspicions.invalidated(range, &mapped);
     }
 

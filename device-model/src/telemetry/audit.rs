@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::addr::{Access, ByteRange, Iova, PAGE_SIZE, SpaceId};
+use crate::addr::{Access, ByteRange, DomainId, Iova, PAGE_SIZE};
 use crate::mmu::MappedRange;
 use crate::mmu::miss::{MissRequest, Outcome};
 
@@ -154,7 +154,7 @@ impl Audit {
             let number = self.next;
             self.next = self.next.wrapping_add(1);
             self.asked.insert(number, walk);
-            let (space, access) = (SpaceId::DEVICE, walk.access);
+            let (space, access) = (DomainId::DEVICE, walk.access);
             questions.push((number, MissRequest { space, access, iova: walk.rest.first() }));
         }
         if !questions.is_empty() {

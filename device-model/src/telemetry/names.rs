@@ -6,16 +6,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::time::Duration;
 
-use job_stream::{Mode, Priority};
-
 use crate::addr::{ByteRange, Iova};
 use crate::jobs::job::JobId;
+use crate::jobs::name::{JobName, OperandName};
 
 /// Removed names that are kept, and the number of backing entries that they may have together.
 const REMOVED: usize = 128;
 const REMOVED_ENTRIES: usize = 16 << 10;
-/// The most operands of a job that get a name.
-pub(crate) const OPERANDS: usize = 64;
 /// The most packets of a job that one name lists.
 const MOST_PACKETS: usize = 4;
 /// The most names for one range.
@@ -36,36 +33,6 @@ pub enum BackingChange {
         /// The resource.
         resource: u32,
     },
-}
-
-/// An operand of a packet.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OperandName {
-    /// The packet, counted from 0.
-    pub packet: usize,
-    /// Its name.
-    pub opcode: &'static str,
-    /// Whether it reads or writes.
-    pub access: job_stream::Access,
-    /// The resource.
-    pub resource: u32,
-    /// First and last byte of the resource.
-    pub bytes: (u64, u64),
-}
-
-/// A job, and what it may touch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct JobName {
-    /// Its number.
-    pub id: JobId,
-    /// Its context; a 2D transfer has none.
-    pub context: Option<u32>,
-    /// How invalidations treat it.
-    pub mode: Mode,
-    /// Its scheduling priority.
-    pub priority: Priority,
-    /// Its first operands.
-    pub operands: Vec<OperandName>,
 }
 
 /// Something with a name.
@@ -277,6 +244,8 @@ impl fmt::Display for Past {
 
 #[cfg(test)]
 mod tests {
+    use job_stream::{Mode, Priority};
+
     use super::*;
 
     const NOW: Duration = Duration::from_secs(10);

@@ -10,8 +10,8 @@ use hdrhistogram::Histogram;
 use job_stream::{Choice, Mode};
 use serde::Serialize;
 
+use crate::jobs::verdict::{Confidence, Verdict};
 use crate::locking::lock;
-use crate::telemetry::violation::{Confidence, Verdict};
 
 /// Longer latencies are recorded as this one.
 const LONGEST: Duration = Duration::from_secs(60);
@@ -222,6 +222,16 @@ stats! {
         /// Jobs that failed because the page tables of an address space did not permit an access, or named a page that
         /// the front-end refused.
         address_space_faults,
+        /// Faults that jobs have raised for their driver to answer.
+        faults_raised,
+        /// Of those, the ones after which the job tried again.
+        faults_replayed,
+        /// Lookups of address spaces that the TLB answered. A step looks up a page once.
+        tlb_hits,
+        /// Lookups of address spaces that led to a walk of the page tables.
+        tlb_misses,
+        /// Uses of TLB entries that the page tables had contradicted for a second: a flush is likely missing.
+        tlb_overdue,
         /// Jobs that a reset of the device discarded.
         jobs_discarded,
         /// Steps of jobs.
@@ -339,6 +349,11 @@ mod tests {
             "jobs_done",
             "jobs_failed",
             "address_space_faults",
+            "faults_raised",
+            "faults_replayed",
+            "tlb_hits",
+            "tlb_misses",
+            "tlb_overdue",
             "jobs_discarded",
             "job_steps",
             "job_parks",

@@ -6,49 +6,12 @@ use std::fmt;
 use std::time::Duration;
 
 use job_stream::Mode;
-use serde::Serialize;
 
 use crate::addr::{Access, ByteRange, Iova};
 use crate::jobs::address_space::TranslationFault;
 use crate::jobs::job::{Job, JobError, JobId};
+use crate::jobs::verdict::{Confidence, InvalidationInfo, Verdict};
 use crate::mmu::Missing;
-
-/// What an INVALIDATE turned out to mean for a page that a job used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Verdict {
-    /// The same page is mapped again: the guest flushed more than it unmapped. Harmless.
-    Benign,
-    /// Another page is mapped: the guest unmapped memory of a job in flight, and mapped other memory in its place.
-    Moved,
-    /// Nothing is mapped: the guest unmapped memory of a job in flight.
-    Gone,
-}
-
-/// How sure a verdict is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Confidence {
-    /// No correct driver causes this.
-    Certain,
-    /// A correct driver causes this only by a coincidence that the record cannot exclude.
-    Likely,
-    /// The record does not show who is at fault.
-    CannotTell,
-}
-
-/// The INVALIDATE that a violation is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct InvalidationInfo {
-    /// Its number, counted from 1 over a connection.
-    pub number: u64,
-    /// The range that the guest unmapped.
-    pub range: ByteRange<Iova>,
-    /// When the message was read.
-    pub begun: Duration,
-    /// When it was acked; `None`: not before the record was made.
-    pub acked: Option<Duration>,
-}
 
 /// A job whose memory the guest unmapped before the job's end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -192,8 +155,17 @@ impl Fault {
             }
             _ => return None,
         };
+        Some(Self::at(at, job, cause))
+    }
+
+    /// A TLB entry that `job` has used, and that the driver most likely forgot to flush.
+    pub fn overdue_flush(at: Duration, job: &Job) -> Option<Self> {
+        job.take_overdue().map(|fault| Self::at(at, job, FaultCause::Translation(fault)))
+    }
+
+    fn at(at: Duration, job: &Job, cause: FaultCause) -> Self {
         let (context, packet, mode) = (job.context(), job.packet(), job.mode());
-        Some(Self { at, job: job.id(), context, packet, mode, cause })
+        Self { at, job: job.id(), context, packet, mode, cause }
     }
 
     /// What the author of the driver should check.

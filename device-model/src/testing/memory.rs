@@ -3,8 +3,8 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::addr::{Access, ByteRange, Iova, PAGE_SIZE, SpaceId};
-use crate::mmu::{AtomicOperation, JobMemory, MemoryError, Missing, PinRange, Width};
+use crate::addr::{Access, ByteRange, DomainId, Iova, PAGE_SIZE};
+use crate::mmu::{AtomicOperation, HostPage, JobMemory, MemoryError, Missing, PinRange, Width};
 
 /// The bytes of a page.
 pub type Page = [u8; PAGE_SIZE as usize];
@@ -77,7 +77,7 @@ impl SparseMemory {
         mut each: impl FnMut(&mut Page, std::ops::Range<usize>, std::ops::Range<usize>),
     ) -> Result<(), MemoryError> {
         let Ok(range) = ByteRange::new(at, len as u64) else { return Ok(()) };
-        let missing = |range: ByteRange<Iova>| Missing { space: SpaceId::DEVICE, range, access };
+        let missing = |range: ByteRange<Iova>| Missing { space: DomainId::DEVICE, range, access };
         let covers = |pin: &PinRange| pin.access == access && pin.range.covers(range);
         if self.pinned.as_ref().is_some_and(|pins| !pins.iter().any(covers)) {
             return Err(MemoryError::NotPinned(missing(range.page_aligned())));
@@ -104,19 +104,19 @@ pub fn pattern(at: Iova) -> u8 {
 }
 
 impl JobMemory for SparseMemory {
-    fn read(&self, _: SpaceId, at: Iova, into: &mut [u8]) -> Result<(), MemoryError> {
+    fn read(&self, _: DomainId, at: Iova, into: &mut [u8]) -> Result<(), MemoryError> {
         self.access(at, into.len(), Access::Read, |page, there, here| {
             into[here].copy_from_slice(&page[there]);
         })
     }
 
-    fn write(&self, _: SpaceId, at: Iova, from: &[u8]) -> Result<(), MemoryError> {
+    fn write(&self, _: DomainId, at: Iova, from: &[u8]) -> Result<(), MemoryError> {
         self.access(at, from.len(), Access::Write, |page, there, here| {
             page[there].copy_from_slice(&from[here]);
         })
     }
 
-    fn copy(&self, space: SpaceId, from: Iova, to: Iova, len: usize) -> Result<(), MemoryError> {
+    fn copy(&self, space: DomainId, from: Iova, to: Iova, len: usize) -> Result<(), MemoryError> {
         let mut bytes = vec![0; len];
         self.read(space, from, &mut bytes)?;
         self.write(space, to, &bytes)
@@ -124,7 +124,7 @@ impl JobMemory for SparseMemory {
 
     fn atomic(
         &self,
-        space: SpaceId,
+        space: DomainId,
         at: Iova,
         width: Width,
         operation: AtomicOperation,
@@ -142,5 +142,10 @@ impl JobMemory for SparseMemory {
             self.write(space, at, &operation.result(old).to_le_bytes()[..width.bytes() as usize])?;
         }
         Ok(old)
+    }
+
+    fn host_page(&self, _: DomainId, at: Iova, _: Access) -> Option<HostPage> {
+        let page = std::ptr::from_ref::<Page>(self.pages.borrow().get(&at.page())?);
+        Some(HostPage::new(0, page.expose_provenance() as u64))
     }
 }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::addr::{Access, ByteRange, Iova, PAGE_SHIFT, PAGE_SIZE, SpaceId};
+use crate::addr::{Access, ByteRange, DomainId, Iova, PAGE_SHIFT, PAGE_SIZE};
 use crate::mmu::{
     DrainWaker, Drained, HostRange, HostSpan, MirrorConfig, MirrorWriter, Permissions, Reader, mirror,
 };
@@ -154,7 +154,7 @@ impl Player {
                 let len = pages << PAGE_SHIFT;
                 let range = ByteRange::new(Iova::new(first << PAGE_SHIFT), len).expect("A script maps pages");
                 let host = HostRange::invented(host_of(first, frame), len);
-                let result = self.writer.map(SpaceId::DEVICE, range, host, permissions);
+                let result = self.writer.map(DomainId::DEVICE, range, host, permissions);
                 let blocked = self.open.iter().any(|(_, other)| other.page_aligned().overlaps(range));
                 assert_eq!(result.is_err(), blocked, "{result:?}");
                 return !blocked;
@@ -171,7 +171,7 @@ impl Player {
 
     /// No section is open, so there is nothing to wait for.
     fn begin(&mut self, range: ByteRange<Iova>) {
-        let drained = self.writer.begin(SpaceId::DEVICE, range).poll().expect("Nothing is in flight");
+        let drained = self.writer.begin(DomainId::DEVICE, range).poll().expect("Nothing is in flight");
         self.open.push((drained, range));
     }
 
@@ -180,7 +180,8 @@ impl Player {
         let at = page << PAGE_SHIFT | 0x123;
         let section = self.reader.enter();
         for access in [Access::Read, Access::Write] {
-            let found = section.translate(SpaceId::DEVICE, Iova::new(at), access).ok().map(HostSpan::address);
+            let found =
+                section.translate(DomainId::DEVICE, Iova::new(at), access).ok().map(HostSpan::address);
             match (found, known.filter(|known| known.permissions.allow(access))) {
                 (Some(found), Some(expected)) => assert_eq!(found, expected.host + 0x123, "page {page:#x}"),
                 (None, Some(expected)) => {

@@ -1,5 +1,6 @@
 //! Code shared by the tests of this crate and of its users.
 
+pub mod folders;
 #[cfg(not(loom))]
 pub mod frames;
 pub mod memory;

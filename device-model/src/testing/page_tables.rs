@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use job_stream::address_space::{LEVELS, pte};
 
-use crate::addr::{ByteRange, Iova, PAGE_SIZE, SpaceId};
+use crate::addr::{ByteRange, DomainId, Iova, PAGE_SIZE};
 use crate::mmu::JobMemory;
 use crate::testing::memory::SparseMemory;
 
@@ -39,7 +39,7 @@ impl PageTables {
         let at = Iova::new(self.next);
         self.next += PAGE_SIZE;
         memory.fill(ByteRange::new(at, PAGE_SIZE).expect("a page"));
-        memory.write(SpaceId::DEVICE, at, &[0; PAGE_SIZE as usize]).expect("it is there");
+        memory.write(DomainId::DEVICE, at, &[0; PAGE_SIZE as usize]).expect("it is there");
         at
     }
 
@@ -76,5 +76,5 @@ fn slot(table: Iova, gva: u64, level: u32) -> Iova {
 }
 
 fn set(memory: &SparseMemory, at: Iova, entry: u64) {
-    memory.write(SpaceId::DEVICE, at, &entry.to_le_bytes()).expect("the table is there");
+    memory.write(DomainId::DEVICE, at, &entry.to_le_bytes()).expect("the table is there");
 }

@@ -1,9 +1,10 @@
 //! The bytes of commands as a driver would write them, for tests. Commands of the cursor queue are marked.
 
-use job_stream::{AsCreate, AsDestroy};
+use job_stream::{AsAnswerFault, AsCreate, AsDestroy, AsFetchFault, AsInvalidate};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
-use crate::gpu::scanout::{CursorPosition, Rect};
+use crate::gpu::scanout::CursorPosition;
+use crate::image::Rect;
 use crate::wire::gpu::{self, command, format};
 
 /// Bytes before the payload of a command.
@@ -238,6 +239,22 @@ pub fn as_create_with(ctx: u32, asid: u32, flags: u32, root: u64) -> Vec<u8> {
 /// AS_DESTROY.
 pub fn as_destroy(ctx: u32, asid: u32) -> Vec<u8> {
     of_address_space(ctx, AsDestroy::NUMBER, &AsDestroy { asid, padding: 0 }.words())
+}
+
+/// AS_INVALIDATE of `first` to `last`.
+pub fn as_invalidate(ctx: u32, asid: u32, flags: u32, (first, last): (u64, u64)) -> Vec<u8> {
+    let words = AsInvalidate { asid, flags, first, last }.words();
+    of_address_space(ctx, AsInvalidate::NUMBER, &words)
+}
+
+/// AS_FETCH_FAULT.
+pub fn as_fetch_fault(ctx: u32, asid: u32) -> Vec<u8> {
+    of_address_space(ctx, AsFetchFault::NUMBER, &AsFetchFault { asid, padding: 0 }.words())
+}
+
+/// AS_ANSWER_FAULT.
+pub fn as_answer_fault(ctx: u32, asid: u32, action: u32, id: u64) -> Vec<u8> {
+    of_address_space(ctx, AsAnswerFault::NUMBER, &AsAnswerFault { asid, action, id }.words())
 }
 
 fn of_address_space(ctx: u32, kind: u32, words: &[u32]) -> Vec<u8> {

@@ -45,6 +45,7 @@ const QUOTAS: Quotas = Quotas {
     resources: 16,
     contexts: 4,
     address_spaces: 3,
+    tlb_entries: 8,
 };
 /// Bytes of guest memory, from address 0 on.
 const MEMORY: u64 = 0x8000;
@@ -221,7 +222,7 @@ impl Player {
                     self.jobs.push(job);
                 }
                 Effect::Ask { ticket, question } => self.asked.push((ticket, question)),
-                Effect::Display(_) => {}
+                Effect::Display(_) | Effect::AnswerFault { .. } => {}
             }
         }
     }
@@ -243,6 +244,8 @@ impl Player {
                 Step::Error(error @ JobError::Memory(_)) => panic!("{error:?}"),
                 Step::Error(error) => return JobOutcome::Failed(error),
                 Step::Missing(missing) => return JobOutcome::Failed(JobError::Refused(missing)),
+                // As if the driver answered with FAIL.
+                Step::Fault(fault) => return JobOutcome::Failed(JobError::Translation(fault)),
                 Step::Yield => {}
                 Step::Spinning { .. } => {
                     self.now = self.now.saturating_add(pause);
@@ -269,12 +272,13 @@ impl Player {
     }
 
     fn check_quotas(&self) {
-        let Usage { resources, resource_bytes, backing_entries, contexts, address_spaces, jobs } =
-            self.device.usage();
+        let usage = self.device.usage();
+        let Usage { resources, resource_bytes, backing_entries, contexts, address_spaces, tlb_entries, jobs } =
+            usage;
         assert!(resources <= QUOTAS.resources && resource_bytes <= QUOTAS.resource_bytes);
         assert!(backing_entries <= QUOTAS.backing_entries);
         assert!(contexts <= QUOTAS.contexts && jobs <= QUOTAS.queued_jobs);
-        assert!(address_spaces <= QUOTAS.address_spaces);
+        assert!(address_spaces <= QUOTAS.address_spaces && tlb_entries <= QUOTAS.tlb_entries);
     }
 
     /// Returns everything that is out.

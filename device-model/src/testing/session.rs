@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::addr::{Access, ByteRange, FrontendVa, Iova, PAGE_SIZE, SpaceId};
+use crate::addr::{Access, ByteRange, DomainId, FrontendVa, Iova, PAGE_SIZE};
 use crate::jobs::schedule::Schedule;
 use crate::mmu::miss::MissRequest;
 use crate::mmu::{
@@ -20,7 +20,7 @@ use crate::session::{
 };
 use crate::telemetry::stats::Stats;
 
-const SPACE: SpaceId = SpaceId::DEVICE;
+const SPACE: DomainId = DomainId::DEVICE;
 const PAGES: u64 = 24;
 const FRAMES: u64 = 0x10_0000_0000;
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);

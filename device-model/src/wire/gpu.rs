@@ -17,6 +17,12 @@ pub(crate) mod command {
     pub(crate) const AS_CREATE: u32 = job_stream::AsCreate::NUMBER;
     /// AS_DESTROY.
     pub(crate) const AS_DESTROY: u32 = job_stream::AsDestroy::NUMBER;
+    /// AS_INVALIDATE.
+    pub(crate) const AS_INVALIDATE: u32 = job_stream::AsInvalidate::NUMBER;
+    /// AS_FETCH_FAULT.
+    pub(crate) const AS_FETCH_FAULT: u32 = job_stream::AsFetchFault::NUMBER;
+    /// AS_ANSWER_FAULT.
+    pub(crate) const AS_ANSWER_FAULT: u32 = job_stream::AsAnswerFault::NUMBER;
     /// All commands about address spaces, also those that are not known yet.
     pub(crate) const ADDRESS_SPACES: std::ops::Range<u32> = 0x4d00..0x4e00;
     pub(crate) use virtio_bindings::virtio_gpu::{

@@ -1,4 +1,5 @@
-//! The contents of guest memory, byte for byte. Wire types end here: everything else sees native values.
+//! The contents of guest memory, byte for byte. Knows layouts and numbers; `gpu::payload` makes native values of them,
+//! and everything else sees only those.
 
 // Guest-controlled numbers must not make this code panic or overflow. Exceptions state their reason.
 #![cfg_attr(
@@ -12,4 +13,3 @@
 )]
 
 pub(crate) mod gpu;
-pub(crate) mod payload;

@@ -29,6 +29,7 @@ pub mod kind {
     pub const SUBMIT_3D: u32 = 0x207;
     pub const AS_CREATE: u32 = 0x4d00;
     pub const AS_DESTROY: u32 = 0x4d01;
+    pub const AS_INVALIDATE: u32 = 0x4d02;
     pub const UPDATE_CURSOR: u32 = 0x300;
     pub const MOVE_CURSOR: u32 = 0x301;
     pub const OK_NODATA: u32 = 0x1100;
@@ -218,6 +219,14 @@ impl Command {
     /// AS_DESTROY.
     pub fn as_destroy(ctx: u32, asid: u32) -> Self {
         Self::new(kind::AS_DESTROY, &[asid, 0]).in_context(ctx)
+    }
+
+    /// AS_INVALIDATE of `first` to `last`: of leaves, or of tables too.
+    pub fn as_invalidate(ctx: u32, asid: u32, tables_too: bool, (first, last): (u64, u64)) -> Self {
+        let split = |number: u64| [number as u32, (number >> 32) as u32];
+        let [first, last] = [first, last].map(split);
+        let words = [asid, u32::from(!tables_too), first[0], first[1], last[0], last[1]];
+        Self::new(kind::AS_INVALIDATE, &words).in_context(ctx)
     }
 
     /// GET_CAPSET of the job stream.

@@ -8,7 +8,9 @@ use job_stream::{At, Space};
 use super::addr::{Iova, PAGE, Permission};
 use super::dma::{DmaBuffer, DmaSpace};
 use super::dma_api::DmaApi;
+use super::driver::GpuDriver;
 use super::error::Result;
+use super::gpu::Command;
 use super::link::Ack;
 
 /// Bits of an entry.
@@ -107,6 +109,11 @@ impl PageTables {
         dma.swap_page(table, 0, frame)
     }
 
+    /// The table of this level that `gva` leads to, which the tables no longer know.
+    pub fn take_table(&mut self, gva: u64, level: u32) -> Option<DmaBuffer> {
+        self.tables.remove(&(level, gva / entry_size(level + 1)))
+    }
+
     /// Gives all tables back, as after AS_DESTROY.
     pub fn free(self, dma: &DmaApi) -> Result<()> {
         self.tables.into_values().try_for_each(|table| dma.unmap(table).map(drop))
@@ -116,4 +123,12 @@ impl PageTables {
 /// A byte of an address space, to a job.
 pub fn in_space(asid: u32, gva: u64) -> At {
     At::new(Space::address_space(asid), gva)
+}
+
+/// Sends a few flushes of nothing at once: the device then has translations of what commands are in, and flushes that
+/// follow need no MISS.
+pub fn warm_up(driver: &mut GpuDriver, asid: u32) -> Result<()> {
+    let flush = Command::as_invalidate(1, asid, false, (0, 0));
+    let tickets = (0..8).map(|_| driver.submit(&flush)).collect::<Result<Vec<_>>>()?;
+    tickets.into_iter().try_for_each(|ticket| driver.wait_ok(ticket).map(drop))
 }

@@ -80,11 +80,11 @@ impl Device {
 impl Guest {
     fn map(&mut self, page: u64) {
         let host = self.frames.host(page * PAGE_SIZE, PAGE_SIZE as usize);
-        self.writer.map(SpaceId::DEVICE, page_range(page), host, Rights::READ_WRITE).unwrap();
+        self.writer.map(DomainId::DEVICE, page_range(page), host, Rights::READ_WRITE).unwrap();
     }
 
     fn unmap(&mut self, page: u64) {
-        let drained = self.writer.begin(SpaceId::DEVICE, page_range(page)).poll().unwrap();
+        let drained = self.writer.begin(DomainId::DEVICE, page_range(page)).poll().unwrap();
         drop(self.writer.end(drained));
     }
 

@@ -70,7 +70,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 const FINDINGS: usize = 0;
 const SESSION: usize = 1;
 const RINGS: usize = 2;
-const RING_NAMES: [&str; crate::queues::QUEUES] = ["control ring", "cursor ring"];
+const RING_NAMES: [&str; device_model::session::QUEUES] = ["control ring", "cursor ring"];
 
 impl Producer {
     fn track(self) -> usize {

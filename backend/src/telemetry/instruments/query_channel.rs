@@ -13,7 +13,6 @@ use device_model::mmu::miss::MissRequest;
 use device_model::telemetry::audit::AuditReport;
 
 use super::Instruments;
-use crate::queues::mailbox::{Mailbox, QueueMessage};
 use crate::wake::Waker;
 use device_model::session::miss_port::Waiter;
 
@@ -59,8 +58,8 @@ pub struct Connection {
     pub session: Sender<Question>,
     /// Wakes the session.
     pub waker: Waker,
-    /// Messages to the queue thread.
-    pub queue: Mailbox,
+    /// Asks the queue thread for the contexts of the device.
+    pub contexts: Arc<dyn Fn(Sender<Vec<ContextInfo>>) + Send + Sync>,
     /// The schedule of the jobs.
     pub scheduler: Arc<Scheduler>,
 }
@@ -128,7 +127,7 @@ impl QueryChannel {
     /// Asks the queue thread for the contexts of the device.
     pub fn contexts(&self) -> Result<Vec<ContextInfo>, NoAnswer> {
         let (sender, answer) = channel();
-        self.connection()?.queue.post(QueueMessage::Describe(sender));
+        (self.connection()?.contexts)(sender);
         wait(&answer)
     }
 

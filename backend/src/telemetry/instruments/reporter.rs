@@ -14,7 +14,7 @@ use log::{debug, info, warn};
 
 use super::Instruments;
 use crate::front_end_check;
-use crate::telemetry::reports::{Print, Rate};
+use crate::records::{Print, Rate};
 use crate::telemetry::trace;
 
 /// Maximum number of pending notes; more are dropped (the records themselves are kept elsewhere).

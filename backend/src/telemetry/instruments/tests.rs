@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use device_model::addr::{Access, ByteRange, Iova};
+use device_model::jobs::verdict::{Confidence, InvalidationInfo, Verdict};
 use device_model::telemetry::names::BackingChange;
-use device_model::telemetry::violation::{Confidence, FaultCause, InvalidationInfo, Verdict};
+use device_model::telemetry::violation::FaultCause;
 use job_stream::Mode;
 use serde_json::Value;
 

@@ -2,7 +2,9 @@
 
 use std::fmt::Write;
 
-use job_stream::address_space::{COMMANDS, GVA_BITS, PTE_BITS};
+use job_stream::address_space::{
+    COMMANDS, CREATE_FAULTS, FAULT_FAIL, FAULT_REPLAY, GVA_BITS, INVALIDATE_LEAVES, PTE_BITS, RESPONSES,
+};
 use job_stream::{AsCommandInfo, CAPSET_ID, CAPSET_VERSION, Capset, ChoiceInfo, Kind, PACKETS, PacketInfo};
 
 use crate::check::assert_generated;
@@ -173,10 +175,11 @@ fn capset() -> String {
     text + "};\n"
 }
 
-/// A command about address spaces: what follows its header.
-fn command(command: &AsCommandInfo) -> String {
-    let AsCommandInfo { number, name, text, fields } = *command;
-    let mut code = format!("/* {name}: {} */\n#define MIRRORGPU_CMD_{name} {number:#x}u\n\n", text[0].trim());
+/// A command about address spaces, or the response to one: what follows its header.
+fn message(message: &AsCommandInfo, kind: &str) -> String {
+    let AsCommandInfo { number, name, text, fields } = *message;
+    let mut code =
+        format!("/* {name}: {} */\n#define MIRRORGPU_{kind}_{name} {number:#x}u\n\n", text[0].trim());
     let _ = writeln!(code, "struct mirrorgpu_{} {{", name.to_lowercase());
     for field in fields {
         let _ = writeln!(code, "\t/* {} */\n\t{}{};", field.text, c_type(field.kind), field.name);
@@ -187,7 +190,12 @@ fn command(command: &AsCommandInfo) -> String {
 fn page_table_entry() -> String {
     let mut text = format!(
         "/* Addresses of an address space have {GVA_BITS} bits; the bits of its page-table entries. */\n\
-         #define MIRRORGPU_GVA_BITS {GVA_BITS}\n"
+         #define MIRRORGPU_GVA_BITS {GVA_BITS}\n\
+         /* flags of AS_CREATE and AS_INVALIDATE, actions of AS_ANSWER_FAULT */\n\
+         #define MIRRORGPU_AS_CREATE_FAULTS {CREATE_FAULTS}u\n\
+         #define MIRRORGPU_AS_INVALIDATE_LEAVES {INVALIDATE_LEAVES}u\n\
+         #define MIRRORGPU_AS_FAULT_REPLAY {FAULT_REPLAY}u\n\
+         #define MIRRORGPU_AS_FAULT_FAIL {FAULT_FAIL}u\n"
     );
     for bits in PTE_BITS {
         let mask = u64::MAX >> (63 - (bits.high - bits.low)) << bits.low;
@@ -201,7 +209,9 @@ fn header() -> String {
     let packets = PACKETS.iter().flat_map(|packet| [structure(packet), function(packet)]);
     let parts: Vec<_> =
         [TOP.to_owned(), opcodes()].into_iter().chain(choices).chain([BASE.to_owned()]).collect();
-    let address_spaces = COMMANDS.iter().map(command).chain([page_table_entry()]);
+    let address_spaces = COMMANDS.iter().map(|command| message(command, "CMD"));
+    let responses = RESPONSES.iter().map(|response| message(response, "RESP"));
+    let address_spaces = address_spaces.chain(responses).chain([page_table_entry()]);
     let parts = parts
         .into_iter()
         .chain(packets)

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use job_stream::address_space::{COMMANDS, PTE_BITS};
+use job_stream::address_space::{COMMANDS, PTE_BITS, RESPONSES};
 use job_stream::{
     AsCommandInfo, AtomicOperation, CAPSET_ID, CAPSET_VERSION, Capset, Choice, ChoiceInfo, Compare, Kind,
     Limits, Mode, PACKETS, Packet, PacketInfo, Priority, SpinBehaviour, Stream, verify,
@@ -162,15 +162,12 @@ fn capset() -> String {
 }
 
 fn commands() -> String {
-    let section = |command: &AsCommandInfo| {
-        let AsCommandInfo { number, name, text, fields } = *command;
+    let section = |(message, of): (&AsCommandInfo, &str)| {
+        let AsCommandInfo { number, name, text, fields } = *message;
         let lines: Vec<_> = text.iter().map(|line| line.trim()).collect();
         let mut section = format!("### {name}\n\n{}\n\n{}\n\n", lines[0], lines[1..].join("\n"));
         section.push_str("| byte | field | type | |\n|---|---|---|---|\n");
-        let _ = writeln!(
-            section,
-            "| 0 | header | `virtio_gpu_ctrl_hdr` | Type {number:#x}, `ctx_id` the context. |"
-        );
+        let _ = writeln!(section, "| 0 | header | `virtio_gpu_ctrl_hdr` | Type {number:#x}{of}. |");
         let mut byte = 24;
         for field in fields {
             let _ =
@@ -179,7 +176,9 @@ fn commands() -> String {
         }
         section + "\n"
     };
-    COMMANDS.iter().map(section).collect::<String>().trim_end().to_owned() + "\n"
+    let commands = COMMANDS.iter().map(|command| (command, ", `ctx_id` the context"));
+    let responses = RESPONSES.iter().map(|response| (response, ", a response"));
+    commands.chain(responses).map(section).collect::<String>().trim_end().to_owned() + "\n"
 }
 
 fn page_table_entry() -> String {

@@ -11,14 +11,15 @@ use virtio_bindings::virtio_gpu::VIRTIO_GPU_F_CONTEXT_INIT;
 use super::{Answer, Call, Device, Effect, Handled, Shown};
 use crate::gpu::context::{ContextId, Next, QueueId, Submission};
 use crate::gpu::error::CommandError;
+use crate::gpu::payload::MemEntries;
 use crate::gpu::reply::Reply;
 use crate::gpu::request::{
     ContextResource, CreateBlob, CreateBuffer, CreateContext, OfContext, Submit, TransferBuffer,
 };
+use crate::jobs::address_space::TlbPolicy;
 use crate::jobs::job::{Job, JobId};
-use crate::jobs::operands::{Operands, Space};
+use crate::jobs::operands::{Operands, ResourceMemory};
 use crate::jobs::program::Execution;
-use crate::wire::payload::MemEntries;
 
 /// How the device treats jobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,11 +32,19 @@ pub struct JobConfig {
     pub allow_incoherent: bool,
     /// The number of engines, for the capability set.
     pub engines: u32,
+    /// How the TLBs of address spaces behave.
+    pub tlb: TlbPolicy,
 }
 
 impl Default for JobConfig {
     fn default() -> Self {
-        Self { offered: true, default_mode: Mode::Fence, allow_incoherent: false, engines: 1 }
+        Self {
+            offered: true,
+            default_mode: Mode::Fence,
+            allow_incoherent: false,
+            engines: 1,
+            tlb: TlbPolicy::Sticky,
+        }
     }
 }
 
@@ -66,7 +75,10 @@ impl<P> Device<P> {
     /// Waiting jobs fail, running ones are stopped; answered when they have ended.
     pub(super) fn destroy_context(&mut self, request: OfContext, _: &mut Shown) -> Handled<P> {
         let context = self.contexts.destroy(request.ctx)?;
-        self.address_spaces.destroy_all_of(context);
+        self.fail_faults_of(context);
+        for asid in self.address_spaces.destroy_all_of(context) {
+            self.close_faults(asid);
+        }
         Ok(Answer::Behind(context))
     }
 
@@ -121,7 +133,7 @@ impl<P> Device<P> {
         let treatment = self.contexts.treatment(ctx, asked, self.config.jobs.default_mode)?;
         let packets = program.packets().len() as u64;
         let address_space = |asid| self.address_spaces.find(context, asid).cloned();
-        let operands = Operands::resolve(program, |id| self.space(ctx, id), address_space)?;
+        let operands = Operands::resolve(program, |id| self.memory(ctx, id), address_space)?;
         self.contexts.take_room(queue.context, packets)?;
         let execution = Execution::new(operands, Duration::from_nanos(limits.wait_ns));
         Ok(Answer::Job(queue, Box::new(Submission { call: None, execution, treatment, packets })))
@@ -133,12 +145,12 @@ impl<P> Device<P> {
         Limits { address_spaces, ..self.config.jobs.limits() }
     }
 
-    /// A resource of the context as a space of a job.
-    fn space(&self, ctx: u32, id: u32) -> Result<Space, CommandError> {
+    /// The memory of a resource of the context, for a job.
+    fn memory(&self, ctx: u32, id: u32) -> Result<ResourceMemory, CommandError> {
         let resource = self.resources.get(id)?;
         self.contexts.check_attached(ctx, id)?;
         let backing = resource.backing.clone().ok_or(CommandError::NothingBehind { id })?;
-        Ok(Space { bytes: resource.bytes(), backing })
+        Ok(ResourceMemory { bytes: resource.bytes(), backing })
     }
 
     /// Queues an accepted job. With a fence, its end is the answer; without, it is answered here.

@@ -12,22 +12,25 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 
+use crate::addr::Asid;
 use crate::gpu::address_spaces::AddressSpaces;
 use crate::gpu::context::{ContextId, ContextInfo, Contexts, QueueId, Submission};
 use crate::gpu::decode::{Command, DeviceQueue, command_name, command_table, decode};
 use crate::gpu::error::CommandError;
+use crate::gpu::faults::Faults;
 use crate::gpu::fence::{FenceSlot, TimelineId, Timelines};
+use crate::gpu::payload;
 use crate::gpu::quota::Quotas;
 use crate::gpu::reply::{Reply, Response};
 use crate::gpu::request::{Fence, Header};
 use crate::gpu::resource::{Resources, Retired};
 use crate::gpu::ring::{Ring, RingCommand};
 use crate::gpu::scanout::{DisplayAnswer, DisplayCommand, DisplayQuery, MAX_SCANOUTS};
-use crate::jobs::job::{Job, JobOutcome};
+use crate::jobs::job::{Job, JobError, JobOutcome};
+use crate::jobs::schedule::{FaultedJob, JobWait};
 use crate::jobs::transfer::Transfer;
 use crate::telemetry::names::BackingChange;
 use crate::wire::gpu::command;
-use crate::wire::payload;
 use scanouts::Scanouts;
 use virtio_bindings::virtio_gpu::{
     VIRTIO_GPU_F_CONTEXT_INIT, VIRTIO_GPU_F_EDID, VIRTIO_GPU_F_RESOURCE_BLOB, VIRTIO_GPU_F_VIRGL,
@@ -99,6 +102,13 @@ pub enum Effect<P> {
     },
     /// Have an engine step the job until it ends, then give it to [`Device::job_finished`].
     Run(Job),
+    /// Tell the schedule how the driver has answered a fault.
+    AnswerFault {
+        /// The wait of the job.
+        wait: JobWait,
+        /// `Ok`: the job tries again. `Err`: it fails.
+        answer: Result<(), JobError>,
+    },
     /// Send a command to the display.
     Display(DisplayCommand),
     /// Ask the display, then give its answer to [`Device::display_answer`]. There has to be one, even if it is "none".
@@ -133,6 +143,10 @@ enum Answer<P> {
     Behind(ContextId),
     /// When no job uses this any more.
     Unused(Retired),
+    /// When a job raises a fault in this address space.
+    Fault(Asid),
+    /// Now, and a fault of this job is answered.
+    Resume(FaultedJob, Result<(), JobError>),
     /// Queue this job; if it has a fence, the end of the job is the answer.
     Job(QueueId, Box<Submission<Call<P>>>),
 }
@@ -156,6 +170,8 @@ pub struct Usage {
     pub contexts: u64,
     /// Address spaces, including destroyed ones that jobs still use.
     pub address_spaces: u64,
+    /// TLB entries of all address spaces.
+    pub tlb_entries: u64,
     /// Jobs of contexts.
     pub jobs: u64,
 }
@@ -175,6 +191,9 @@ pub struct Device<P> {
     ring: Ring<Call<P>>,
     contexts: Contexts<Call<P>>,
     address_spaces: AddressSpaces,
+    faults: Faults<Call<P>>,
+    /// Calls that waited for faults of address spaces that have ended, and faults of jobs that nobody answers.
+    unanswerable: (Vec<Call<P>>, Vec<(FaultedJob, JobError)>),
     /// What was removed or detached while a job used it.
     retiring: Vec<(Call<P>, Retired)>,
     fences: Timelines<(P, Response)>,
@@ -194,7 +213,9 @@ impl<P> Device<P> {
             scanouts: Scanouts::new(config.scanouts),
             ring: Ring::new(config.quotas.queued_jobs),
             contexts: Contexts::new(&config.quotas),
-            address_spaces: AddressSpaces::new(&config.quotas),
+            address_spaces: AddressSpaces::new(&config.quotas, config.jobs.tlb),
+            faults: Faults::new(),
+            unanswerable: (Vec::new(), Vec::new()),
             retiring: Vec::new(),
             fences: Timelines::new(),
             asked: BTreeMap::new(),
@@ -232,12 +253,13 @@ impl<P> Device<P> {
         let (resources, resource_bytes, backing_entries) = self.resources.usage();
         let (contexts, jobs) = self.contexts.usage();
         let address_spaces = self.address_spaces.usage();
-        Usage { resources, resource_bytes, backing_entries, contexts, address_spaces, jobs }
+        let tlb_entries = self.address_spaces.tlb_entries();
+        Usage { resources, resource_bytes, backing_entries, contexts, address_spaces, tlb_entries, jobs }
     }
 
     /// The image of a resource, for an oracle that compares it with what the guest's pages hold.
     #[cfg(any(test, feature = "test-utils"))]
-    pub fn image(&self, resource: u32) -> Option<std::sync::Arc<crate::gpu::scanout::Image>> {
+    pub fn image(&self, resource: u32) -> Option<std::sync::Arc<crate::image::Image>> {
         self.resources.get(resource).ok()?.picture().ok().map(|picture| picture.image.clone())
     }
 
@@ -285,10 +307,14 @@ impl<P> Device<P> {
         if let (JobOutcome::Failed(error), Some(packet)) = (outcome, packet) {
             log::debug!("Job {} failed at packet {packet}, and its context is lost: {error}", id.raw());
         }
+        if result.is_err() {
+            self.fail_faults_of(context);
+        }
         if let Some(call) = call {
             self.finish(call, result, effects);
         }
         self.pump_context(context, effects);
+        self.end_unanswerable(effects);
         true
     }
 
@@ -305,7 +331,10 @@ impl<P> Device<P> {
         let asked = std::mem::take(&mut self.asked).into_values().map(|(call, _)| call);
         let retiring = self.retiring.drain(..).map(|(call, _)| call);
         let jobs = self.contexts.clear().into_iter();
-        let calls = self.ring.clear().chain(asked).chain(retiring).chain(jobs).map(|call| call.pending);
+        let (fetches, _) = std::mem::take(&mut self.unanswerable);
+        let fetches = fetches.into_iter().chain(self.faults.clear());
+        let calls = self.ring.clear().chain(asked).chain(retiring).chain(jobs).chain(fetches);
+        let calls = calls.map(|call| call.pending);
         let pending = calls.chain(self.fences.clear().map(|(pending, _)| pending)).collect();
         self.resources = Resources::new(&self.config.quotas);
         self.address_spaces.clear();
@@ -338,9 +367,15 @@ impl<P> Device<P> {
                 self.retiring.push((call, retired));
                 self.retire_unused(effects);
             }
+            Ok(Answer::Fault(asid)) => self.fetch_fault_for(call, asid, effects),
+            Ok(Answer::Resume(faulted, answer)) => {
+                effects.push(Effect::AnswerFault { wait: faulted.wait, answer });
+                self.finish(call, Ok(Reply::NoData), effects);
+            }
             Ok(Answer::Job(queue, job)) => self.enqueue(call, (queue, job), effects),
             Err(error) => self.finish(call, Err(error), effects),
         }
+        self.end_unanswerable(effects);
     }
 
     /// Answers a call: the only way for a pending command to be completed. One with a fence waits for its turn.

@@ -2,12 +2,12 @@
 
 use super::{Answer, Device, Handled, Shown};
 use crate::gpu::error::CommandError;
+use crate::gpu::payload::MemEntries;
 use crate::gpu::reply::Reply;
 use crate::gpu::request::{AttachBacking, CreateResource, Flush, OfResource, TransferToHost};
 use crate::gpu::resource::Retired;
 use crate::gpu::ring::RingCommand;
 use crate::jobs::transfer::Transfer;
-use crate::wire::payload::MemEntries;
 
 impl<P> Device<P> {
     pub(super) fn create(&mut self, request: CreateResource, _: &mut Shown) -> Handled<P> {

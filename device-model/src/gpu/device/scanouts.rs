@@ -9,8 +9,9 @@ use crate::gpu::resource::Format;
 use crate::gpu::ring::{CursorChange, CursorWork};
 use crate::gpu::scanout::{
     CURSOR_SIZE, CursorPixels, DisplayAnswer, DisplayCommand, DisplayMode, DisplayModes, DisplayQuery, Edid,
-    Image, MAX_SCANOUTS, Rect, ScanoutSource,
+    MAX_SCANOUTS, ScanoutSource,
 };
+use crate::image::{Image, Rect};
 use crate::wire::gpu::EDID_BYTES;
 
 /// The assumed mode of a display that never reported one.

@@ -5,7 +5,7 @@
 use job_stream::address_space::{HIGHEST_LEAF, INDEX_BITS, LAST_GVA, LEVELS, pte};
 
 use super::fault::{FaultKind, GvaAccess};
-use crate::addr::{Gva, Iova, PAGE_SHIFT, SpaceId};
+use crate::addr::{DomainId, Gva, Iova, PAGE_SHIFT};
 use crate::mmu::{AtomicOperation, JobMemory, MemoryError, Width};
 
 /// Bits of an entry that may be set, by what it is.
@@ -58,18 +58,29 @@ const fn offset(gva: Gva, level: u32) -> u64 {
     gva.raw() & !(u64::MAX << shift(level))
 }
 
-/// Finds the leaf that maps `gva`.
-pub(crate) fn walk(memory: &impl JobMemory, root: Iova, gva: Gva) -> Result<Leaf, Ended> {
-    let mut table = root;
-    for level in (0..LEVELS).rev() {
+/// The level of a root table.
+pub(crate) const ROOT_LEVEL: u32 = LEVELS - 1;
+
+/// Finds the leaf that maps `gva`, from a table of this level on. `passed` is called for each table below that one.
+pub(crate) fn walk(
+    memory: &impl JobMemory,
+    (level, table): (u32, Iova),
+    gva: Gva,
+    mut passed: impl FnMut(u32, Iova),
+) -> Result<Leaf, Ended> {
+    let mut table = table;
+    for level in (0..=level).rev() {
         let index = (gva.raw() & LAST_GVA) >> shift(level) & !(u64::MAX << INDEX_BITS);
         // A table is an aligned page, so this stays in it.
         let entry = Iova::new(table.raw() | index << 3);
-        let loaded = memory.atomic(SpaceId::DEVICE, entry, Width::Wide, AtomicOperation::Load);
+        let loaded = memory.atomic(DomainId::DEVICE, entry, Width::Wide, AtomicOperation::Load);
         let pte = loaded.map_err(|error| Ended::Unread { entry, level, error })?;
         match decode(pte, level) {
             Entry::Leaf(leaf) => return Ok(leaf),
-            Entry::Table(next) => table = next,
+            Entry::Table(next) => {
+                table = next;
+                passed(level.saturating_sub(1), next);
+            }
             Entry::Bad(kind) => return Err(Ended::At { kind, level, pte }),
         }
     }
@@ -97,6 +108,12 @@ fn decode(pte: u64, level: u32) -> Entry {
 }
 
 impl Leaf {
+    /// Whether it grants nothing that `other`, an entry of the page tables, does not grant now.
+    pub(crate) fn is_within(self, other: Self, gva: Gva) -> bool {
+        const GRANTED: u64 = pte::READ | pte::WRITE | pte::ATOMIC;
+        self.place(gva).0 == other.place(gva).0 && self.pte & GRANTED & !other.pte == 0
+    }
+
     /// Whether it permits the access.
     pub(crate) fn check(self, access: GvaAccess) -> Result<(), FaultKind> {
         let (needed, denied) = match access {

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use job_stream::{At, Compare, Context, Space, SpinBehaviour, Stream};
 
 use super::*;
-use crate::addr::{Access, ByteRange, Iova, SpaceId};
+use crate::addr::{Access, ByteRange, DomainId, Iova};
 use crate::jobs::job::{JobError, StepContext};
 use crate::jobs::testing::{AT, ROOT, execution, execution_over, job, place, translated};
 use crate::mmu::{
@@ -45,11 +45,11 @@ impl Rig {
     fn map(&mut self) {
         let host = HostRange::invented(0x10_0000, 0x1000);
         let both = Permissions { read: true, write: true };
-        self.writer.map(SpaceId::DEVICE, page(), host, both).unwrap();
+        self.writer.map(DomainId::DEVICE, page(), host, both).unwrap();
     }
 
     fn invalidate(&mut self) -> Invalidation {
-        self.writer.begin(SpaceId::DEVICE, page())
+        self.writer.begin(DomainId::DEVICE, page())
     }
 
     /// Begins an invalidation of the page and ends it at once; nothing is in flight.
@@ -95,6 +95,8 @@ impl EngineHost for Script {
         self.now += Duration::from_millis(1);
         if self.steps.len() > 1 { self.steps.pop_front().unwrap() } else { self.steps[0] }
     }
+
+    fn flush_ended(&mut self) {}
 
     fn must_leave(&self, _: &ScheduledJob) -> bool {
         self.stopped
@@ -156,7 +158,7 @@ fn a_fence_mode_job_that_is_evicted_leaves_at_its_next_step_and_holds_nothing() 
 
 #[test]
 fn every_way_off_the_engine_gives_the_pin_back() {
-    let missing = Missing { space: SpaceId::DEVICE, range: page(), access: Access::Read };
+    let missing = Missing { space: DomainId::DEVICE, range: page(), access: Access::Read };
     let until = Duration::from_secs(1);
     for (step, leaves) in [
         (Step::Done, Leaves::Finished(JobOutcome::Done)),
@@ -199,7 +201,7 @@ fn what_is_missing_is_asked_for_and_what_is_being_invalidated_is_waited_for() {
     let left = |start: ControlFlow<Left, Running>| start.break_value().unwrap().leaves;
     assert_eq!(left(rig.start(Mode::Fence)), Leaves::Invalidating);
     drop(rig.writer.end(invalidation.poll().unwrap()));
-    let missing = Missing { space: SpaceId::DEVICE, range: page(), access: Access::Write };
+    let missing = Missing { space: DomainId::DEVICE, range: page(), access: Access::Write };
     assert_eq!(left(rig.start(Mode::Fence)), Leaves::Missing(vec![missing]));
     assert!(rig.start(Mode::Fault).is_continue(), "a section asks when it comes to it");
 }
@@ -271,20 +273,24 @@ impl Counted<'_> {
 }
 
 impl JobMemory for Counted<'_> {
-    fn read(&self, _: SpaceId, _: Iova, _: &mut [u8]) -> Result<(), MemoryError> {
+    fn read(&self, _: DomainId, _: Iova, _: &mut [u8]) -> Result<(), MemoryError> {
         self.touch()
     }
 
-    fn write(&self, _: SpaceId, _: Iova, _: &[u8]) -> Result<(), MemoryError> {
+    fn write(&self, _: DomainId, _: Iova, _: &[u8]) -> Result<(), MemoryError> {
         self.touch()
     }
 
-    fn copy(&self, _: SpaceId, _: Iova, _: Iova, _: usize) -> Result<(), MemoryError> {
+    fn copy(&self, _: DomainId, _: Iova, _: Iova, _: usize) -> Result<(), MemoryError> {
         self.touch()
     }
 
-    fn atomic(&self, _: SpaceId, _: Iova, _: Width, _: AtomicOperation) -> Result<u64, MemoryError> {
+    fn atomic(&self, _: DomainId, _: Iova, _: Width, _: AtomicOperation) -> Result<u64, MemoryError> {
         self.touch().map(|()| 0)
+    }
+
+    fn host_page(&self, _: DomainId, _: Iova, _: Access) -> Option<HostPage> {
+        None
     }
 }
 
@@ -298,6 +304,8 @@ impl EngineHost for Touches {
         let context = StepContext { now: self.now, running: self.now, budget: STEP_BYTES };
         job.step(&Counted(&self.count), context)
     }
+
+    fn flush_ended(&mut self) {}
 
     fn must_leave(&self, _: &ScheduledJob) -> bool {
         self.stopped
@@ -351,15 +359,17 @@ impl EngineHost for Reach {
 
     fn step(&mut self, job: &mut Job, memory: &impl JobMemory) -> Step {
         let at = Iova::new(AT);
-        let store = memory.atomic(SpaceId::DEVICE, at, Width::Wide, AtomicOperation::Store(0));
+        let store = memory.atomic(DomainId::DEVICE, at, Width::Wide, AtomicOperation::Store(0));
         self.0.extend([
-            memory.read(SpaceId::DEVICE, at, &mut [0; 8]),
-            memory.copy(SpaceId::DEVICE, at, at, 8),
-            memory.write(SpaceId::DEVICE, at, &[0; 8]),
+            memory.read(DomainId::DEVICE, at, &mut [0; 8]),
+            memory.copy(DomainId::DEVICE, at, at, 8),
+            memory.write(DomainId::DEVICE, at, &[0; 8]),
             store.map(drop),
         ]);
         job.step(memory, STEP_BYTES)
     }
+
+    fn flush_ended(&mut self) {}
 
     fn must_leave(&self, _: &ScheduledJob) -> bool {
         false
@@ -375,7 +385,8 @@ fn a_step_that_spins_has_no_memory() {
         let mut host = Reach(Vec::new());
         drop(running.step(&rig.reader, &mut host));
         let range = ByteRange::new(Iova::new(AT), 8).unwrap();
-        let refused = |access| Err(MemoryError::NotPinned(Missing { space: SpaceId::DEVICE, range, access }));
+        let refused =
+            |access| Err(MemoryError::NotPinned(Missing { space: DomainId::DEVICE, range, access }));
         let wanted = [Access::Read, Access::Read, Access::Write, Access::Write].map(refused);
         assert_eq!(host.0, wanted, "{mode}");
     }
@@ -392,6 +403,8 @@ impl EngineHost for Real {
     fn step(&mut self, job: &mut Job, memory: &impl JobMemory) -> Step {
         job.step(memory, STEP_BYTES)
     }
+
+    fn flush_ended(&mut self) {}
 
     fn must_leave(&self, _: &ScheduledJob) -> bool {
         false
@@ -410,7 +423,7 @@ fn waiting(mode: Mode, value: u64) -> (Rig, ScheduledJob, Box<Frame>) {
     rig.take_away();
     // SAFETY: the frame is handed to the caller, which keeps it for as long as the rig; nothing else refers into it.
     let host = unsafe { HostRange::new(frame.0.as_mut_ptr().cast(), 0x1000) };
-    rig.writer.map(SpaceId::DEVICE, page(), host, Permissions { read: true, write: true }).unwrap();
+    rig.writer.map(DomainId::DEVICE, page(), host, Permissions { read: true, write: true }).unwrap();
     let wait = Stream::new().nop(0).wait(place(), Compare::Equal, 1, 0);
     let stream = wait.fill(At::new(Space::resource(1), 0x1000).range(0x1000), 7);
     (rig, ScheduledJob::new(job(0, mode, execution_over(2, stream))), frame)
@@ -437,7 +450,7 @@ fn a_look_of_a_wait_needs_one_word_and_an_invalidation_waits_for_nothing_of_it()
 }
 
 fn word() -> Missing {
-    Missing { space: SpaceId::DEVICE, range: page(), access: Access::Read }
+    Missing { space: DomainId::DEVICE, range: page(), access: Access::Read }
 }
 
 #[test]
@@ -448,10 +461,10 @@ fn what_is_behind_a_wait_is_done_over_a_pin_again() {
         let running = Running::start(&rig.reader, work).continue_value().unwrap();
         let running = running.step(&rig.reader, &mut Real).continue_value().unwrap();
         let left = running.step(&rig.reader, &mut Real).break_value().unwrap();
-        let missing = Missing { space: SpaceId::DEVICE, range: behind, access: Access::Write };
+        let missing = Missing { space: DomainId::DEVICE, range: behind, access: Access::Write };
         assert_eq!(left.leaves, Leaves::Missing(vec![missing]), "{mode}: all that is left, and nothing else");
         let both = Permissions { read: true, write: true };
-        rig.writer.map(SpaceId::DEVICE, behind, HostRange::invented(0x10_0000, 0x1000), both).unwrap();
+        rig.writer.map(DomainId::DEVICE, behind, HostRange::invented(0x10_0000, 0x1000), both).unwrap();
         assert!(Running::start(&rig.reader, left.work).continue_value().unwrap().is_pinned(), "{mode}");
     }
 }
@@ -478,7 +491,7 @@ fn a_job_that_uses_an_address_space_holds_no_pin_in_any_mode() {
 #[test]
 fn a_refused_page_fails_a_job_only_if_walk_after_walk_comes_to_it() {
     let rig = rig();
-    let missing = Missing { space: SpaceId::DEVICE, range: page(), access: Access::Read };
+    let missing = Missing { space: DomainId::DEVICE, range: page(), access: Access::Read };
     let other = Missing { access: Access::Write, ..missing };
     let refused = |times| RefusedPage { page: missing.range.first(), access: missing.access, times };
     let left = |step, times| {

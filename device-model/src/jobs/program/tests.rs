@@ -6,10 +6,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::addr::ByteRange;
-use crate::gpu::error::CommandError;
-use crate::gpu::request::RawEntry;
 use crate::jobs::backing::Backing;
-use crate::jobs::operands::Space;
+use crate::jobs::backing::RawEntry;
+use crate::jobs::error::InvalidMemory;
+use crate::jobs::operands::ResourceMemory;
 use crate::testing::memory::{SparseMemory, pattern};
 
 /// Bytes of the two resources of the tests.
@@ -23,9 +23,9 @@ fn entries(id: u32) -> Vec<(u64, u32)> {
     }
 }
 
-fn space(id: u32) -> Result<Space, CommandError> {
+fn space(id: u32) -> Result<ResourceMemory, InvalidMemory> {
     let list = entries(id).into_iter().map(|(at, len)| RawEntry { at: Iova::new(at), len });
-    Ok(Space { bytes: BYTES, backing: Backing::new(list)? })
+    Ok(ResourceMemory { bytes: BYTES, backing: Backing::new(list)? })
 }
 
 fn memory() -> SparseMemory {
@@ -41,7 +41,7 @@ fn bytes(memory: &SparseMemory, id: u32) -> Vec<u8> {
     let mut all = Vec::new();
     for (at, len) in entries(id) {
         let mut part = vec![0; len as usize];
-        memory.read(SpaceId::DEVICE, Iova::new(at), &mut part).unwrap();
+        memory.read(DomainId::DEVICE, Iova::new(at), &mut part).unwrap();
         all.extend(part);
     }
     all
@@ -184,7 +184,7 @@ proptest! {
 fn an_operand_that_is_not_in_its_resource_or_not_in_one_piece_is_refused() {
     let refusal = |stream| Operands::new(program(stream), space).unwrap_err();
     let range = place(1, BYTES - 4).range(8);
-    let outside = CommandError::OperandOutside { packet: 1, field: "to", range, bytes: BYTES };
+    let outside = InvalidMemory::OperandOutside { packet: 1, field: "to", range, bytes: BYTES };
     assert_eq!(refusal(Stream::new().nop(0).fill(range, 0)), outside);
     // Byte 0x1818 of resource 2 is at 0x4_0010; the value before it ends there, this one crosses the page's end.
     let range = place(2, 0x804).range(8);
@@ -195,12 +195,12 @@ fn an_operand_that_is_not_in_its_resource_or_not_in_one_piece_is_refused() {
         let list = [(0x1002, 6), (0x2000, 0x100)].into_iter();
         let list = list.map(|(at, len)| RawEntry { at: Iova::new(at), len });
         assert_eq!(id, 1);
-        Ok(Space { bytes: 0x100, backing: Backing::new(list)? })
+        Ok(ResourceMemory { bytes: 0x100, backing: Backing::new(list)? })
     };
     for address in [0, 4] {
         let range = place(1, address).range(4);
         let error = Operands::new(program(Stream::new().signal(range.at(), 1)), crooked).unwrap_err();
-        assert_eq!(error, CommandError::OperandSplit { packet: 0, field: "at", range });
+        assert_eq!(error, InvalidMemory::OperandSplit { packet: 0, field: "at", range });
     }
 }
 
@@ -212,7 +212,7 @@ fn wait_leaves_the_engine_until_the_value_is_there_and_then_goes_on() {
     let until = Duration::from_millis(15);
     assert_eq!(job.step(&memory, at(10)), Step::Waiting { until });
     assert_eq!(job.step(&memory, at(14)), Step::Waiting { until });
-    memory.write(SpaceId::DEVICE, Iova::new(0x1_3000), &9_u32.to_le_bytes()).unwrap();
+    memory.write(DomainId::DEVICE, Iova::new(0x1_3000), &9_u32.to_le_bytes()).unwrap();
     assert!(job.is_waiting());
     assert_eq!(job.step(&memory, at(20)), Step::Yield, "what is behind it may need memory that is not held");
     assert!(!job.is_waiting());

@@ -12,14 +12,14 @@ use std::sync::Arc;
 use job_stream::Mode;
 
 use super::suspects::{JobVerdict, Revealed, Settled, Stands, Suspects};
-use crate::addr::{Access, ByteRange, Iova, PAGE_SHIFT, PAGE_SIZE, SpaceId};
+use crate::addr::{Access, ByteRange, DomainId, Iova, PAGE_SHIFT, PAGE_SIZE};
 use crate::jobs::backing::{Entries, Stretch};
 use crate::jobs::job::{Job, JobId};
 use crate::jobs::offsets::OffsetSet;
 use crate::jobs::transfer::merged;
+use crate::jobs::verdict::{Confidence, InvalidationInfo, Verdict};
 use crate::jobs::working_set::{BackingPart, WorkingSet};
 use crate::mmu::{MappedRange, Missing};
-use crate::telemetry::violation::{Confidence, InvalidationInfo, Verdict};
 
 /// The most pieces of backings that all jobs together may name and still be judged.
 const PIECES: usize = 1 << 16;
@@ -186,12 +186,12 @@ impl Footprints {
     }
 
     /// Whether any job uses the range.
-    pub(super) fn touches(&mut self, space: SpaceId, range: ByteRange<Iova>) -> bool {
+    pub(super) fn touches(&mut self, space: DomainId, range: ByteRange<Iova>) -> bool {
         self.first_stretch(space, range).is_some()
     }
 
     /// The first stretch of the range that a job uses, and its backing.
-    fn first_stretch(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Option<(BackingId, Stretch)> {
+    fn first_stretch(&mut self, space: DomainId, range: ByteRange<Iova>) -> Option<(BackingId, Stretch)> {
         let range = in_device(space, range)?;
         for (id, UsedBacking { entries, jobs, union, .. }) in &mut self.backings {
             for stretch in entries.within(range) {
@@ -206,7 +206,7 @@ impl Footprints {
     }
 
     /// The first job that uses the first stretch that is found in the range.
-    pub(super) fn first_in(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Option<JobId> {
+    pub(super) fn first_in(&mut self, space: DomainId, range: ByteRange<Iova>) -> Option<JobId> {
         let (backing, stretch) = self.first_stretch(space, range)?;
         let mut users = self.backings.get(&backing)?.jobs.iter();
         let uses = |(id, number): &(&JobId, &usize)| {
@@ -217,7 +217,7 @@ impl Footprints {
     }
 
     /// What judged jobs use of the range: whole pages, in order, no two ranges sharing a page.
-    pub(super) fn judged(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>> {
+    pub(super) fn judged(&mut self, space: DomainId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>> {
         let Some(range) = in_device(space, range) else { return Vec::new() };
         let mut found = Vec::new();
         for UsedBacking { entries, jobs, union, hit } in self.backings.values_mut() {
@@ -338,13 +338,13 @@ impl Footprints {
             let memory = footprint.memory.parts().iter().filter(is_hit).flat_map(|part| part.memory(access));
             let taken = memory.flat_map(|range| {
                 let range = range.page_aligned();
-                self.suspects.of((SpaceId::DEVICE, access), range, footprint.begun)
+                self.suspects.of((DomainId::DEVICE, access), range, footprint.begun)
             });
             let mut pages = Vec::new();
             for range in taken.filter_map(|range| first_pages(range, &mut left)) {
                 pages.push(range);
             }
-            let one = |range| Missing { space: SpaceId::DEVICE, range, access };
+            let one = |range| Missing { space: DomainId::DEVICE, range, access };
             missing.extend(merged(pages).into_iter().map(one));
         }
         missing
@@ -352,8 +352,8 @@ impl Footprints {
 }
 
 /// Operands lie in the device's space only: the range in whole pages, if it is of that space.
-fn in_device(space: SpaceId, range: ByteRange<Iova>) -> Option<ByteRange<Iova>> {
-    (space == SpaceId::DEVICE).then(|| range.page_aligned())
+fn in_device(space: DomainId, range: ByteRange<Iova>) -> Option<ByteRange<Iova>> {
+    (space == DomainId::DEVICE).then(|| range.page_aligned())
 }
 
 /// The first pages of the range, as many as `left` allows; `left` is reduced by their number.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use job_stream::{Mode, Priority};
 
 use super::{JobWait, Parked, Schedule, ScheduledJob};
-use crate::addr::{ByteRange, Iova, SpaceId};
+use crate::addr::{ByteRange, DomainId, Iova};
 use crate::jobs::job::JobId;
 use crate::mmu::miss::MissRequest;
 
@@ -22,6 +22,8 @@ pub enum JobState {
     Checks(usize),
     /// It is parked, without a section or a pin, until an invalidation ends.
     Invalidation,
+    /// It is parked, without a section or a pin, until the driver has answered its fault.
+    Fault,
     /// It is parked, without a section or a pin, until it polls a value again at this running time.
     Value(Duration),
 }
@@ -64,6 +66,7 @@ impl Schedule {
             }
             Parked::Misses { work, unanswered } => at_rest(work, JobState::Misses(unanswered.pages())),
             Parked::Invalidation(work) => at_rest(work, JobState::Invalidation),
+            Parked::Fault { work, .. } => at_rest(work, JobState::Fault),
             Parked::Wait { work, poll } => at_rest(work, JobState::Value(*poll)),
         });
         let mut jobs: Vec<_> = ready.chain(parked).collect();
@@ -88,7 +91,7 @@ impl Schedule {
     }
 
     /// A job that has begun and not ended and touches the range: the first user of the first memory that is found.
-    pub fn first_in(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Option<JobId> {
+    pub fn first_in(&mut self, space: DomainId, range: ByteRange<Iova>) -> Option<JobId> {
         self.footprints.first_in(space, range)
     }
 }

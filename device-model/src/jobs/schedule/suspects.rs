@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use job_stream::Mode;
 
-use crate::addr::{Access, ByteRange, Iova, PAGE_SIZE, SpaceId};
+use crate::addr::{Access, ByteRange, DomainId, Iova, PAGE_SIZE};
 use crate::jobs::job::JobId;
+use crate::jobs::verdict::{Confidence, InvalidationInfo, Verdict};
 use crate::mmu::miss::{Outcome, Resolution};
 use crate::mmu::{MappedRange, MirrorWriter};
-use crate::telemetry::violation::{Confidence, InvalidationInfo, Verdict};
 
 /// The most ranges, of all jobs together, that wait for a verdict: about 3 MiB of memory. That has room for each page
 /// of the largest number of backing entries, once for reading and once for writing.
@@ -22,7 +22,7 @@ const SUSPECTS: usize = 1 << 15;
 #[derive(Clone, Copy, Debug)]
 pub struct Revealed {
     /// The address space.
-    pub space: SpaceId,
+    pub space: DomainId,
     /// The pages that the answer is about.
     pub pages: ByteRange<Iova>,
     /// The access that the MISS requested.
@@ -124,7 +124,7 @@ pub(super) struct Settled {
 /// mapped it again for this access, and that answer settles what was noted for it. If an INVALIDATE names it
 /// nevertheless, the older one is kept while any job remains that had begun before it.
 #[derive(Debug, Default)]
-pub(super) struct Suspects(BTreeMap<(SpaceId, Access, Iova), Suspect>);
+pub(super) struct Suspects(BTreeMap<(DomainId, Access, Iova), Suspect>);
 
 impl Suspects {
     pub(super) fn is_empty(&self) -> bool {
@@ -188,7 +188,7 @@ impl Suspects {
     }
 
     /// Adds ranges that overlap nothing. Merging two maps of similar size is faster than inserting one into the other.
-    fn join(&mut self, mut new: BTreeMap<(SpaceId, Access, Iova), Suspect>) {
+    fn join(&mut self, mut new: BTreeMap<(DomainId, Access, Iova), Suspect>) {
         if new.len() < self.0.len() {
             self.0.extend(new);
         } else {
@@ -199,7 +199,7 @@ impl Suspects {
     /// Adds a range, except for the parts that an older INVALIDATE took from a job that still exists.
     fn add(
         &mut self,
-        (space, access): (SpaceId, Access),
+        (space, access): (DomainId, Access),
         range: ByteRange<Iova>,
         suspect: &Suspect,
         oldest: u64,
@@ -220,7 +220,7 @@ impl Suspects {
     /// Inserts a part of the range unless it is empty.
     fn put(
         &mut self,
-        (space, access): (SpaceId, Access),
+        (space, access): (DomainId, Access),
         range: ByteRange<Iova>,
         part: Option<(Iova, Iova)>,
         suspect: &Suspect,
@@ -262,7 +262,7 @@ impl Suspects {
     /// The parts of the range that jobs lost which had begun before this many INVALIDATEs were noted.
     pub(super) fn of(
         &self,
-        of: (SpaceId, Access),
+        of: (DomainId, Access),
         range: ByteRange<Iova>,
         begun: u64,
     ) -> impl Iterator<Item = ByteRange<Iova>> {
@@ -274,11 +274,11 @@ impl Suspects {
 
     fn overlapping(
         &self,
-        (space, access): (SpaceId, Access),
+        (space, access): (DomainId, Access),
         range: ByteRange<Iova>,
-    ) -> impl Iterator<Item = (&(SpaceId, Access, Iova), &Suspect)> {
+    ) -> impl Iterator<Item = (&(DomainId, Access, Iova), &Suspect)> {
         let before = self.0.range(..(space, access, range.first())).next_back();
-        let reaches = |((s, a, _), suspect): &(&(SpaceId, Access, Iova), &Suspect)| {
+        let reaches = |((s, a, _), suspect): &(&(DomainId, Access, Iova), &Suspect)| {
             (*s, *a) == (space, access) && suspect.last >= range.first()
         };
         let within = self.0.range((space, access, range.first())..=(space, access, range.last()));
@@ -288,7 +288,7 @@ impl Suspects {
     /// Removes what overlaps `pages`; the parts outside stay.
     fn take(
         &mut self,
-        (space, access): (SpaceId, Access),
+        (space, access): (DomainId, Access),
         pages: ByteRange<Iova>,
     ) -> Vec<(ByteRange<Iova>, Suspect)> {
         let keys: Vec<_> = self.overlapping((space, access), pages).map(|(key, _)| *key).collect();
@@ -315,7 +315,7 @@ const SKIPPED: u64 = 16;
 
 /// The mirror's mappings of these ranges, which are in order and do not overlap, as many as will be remembered as
 /// invalidated.
-pub fn mapped_of(mirror: &MirrorWriter, space: SpaceId, ranges: &[ByteRange<Iova>]) -> Vec<MappedRange> {
+pub fn mapped_of(mirror: &MirrorWriter, space: DomainId, ranges: &[ByteRange<Iova>]) -> Vec<MappedRange> {
     let is_near = |low: &ByteRange<Iova>, high: &ByteRange<Iova>| {
         distance(low.last(), high.first()) <= SKIPPED.saturating_mul(PAGE_SIZE)
     };

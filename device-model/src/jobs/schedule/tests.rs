@@ -1,10 +1,10 @@
-//! Tests of the schedule with transfers; turns and priorities are in [`super::turns`].
+//! Tests of the schedule with transfers; turns and priorities are in [`super::turn_tests`].
 
 use job_stream::{At, Space, Stream};
 
 use super::*;
 use crate::gpu::device::{Device, DeviceConfig, Effect};
-use crate::gpu::scanout::Rect;
+use crate::image::Rect;
 use crate::jobs::testing;
 use crate::testing::requests::{attach_backing, create_2d, transfer_to_host_2d};
 
@@ -55,7 +55,7 @@ pub(super) fn page(start: u64) -> ByteRange<Iova> {
 
 /// A request for a page.
 pub(super) fn request(start: u64) -> MissRequest {
-    MissRequest { space: SpaceId::DEVICE, access: Access::Read, iova: Iova::new(start) }
+    MissRequest { space: DomainId::DEVICE, access: Access::Read, iova: Iova::new(start) }
 }
 
 /// The wait of a job that has left its engine because of missing translations.
@@ -67,25 +67,25 @@ pub(super) fn wait_of(disposed: Disposed) -> JobWait {
 }
 
 pub(super) fn missing(starts: &[u64]) -> Leaves {
-    let one = |start: &u64| Missing { space: SpaceId::DEVICE, range: page(*start), access: Access::Read };
+    let one = |start: &u64| Missing { space: DomainId::DEVICE, range: page(*start), access: Access::Read };
     Leaves::Missing(starts.iter().map(one).collect())
 }
 
 #[test]
 fn a_job_is_in_flight_from_its_first_turn_to_its_end_wherever_it_waits() {
     let mut schedule = schedule();
-    assert!(!schedule.touches(SpaceId::DEVICE, page(BACKING)));
+    assert!(!schedule.touches(DomainId::DEVICE, page(BACKING)));
     let work = take(&mut schedule);
     let wait = wait_of(schedule.dispose(Left { work, leaves: missing(&[BACKING]) }));
-    assert!(schedule.touches(SpaceId::DEVICE, page(BACKING)));
-    assert_eq!(schedule.first_in(SpaceId::DEVICE, page(BACKING)), Some(wait.job));
-    assert!(!schedule.touches(SpaceId::DEVICE, page(BACKING + 4096)));
-    assert_eq!(schedule.first_in(SpaceId::DEVICE, page(BACKING + 4096)), None);
+    assert!(schedule.touches(DomainId::DEVICE, page(BACKING)));
+    assert_eq!(schedule.first_in(DomainId::DEVICE, page(BACKING)), Some(wait.job));
+    assert!(!schedule.touches(DomainId::DEVICE, page(BACKING + 4096)));
+    assert_eq!(schedule.first_in(DomainId::DEVICE, page(BACKING + 4096)), None);
     schedule.miss_answered(wait, request(BACKING), Ok(()));
     let work = take(&mut schedule);
     let left = Left { work, leaves: Leaves::Finished(JobOutcome::Done) };
     assert!(matches!(schedule.dispose(left), Disposed::Finished(_)));
-    assert!(!schedule.touches(SpaceId::DEVICE, page(BACKING)));
+    assert!(!schedule.touches(DomainId::DEVICE, page(BACKING)));
 }
 
 #[test]
@@ -110,7 +110,7 @@ fn a_job_does_not_wait_for_what_is_asked_for_ahead() {
     let mut schedule = schedule();
     let work = take(&mut schedule);
     let id = work.job.id();
-    let one = |start| Missing { space: SpaceId::DEVICE, range: page(start), access: Access::Read };
+    let one = |start| Missing { space: DomainId::DEVICE, range: page(start), access: Access::Read };
     let leaves = Leaves::Faulted { missing: one(BACKING), ahead: vec![one(BACKING + 4096)] };
     match schedule.dispose(Left { work, leaves }) {
         Disposed::Missing { wait, missing, ahead } => {
@@ -149,7 +149,7 @@ fn a_job_from_before_a_discard_never_runs_again() {
         assert!(matches!(schedule.dispose(Left { work, leaves }), Disposed::Stale));
         schedule.resume(Duration::ZERO);
         assert!(matches!(schedule.turn(), Turn::Wait));
-        assert!(!schedule.touches(SpaceId::DEVICE, page(BACKING)));
+        assert!(!schedule.touches(DomainId::DEVICE, page(BACKING)));
     }
 }
 

@@ -10,8 +10,8 @@ use crate::addr::{Access, PAGE_SIZE};
 use crate::jobs::engine::Leaves;
 use crate::jobs::schedule::Found;
 use crate::jobs::testing::{AT, execution, job, place};
+use crate::jobs::verdict::Verdict;
 use crate::mmu::Permissions;
-use crate::telemetry::violation::Verdict;
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -125,13 +125,13 @@ fn what_an_invalidation_takes_from_a_job_on_an_engine_is_judged_unless_it_is_for
         scheduler.submit(job(0, Mode::Fence, execution(Stream::new().signal(place(), 1))));
         let page = |number| ByteRange::new(Iova::new(number * PAGE_SIZE), PAGE_SIZE).unwrap();
         let range = page(AT / PAGE_SIZE);
-        assert!(!scheduler.touches(SpaceId::DEVICE, range), "it has not begun");
+        assert!(!scheduler.touches(DomainId::DEVICE, range), "it has not begun");
         let work = scheduler.next().unwrap();
-        assert!(scheduler.touches(SpaceId::DEVICE, range) && !scheduler.touches(SpaceId::DEVICE, page(9)));
-        assert_eq!(scheduler.first_in(SpaceId::DEVICE, range), Some(work.job.id()));
-        assert_eq!(scheduler.judged(SpaceId::DEVICE, ByteRange::everything()), [range]);
+        assert!(scheduler.touches(DomainId::DEVICE, range) && !scheduler.touches(DomainId::DEVICE, page(9)));
+        assert_eq!(scheduler.first_in(DomainId::DEVICE, range), Some(work.job.id()));
+        assert_eq!(scheduler.judged(DomainId::DEVICE, ByteRange::everything()), [range]);
         let by = InvalidationInfo { number: 1, range, begun: ms(1), acked: None };
-        let space = SpaceId::DEVICE;
+        let space = DomainId::DEVICE;
         let mapped = MappedRange { space, range, host: 0x7000_0000, permissions: Permissions::READ_WRITE };
         scheduler.suspect(by, &[mapped]);
         if forgets {

@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::*;
-use crate::gpu::request::RawEntry;
+use crate::jobs::backing::RawEntry;
 use crate::mmu::Missing;
 use crate::testing::memory::{SparseMemory, pattern};
 
@@ -133,7 +133,7 @@ fn the_working_set_ranges_are_in_order_and_no_two_touch() {
     // Row 0, rows 1 and 2, whose pages are adjacent, and the five rows after them, a page apart from each other.
     assert_eq!(ranges[..2], [range(0x1000_0000, 0x1020), range(0x5000_0800, 0x4020)]);
     assert_eq!(ranges[2..], [range(0x9000_0000, 0x20)]);
-    assert!(set.iter().all(|pin| pin.access == Access::Read && pin.space == SpaceId::DEVICE));
+    assert!(set.iter().all(|pin| pin.access == Access::Read && pin.space == DomainId::DEVICE));
 }
 
 #[test]
@@ -161,7 +161,7 @@ fn a_missing_page_stops_the_job_there_and_what_was_copied_is_not_read_again() {
     memory.unmap(Iova::new(0x8000));
 
     let range = ByteRange::new(Iova::new(0x8000), 4096).unwrap();
-    let missing = Missing { space: SpaceId::DEVICE, range, access: Access::Read };
+    let missing = Missing { space: DomainId::DEVICE, range, access: Access::Read };
     for _ in 0..2 {
         assert_eq!(transfer.step(&memory, 64 << 10), Step::Missing(missing));
         assert_eq!(transfer.bytes_moved(), 4096);
@@ -227,7 +227,7 @@ fn an_offset_that_wraps_is_refused() {
     let image = Arc::new(Image::new(16, 16).unwrap());
     let new = |offset| Transfer::new(image.clone(), backing(&[(0x1000, 4)]), rect(0, 15, 1, 1), offset);
     assert!(new(u64::MAX - 64).is_ok());
-    assert_eq!(new(u64::MAX - 63).err(), Some(CommandError::OffsetWraps { offset: u64::MAX - 63 }));
+    assert_eq!(new(u64::MAX - 63).err(), Some(InvalidMemory::OffsetWraps { offset: u64::MAX - 63 }));
 }
 
 #[test]
@@ -237,7 +237,7 @@ fn a_pin_that_covers_too_little_is_a_bug_that_ends_the_job() {
     let mut memory = memory(&entries);
     memory.pin(Vec::new());
     let range = ByteRange::new(Iova::new(0x1000), 4096).unwrap();
-    let missing = Missing { space: SpaceId::DEVICE, range, access: Access::Read };
+    let missing = Missing { space: DomainId::DEVICE, range, access: Access::Read };
     let step = transfer(&image, &entries, rect(0, 0, 16, 16), 0).step(&memory, 64 << 10);
     assert_eq!(step, Step::Error(JobError::Memory(MemoryError::NotPinned(missing))));
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 
-const SPACE: SpaceId = SpaceId::DEVICE;
+const SPACE: DomainId = DomainId::DEVICE;
 const SECOND: Duration = Duration::from_secs(1);
 
 fn at(millis: u64) -> Duration {

@@ -28,7 +28,7 @@ fn an_invalidation_of_everything_empties_the_tables() {
     rig.invalidate(ByteRange::everything());
     assert_eq!(rig.writer.table_bytes(), 0);
     let mut left = 0;
-    rig.writer.mapped_ranges(SpaceId::DEVICE, ByteRange::everything(), |_| left += 1);
+    rig.writer.mapped_ranges(DomainId::DEVICE, ByteRange::everything(), |_| left += 1);
     assert_eq!(left, 0);
 }
 

@@ -164,7 +164,7 @@ fn the_ranges_are_listed_in_order_and_merged() {
     rig.map(2 * MIB, 4 * MIB, FRAME, Permissions::READ);
     let mut listed = Vec::new();
     let everything = ByteRange::everything();
-    rig.writer.mapped_ranges(SpaceId::DEVICE, everything, |found| {
+    rig.writer.mapped_ranges(DomainId::DEVICE, everything, |found| {
         listed.push((found.range, found.host, found.permissions))
     });
     let expected = [
@@ -189,10 +189,10 @@ fn a_list_in_pieces_has_the_same_pages_as_the_whole() {
         found.range.pages().map(move |page| (page, host(page), found.permissions))
     };
     let mut whole = Vec::new();
-    rig.writer.mapped_ranges(SpaceId::DEVICE, ByteRange::everything(), |found| whole.extend(pages(found)));
+    rig.writer.mapped_ranges(DomainId::DEVICE, ByteRange::everything(), |found| whole.extend(pages(found)));
     let (mut pieces, mut from, mut turns) = (Vec::new(), Some(Iova::new(0)), 0);
     while let Some(start) = from {
-        from = rig.writer.mapped_some(SpaceId::DEVICE, start, 100, |found| pieces.extend(pages(found)));
+        from = rig.writer.mapped_some(DomainId::DEVICE, start, 100, |found| pieces.extend(pages(found)));
         turns += 1;
     }
     assert_eq!(pieces, whole);
@@ -201,7 +201,7 @@ fn a_list_in_pieces_has_the_same_pages_as_the_whole() {
     // From the middle of a large leaf on.
     let mut rest = Vec::new();
     let middle = Iova::new(4 * MIB + 5 * PAGE);
-    rig.writer.mapped_some(SpaceId::DEVICE, middle, usize::MAX, |found| rest.extend(pages(found)));
+    rig.writer.mapped_some(DomainId::DEVICE, middle, usize::MAX, |found| rest.extend(pages(found)));
     assert_eq!(rest, whole[whole.len() - rest.len()..]);
     assert_eq!(rest[0].0, middle);
 }
@@ -246,7 +246,7 @@ fn a_part_of_a_large_leaf_is_listed_as_that_part() {
     rig.map(2 * MIB, 2 * MIB, FRAME, Permissions::READ);
     let mut listed = Vec::new();
     let part = range(2 * MIB + 3 * PAGE + 5, PAGE);
-    rig.writer.mapped_ranges(SpaceId::DEVICE, part, |found| listed.push((found.range, found.host)));
+    rig.writer.mapped_ranges(DomainId::DEVICE, part, |found| listed.push((found.range, found.host)));
     assert_eq!(listed, [(range(2 * MIB + 3 * PAGE, 2 * PAGE), FRAME + 3 * PAGE)]);
 }
 
@@ -254,7 +254,7 @@ fn a_part_of_a_large_leaf_is_listed_as_that_part() {
 fn what_is_missing_ahead_of_a_miss_is_of_its_access_behind_it_and_of_few_pages() {
     let mut rig = rig();
     let wanted = |first, pages, access| PinRange {
-        space: SpaceId::DEVICE,
+        space: DomainId::DEVICE,
         range: range(first * PAGE, pages * PAGE),
         access,
     };
@@ -266,7 +266,7 @@ fn what_is_missing_ahead_of_a_miss_is_of_its_access_behind_it_and_of_few_pages()
     ];
     rig.map(0x12 * PAGE, PAGE, FRAME, Permissions::READ);
     let missing = |first, pages| Missing {
-        space: SpaceId::DEVICE,
+        space: DomainId::DEVICE,
         range: range(first * PAGE, pages * PAGE),
         access: Access::Read,
     };

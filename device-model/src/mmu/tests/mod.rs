@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::*;
 use crate::addr::{Access, ByteRange, Iova};
 
-const SPACE: SpaceId = SpaceId::DEVICE;
+const SPACE: DomainId = DomainId::DEVICE;
 const PAGE: u64 = 0x1000;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;

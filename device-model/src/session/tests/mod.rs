@@ -18,13 +18,14 @@ use super::*;
 use crate::addr::{Access, ByteRange, FrontendVa, Iova, PAGE_SIZE};
 use crate::jobs::job::JobId;
 use crate::jobs::schedule::{AtRest, JobVerdict, Revealed};
+use crate::jobs::verdict::InvalidationInfo;
 use crate::mmu::miss::{MissRequest, Outcome};
 use crate::mmu::{
     DrainWaker, MappedRange, MirrorConfig, Missing, Permissions, Pin, PinMode, PinRange, Reader, mirror,
 };
-use crate::telemetry::violation::{Fault, FaultCause, InvalidationInfo};
+use crate::telemetry::violation::{Fault, FaultCause};
 
-const SPACE: SpaceId = SpaceId::DEVICE;
+const SPACE: DomainId = DomainId::DEVICE;
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
 const MISS_TIMEOUT: Duration = Duration::from_secs(1);
 /// The pretended address of memory that no test touches.
@@ -85,15 +86,15 @@ impl Jobs for Noted {
         self.calls.push("invalidation ended");
     }
 
-    fn touches(&mut self, _space: SpaceId, _range: ByteRange<Iova>) -> bool {
+    fn touches(&mut self, _space: DomainId, _range: ByteRange<Iova>) -> bool {
         self.touched
     }
 
-    fn first_in(&mut self, _space: SpaceId, _range: ByteRange<Iova>) -> Option<JobId> {
+    fn first_in(&mut self, _space: DomainId, _range: ByteRange<Iova>) -> Option<JobId> {
         None
     }
 
-    fn judged(&mut self, _space: SpaceId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>> {
+    fn judged(&mut self, _space: DomainId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>> {
         if self.judged { vec![range] } else { Vec::new() }
     }
 

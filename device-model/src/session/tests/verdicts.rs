@@ -3,7 +3,7 @@
 use job_stream::Mode;
 
 use super::*;
-use crate::telemetry::violation::{Confidence, Verdict};
+use crate::jobs::verdict::{Confidence, Verdict};
 
 fn job_verdict(verdict: Verdict, confidence: Confidence, mode: Mode, is_first: bool) -> JobVerdict {
     JobVerdict {

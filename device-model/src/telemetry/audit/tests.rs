@@ -11,7 +11,7 @@ fn range(start: u64, len: u64) -> ByteRange<Iova> {
 }
 
 fn held(start: u64, len: u64, permissions: Permissions) -> MappedRange {
-    MappedRange { space: SpaceId::DEVICE, range: range(start, len), host: HOST + start, permissions }
+    MappedRange { space: DomainId::DEVICE, range: range(start, len), host: HOST + start, permissions }
 }
 
 /// The answer of a front-end that has `len` bytes at `start`, `moved` bytes further up than in the mirror.

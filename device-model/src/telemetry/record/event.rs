@@ -8,7 +8,7 @@ use super::pack::{Bits, Nanoseconds, Packed, WORDS, packed_enums};
 use crate::addr::{Access, Asid, ByteRange, Gva, Iova};
 use crate::jobs::address_space::FaultKind;
 use crate::jobs::job::JobId;
-use crate::telemetry::violation::Verdict;
+use crate::jobs::verdict::Verdict;
 
 /// Bits for the kind of an event; no kind is 0.
 const KIND_BITS: u32 = 8;
@@ -29,6 +29,8 @@ pub enum StepEnd {
     Misses,
     /// The job failed.
     Fails,
+    /// The driver has to answer a fault.
+    Faults,
 }
 
 /// Why a job left its engine.
@@ -51,6 +53,8 @@ pub enum LeftFor {
     Miss,
     /// What it has to pin is being invalidated.
     Invalidation,
+    /// The driver has to answer a fault.
+    Fault,
 }
 
 /// How a miss ended.
@@ -80,8 +84,8 @@ pub enum UpdateUse {
 }
 
 packed_enums! {
-    StepEnd: Done, More, Spins, Waits, Misses, Fails;
-    LeftFor: Done, Failed, Stop, Others, Wait, Eviction, Miss, Invalidation;
+    StepEnd: Done, More, Spins, Waits, Misses, Fails, Faults;
+    LeftFor: Done, Failed, Stop, Others, Wait, Eviction, Miss, Invalidation, Fault;
     MissEnd: Mapped, Refused, TimedOut, NoChannel;
     UpdateUse: Staged, Stale, Unsolicited;
 }

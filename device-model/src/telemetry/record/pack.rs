@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::addr::{Access, Asid, ByteRange, Gva, Iova, PAGE_SHIFT, PAGE_SIZE};
 use crate::jobs::address_space::FaultKind;
 use crate::jobs::job::JobId;
-use crate::telemetry::violation::Verdict;
+use crate::jobs::verdict::Verdict;
 
 /// Words per event.
 pub(super) const WORDS: usize = 4;
@@ -222,6 +222,6 @@ pub(super) use packed_enums;
 
 packed_enums! {
     Access: Read, Write;
-    FaultKind: NotPresent, ReadDenied, WriteDenied, AtomicDenied, ReservedBits, Refused;
+    FaultKind: NotPresent, ReadDenied, WriteDenied, AtomicDenied, ReservedBits, Refused, Moved, NotFlushed;
     Verdict: Benign, Moved, Gone;
 }

@@ -43,7 +43,7 @@ fn an_address_space_is_used_by_jobs_of_its_context_alone() {
 fn nonsense_creates_no_address_space() {
     let mut gpu = device();
     assert_eq!(gpu.status(&as_create(3, 1, ROOT)), ERR_INVALID_CONTEXT_ID);
-    for (asid, flags, root) in [(1 << 31, 0, ROOT), (1, 1, ROOT), (1, 0, ROOT + 8), (1, 0, 1 << 52)] {
+    for (asid, flags, root) in [(1 << 31, 0, ROOT), (1, 2, ROOT), (1, 0, ROOT + 8), (1, 0, 1 << 52)] {
         let request = as_create_with(1, asid, flags, root);
         assert_eq!(gpu.status(&request), ERR_INVALID_PARAMETER, "{asid:#x} {flags} {root:#x}");
         assert_eq!(gpu.status(&request[..request.len() - 1]), ERR_INVALID_PARAMETER);

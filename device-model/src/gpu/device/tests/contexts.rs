@@ -4,7 +4,7 @@ use job_stream::{At, CAPSET_ID, Mode, Space, Stream};
 use virtio_bindings::virtio_gpu::VIRTIO_GPU_F_RESOURCE_BLOB;
 
 use super::*;
-use crate::addr::SpaceId;
+use crate::addr::DomainId;
 use crate::mmu::JobMemory;
 
 const MEMORY: u64 = 0x70_0000;
@@ -174,7 +174,7 @@ fn a_blob_is_a_buffer_that_comes_with_its_backing() {
     assert_eq!(h.answers()[1..], [(gone, OK_NODATA)]);
     for at in [MEMORY + 0x2ff0, MEMORY] {
         let mut bytes = [0; 16];
-        h.memory.read(SpaceId::DEVICE, Iova::new(at), &mut bytes).unwrap();
+        h.memory.read(DomainId::DEVICE, Iova::new(at), &mut bytes).unwrap();
         assert_eq!(bytes, [4, 3, 2, 1].repeat(4)[..]);
     }
     assert_eq!((h.device.usage().resources, h.device.usage().backing_entries), (0, 0));

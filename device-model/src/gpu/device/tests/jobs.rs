@@ -41,7 +41,7 @@ impl Harness {
         use crate::mmu::JobMemory;
         let mut bytes = [0; 4];
         let at = Iova::new(MEMORY + 10 * 0x10_0000 + index * 4);
-        self.memory.read(crate::addr::SpaceId::DEVICE, at, &mut bytes).unwrap();
+        self.memory.read(crate::addr::DomainId::DEVICE, at, &mut bytes).unwrap();
         u32::from_le_bytes(bytes)
     }
 

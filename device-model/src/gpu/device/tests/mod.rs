@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::addr::{ByteRange, Iova};
-use crate::gpu::scanout::Rect;
+use crate::image::Rect;
 use crate::jobs::job::{JobError, Step};
 use crate::testing::memory::SparseMemory;
 use crate::testing::requests::*;
@@ -12,6 +12,7 @@ mod address_spaces;
 mod contexts;
 mod cursor;
 mod display;
+mod faults;
 mod hostile;
 mod jobs;
 mod resources;
@@ -29,6 +30,8 @@ struct Harness {
     jobs: Vec<Job>,
     shown: Vec<DisplayCommand>,
     asked: Vec<(u64, DisplayQuery)>,
+    /// Answers to faults.
+    resumed: Vec<(JobWait, Result<(), JobError>)>,
 }
 
 impl Harness {
@@ -47,6 +50,7 @@ impl Harness {
             jobs: Vec::new(),
             shown: Vec::new(),
             asked: Vec::new(),
+            resumed: Vec::new(),
         }
     }
 
@@ -55,6 +59,7 @@ impl Harness {
             match effect {
                 Effect::Complete { pending, response } => self.completed.push((pending, response)),
                 Effect::Run(job) => self.jobs.push(job),
+                Effect::AnswerFault { wait, answer } => self.resumed.push((wait, answer)),
                 Effect::Display(command) => self.shown.push(command),
                 Effect::Ask { ticket, question } => self.asked.push((ticket, question)),
             }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::addr::{Access, SpaceId};
+use crate::addr::{Access, DomainId};
 use crate::mmu::Missing;
 use crate::testing::memory::pattern;
 
@@ -78,7 +78,7 @@ fn a_failed_job_is_an_error_of_its_own_command_and_the_ring_goes_on() {
     h.answers();
     let (first, second, third) = (full(&mut h, 1), full(&mut h, 1), full(&mut h, 1));
     let range = ByteRange::new(Iova::new(0x10_0000), 4096).unwrap();
-    let missing = Missing { space: SpaceId::DEVICE, range, access: Access::Read };
+    let missing = Missing { space: DomainId::DEVICE, range, access: Access::Read };
     h.finish(JobOutcome::Failed(JobError::Refused(missing)));
     h.finish(JobOutcome::Failed(JobError::Killed));
     h.run();

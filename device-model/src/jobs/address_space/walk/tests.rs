@@ -59,10 +59,13 @@ fn find(
     access: GvaAccess,
 ) -> Result<Option<u64>, (FaultKind, u32)> {
     let gva = Gva::new(gva);
-    let leaf = walk(memory, Iova::new(tables.root()), gva).map_err(|ended| match ended {
-        Ended::At { kind, level, .. } => (kind, level),
-        Ended::Unread { .. } => panic!("{ended:?}"),
-    })?;
+    let leaf =
+        walk(memory, (ROOT_LEVEL, Iova::new(tables.root())), gva, |_, _| {}).map_err(
+            |ended| match ended {
+                Ended::At { kind, level, .. } => (kind, level),
+                Ended::Unread { .. } => panic!("{ended:?}"),
+            },
+        )?;
     leaf.check(access).map_err(|kind| (kind, leaf.level))?;
     let (place, rest) = leaf.place(gva);
     assert_eq!(rest, size_of_entry(leaf.level) - gva.raw() % size_of_entry(leaf.level));
@@ -170,8 +173,8 @@ fn a_table_that_the_mirror_lacks_is_named_with_its_level() {
         // Level 3 is the root; those below are listed from level 0 up.
         let level = if level == 0 { 3 } else { level as u32 - 1 };
         let taken = memory.take_page(page).unwrap();
-        let missing = Missing { space: SpaceId::DEVICE, range: page.page_range(), access: Access::Read };
-        match walk(&memory, root, Gva::new(0x1234_5000)) {
+        let missing = Missing { space: DomainId::DEVICE, range: page.page_range(), access: Access::Read };
+        match walk(&memory, (ROOT_LEVEL, root), Gva::new(0x1234_5000), |_, _| {}) {
             Err(Ended::Unread { entry, level: at, error }) => {
                 assert_eq!((entry.page(), at, error), (page, level, MemoryError::Missing(missing)));
             }
@@ -179,5 +182,5 @@ fn a_table_that_the_mirror_lacks_is_named_with_its_level() {
         }
         memory.put_page(page, taken);
     }
-    assert!(walk(&memory, root, Gva::new(0x1234_5000)).is_ok());
+    assert!(walk(&memory, (ROOT_LEVEL, root), Gva::new(0x1234_5000), |_, _| {}).is_ok());
 }

@@ -6,10 +6,10 @@ use job_stream::{At, Compare, Limits, Priority, Space as StreamSpace, Stream, ve
 use proptest::prelude::*;
 
 use super::*;
-use crate::gpu::request::RawEntry;
 use crate::jobs::backing::Backing;
+use crate::jobs::backing::RawEntry;
 use crate::jobs::job::Treatment;
-use crate::jobs::operands::{Operands, Space};
+use crate::jobs::operands::{Operands, ResourceMemory};
 use crate::jobs::program::Execution;
 use crate::jobs::schedule::suspects::Found;
 use crate::mmu::Permissions;
@@ -29,7 +29,7 @@ fn job_on(id: u64, mode: Mode, stream: Stream, backings: &[Backing]) -> Job {
     let program = verify(&stream.finish(), &limits).unwrap();
     let space = |id: u32| {
         let backing = backings[id as usize - 1].clone();
-        Ok(Space { bytes: backing.bytes(), backing })
+        Ok(ResourceMemory { bytes: backing.bytes(), backing })
     };
     let treatment = Treatment { context: Some(1), mode, priority: Priority::Normal };
     let execution = Execution::new(Operands::new(program, space).unwrap(), Duration::from_secs(1));
@@ -59,18 +59,18 @@ fn page(number: u64) -> ByteRange<Iova> {
 
 fn mapped(range: ByteRange<Iova>, host: u64) -> MappedRange {
     let permissions = Permissions { read: true, write: true };
-    MappedRange { space: SpaceId::DEVICE, range, host, permissions }
+    MappedRange { space: DomainId::DEVICE, range, host, permissions }
 }
 
 /// What an INVALIDATE costs if all that jobs use is mapped.
 fn lookups_of(footprints: &mut Footprints, range: ByteRange<Iova>) -> u64 {
     let before = footprints.looked;
-    let judged = footprints.judged(SpaceId::DEVICE, range);
+    let judged = footprints.judged(DomainId::DEVICE, range);
     let single = judged.iter().flat_map(|range| range.pages());
     let taken: Vec<_> = single.map(|at| mapped(page(at.raw() / PAGE_SIZE), HOST + 3 * at.raw())).collect();
     footprints.suspect(by(1), &taken);
-    footprints.touches(SpaceId::DEVICE, range);
-    footprints.first_in(SpaceId::DEVICE, range);
+    footprints.touches(DomainId::DEVICE, range);
+    footprints.first_in(DomainId::DEVICE, range);
     footprints.looked - before
 }
 
@@ -122,7 +122,7 @@ fn an_answer_looks_up_only_the_jobs_that_use_the_page() {
     lookups_of(&mut footprints, ByteRange::everything());
     let before = footprints.looked;
     let found = Found::Nothing;
-    let gone = Revealed { space: SpaceId::DEVICE, pages: page(7), access: Access::Read, found };
+    let gone = Revealed { space: DomainId::DEVICE, pages: page(7), access: Access::Read, found };
     let job_verdicts = footprints.judge(&gone, |_| (Stands::Apart, None));
     assert_eq!(job_verdicts.len(), 256);
     assert_eq!(
@@ -151,7 +151,7 @@ fn a_page_that_is_listed_ten_thousand_times_costs_a_bounded_number_of_looks() {
     lookups_of(&mut footprints, ByteRange::everything());
     let before = footprints.looked;
     let found = Found::Nothing;
-    let gone = Revealed { space: SpaceId::DEVICE, pages: page(1), access: Access::Read, found };
+    let gone = Revealed { space: DomainId::DEVICE, pages: page(1), access: Access::Read, found };
     let job_verdicts = footprints.judge(&gone, |_| (Stands::Apart, None));
     assert_eq!(job_verdicts.iter().map(|job_verdict| job_verdict.job.raw()).collect::<Vec<_>>(), [0]);
     assert!(footprints.looked - before <= LOOKUPS as u64);
@@ -171,7 +171,7 @@ fn jobs_that_name_more_pieces_than_are_kept_are_counted_and_never_judged() {
     assert_eq!((footprints.pieces, footprints.take_unjudged(), footprints.take_unjudged()), (64_000, 2, 0));
     lookups_of(&mut footprints, ByteRange::everything());
     let found = Found::Nothing;
-    let gone = Revealed { space: SpaceId::DEVICE, pages: page(1), access: Access::Write, found };
+    let gone = Revealed { space: DomainId::DEVICE, pages: page(1), access: Access::Write, found };
     assert_eq!(footprints.judge(&gone, |_| (Stands::Needs, None)).len(), 8);
     (0..10).for_each(|id| footprints.end(JobId(id)));
     assert_eq!((footprints.pieces, footprints.backings.len()), (0, 0));
@@ -181,7 +181,7 @@ fn jobs_that_name_more_pieces_than_are_kept_are_counted_and_never_judged() {
 fn what_there_is_no_room_to_note_is_counted() {
     let backing = Backing::new(std::iter::once(RawEntry { at: Iova::new(0), len: 1 << 30 })).unwrap();
     let mut footprints = with_waits(&backing, 1);
-    assert_eq!(footprints.judged(SpaceId::DEVICE, ByteRange::everything()).len(), 1);
+    assert_eq!(footprints.judged(DomainId::DEVICE, ByteRange::everything()).len(), 1);
     // Scattered in memory; 20,000 pages for reading and for writing make 40,000 ranges.
     let pages: Vec<_> =
         (0..20_000).map(|number| mapped(page(number), HOST + 2 * number * PAGE_SIZE)).collect();
@@ -354,7 +354,9 @@ impl Both {
         let at = at % bytes(id);
         let range = place(id, at).range(len.min(bytes(id) - at));
         let stream = Stream::new().checksum(range, place(to, word % (bytes(to) / 8) * 8));
-        let space = |id: u32| Ok(Space { bytes: bytes(id), backing: self.backings[id as usize - 1].clone() });
+        let space = |id: u32| {
+            Ok(ResourceMemory { bytes: bytes(id), backing: self.backings[id as usize - 1].clone() })
+        };
         // A word that spans two entries is refused at submission, and so is a checksum inside its own input.
         let program = verify(&stream.clone().finish(), &Limits::default());
         if program.is_ok_and(|program| Operands::new(program, space).is_ok()) {
@@ -367,7 +369,7 @@ impl Both {
 
     fn answer(&mut self, number: u64, access: Access, host: Option<u64>) {
         let found = host.map_or(Found::Nothing, Found::Memory);
-        let revealed = Revealed { space: SpaceId::DEVICE, pages: page(number), access, found };
+        let revealed = Revealed { space: DomainId::DEVICE, pages: page(number), access, found };
         let job_verdicts = self.real.judge(&revealed, |_| (Stands::Apart, None));
         assert_eq!(told(job_verdicts), self.twin.reveal(number, access, host));
     }
@@ -385,13 +387,13 @@ impl Both {
         self.invalidations += 1;
         let bytes = (numbers.end - numbers.start) * PAGE_SIZE;
         let range = ByteRange::new(Iova::new(numbers.start * PAGE_SIZE), bytes).unwrap();
-        let judged = self.real.judged(SpaceId::DEVICE, range);
+        let judged = self.real.judged(DomainId::DEVICE, range);
         let judged = judged.iter().flat_map(|part| part.pages()).map(|at| at.raw() / PAGE_SIZE);
         let within = |number: &u64| numbers.contains(number);
         let wanted: Vec<u64> = self.twin.pages_used(true).into_iter().filter(within).collect();
         assert_eq!(judged.collect::<Vec<_>>(), wanted);
         let touches = self.twin.pages_used(false).iter().any(within);
-        assert_eq!(self.real.touches(SpaceId::DEVICE, range), touches);
+        assert_eq!(self.real.touches(DomainId::DEVICE, range), touches);
         let taken = wanted.iter().filter_map(|number| Some((*number, *self.mirror.get(number)?)));
         let taken: Vec<_> = taken.collect();
         let had = |(number, (host, permissions)): &(u64, (u64, Permissions))| MappedRange {

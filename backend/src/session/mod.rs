@@ -24,24 +24,22 @@ use std::time::Duration;
 
 use device_model::locking::lock;
 use device_model::mmu::{HostRange, Permissions};
-use device_model::session::{Effect, End, Message, Refusal, Unread, Update};
+use device_model::session::{Effect, End, Message, Unread, Update};
 use epoll::Events;
 use log::info;
 use vhost::vhost_user::BackendReqHandler;
 
 pub use self::state::SessionState;
-use crate::faults::{Bug, Injection};
+use crate::fault_injection::{Bug, Injection};
 use crate::telemetry::instruments::Clock;
-use crate::threads::ThreadFailure;
 use crate::vhost_user::channel::Channel;
 use crate::vhost_user::iotlb::{self, IotlbEvent};
 use crate::vhost_user::memory::sigbus;
-use crate::vhost_user::peek::{self, Next, PeekError};
+use crate::vhost_user::peek::{self, Next};
+use crate::vhost_user::session_end::{MESSAGE_DEADLINE, SessionEnd};
 use crate::vhost_user::{Ack, Header, request};
 use crate::wake::{Poller, Waker};
 
-/// Time limit for the rest of a message, and for the first message of a connection.
-const MESSAGE_DEADLINE: Duration = Duration::from_secs(5);
 /// Messages that are read in one turn, before the other sources are checked again.
 const MESSAGES_A_TURN: u32 = 64;
 
@@ -49,61 +47,6 @@ const MAIN: u64 = 0;
 const CHANNEL: u64 = 1;
 const WAKE: u64 = 2;
 const SIGNAL: u64 = 3;
-
-/// Why a session ended.
-#[derive(Debug, thiserror::Error)]
-pub enum SessionEnd {
-    /// The front-end has closed its end.
-    #[error("The front-end has closed the connection")]
-    Closed,
-    /// SIGTERM or SIGINT was received.
-    #[error("A signal asked the process to end")]
-    Signal,
-    /// The bytes received are not a vhost-user message.
-    #[error("The front-end does not speak vhost-user")]
-    NoMessage(#[from] PeekError),
-    /// A message did not arrive completely in time.
-    #[error("The front-end left a message unfinished for {MESSAGE_DEADLINE:?}")]
-    Unfinished,
-    /// The `vhost` crate could not handle a message.
-    #[error("Message {code} of the front-end cannot be handled")]
-    Request {
-        /// Its number.
-        code: u32,
-        /// Error of the crate.
-        #[source]
-        source: vhost::vhost_user::Error,
-    },
-    /// A request was refused, and the front-end did not ask for a reply.
-    #[error("Message {code} of the front-end is refused")]
-    Refused {
-        /// Its number.
-        code: u32,
-        /// Reason of the refusal.
-        #[source]
-        why: Refusal,
-    },
-    /// A message that must carry exactly one descriptor does not.
-    #[error("Message {code} came with {count} descriptors instead of one")]
-    Descriptors {
-        /// Its number.
-        code: u32,
-        /// Number of descriptors received.
-        count: usize,
-    },
-    /// A socket or epoll failed.
-    #[error("The session's sockets failed")]
-    Io(#[from] io::Error),
-    /// A file behind the guest's memory became shorter than the memory table says.
-    #[error("The front-end's memory has lost pages that the memory table has: a file was truncated")]
-    MemoryLost,
-    /// An engine did not reach the end of its step in time: memory was revoked.
-    #[error("An engine did not reach the end of a step: guest memory was revoked, and the session is over")]
-    Revoked,
-    /// A thread of the device has failed: requests to it would never be answered.
-    #[error("A thread of the device has failed")]
-    ThreadFailed(#[source] Arc<ThreadFailure>),
-}
 
 /// A reply that has not been sent yet.
 #[derive(Debug)]

@@ -1,8 +1,19 @@
-//! Arithmetic of rectangles, wide enough for every number that a guest can write.
+//! A rectangle, and arithmetic wide enough for every number that a guest can write.
 
 use std::fmt;
 
-use crate::gpu::scanout::Rect;
+/// A rectangle in pixels. Whether it fits its image is checked where it enters the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rect {
+    /// Left edge.
+    pub x: u32,
+    /// Upper edge.
+    pub y: u32,
+    /// Width.
+    pub width: u32,
+    /// Height.
+    pub height: u32,
+}
 
 impl Rect {
     /// Whether it has no pixels.

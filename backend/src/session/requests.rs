@@ -20,12 +20,12 @@ use vhost_user_backend::VringT;
 use virtio_bindings::virtio_config::{VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-use device_model::session::{ACCESS_PLATFORM, Offer, Refusal};
+use device_model::session::{ACCESS_PLATFORM, Offer, QUEUES, Refusal};
 
 use super::state::SessionState;
+use crate::queues::MAX_QUEUE_SIZE;
 use crate::queues::mailbox::QueueMessage;
 use crate::queues::ring::SharedRing;
-use crate::queues::{MAX_QUEUE_SIZE, QUEUES};
 use crate::vhost_user::memory::table::MAX_REGIONS;
 use crate::vhost_user::memory::{MemoryTable, RegionSpec};
 

@@ -17,13 +17,13 @@ fn job(id: u64, priority: Priority) -> Job {
 }
 
 fn backing() -> Backing {
-    let entry = crate::gpu::request::RawEntry { at: crate::addr::Iova::new(0), len: 4096 };
+    let entry = crate::jobs::backing::RawEntry { at: crate::addr::Iova::new(0), len: 4096 };
     Backing::new(std::iter::once(entry)).unwrap()
 }
 
 fn job_on(backing: &Backing, id: u64, priority: Priority, stream: Stream) -> Job {
     let program = verify(&stream.finish(), &Limits::default()).unwrap();
-    let space = |_| Ok(operands::Space { bytes: 4096, backing: backing.clone() });
+    let space = |_| Ok(operands::ResourceMemory { bytes: 4096, backing: backing.clone() });
     let execution = Execution::new(Operands::new(program, space).unwrap(), Duration::from_secs(1));
     Job::program(JobId(id), Treatment { context: Some(1), mode: Mode::Fault, priority }, execution)
 }

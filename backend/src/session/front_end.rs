@@ -10,11 +10,11 @@ use device_model::mmu::miss::{Outcome, Resolution};
 use device_model::session::Refusal;
 use device_model::session::miss_port::Waiter;
 
-use super::SessionEnd;
 use super::state::SessionState;
 use crate::front_end_check::{FrontEndCheck, Severity, World};
 use crate::vhost_user::Header;
 use crate::vhost_user::peek::{self, Next};
+use crate::vhost_user::session_end::SessionEnd;
 
 impl SessionState {
     /// Checks the front-end from its first message on. `miss_timeout` is its time limit for an answer.

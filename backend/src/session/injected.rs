@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use device_model::addr::{ByteRange, Iova, PAGE_SIZE, SpaceId};
+use device_model::addr::{ByteRange, DomainId, Iova, PAGE_SIZE};
 use device_model::mmu::{HostRange, InFlight, MappedRange, MirrorWriter, Permissions};
 use device_model::session::Update;
 use device_model::session::miss_port::MissRequest;
 
-use crate::faults::{Bug, Injection};
+use crate::fault_injection::{Bug, Injection};
 
 /// Maximum number of pages whose old translation is remembered.
 const REMEMBERED: usize = 1 << 14;
@@ -70,7 +70,7 @@ impl InjectedFaults {
         if !keep && !remember {
             return;
         }
-        mirror.mapped_ranges(SpaceId::DEVICE, range.page_aligned(), |mapped| {
+        mirror.mapped_ranges(DomainId::DEVICE, range.page_aligned(), |mapped| {
             let Some(part) = part_of(mapped, range.page_aligned()) else { return };
             if remember {
                 let pages = (part.range.first().raw()..=part.range.last().raw()).step_by(PAGE_SIZE as usize);
@@ -143,14 +143,14 @@ impl InjectedFaults {
         if let Some(claimed) = self.claimed
             && self.injection.fires(Bug::CacheClaimedPermission)
         {
-            let _ = mirror.map(SpaceId::DEVICE, range, host, claimed);
+            let _ = mirror.map(DomainId::DEVICE, range, host, claimed);
         }
         if self.injection.is_on(Bug::StaleTranslation)
             && let (Some(host), Ok(range)) =
                 (self.before.get(&page).copied(), ByteRange::new(page, PAGE_SIZE))
         {
             self.injection.fires(Bug::StaleTranslation);
-            map(mirror, MappedRange { space: SpaceId::DEVICE, range, host, permissions });
+            map(mirror, MappedRange { space: DomainId::DEVICE, range, host, permissions });
         }
     }
 

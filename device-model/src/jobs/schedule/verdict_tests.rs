@@ -3,8 +3,8 @@
 use super::tests::{BACKING, job, missing, numbered, page, request, schedule, take, wait_of};
 use super::*;
 use crate::addr::Access;
+use crate::jobs::verdict::Confidence;
 use crate::mmu::{MappedRange, Permissions};
-use crate::telemetry::violation::Confidence;
 
 const FRAME: u64 = 0x7000_0000;
 
@@ -18,18 +18,18 @@ fn by(number: u64) -> InvalidationInfo {
 }
 
 fn mapped(start: u64, host: u64, permissions: Permissions) -> MappedRange {
-    MappedRange { space: SpaceId::DEVICE, range: page(start), host, permissions }
+    MappedRange { space: DomainId::DEVICE, range: page(start), host, permissions }
 }
 
 fn shows(found: Found) -> Revealed {
-    Revealed { space: SpaceId::DEVICE, pages: page(BACKING), access: Access::Read, found }
+    Revealed { space: DomainId::DEVICE, pages: page(BACKING), access: Access::Read, found }
 }
 
 /// A job on an engine from which an INVALIDATE takes its page.
 fn overlapped() -> (Schedule, ScheduledJob) {
     let mut schedule = schedule();
     let work = take(&mut schedule);
-    assert_eq!(schedule.judged(SpaceId::DEVICE, ByteRange::everything()), [page(BACKING)]);
+    assert_eq!(schedule.judged(DomainId::DEVICE, ByteRange::everything()), [page(BACKING)]);
     schedule.suspect(by(3), &[mapped(BACKING, FRAME, Permissions::READ)]);
     (schedule, work)
 }
@@ -107,9 +107,9 @@ fn the_fence_of_a_job_in_fence_mode_waits_until_its_memory_was_found_again() {
     let Disposed::Missing { wait, missing, ahead } = schedule.dispose(Left { work, leaves: done }) else {
         panic!("Nobody asks for the page");
     };
-    let page_missing = Missing { space: SpaceId::DEVICE, range: page(BACKING), access: Access::Read };
+    let page_missing = Missing { space: DomainId::DEVICE, range: page(BACKING), access: Access::Read };
     assert_eq!((wait.job, missing, ahead), (id, vec![page_missing], vec![]));
-    assert!(schedule.touches(SpaceId::DEVICE, page(BACKING)));
+    assert!(schedule.touches(DomainId::DEVICE, page(BACKING)));
     let job_verdicts = schedule.reveal(&shows(Found::Nothing), &[id]);
     assert_eq!(verdicts(&job_verdicts), [(Verdict::Gone, Confidence::Certain, 3, true)]);
     schedule.miss_answered(wait, request(BACKING), Err(JobError::Refused(page_missing)));
@@ -139,7 +139,7 @@ fn a_job_in_fence_mode_that_has_worked_on_memory_that_was_moved_ends_with_that()
         let job_verdicts = schedule.reveal(&shows(Found::Memory(FRAME + 4096)), &[id]);
         assert_eq!(verdicts(&job_verdicts), [(Verdict::Moved, Confidence::Certain, 3, true)]);
         schedule.miss_answered(wait, request(BACKING), Ok(()));
-        let moved = Missing { space: SpaceId::DEVICE, range: page(BACKING), access: Access::Read };
+        let moved = Missing { space: DomainId::DEVICE, range: page(BACKING), access: Access::Read };
         assert_eq!(take(&mut schedule).failed, stepped.then_some(JobError::Moved(moved)));
     }
 }
@@ -180,7 +180,7 @@ fn what_two_jobs_use_is_judged_whole_for_both() {
     }
     let all = ByteRange::new(Iova::new(BACKING), 3 * 4096).unwrap();
     let three = MappedRange { range: all, ..mapped(BACKING, FRAME, Permissions::READ) };
-    for part in schedule.judged(SpaceId::DEVICE, ByteRange::everything()) {
+    for part in schedule.judged(DomainId::DEVICE, ByteRange::everything()) {
         schedule.suspect(by(1), &[MappedRange { range: part, ..three }]);
     }
     let gone = Revealed { pages: page(BACKING + 4096), ..shows(Found::Nothing) };

@@ -12,8 +12,9 @@ use proptest::prelude::*;
 use super::tests::{BYTES, packet};
 use super::*;
 use crate::addr::{Access, Asid, ByteRange, Gva};
-use crate::gpu::error::CommandError;
-use crate::jobs::address_space::{AddressSpace, FaultKind, TranslationFault};
+use crate::jobs::address_space::tlb::TlbConfig;
+use crate::jobs::address_space::{AddressSpace, FaultKind, TlbPolicy, TranslationFault};
+use crate::jobs::error::InvalidMemory;
 use crate::testing::memory::SparseMemory;
 use crate::testing::page_tables::PageTables;
 
@@ -27,6 +28,7 @@ const WINDOW: [u64; 3] = [0x3f_f000, 0x9000, 0x5000];
 struct Guest {
     memory: SparseMemory,
     tables: [PageTables; 2],
+    spaces: [Arc<AddressSpace>; 2],
 }
 
 fn guest() -> Guest {
@@ -41,14 +43,23 @@ fn guest() -> Guest {
         tables.map(&mut memory, 0x20_1000, 0, (0x5000 + up) | ALL);
         tables
     });
-    Guest { memory, tables }
+    Guest::new(memory, tables, TlbPolicy::Sticky)
 }
 
 impl Guest {
+    fn new(memory: SparseMemory, tables: [PageTables; 2], policy: TlbPolicy) -> Self {
+        let config = TlbConfig::new(policy, 1024);
+        let space = |asid: usize| {
+            let root = Iova::new(tables[asid - 1].root());
+            Arc::new(AddressSpace::new(Asid::new(asid as u32), root, config.clone()))
+        };
+        let spaces = [space(1), space(2)];
+        Self { memory, tables, spaces }
+    }
+
     fn execution(&self, program: Program) -> Execution {
-        let spaces = self.tables.each_ref().map(|tables| Iova::new(tables.root()));
-        let find = |asid: u32| Ok(Arc::new(AddressSpace::new(Asid::new(asid), spaces[asid as usize - 1])));
-        let none = |id| Err(CommandError::NoSuchResource { id });
+        let find = |asid: u32| Ok(Arc::clone(&self.spaces[asid as usize - 1]));
+        let none = |id| -> Result<_, InvalidMemory> { panic!("Operand in resource {id}") };
         Execution::new(Operands::resolve(program, none, find).unwrap(), Duration::from_secs(60))
     }
 
@@ -56,7 +67,7 @@ impl Guest {
         let mut all = vec![0; BYTES as usize];
         for (at, part) in WINDOW.into_iter().zip(all.chunks_mut(0x1000)) {
             let at = Iova::new(at + u64::from(asid - 1) * 0x100_0000);
-            self.memory.read(SpaceId::DEVICE, at, part).unwrap();
+            self.memory.read(DomainId::DEVICE, at, part).unwrap();
         }
         all
     }
@@ -216,7 +227,7 @@ fn what_the_tables_do_not_permit_ends_the_job_and_is_named_with_all_that_the_wal
         let mut guest = guest();
         guest.set(pte);
         let gva = Gva::new(at.address);
-        let fault = TranslationFault { asid: Asid::new(1), gva, access, kind, level: 0, pte };
+        let fault = TranslationFault { asid: Asid::new(1), gva, access, kind, level: 0, pte, cached: None };
         assert_eq!(failure(&guest, |stream| build(stream, at)), JobError::Translation(fault));
     }
 }
@@ -264,7 +275,7 @@ fn a_miss_looks_for_63_more_pages_of_the_packet_and_names_each_once() {
     for page in 0..200 {
         tables.map(&mut memory, page << 12, 0, (0x1000 + page) << 12 | ALL);
     }
-    let guest = Guest { memory, tables: [tables.clone(), tables] };
+    let guest = Guest::new(memory, [tables.clone(), tables], TlbPolicy::Sticky);
     let all = At::new(StreamSpace::address_space(1), 0x800).range(199 << 12);
     let mut job = guest.execution(program(Stream::new().fill(all, 0)));
     let Step::Missing(missing) = job.step(&guest.memory, (1 << 16).into()) else { panic!() };
@@ -272,7 +283,7 @@ fn a_miss_looks_for_63_more_pages_of_the_packet_and_names_each_once() {
     // The mirror has every fourth page.
     let probe = |at: Iova, access| {
         let range = at.page_range();
-        (at.raw() >> 12 & 3 != 3).then_some(Missing { space: SpaceId::DEVICE, range, access })
+        (at.raw() >> 12 & 3 != 3).then_some(Missing { space: DomainId::DEVICE, range, access })
     };
     let ahead = job.look_ahead(&guest.memory, probe, missing);
     let pages: Vec<u64> = ahead.iter().map(|missing| missing.range.first().raw() >> 12).collect();
@@ -289,8 +300,8 @@ fn a_table_that_is_missing_is_named_once_and_what_lies_behind_it_is_not_guessed(
     let all = place(1, 0).range(BYTES);
     let job = guest.execution(program(Stream::new().fill(all, 0)));
     let first =
-        Missing { space: SpaceId::DEVICE, range: Iova::new(WINDOW[0]).page_range(), access: Access::Write };
-    let table = Missing { space: SpaceId::DEVICE, range: tables[1].page_range(), access: Access::Read };
+        Missing { space: DomainId::DEVICE, range: Iova::new(WINDOW[0]).page_range(), access: Access::Write };
+    let table = Missing { space: DomainId::DEVICE, range: tables[1].page_range(), access: Access::Read };
     assert_eq!(job.look_ahead(&guest.memory, |_, _| None, first), [table]);
     assert_eq!(job.look_ahead(&guest.memory, |_, _| None, table), []);
 }
@@ -304,7 +315,15 @@ fn a_refusal_is_blamed_on_the_address_that_needed_the_page() {
     let Step::Missing(missing) = job.step(&guest.memory, (1 << 16).into()) else { panic!() };
     let pte = 0x9000 | ALL;
     let (gva, kind) = (Gva::new(BASE + 0x1004), FaultKind::Refused);
-    let fault = TranslationFault { asid: Asid::new(1), gva, access: GvaAccess::Read, kind, level: 0, pte };
+    let fault = TranslationFault {
+        asid: Asid::new(1),
+        gva,
+        access: GvaAccess::Read,
+        kind,
+        level: 0,
+        pte,
+        cached: None,
+    };
     assert_eq!(job.refusal(missing), JobError::Translation(fault));
     guest.memory.unmap(Iova::new(guest.tables[0].root()));
     let Step::Missing(missing) = job.step(&guest.memory, (1 << 16).into()) else { panic!() };

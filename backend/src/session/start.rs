@@ -7,6 +7,7 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use device_model::gpu::device::{Device, DeviceConfig};
+use device_model::jobs::schedule::JobReport;
 use device_model::jobs::scheduler::Scheduler;
 use device_model::mmu::{DrainWaker, MirrorConfig, Reader, RingMemory, mirror};
 use device_model::session::{Config, Effect, Session};
@@ -20,9 +21,9 @@ use super::requests::offer;
 use super::state::{SessionState, abort};
 use crate::display::Display;
 use crate::engines::Engines;
-use crate::engines::engine::{Engine, FinishedJob};
+use crate::engines::engine::Engine;
 use crate::engines::starvation::{ThreadName, Turns};
-use crate::faults::{Bug, Injection};
+use crate::fault_injection::{Bug, Injection};
 use crate::queues::mailbox::{Mailbox, QueueMessage};
 use crate::queues::ring::SharedRing;
 use crate::queues::{MAX_QUEUE_SIZE, QueueThread};
@@ -142,7 +143,8 @@ fn connect_query_channel(
 ) -> Queries {
     let (session, questions) = channel();
     let (waker, queue, scheduler) = (waker.clone(), queue.clone(), Arc::clone(scheduler));
-    let connected = instruments.connect(Connection { session, waker, queue, scheduler });
+    let contexts = Arc::new(move |answer| queue.post(QueueMessage::Describe(answer)));
+    let connected = instruments.connect(Connection { session, waker, contexts, scheduler });
     Queries::new(questions, connected)
 }
 
@@ -192,9 +194,16 @@ impl Common<'_> {
             reader,
             scheduler: Arc::clone(self.scheduler),
             misses: self.misses.clone(),
-            finished: Box::new(move |finished: FinishedJob| {
-                mailbox.post(QueueMessage::JobFinished(finished))
+            report: Box::new(move |report| {
+                mailbox.post(match report {
+                    JobReport::Finished(finished) => QueueMessage::JobFinished(finished),
+                    JobReport::Faulted(faulted) => QueueMessage::JobFaulted(faulted),
+                });
             }),
+            flush_ended: {
+                let mailbox = self.mailbox.clone();
+                Box::new(move || mailbox.post(QueueMessage::FlushEnded))
+            },
             stats: Arc::clone(self.stats),
             injection: Arc::clone(&self.settings.injection),
             sink: self.instruments.sink(Producer::Engine(index)),

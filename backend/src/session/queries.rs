@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
-use device_model::addr::{Iova, SpaceId};
+use device_model::addr::{DomainId, Iova};
 use device_model::telemetry::audit::AuditReport;
 use serde_json::{Value, json};
 
@@ -76,7 +76,7 @@ impl SessionState {
     fn list_some(&mut self) {
         let Some(mut listing) = self.queries.listings.pop_front() else { return };
         let Listing { list, most, from, .. } = &mut listing;
-        let next = self.core.mirror().mapped_some(SpaceId::DEVICE, *from, ENTRIES_A_TURN, |range| {
+        let next = self.core.mirror().mapped_some(DomainId::DEVICE, *from, ENTRIES_A_TURN, |range| {
             // Joins a range that the end of the last turn has split.
             let joined = list.ranges.last_mut().is_some_and(|last| last.append(&range));
             if !joined && list.ranges.len() < *most {
@@ -137,8 +137,8 @@ mod tests {
     use device_model::telemetry::stats::Stats;
 
     use super::*;
+    use crate::session::start::{DeviceSettings, start};
     use crate::telemetry::instruments::Instruments;
-    use crate::vhost_user::session::start::{DeviceSettings, start};
     use crate::wake::Waker;
 
     #[repr(align(4096))]
@@ -159,7 +159,7 @@ mod tests {
             state
                 .core
                 .mirror_mut()
-                .map(SpaceId::DEVICE, range, host, Permissions { read: true, write: true })
+                .map(DomainId::DEVICE, range, host, Permissions { read: true, write: true })
                 .map(drop)
                 .unwrap();
         }

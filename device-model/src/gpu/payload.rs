@@ -5,15 +5,17 @@ use std::mem::size_of;
 
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::gpu;
 use crate::addr::Iova;
 use crate::gpu::error::CommandError;
 use crate::gpu::request::{
     AttachBacking, ContextResource, CreateBlob, CreateBuffer, CreateContext, CreateResource, Fence, Flush,
-    GetCapset, GetCapsetInfo, GetEdid, Header, Nothing, OfAddressSpace, OfContext, OfResource, RawEntry,
-    SetScanout, Submit, TransferBuffer, TransferToHost, UpdateCursor,
+    GetCapset, GetCapsetInfo, GetEdid, Header, Nothing, OfAddressSpace, OfContext, OfResource, SetScanout,
+    Submit, TransferBuffer, TransferToHost, UpdateCursor,
 };
-use crate::gpu::scanout::{CursorPosition, DisplayMode, DisplayModes, Rect};
+use crate::gpu::scanout::{CursorPosition, DisplayMode, DisplayModes};
+use crate::image::Rect;
+use crate::jobs::backing::RawEntry;
+use crate::wire::gpu;
 
 /// The payload of a command.
 pub(crate) trait Payload<'a>: Sized {
@@ -135,7 +137,7 @@ macro_rules! address_space_payload {
         )*
     };
 }
-address_space_payload! { AsCreate AsDestroy }
+address_space_payload! { AsCreate AsDestroy AsInvalidate AsFetchFault AsAnswerFault }
 
 impl<'a> Payload<'a> for OfContext {
     fn parse(header: &Header, _: &'a [u8]) -> Result<Self, CommandError> {

@@ -3,16 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use device_model::addr::{ByteRange, Iova, SpaceId};
+use device_model::addr::{ByteRange, DomainId, Iova};
 use device_model::jobs::job::JobId;
 use device_model::jobs::schedule::{AtRest, JobVerdict, JobWait, Revealed};
 use device_model::jobs::scheduler::Scheduler;
+use device_model::jobs::verdict::InvalidationInfo;
 use device_model::mmu::MappedRange;
 use device_model::mmu::miss::MissRequest;
 use device_model::session::Jobs;
-use device_model::telemetry::violation::InvalidationInfo;
 
-use crate::faults::{Bug, Injection};
+use crate::fault_injection::{Bug, Injection};
 
 /// The jobs of a device.
 pub(super) struct DeviceJobs {
@@ -45,15 +45,15 @@ impl Jobs for DeviceJobs {
         self.scheduler.invalidation_ended();
     }
 
-    fn touches(&mut self, space: SpaceId, range: ByteRange<Iova>) -> bool {
+    fn touches(&mut self, space: DomainId, range: ByteRange<Iova>) -> bool {
         self.scheduler.touches(space, range)
     }
 
-    fn first_in(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Option<JobId> {
+    fn first_in(&mut self, space: DomainId, range: ByteRange<Iova>) -> Option<JobId> {
         self.scheduler.first_in(space, range)
     }
 
-    fn judged(&mut self, space: SpaceId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>> {
+    fn judged(&mut self, space: DomainId, range: ByteRange<Iova>) -> Vec<ByteRange<Iova>> {
         self.scheduler.judged(space, range)
     }
 

@@ -11,7 +11,7 @@ use device_model::session::miss_port::{MissRequest, Waiter};
 use log::warn;
 
 use super::state::SessionState;
-use crate::faults::Bug;
+use crate::fault_injection::Bug;
 use crate::vhost_user::channel::{Channel, ChannelError};
 use crate::vhost_user::peek;
 

@@ -23,7 +23,7 @@ use super::queries::Queries;
 use crate::display::Display;
 use crate::engines::Engines;
 use crate::engines::starvation::Turns;
-use crate::faults::{Bug, Injection};
+use crate::fault_injection::{Bug, Injection};
 use crate::front_end_check::FrontEndCheck;
 use crate::queues::QueueHandle;
 use crate::queues::mailbox::{QueueMessage, Side};

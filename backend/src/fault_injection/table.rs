@@ -4,7 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::args::duration;
+use crate::units::duration;
 
 /// A row: a seeded bug or a kind of stress. What it does is its help text.
 #[expect(missing_docs, reason = "the table says it")]
