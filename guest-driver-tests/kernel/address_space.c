@@ -15,19 +15,6 @@
 #include "mgpu.h"
 #include "mirrorgpu_job.h"
 
-/* The generated header has it for a device with a TLB. */
-#ifndef MIRRORGPU_CMD_AS_INVALIDATE
-#define MIRRORGPU_CMD_AS_INVALIDATE 0x4d02u
-#define MIRRORGPU_AS_INVALIDATE_LEAVES 1u
-struct mirrorgpu_as_invalidate {
-	uint32_t asid;
-	uint32_t flags;
-	/* Addresses of the address space; the last one is part of the range. */
-	uint64_t first;
-	uint64_t last;
-};
-#endif
-
 /* How often a flush that finds no room is tried, a millisecond apart. */
 #define MGPU_FLUSH_ATTEMPTS	1000
 
@@ -200,7 +187,7 @@ static int mgpu_flush_queue(struct mgpu_device *device)
 
 /* Runs one flush, and says how it was answered. */
 static int mgpu_flush_run(struct mgpu_as *as, unsigned long first,
-			  unsigned long last, bool leaves, bool await)
+			  unsigned long last, bool leaves)
 {
 	struct mgpu_device *device = as->unit->device;
 	int ret;
@@ -209,9 +196,9 @@ static int mgpu_flush_run(struct mgpu_as *as, unsigned long first,
 	wait_for_completion(&device->flush->done);
 	mgpu_flush_write(device, as, first, last, leaves);
 	ret = mgpu_flush_queue(device);
-	if (!ret && await)
-		ret = mgpu_command_await(device, device->flush);
-	return ret;
+	if (ret || mgpu_bug(MGPU_BUG_FLUSH_NOT_AWAITED))
+		return ret;
+	return mgpu_command_wait(device, device->flush);
 }
 
 /*
@@ -225,13 +212,10 @@ void mgpu_as_flush(struct mgpu_as *as, unsigned long first, unsigned long last,
 	struct mgpu_device *device = as->unit->device;
 	int ret = 0;
 
-	if (!device->has_tlb)
-		return;
 	mutex_lock(&device->flush_lock);
 	/* Without a context there is nothing to flush once it has ended. */
 	if (as->live)
-		ret = mgpu_flush_run(as, first, last, leaves,
-				     !mgpu_bug(MGPU_BUG_FLUSH_NOT_AWAITED));
+		ret = mgpu_flush_run(as, first, last, leaves);
 	else
 		wait_for_completion(&as->commands[MGPU_AS_END]->done);
 	mutex_unlock(&device->flush_lock);
@@ -241,10 +225,7 @@ void mgpu_as_flush(struct mgpu_as *as, unsigned long first, unsigned long last,
 	mgpu_device_stop(device);
 }
 
-/*
- * Finds out what the device has: page tables at all, and a TLB. A device
- * without one reads the tables for each access.
- */
+/* Finds out whether the device has address spaces. */
 int mgpu_device_probe_tables(struct mgpu_device *device)
 {
 	struct mgpu_as as = {};
@@ -260,9 +241,6 @@ int mgpu_device_probe_tables(struct mgpu_device *device)
 	if (ret)
 		return ret == -EIO ? 0 : ret;
 	device->tables = true;
-	mutex_lock(&device->flush_lock);
-	device->has_tlb = !mgpu_flush_run(&as, 0, 0, true, true);
-	mutex_unlock(&device->flush_lock);
 	mgpu_as_end(&as);
 	mgpu_as_destroy(&as);
 	return 0;

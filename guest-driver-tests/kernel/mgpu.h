@@ -135,8 +135,6 @@ struct mgpu_device {
 	struct list_head mirrors;
 	/* Whether jobs find the pages of a process by page tables. */
 	bool tables;
-	/* Whether what the device has cached of the tables must be flushed. */
-	bool has_tlb;
 	/* The numbers of contexts. */
 	struct ida contexts;
 	/* Guards the flush and the order of it and of what makes contexts. */
