@@ -16,10 +16,11 @@
  *   chardev.c  /dev/hmm_dmirror0 and 1
  *   bug.c      seeded bugs
  *
- * LOCKING: gate (read) -> engine -> mirror lock -> flush lock -> queue lock. A
- * notifier takes the mirror lock and those behind it. A migration takes the engine under the mmap lock and
- * page locks, so whoever holds the engine touches no user memory and allocates
- * nothing that reclaims; the same holds for the mirror lock and the flush lock.
+ * LOCKING: gate -> mirrors lock -> engine -> mirror lock -> flush lock -> queue
+ * lock. A notifier takes the mirror lock and those behind it. A migration takes
+ * the engine under the mmap lock and page locks, so whatever holds the engine
+ * touches no user memory and allocates nothing that reclaims; the same holds for
+ * the mirror lock and the flush lock.
  */
 #ifndef MGPU_H
 #define MGPU_H

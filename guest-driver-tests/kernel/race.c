@@ -25,6 +25,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "hmm_uapi.h"
 
@@ -40,6 +41,8 @@ static volatile int stop;
 /* Odd: the pages that the device writes are write-protected. */
 static volatile unsigned long protections;
 static volatile unsigned long jobs;
+/* The device is at it. */
+static volatile int writing;
 static unsigned long replaced, failed, stale, written;
 
 static int request(unsigned long number, void *at, void *data, unsigned long npages)
@@ -64,9 +67,11 @@ static void device_writes(char *copy)
 	unsigned long before = protections;
 
 	memset(copy, (int)(jobs & 0xff), WRITTEN * PAGE);
+	writing = 1;
 	if (request(MGPU_HMM_WRITE, buffer + SHARED * PAGE, copy, WRITTEN) &&
 	    !(before & 1) && before == protections)
 		__atomic_add_fetch(&failed, 1, __ATOMIC_RELAXED);
+	writing = 0;
 }
 
 static void *device(void *unused)
@@ -108,25 +113,39 @@ static int replace(unsigned int mark)
 	return bad;
 }
 
+/* Waits until the device writes what it has written before, and is somewhere in it. */
+static void wait_for_writes(void)
+{
+	unsigned long before = jobs;
+
+	while (jobs < before + 4 || !writing)
+		sched_yield();
+	usleep(rand() % 3000);
+}
+
 /*
  * Write-protects what the device writes, until it has come to the end of what it
  * was at. Returns 1 if bytes have changed.
  */
 static int protect(void)
 {
-	static char seen[WRITTEN * PAGE];
-	char *behind = buffer + SHARED * PAGE;
-	unsigned long before;
-	int bad;
+	volatile char *behind = buffer + SHARED * PAGE;
+	unsigned long before, i;
+	char seen[WRITTEN];
+	int bad = 0;
 
+	wait_for_writes();
 	__atomic_add_fetch(&protections, 1, __ATOMIC_SEQ_CST);
-	mprotect(behind, WRITTEN * PAGE, PROT_READ);
-	memcpy(seen, behind, sizeof(seen));
+	mprotect((void *)behind, WRITTEN * PAGE, PROT_READ);
+	/* A byte of each page, the ones that are written last first. */
+	for (i = WRITTEN; i-- > 0;)
+		seen[i] = behind[i * PAGE];
 	before = jobs;
 	while (jobs == before)
 		sched_yield();
-	bad = memcmp(seen, behind, sizeof(seen)) != 0;
-	mprotect(behind, WRITTEN * PAGE, PROT_READ | PROT_WRITE);
+	for (i = 0; i < WRITTEN; i++)
+		bad |= seen[i] != behind[i * PAGE];
+	mprotect((void *)behind, WRITTEN * PAGE, PROT_READ | PROT_WRITE);
 	__atomic_add_fetch(&protections, 1, __ATOMIC_SEQ_CST);
 	return bad;
 }
