@@ -46,15 +46,30 @@ static unsigned long mgpu_job_collect(struct mgpu_job *job,
 		else
 			mgpu_job_copy(job, space, at, MGPU_SPACE_STAGING, staging);
 	}
-	job->first = first;
-	job->end = first + i;
 	return i;
 }
 
-/*
- * Submits the copy of what is there. From here on a notifier finds the job and
- * waits for it.
- */
+/* The same by page tables: the job names a range of the process's addresses. */
+static unsigned long mgpu_job_collect_mapped(struct mgpu_job *job,
+					     struct mgpu_mirror *mirror,
+					     unsigned long first,
+					     unsigned long count, bool write)
+{
+	dma_addr_t address;
+	struct page *page;
+	unsigned long i;
+
+	for (i = 0; i < count; i++)
+		if (!mgpu_entry_allows(mgpu_mirror_entry(mirror, first + i,
+							 &page, &address),
+				       write))
+			break;
+	if (i)
+		mgpu_job_copy_mapped(job, &mirror->as, first, i, write);
+	return i;
+}
+
+/* Submits the copy of what is there. From here on a notifier finds the job. */
 static int mgpu_mirror_submit(struct mgpu_mirror *mirror, struct mgpu_job *job,
 			      unsigned long first, unsigned long *count,
 			      bool write)
@@ -62,7 +77,11 @@ static int mgpu_mirror_submit(struct mgpu_mirror *mirror, struct mgpu_job *job,
 	int ret = 0;
 
 	mutex_lock(&mirror->lock);
-	*count = mgpu_job_collect(job, mirror, first, *count, write);
+	*count = mirror->unit->device->tables ?
+		mgpu_job_collect_mapped(job, mirror, first, *count, write) :
+		mgpu_job_collect(job, mirror, first, *count, write);
+	job->first = first;
+	job->end = first + *count;
 	if (*count) {
 		ret = mgpu_job_submit(job);
 		if (!mgpu_bug(MGPU_BUG_UNMAP_AT_SUBMIT))
@@ -91,7 +110,8 @@ static int mgpu_mirror_finish(struct mgpu_mirror *mirror, struct mgpu_job *job,
 
 /*
  * Copies up to a window of pages between the process and @buffer, by the
- * device. Returns -ENOENT if it came to a page that the device may not use.
+ * device. Returns -ENOENT if it came to a page that the device may not use, and
+ * -EAGAIN if one was taken away under the job.
  */
 int mgpu_mirror_copy(struct mgpu_mirror *mirror, unsigned long start,
 		     unsigned long npages, void *buffer, bool write,

@@ -21,7 +21,16 @@
 	bug(LEAVE_ON_SIGNAL, "leave-on-signal") \
 	bug(LEAK_MAPPING, "leak-mapping") \
 	bug(KEEP_BACKING, "keep-backing") \
-	bug(MIGRATE_WITHOUT_COPY, "migrate-without-copy")
+	bug(MIGRATE_WITHOUT_COPY, "migrate-without-copy") \
+	bug(NO_FLUSH, "no-flush") \
+	bug(SHORT_FLUSH, "short-flush") \
+	bug(FLUSH_NOT_AWAITED, "flush-not-awaited") \
+	bug(UNMAP_BEFORE_FLUSH, "unmap-before-flush") \
+	bug(FLUSH_BEFORE_ZAP, "flush-before-zap") \
+	bug(KEEP_ENTRY, "keep-entry") \
+	bug(FREE_TABLE_EARLY, "free-table-early") \
+	bug(LEAVES_FOR_TABLE, "leaves-for-table") \
+	bug(PROTECT_WITHOUT_FLUSH, "protect-without-flush")
 
 #define MGPU_BUG_ENUM(name, text)	MGPU_BUG_##name,
 enum mgpu_bug {

@@ -43,22 +43,32 @@ static int mgpu_chardev_release(struct inode *inode, struct file *file)
 	return 0;
 }
 
-/* Copies a window, and looks pages up as long as some are missing. */
+/*
+ * Copies a window, and looks pages up as long as some are missing. Each job that
+ * pages were taken from is followed by one half as long, so that one gets through
+ * beside notifiers without a pause.
+ */
 static int mgpu_copy_window(struct mgpu_mirror *mirror,
 			    struct mgpu_request *request, unsigned long start,
 			    unsigned long npages, enum mgpu_lookup lookup)
 {
 	bool write = lookup == MGPU_LOOKUP_WRITE;
-	unsigned long done = 0, copied;
+	unsigned long done = 0, most = npages, copied;
 	int ret;
 
-	for (;;) {
+	while (done < npages) {
 		copied = 0;
 		ret = mgpu_mirror_copy(mirror, start + (done << PAGE_SHIFT),
-				       npages - done,
+				       min(most, npages - done),
 				       request->bounce + (done << PAGE_SHIFT),
 				       write, &copied);
 		done += copied;
+		if (ret == -EAGAIN && !fatal_signal_pending(current)) {
+			most = max(most / 2, 1UL);
+			continue;
+		}
+		if (!ret)
+			continue;
 		if (ret != -ENOENT || lookup == MGPU_LOOKUP_LOCAL)
 			return ret;
 		ret = mgpu_mirror_fault(mirror, start + (done << PAGE_SHIFT),
@@ -67,6 +77,7 @@ static int mgpu_copy_window(struct mgpu_mirror *mirror,
 			return ret;
 		request->user.faults++;
 	}
+	return 0;
 }
 
 static int mgpu_request_copy(struct mgpu_mirror *mirror,
@@ -176,7 +187,8 @@ static int mgpu_request_run(struct mgpu_mirror *mirror,
 	request->start = request->user.addr;
 	if (!PAGE_ALIGNED(request->user.addr) ||
 	    bytes >> PAGE_SHIFT != request->user.npages ||
-	    check_add_overflow(request->start, bytes, &request->end))
+	    check_add_overflow(request->start, bytes, &request->end) ||
+	    request->end >> PAGE_SHIFT > MGPU_LAST_PAGE)
 		return -EINVAL;
 	if (!mmget_not_zero(mm))
 		return -EFAULT;

@@ -72,10 +72,9 @@ int mgpu_command_queue(struct mgpu_device *device, struct mgpu_command *command)
 }
 
 /* Waits for the response, and says what it means. */
-int mgpu_command_wait(struct mgpu_device *device, struct mgpu_command *command)
+int mgpu_command_await(struct mgpu_device *device, struct mgpu_command *command)
 {
 	struct virtio_gpu_ctrl_hdr *header = (void *)command->request;
-	u32 type;
 
 	if (!wait_for_completion_timeout(&command->done, MGPU_ANSWER_TIMEOUT)) {
 		dev_err(&device->vdev->dev, "No answer to command 0x%x\n",
@@ -83,13 +82,22 @@ int mgpu_command_wait(struct mgpu_device *device, struct mgpu_command *command)
 		mgpu_device_stop(device);
 		return -ETIMEDOUT;
 	}
-	type = le32_to_cpu(command->response.type);
-	if (type == VIRTIO_GPU_RESP_OK_NODATA)
-		return 0;
-	dev_err_ratelimited(&device->vdev->dev,
-			    "Response 0x%x to command 0x%x\n", type,
-			    le32_to_cpu(header->type));
-	return -EIO;
+	return command->response.type == cpu_to_le32(VIRTIO_GPU_RESP_OK_NODATA) ?
+		       0 : -EIO;
+}
+
+/* The same for a command that has no reason to fail. */
+int mgpu_command_wait(struct mgpu_device *device, struct mgpu_command *command)
+{
+	struct virtio_gpu_ctrl_hdr *header = (void *)command->request;
+	int ret = mgpu_command_await(device, command);
+
+	if (ret == -EIO)
+		dev_err_ratelimited(&device->vdev->dev,
+				    "Response 0x%x to command 0x%x\n",
+				    le32_to_cpu(command->response.type),
+				    le32_to_cpu(header->type));
+	return ret;
 }
 
 void mgpu_queue_interrupt(struct virtqueue *queue)
@@ -134,20 +142,28 @@ u32 mgpu_unit_resource(const struct mgpu_unit *unit, enum mgpu_space space)
 	return unit->index * MGPU_SPACES + space;
 }
 
-/* Commands of a header and up to 12 words, one at a time. */
-static int mgpu_unit_command(struct mgpu_unit *unit, u32 type, u32 context,
-			     const u32 *words, size_t count)
+/* Writes a command of a header and some words. */
+void mgpu_command_words(struct mgpu_command *command, u32 type, u32 context,
+			const u32 *words, size_t count)
 {
-	struct mgpu_command *command = unit->job.submit;
 	size_t size = sizeof(struct virtio_gpu_ctrl_hdr) + count * sizeof(u32);
 	__le32 *body;
 	size_t i;
-	int ret;
 
 	body = mgpu_command_begin(command, type, context, size) +
 	       sizeof(struct virtio_gpu_ctrl_hdr);
 	for (i = 0; i < count; i++)
 		body[i] = cpu_to_le32(words[i]);
+}
+
+/* Such commands of the unit, one at a time. */
+static int mgpu_unit_command(struct mgpu_unit *unit, u32 type, u32 context,
+			     const u32 *words, size_t count)
+{
+	struct mgpu_command *command = unit->job.submit;
+	int ret;
+
+	mgpu_command_words(command, type, context, words, count);
 	ret = mgpu_command_queue(unit->device, command);
 	return ret ?: mgpu_command_wait(unit->device, command);
 }

@@ -58,6 +58,8 @@ struct mgpu_job *mgpu_job_begin(struct mgpu_unit *unit)
 	job->entries = 0;
 	job->window_bytes = 0;
 	job->last = NULL;
+	job->as = NULL;
+	job->overtaken = false;
 	job->submit->length = sizeof(struct virtio_gpu_cmd_submit);
 	return job;
 }
@@ -142,6 +144,30 @@ void mgpu_job_clear(struct mgpu_job *job, enum mgpu_space space, u64 at)
 			       &fill);
 }
 
+/*
+ * Copies mapped pages of a process, by its own addresses, from the start of the
+ * staging buffer if they are written, else to there.
+ */
+void mgpu_job_copy_mapped(struct mgpu_job *job, struct mgpu_as *as,
+			  unsigned long first, unsigned long count, bool write)
+{
+	u32 process = MIRRORGPU_JOB_ADDRESS_SPACE(as->id);
+	u32 staging = mgpu_unit_resource(job->unit, MGPU_SPACE_STAGING);
+	u64 address = (u64)first << PAGE_SHIFT;
+	struct mirrorgpu_job_copy copy = {
+		.from.space = write ? staging : process,
+		.from.address = write ? 0 : address,
+		.from.length = (u64)count << PAGE_SHIFT,
+		.to.space = write ? process : staging,
+		.to.address = write ? address : 0,
+	};
+
+	job->as = as;
+	job->last = NULL;
+	mirrorgpu_job_put_copy(mgpu_job_next_packet(job, MIRRORGPU_JOB_COPY_WORDS),
+			       &copy);
+}
+
 static int mgpu_job_queue_attach(struct mgpu_job *job)
 {
 	struct virtio_gpu_resource_attach_backing *attach;
@@ -163,7 +189,8 @@ static int mgpu_job_queue_submit(struct mgpu_job *job)
 	struct virtio_gpu_cmd_submit *submit;
 
 	submit = mgpu_command_begin(job->submit, VIRTIO_GPU_CMD_SUBMIT_3D,
-				    job->unit->index + 1, sizeof(*submit));
+				    job->as ? job->as->id : job->unit->index + 1,
+				    sizeof(*submit));
 	submit->hdr.flags = cpu_to_le32(VIRTIO_GPU_FLAG_FENCE);
 	submit->size = cpu_to_le32(bytes);
 	job->submit->length += bytes;
@@ -183,10 +210,18 @@ int mgpu_job_submit(struct mgpu_job *job)
 	return mgpu_job_queue_submit(job);
 }
 
-/* Waits for the fence. */
+/*
+ * Waits for the fence. A job from which pages were taken away fails when it gets
+ * there, or has used them before: it may do either.
+ */
 int mgpu_job_wait(struct mgpu_job *job)
 {
-	return mgpu_command_wait(job->unit->device, job->submit);
+	struct mgpu_device *device = job->unit->device;
+	int ret = mgpu_command_await(device, job->submit);
+
+	if (ret == -EIO && READ_ONCE(job->overtaken))
+		return -EAGAIN;
+	return ret == -EIO ? mgpu_command_wait(device, job->submit) : ret;
 }
 
 static int mgpu_job_detach(struct mgpu_job *job)
@@ -206,7 +241,7 @@ static int mgpu_job_detach(struct mgpu_job *job)
 
 /*
  * Takes the pages out of the window. @result is what the job came to; a job
- * that failed has cost the unit its context, which is made again.
+ * that failed has cost its context, which is made again.
  */
 int mgpu_job_end(struct mgpu_job *job, int result)
 {
@@ -216,7 +251,9 @@ int mgpu_job_end(struct mgpu_job *job, int result)
 		attached = mgpu_command_wait(job->unit->device, job->attach);
 	if (job->entries && !attached && !mgpu_bug(MGPU_BUG_KEEP_BACKING))
 		detached = mgpu_job_detach(job);
-	if (result)
+	if (result && job->as)
+		mgpu_as_renew(job->as);
+	else if (result)
 		mgpu_unit_renew_context(job->unit);
 	return result ?: attached ?: detached;
 }

@@ -77,6 +77,15 @@ u64 mgpu_local_offset(struct mgpu_unit *unit, struct page *page)
 	return (u64)(page_to_pfn(page) - unit->local->first_pfn) << PAGE_SHIFT;
 }
 
+/* The page as an I/O address. It has one for good. */
+dma_addr_t mgpu_local_address(struct mgpu_unit *unit, struct page *page)
+{
+	u64 at = mgpu_local_offset(unit, page);
+
+	return unit->local->blocks[at / MGPU_WINDOW_BYTES].dma +
+	       at % MGPU_WINDOW_BYTES;
+}
+
 /* Up to a window of pages that are used, from *@from on, which moves past them. */
 unsigned int mgpu_local_used(struct mgpu_unit *unit, unsigned long *from,
 			     unsigned long *pfns)

@@ -15,6 +15,10 @@ unsigned int mgpu_local_mib = 32;
 module_param_named(local_mib, mgpu_local_mib, uint, 0444);
 MODULE_PARM_DESC(local_mib, "MiB of device memory of each of the two devices, even, at most 128 (default: 32)");
 
+bool mgpu_tables = true;
+module_param_named(tables, mgpu_tables, bool, 0444);
+MODULE_PARM_DESC(tables, "Whether jobs find pages by page tables of the device, if it has them, or each names its pages (default: 1)");
+
 static void mgpu_device_free(struct kref *kref)
 {
 	kfree(container_of(kref, struct mgpu_device, kref));
@@ -43,6 +47,8 @@ static struct mgpu_device *mgpu_device_alloc(struct virtio_device *vdev)
 	spin_lock_init(&device->queue_lock);
 	init_rwsem(&device->gate);
 	mutex_init(&device->mirrors_lock);
+	mutex_init(&device->flush_lock);
+	ida_init(&device->contexts);
 	INIT_LIST_HEAD(&device->mirrors);
 	for (i = 0; i < MGPU_UNITS; i++) {
 		device->units[i].device = device;
@@ -96,12 +102,13 @@ static void mgpu_device_teardown(struct mgpu_device *device)
 			mgpu_migrate_evict(&device->units[i]);
 	mutex_lock(&device->mirrors_lock);
 	list_for_each_entry(mirror, &device->mirrors, node)
-		mgpu_mirror_forget_all(mirror);
+		mgpu_mirror_end(mirror);
 	mutex_unlock(&device->mirrors_lock);
 
 	mgpu_device_stop(device);
 	for (i = 0; i < MGPU_UNITS; i++)
 		mgpu_unit_fini(&device->units[i]);
+	mgpu_device_free_tables(device);
 	device->vdev->config->del_vqs(device->vdev);
 }
 
@@ -126,11 +133,11 @@ static int mgpu_probe(struct virtio_device *vdev)
 	}
 	virtio_device_ready(vdev);
 
-	for (i = 0; i < MGPU_UNITS && !ret; i++) {
+	for (i = 0; i < MGPU_UNITS && !ret; i++)
 		ret = mgpu_unit_init(&device->units[i]);
-		if (!ret)
-			ret = mgpu_chardev_register(&device->units[i]);
-	}
+	ret = ret ?: mgpu_device_probe_tables(device);
+	for (i = 0; i < MGPU_UNITS && !ret; i++)
+		ret = mgpu_chardev_register(&device->units[i]);
 	if (ret) {
 		mgpu_device_teardown(device);
 		mgpu_device_put(device);

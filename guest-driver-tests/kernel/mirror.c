@@ -10,13 +10,17 @@
  *   hmm_range_fault
  *   lock                              lock
  *   read_retry(seq)? start again      set_seq
- *   map for DMA, store                wait for jobs that use the range
- *   unlock                            unmap for DMA, erase
- *                                     unlock
+ *   map for DMA, store                clear the page-table entries, flush
+ *   write the page-table entries      unmap for DMA, erase
+ *   unlock                            unlock
  *
- * INVARIANT: a page that is in the shadow is mapped for DMA, and it leaves both
- * only when no job uses it any more. When the notifier returns, the device
- * cannot reach the range.
+ * A job that gets to a cleared entry fails, and the request is looked up again.
+ * Without page tables there are no entries, and in the place of the flush the
+ * notifier waits for the jobs that use the range.
+ *
+ * INVARIANT: a page that is in a page table is mapped for DMA, and it stays so
+ * until no packet uses its entry any more. When the notifier returns, the
+ * device cannot reach the range.
  */
 
 #include <linux/delay.h>
@@ -25,9 +29,17 @@
 
 #include "mgpu.h"
 
-/* Whether a job uses pages among [first, last]; waits for those if asked to. */
+/* What a notifier does about the jobs that use its pages. */
+enum mgpu_jobs {
+	MGPU_JOBS_LOOK,
+	MGPU_JOBS_WAIT,
+	/* They go on, and fail when they get to a page that is gone. */
+	MGPU_JOBS_OVERTAKE,
+};
+
+/* Whether a job uses pages among [first, last]. */
 static bool mgpu_mirror_jobs(struct mgpu_mirror *mirror, unsigned long first,
-			     unsigned long last, bool wait)
+			     unsigned long last, enum mgpu_jobs what)
 {
 	struct mgpu_job *job;
 	bool found = false;
@@ -36,31 +48,117 @@ static bool mgpu_mirror_jobs(struct mgpu_mirror *mirror, unsigned long first,
 		if (job->first > last || job->end <= first)
 			continue;
 		found = true;
-		if (wait)
+		if (what == MGPU_JOBS_WAIT)
 			wait_for_completion(&job->submit->done);
+		else if (what == MGPU_JOBS_OVERTAKE)
+			WRITE_ONCE(job->overtaken, true);
 	}
 	return found;
+}
+
+/* Unmaps pages [first, last] for DMA, and erases them from the shadow. */
+static void mgpu_mirror_drop(struct mgpu_mirror *mirror, unsigned long first,
+			     unsigned long last)
+{
+	struct mgpu_chunk *chunk;
+	unsigned long index;
+
+	xa_for_each_range(&mirror->shadow, index, chunk, first, last)
+		mgpu_chunk_drop(mirror, chunk, first, last);
+}
+
+/* Clears the page-table entries of pages [first, last]. */
+static void mgpu_mirror_clear(struct mgpu_mirror *mirror, unsigned long first,
+			      unsigned long last)
+{
+	struct mgpu_chunk *chunk;
+	unsigned long index;
+
+	xa_for_each_range(&mirror->shadow, index, chunk, first, last)
+		mgpu_chunk_clear(mirror, chunk, index);
+}
+
+static void mgpu_mirror_flush(struct mgpu_mirror *mirror, unsigned long first,
+			      unsigned long last)
+{
+	bool leaves = !mgpu_tables_unlinked(&mirror->as) ||
+		      mgpu_bug(MGPU_BUG_LEAVES_FOR_TABLE);
+
+	if (mgpu_bug(MGPU_BUG_NO_FLUSH))
+		return;
+	if (mgpu_bug(MGPU_BUG_SHORT_FLUSH) && first == last--)
+		return;
+	mgpu_as_flush(&mirror->as, first, last, leaves);
+}
+
+/*
+ * Takes pages from a device that finds them by page tables. Jobs are not waited
+ * for; behind the flush none of them uses the pages any more.
+ */
+static void mgpu_mirror_forget_mapped(struct mgpu_mirror *mirror,
+				      unsigned long first, unsigned long last)
+{
+	mgpu_mirror_jobs(mirror, first, last, MGPU_JOBS_OVERTAKE);
+	if (mgpu_bug(MGPU_BUG_FLUSH_BEFORE_ZAP)) {
+		mgpu_mirror_flush(mirror, first, last);
+		/* Widens the window in which the old entry is cached again. */
+		usleep_range(200, 400);
+	}
+	mgpu_mirror_clear(mirror, first, last);
+	if (mgpu_bug(MGPU_BUG_UNMAP_BEFORE_FLUSH))
+		mgpu_mirror_drop(mirror, first, last);
+	if (!mgpu_bug(MGPU_BUG_FLUSH_BEFORE_ZAP))
+		mgpu_mirror_flush(mirror, first, last);
+	mgpu_mirror_drop(mirror, first, last);
+	mgpu_tables_free_unlinked(&mirror->as);
+}
+
+static bool mgpu_mirror_is_empty(struct mgpu_mirror *mirror,
+				 unsigned long first, unsigned long last)
+{
+	return !xa_find(&mirror->shadow, &first, last, XA_PRESENT);
 }
 
 /* Takes pages [first, last] from the device. */
 void mgpu_mirror_forget(struct mgpu_mirror *mirror, unsigned long first,
 			unsigned long last)
 {
+	lockdep_assert_held(&mirror->lock);
+	if (mirror->unit->device->tables) {
+		if (!mgpu_mirror_is_empty(mirror, first, last))
+			mgpu_mirror_forget_mapped(mirror, first, last);
+		return;
+	}
+	if (!mgpu_bug(MGPU_BUG_UNMAP_BEFORE_FENCE))
+		mgpu_mirror_jobs(mirror, first, last, MGPU_JOBS_WAIT);
+	mgpu_mirror_drop(mirror, first, last);
+}
+
+/* Whether pages [first, last] can be taken away without waiting for the device. */
+static bool mgpu_mirror_is_idle(struct mgpu_mirror *mirror,
+				unsigned long first, unsigned long last)
+{
+	if (mirror->unit->device->tables)
+		return mgpu_mirror_is_empty(mirror, first, last);
+	return !mgpu_mirror_jobs(mirror, first, last, MGPU_JOBS_LOOK);
+}
+
+/* Bug: where the kernel write-protects pages, their entries change without a flush. */
+static bool mgpu_mirror_protect(struct mgpu_mirror *mirror,
+				const struct mmu_notifier_range *range,
+				unsigned long first, unsigned long last)
+{
 	struct mgpu_chunk *chunk;
 	unsigned long index;
 
-	lockdep_assert_held(&mirror->lock);
-	if (!mgpu_bug(MGPU_BUG_UNMAP_BEFORE_FENCE))
-		mgpu_mirror_jobs(mirror, first, last, true);
+	if (!mgpu_bug(MGPU_BUG_PROTECT_WITHOUT_FLUSH) ||
+	    !mirror->unit->device->tables ||
+	    (range->event != MMU_NOTIFY_PROTECTION_VMA &&
+	     range->event != MMU_NOTIFY_PROTECTION_PAGE))
+		return false;
 	xa_for_each_range(&mirror->shadow, index, chunk, first, last)
-		mgpu_chunk_drop(mirror, chunk, first, last);
-}
-
-void mgpu_mirror_forget_all(struct mgpu_mirror *mirror)
-{
-	mutex_lock(&mirror->lock);
-	mgpu_mirror_forget(mirror, 0, ULONG_MAX);
-	mutex_unlock(&mirror->lock);
+		mgpu_chunk_protect(mirror, chunk, index);
+	return true;
 }
 
 static bool mgpu_mirror_invalidate(struct mmu_interval_notifier *notifier,
@@ -77,7 +175,7 @@ static bool mgpu_mirror_invalidate(struct mmu_interval_notifier *notifier,
 		mutex_lock(&mirror->lock);
 	else if (!mutex_trylock(&mirror->lock))
 		return false;
-	if (!may_wait && mgpu_mirror_jobs(mirror, first, last, false)) {
+	if (!may_wait && !mgpu_mirror_is_idle(mirror, first, last)) {
 		mutex_unlock(&mirror->lock);
 		return false;
 	}
@@ -87,7 +185,8 @@ static bool mgpu_mirror_invalidate(struct mmu_interval_notifier *notifier,
 	 */
 	if (!mgpu_becomes_exclusive(range, mirror->unit))
 		mmu_interval_set_seq(notifier, sequence);
-	if (!mgpu_bug(MGPU_BUG_FORGET_NOTIFIER))
+	if (!mgpu_bug(MGPU_BUG_FORGET_NOTIFIER) &&
+	    !mgpu_mirror_protect(mirror, range, first, last))
 		mgpu_mirror_forget(mirror, first, last);
 	mutex_unlock(&mirror->lock);
 	return true;
@@ -229,17 +328,51 @@ struct mgpu_mirror *mgpu_mirror_open(struct mgpu_unit *unit)
 	mutex_init(&mirror->lock);
 	xa_init(&mirror->shadow);
 	INIT_LIST_HEAD(&mirror->jobs);
+	ret = device->tables ? mgpu_as_create(&mirror->as, unit) : 0;
+	if (ret)
+		goto free;
 	ret = mmu_interval_notifier_insert(&mirror->notifier, current->mm, 0,
 					   ULONG_MAX & PAGE_MASK,
 					   &mgpu_mirror_ops);
-	if (ret) {
-		kfree(mirror);
-		return ERR_PTR(ret);
-	}
+	if (ret)
+		goto destroy;
 	mutex_lock(&device->mirrors_lock);
 	list_add(&mirror->node, &device->mirrors);
 	mutex_unlock(&device->mirrors_lock);
 	return mirror;
+
+destroy:
+	mgpu_as_end(&mirror->as);
+	mgpu_as_destroy(&mirror->as);
+free:
+	kfree(mirror);
+	return ERR_PTR(ret);
+}
+
+/* A job that a seeded bug has left in flight ends before what it names. */
+static void mgpu_mirror_end_left_job(struct mgpu_mirror *mirror)
+{
+	struct mgpu_unit *unit = mirror->unit;
+
+	mutex_lock(&unit->engine);
+	if (unit->job.left && unit->job.as == &mirror->as)
+		mgpu_job_begin(unit);
+	mutex_unlock(&unit->engine);
+}
+
+/*
+ * Takes everything from the device: for good, no request runs any more. Called
+ * again, it finds nothing to do.
+ */
+void mgpu_mirror_end(struct mgpu_mirror *mirror)
+{
+	if (mirror->as.id)
+		mgpu_mirror_end_left_job(mirror);
+	mgpu_as_end(&mirror->as);
+	mutex_lock(&mirror->lock);
+	mgpu_mirror_forget(mirror, 0, ULONG_MAX);
+	mgpu_as_destroy(&mirror->as);
+	mutex_unlock(&mirror->lock);
 }
 
 void mgpu_mirror_close(struct mgpu_mirror *mirror)
@@ -250,7 +383,7 @@ void mgpu_mirror_close(struct mgpu_mirror *mirror)
 	mmu_interval_notifier_remove(&mirror->notifier);
 	mutex_lock(&device->mirrors_lock);
 	list_del(&mirror->node);
-	mgpu_mirror_forget_all(mirror);
+	mgpu_mirror_end(mirror);
 	mutex_unlock(&device->mirrors_lock);
 	xa_destroy(&mirror->shadow);
 	kfree(mirror);

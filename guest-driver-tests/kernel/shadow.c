@@ -3,7 +3,8 @@
  * The shadow of a process's page table: by page number, what the device may use
  * and under which I/O address. Pages that were looked up together are a chunk,
  * which lives until its last entry is gone. An entry holds no reference to its
- * page; the mirror's notifier ends it.
+ * page; the mirror's notifier ends it. With page tables, what is here is there
+ * too.
  */
 
 #include <linux/slab.h>
@@ -19,12 +20,47 @@ static void mgpu_chunk_free(struct mgpu_mirror *mirror,
 	kvfree(chunk);
 }
 
-/* An empty chunk for pages from @first on, with room in the shadow for them. */
+/* Lets go of the tables; those that nothing uses go, behind a flush. */
+static void mgpu_chunk_release_tables(struct mgpu_mirror *mirror,
+				      struct mgpu_chunk *chunk)
+{
+	struct mgpu_as *as = &mirror->as;
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(chunk->tables); i++) {
+		if (chunk->tables[i])
+			mgpu_tables_release(as, chunk->tables[i]);
+		chunk->tables[i] = NULL;
+	}
+	if (!mirror->unit->device->tables || !mgpu_tables_unlinked(as))
+		return;
+	mgpu_as_flush(as, chunk->first, chunk->first + MGPU_WINDOW_PAGES - 1,
+		      mgpu_bug(MGPU_BUG_LEAVES_FOR_TABLE));
+	mgpu_tables_free_unlinked(as);
+}
+
+/* Makes room for @count pages in the shadow, and in the page tables. */
+static int mgpu_chunk_reserve(struct mgpu_mirror *mirror,
+			      struct mgpu_chunk *chunk, unsigned long count)
+{
+	unsigned long i;
+
+	for (i = 0; i < count; i++)
+		if (xa_reserve(&mirror->shadow, chunk->first + i, GFP_KERNEL))
+			return -ENOMEM;
+	if (!mirror->unit->device->tables)
+		return 0;
+	/* A window lies in two tables at the most: that of its first page, and of its last. */
+	chunk->tables[0] = mgpu_tables_hold(mirror, chunk->first);
+	chunk->tables[1] = mgpu_tables_hold(mirror, chunk->first + count - 1);
+	return chunk->tables[0] && chunk->tables[1] ? 0 : -ENOMEM;
+}
+
+/* An empty chunk for pages from @first on, with room for them. */
 struct mgpu_chunk *mgpu_chunk_alloc(struct mgpu_mirror *mirror,
 				    unsigned long first, unsigned long count)
 {
 	struct mgpu_chunk *chunk;
-	unsigned long i;
 
 	chunk = kvzalloc(sizeof(*chunk), GFP_KERNEL);
 	if (!chunk)
@@ -32,13 +68,11 @@ struct mgpu_chunk *mgpu_chunk_alloc(struct mgpu_mirror *mirror,
 	chunk->first = first;
 	/* The caller's hold, which mgpu_chunk_close() ends. */
 	chunk->live = 1;
-	for (i = 0; i < count; i++) {
-		if (xa_reserve(&mirror->shadow, first + i, GFP_KERNEL)) {
-			kvfree(chunk);
-			return NULL;
-		}
-	}
 	mgpu_dma_begin(mirror->unit->device->dma, &chunk->dma);
+	if (mgpu_chunk_reserve(mirror, chunk, count)) {
+		mgpu_chunk_close(mirror, chunk);
+		return NULL;
+	}
 	return chunk;
 }
 
@@ -48,6 +82,7 @@ void mgpu_chunk_close(struct mgpu_mirror *mirror, struct mgpu_chunk *chunk)
 	bool dead;
 
 	mutex_lock(&mirror->lock);
+	mgpu_chunk_release_tables(mirror, chunk);
 	dead = !--chunk->live;
 	mutex_unlock(&mirror->lock);
 	if (dead)
@@ -63,6 +98,29 @@ static void mgpu_chunk_unmap(struct mgpu_mirror *mirror,
 		return;
 	mgpu_dma_unmap(mirror->unit->device->dma, &chunk->dma, from, to - from,
 		       chunk->addresses);
+}
+
+/* Takes a page out of the device's page table; it stays mapped for DMA. */
+void mgpu_chunk_clear(struct mgpu_mirror *mirror, struct mgpu_chunk *chunk,
+		      unsigned long index)
+{
+	u8 *flags = &chunk->flags[index - chunk->first];
+
+	if (*flags & MGPU_ENTRY_IN_TABLE)
+		mgpu_tables_clear(&mirror->as, index);
+	*flags &= ~MGPU_ENTRY_IN_TABLE;
+}
+
+/* Bug: a page may be read further, where it should have been taken away. */
+void mgpu_chunk_protect(struct mgpu_mirror *mirror, struct mgpu_chunk *chunk,
+			unsigned long index)
+{
+	unsigned int at = index - chunk->first;
+
+	chunk->flags[at] &= ~(MGPU_ENTRY_WRITE | MGPU_ENTRY_ATOMIC);
+	if (chunk->flags[at] & MGPU_ENTRY_IN_TABLE)
+		mgpu_tables_set(&mirror->as, index, chunk->addresses[at],
+				chunk->flags[at]);
 }
 
 /* Takes the entries of a chunk among pages [first, last] out of the shadow. */
@@ -135,7 +193,9 @@ int mgpu_chunk_store(struct mgpu_mirror *mirror, struct mgpu_chunk *chunk,
 		return 0;
 	if (held)
 		mgpu_mirror_forget(mirror, index, index);
-	if (!(flags & MGPU_ENTRY_LOCAL)) {
+	if (flags & MGPU_ENTRY_LOCAL) {
+		chunk->addresses[at] = mgpu_local_address(mirror->unit, page);
+	} else {
 		chunk->addresses[at] = mgpu_chunk_map(mirror, chunk, at, page,
 						      flags);
 		if (chunk->addresses[at] == DMA_MAPPING_ERROR)
@@ -153,11 +213,28 @@ int mgpu_chunk_store(struct mgpu_mirror *mirror, struct mgpu_chunk *chunk,
 	return 0;
 }
 
-/* Makes what was stored known to the IOMMU, before a job uses it. */
+/*
+ * Makes what was stored known to the IOMMU, before a job uses it, and then to
+ * the device.
+ */
 int mgpu_chunk_sync(struct mgpu_mirror *mirror, struct mgpu_chunk *chunk)
 {
-	return mgpu_dma_sync(mirror->unit->device->dma, &chunk->dma, 0,
-			     MGPU_WINDOW_PAGES);
+	unsigned int i;
+	int ret;
+
+	ret = mgpu_dma_sync(mirror->unit->device->dma, &chunk->dma, 0,
+			    MGPU_WINDOW_PAGES);
+	if (ret || !mirror->unit->device->tables)
+		return ret;
+	for (i = 0; i < MGPU_WINDOW_PAGES; i++) {
+		if (!(chunk->flags[i] & MGPU_ENTRY_PRESENT) ||
+		    chunk->flags[i] & MGPU_ENTRY_IN_TABLE)
+			continue;
+		mgpu_tables_set(&mirror->as, chunk->first + i,
+				chunk->addresses[i], chunk->flags[i]);
+		chunk->flags[i] |= MGPU_ENTRY_IN_TABLE;
+	}
+	return 0;
 }
 
 /* Bug: the mapping of a chunk is a page shorter than what is used of it. */
