@@ -136,7 +136,7 @@ impl Operands {
                 Ok(Some((place, rest)))
             }
             Err(Untranslated::Memory(error, walked)) => {
-                self.note(Some(walked));
+                self.note(Some(*walked));
                 Err(Unavailable::Memory(error))
             }
             Err(Untranslated::Fault(fault)) if space.raises(&fault) => Err(Unavailable::Fault(fault)),

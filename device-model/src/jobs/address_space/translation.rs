@@ -72,10 +72,10 @@ pub(crate) struct Walked {
 }
 
 /// Why there is no translation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Untranslated {
     /// A table cannot be read.
-    Memory(MemoryError, Walked),
+    Memory(MemoryError, Box<Walked>),
     /// The tables do not permit the access.
     Fault(TranslationFault),
 }
@@ -415,7 +415,7 @@ impl SpaceUse {
             Ended::Unread { entry, level, error } => {
                 let leaf = Leaf { level, pte: 0 };
                 let fault = self.fault(request, FaultKind::Refused, leaf, cached);
-                Untranslated::Memory(error, self.walked(fault, entry, &[Access::Read]))
+                Untranslated::Memory(error, Box::new(self.walked(fault, entry, &[Access::Read])))
             }
             Ended::At { kind, level, pte } => {
                 Untranslated::Fault(self.fault(request, kind, Leaf { level, pte }, None))
