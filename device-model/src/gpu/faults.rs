@@ -21,7 +21,7 @@ pub(crate) struct Faults<C> {
     next: u64,
 }
 
-/// The driver of an address space, as the one who answers faults.
+/// What answers the faults of an address space.
 #[derive(Debug)]
 struct Handler<C> {
     context: ContextId,

@@ -296,17 +296,18 @@ impl Resources {
     }
 }
 
-/// What the guest has removed or detached, and queued jobs may still use.
+/// What the guest has removed, detached or flushed, and jobs may still use.
 #[derive(Debug)]
 pub(crate) enum Retired {
     Resource(Resource),
     Backing(Backing),
     AddressSpace(Arc<AddressSpace>),
+    /// Translations of an address space, which steps from before the flush may use.
     Translations(Flush),
 }
 
 impl Retired {
-    /// Whether a job still uses the memory.
+    /// Whether a job, or a step of one, still uses it.
     pub(crate) fn is_in_use(&self) -> bool {
         match self {
             Self::Resource(resource) => resource.backing.as_ref().is_some_and(Backing::is_shared),

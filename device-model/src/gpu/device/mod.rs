@@ -6,8 +6,9 @@
 //! A command changes resources and scanouts at once, in the order of the commands: an unreferenced id can be created
 //! again, a detached backing can be replaced. Queued commands share what they still use of the old ones. Only *answers*
 //! wait: those of transfers for their jobs, those of RESOURCE_FLUSH, RESOURCE_UNREF and DETACH_BACKING for all earlier
-//! transfers and all jobs that use the memory, those of AS_DESTROY for all jobs that use the address space, and those that complete a fence for all earlier fences on their
-//! timeline.
+//! transfers and all jobs that use the memory, those of AS_DESTROY for all jobs that use the address space, those of
+//! AS_INVALIDATE for the steps that do, those of AS_FETCH_FAULT for a fault, and those that complete a fence for all
+//! earlier fences on their timeline.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -194,7 +195,7 @@ pub struct Device<P> {
     faults: Faults<Call<P>>,
     /// Calls that waited for faults of address spaces that have ended, and faults of jobs that nobody answers.
     unanswerable: (Vec<Call<P>>, Vec<(FaultedJob, JobError)>),
-    /// What was removed or detached while a job used it.
+    /// What was removed, detached or flushed while a job used it.
     retiring: Vec<(Call<P>, Retired)>,
     fences: Timelines<(P, Response)>,
     asked: BTreeMap<u64, (Call<P>, DisplayQuery)>,
@@ -401,7 +402,8 @@ impl<P> Device<P> {
         }
     }
 
-    /// Commands from 0x200 on, and those about address spaces, need VIRTIO_GPU_F_VIRGL, and other commands and rings have features of their own.
+    /// Commands from 0x200 on, and those about address spaces, need VIRTIO_GPU_F_VIRGL, and other commands and rings have
+    /// features of their own.
     fn check_negotiated(&self, header: &Header) -> Result<(), CommandError> {
         let kind = header.kind;
         let of_feature = match kind {
