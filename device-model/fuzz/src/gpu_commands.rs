@@ -100,11 +100,19 @@ fn control(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
         27 => command::as_destroy(context(u)?, asid(u)?),
         29 => match u.arbitrary::<bool>()? {
             true => command::as_fetch_fault(context(u)?, asid(u)?),
-            false => {
-                command::as_answer_fault(context(u)?, asid(u)?, u.int_in_range(0..=2)?, u.int_in_range(0..=3)?)
-            }
+            false => command::as_answer_fault(
+                context(u)?,
+                asid(u)?,
+                u.int_in_range(0..=2)?,
+                u.int_in_range(0..=3)?,
+            ),
         },
-        28 => command::as_invalidate(context(u)?, asid(u)?, u.int_in_range(0..=2)?, (u.arbitrary()?, u.arbitrary()?)),
+        28 => command::as_invalidate(
+            context(u)?,
+            asid(u)?,
+            u.int_in_range(0..=2)?,
+            (u.arbitrary()?, u.arbitrary()?),
+        ),
         _ => any_bytes(u)?,
     })
 }
