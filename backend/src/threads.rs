@@ -3,8 +3,8 @@
 //! left in service: the failure is reported, and the session ends. Knows nothing of what the threads do.
 
 mod interrupt;
-pub mod kind;
 pub mod pool;
+pub(crate) mod starvation;
 #[cfg(test)]
 mod tests;
 
@@ -16,8 +16,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use crate::thread_kind::ThreadKind;
 use crate::wake::Waker;
-use kind::ThreadKind;
 use pool::Worker;
 
 /// Why a thread of the device ended too early.

@@ -156,7 +156,8 @@ fn run_without(missing: &[libc::c_long], args: &[&str], user: Option<u32>) -> (O
     let mut child = command.spawn().unwrap();
     let guest = loop {
         match std::os::unix::net::UnixStream::connect(&socket) {
-            Ok(stream) => break Some(SoftGuest::boot_on(stream, GuestConfig::default()).unwrap()),
+            // It may listen already when it finds that it cannot start.
+            Ok(stream) => break SoftGuest::boot_on(stream, GuestConfig::default()).ok(),
             Err(_) if child.try_wait().unwrap().is_some() => break None,
             Err(_) => std::thread::yield_now(),
         }

@@ -25,7 +25,7 @@ use epoll::Events;
 use crate::fault_injection::Injection;
 use crate::listener::PathListener;
 use crate::telemetry::instruments::Instruments;
-use crate::threads::kind::ThreadKind;
+use crate::thread_kind::ThreadKind;
 use crate::threads::pool::spawn_confined;
 use crate::wake::{Poller, Waker};
 use client::{Client, Interest};

@@ -31,7 +31,7 @@ use device_model::telemetry::stats::Stats;
 use picture::Picture;
 use queries::{DisplayQueries, QueuedQuery};
 
-use crate::threads::kind::ThreadKind;
+use crate::thread_kind::ThreadKind;
 use crate::threads::{DeviceThread, ThreadFailures};
 
 /// Time limit of a query: less than the 5 s after which Linux's driver continues without a display.

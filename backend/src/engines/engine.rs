@@ -14,10 +14,10 @@ use device_model::mmu::{JobMemory, Reader};
 use device_model::telemetry::record::{Event, LeftFor, StepEnd};
 use device_model::telemetry::stats::Stats;
 
-use crate::engines::starvation::ThreadName;
 use crate::fault_injection::{Bug, Injection, steps};
 use crate::telemetry::instruments::EventSink;
-use crate::threads::kind::ThreadKind;
+use crate::thread_kind::ThreadKind;
+use crate::threads::starvation::ThreadName;
 use crate::threads::{DeviceThread, ThreadFailures};
 use crate::wake;
 use device_model::session::miss_port::MissPort;

@@ -1,8 +1,7 @@
-//! The engine threads: [`engine`] steps the jobs that [`device_model::jobs::scheduler`] hands out, [`starvation`]
-//! distinguishes a stuck engine from one that the host does not schedule. This module owns the threads.
+//! The engine threads: [`engine`] steps the jobs that [`device_model::jobs::scheduler`] hands out. This module owns the
+//! threads.
 
 pub mod engine;
-pub(crate) mod starvation;
 
 use std::io;
 use std::sync::Arc;

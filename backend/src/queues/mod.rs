@@ -32,7 +32,7 @@ use self::ring::{Pending, Published, SharedRing, Taken, Virtqueue};
 use crate::display::Display;
 use crate::fault_injection::{Bug, Injection};
 use crate::telemetry::instruments::EventSink;
-use crate::threads::kind::ThreadKind;
+use crate::thread_kind::ThreadKind;
 use crate::threads::{DeviceThread, ThreadFailures};
 use crate::wake::Poller;
 use device_model::session::miss_port::{MissAnswer, MissPort, RingWait, Waiter};

@@ -9,8 +9,8 @@ use seccompiler::{
     SeccompCondition, SeccompRule,
 };
 
-use crate::telemetry::record_dir;
-use crate::threads::kind::ThreadKind::{
+use crate::record_dir;
+use crate::thread_kind::ThreadKind::{
     self, Control, Display, DisplayClock, Engine, Queue, Reporter, Session,
 };
 

@@ -33,8 +33,8 @@ use self::seccomp::Filters;
 use crate::error::chain;
 use crate::limits;
 use crate::listener::PathListener;
-use crate::telemetry::record_dir::RecordDir;
-use crate::threads::kind::ThreadKind;
+use crate::record_dir::RecordDir;
+use crate::thread_kind::ThreadKind;
 
 /// Why a part of the sandbox is not there.
 type Failure = Box<dyn Error + Send + Sync>;

@@ -3,7 +3,7 @@
 use std::io;
 
 use super::{Failure, Needs};
-use crate::threads::kind::ThreadKind;
+use crate::thread_kind::ThreadKind;
 
 /// There are none.
 pub(super) struct Filters;

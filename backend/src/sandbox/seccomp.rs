@@ -11,7 +11,7 @@ use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, SeccompRule, TargetA
 use super::calls::{CALLS, Known};
 pub(super) use super::violation::{install as name_violations, print_panics_without_files};
 use super::{Failure, Needs};
-use crate::threads::kind::ThreadKind;
+use crate::thread_kind::ThreadKind;
 
 /// A filter for each kind of thread.
 pub(super) struct Filters {

@@ -22,7 +22,6 @@ use super::state::{SessionState, abort};
 use crate::display::Display;
 use crate::engines::Engines;
 use crate::engines::engine::Engine;
-use crate::engines::starvation::{ThreadName, Turns};
 use crate::fault_injection::{Bug, Injection};
 use crate::queues::mailbox::{Mailbox, QueueMessage};
 use crate::queues::ring::SharedRing;
@@ -30,6 +29,7 @@ use crate::queues::{MAX_QUEUE_SIZE, QueueThread};
 use crate::telemetry::instruments::query_channel::Connection;
 use crate::telemetry::instruments::{Instruments, Producer};
 use crate::threads::ThreadFailures;
+use crate::threads::starvation::{ThreadName, Turns};
 use crate::wake::{Poller, Waker, Wakers};
 use device_model::session::miss_port::MissPort;
 

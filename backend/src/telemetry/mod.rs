@@ -2,6 +2,5 @@
 //! and faults, [`trace`] writes the flight recorder for Perfetto.
 
 pub mod instruments;
-pub mod record_dir;
 pub mod reports;
 pub mod trace;

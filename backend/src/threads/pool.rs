@@ -11,10 +11,10 @@ use std::thread::{self, JoinHandle};
 use device_model::locking::lock;
 
 use super::interrupt;
-use super::kind::ThreadKind;
 use crate::allocator;
-use crate::engines::starvation;
 use crate::sandbox;
+use crate::thread_kind::ThreadKind;
+use crate::threads::starvation;
 
 /// What a thread does for one session.
 pub(super) type Body = Box<dyn FnOnce() + Send>;

@@ -28,7 +28,7 @@ pub use self::outbox::Outbox;
 pub(crate) use self::reporter::HOW_TO_TRACE;
 use self::reporter::{Note, Reporter};
 use crate::front_end_check::{Finding, Findings};
-use crate::telemetry::record_dir::RecordDir;
+use crate::record_dir::RecordDir;
 use crate::telemetry::reports::Reports;
 
 /// The device's clock: the same for all connections, so that their records can be compared.

@@ -13,10 +13,11 @@ use log::{debug, info, warn};
 
 use super::Instruments;
 use crate::front_end_check;
+use crate::record_dir::{self, RecordDir};
 use crate::records::{Print, Rate};
-use crate::telemetry::record_dir::{self, RecordDir};
+use crate::sandbox;
 use crate::telemetry::trace;
-use crate::threads::kind::ThreadKind;
+use crate::thread_kind::ThreadKind;
 use crate::threads::pool::spawn_confined;
 
 /// Maximum number of pending notes; more are dropped (the records themselves are kept elsewhere).
@@ -194,7 +195,7 @@ impl Instruments {
 
     /// Writes the recorded events as a trace; returns their number.
     pub fn write_trace(&self, path: &Path) -> io::Result<usize> {
-        let file = record_dir::create(self.reporter.record_dir.as_ref(), path)?;
+        let file = record_dir::create(self.reporter.record_dir.as_ref(), path, sandbox::is_on())?;
         let snapshot = self.snapshot();
         trace::write(file, &snapshot)?;
         Ok(snapshot.iter().map(|track| track.events.len()).sum())

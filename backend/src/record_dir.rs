@@ -8,8 +8,6 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, open, openat};
 
-use crate::sandbox;
-
 /// How a trace is opened: as `File::create` does, and never through a symbolic link. The sandbox compares all of the flags;
 /// `rustix` would add the last one.
 pub const CREATE: OFlags = OFlags::WRONLY
@@ -75,12 +73,12 @@ impl AsRawFd for RecordDir {
     }
 }
 
-/// Creates or overwrites the file `path`. In the sandbox it must be right in the folder.
-pub(super) fn create(folder: Option<&RecordDir>, path: &Path) -> io::Result<File> {
+/// Creates or overwrites the file `path`. If `is_confined`, as by the sandbox, it must be right in the folder.
+pub(crate) fn create(folder: Option<&RecordDir>, path: &Path, is_confined: bool) -> io::Result<File> {
     if let Some((folder, name)) = folder.and_then(|folder| Some((folder, folder.name_of(path)?))) {
         return folder.create(name);
     }
-    if sandbox::is_on() {
+    if is_confined {
         let why = "the sandbox permits files right in the folder of --record-dir only";
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
     }
@@ -101,10 +99,10 @@ mod tests {
         assert_eq!(record.name_of(&path.join("sub/a.json")), None);
         assert_eq!(record.name_of(&path.join("..")), None);
         assert_eq!(record.name_of(Path::new("a.json")), None);
-        create(Some(&record), &path.join("a.json")).unwrap();
+        create(Some(&record), &path.join("a.json"), false).unwrap();
         assert!(folder.path().join("a.json").is_file());
         std::os::unix::fs::symlink("a.json", folder.path().join("link")).unwrap();
-        assert!(create(Some(&record), &path.join("link")).is_err());
+        assert!(create(Some(&record), &path.join("link"), false).is_err());
     }
 
     #[test]
