@@ -50,7 +50,7 @@ static int mgpu_chunk_reserve(struct mgpu_mirror *mirror,
 			return -ENOMEM;
 	if (!mirror->unit->device->tables)
 		return 0;
-	/* A window lies in two tables at the most: that of its first page, and of its last. */
+	/* A window lies in two tables at most: that of its first page, and that of its last. */
 	chunk->tables[0] = mgpu_tables_hold(mirror, chunk->first);
 	chunk->tables[1] = mgpu_tables_hold(mirror, chunk->first + count - 1);
 	return chunk->tables[0] && chunk->tables[1] ? 0 : -ENOMEM;

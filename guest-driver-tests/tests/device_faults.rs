@@ -207,7 +207,7 @@ fn a_reset_discards_what_waits_for_a_driver_that_is_gone() {
 }
 
 /// The driver takes pages away all the time, in the right order, and maps them again when a job comes there: every job
-/// succeeds, nothing is written to a page after its flush, and nobody is accused.
+/// succeeds, nothing is written to a page after its flush, and the device accuses no driver.
 #[test]
 fn jobs_succeed_while_their_pages_come_and_go() {
     for policy in ["sticky", "prefetch:4", "random:5"] {

@@ -74,7 +74,7 @@ impl Client {
         Err(answer)
     }
 
-    /// Makes the context and the address space anew, after a job that failed.
+    /// Recreates the context and the address space after a job that failed.
     fn renew(&mut self) {
         self.jobs.guest.driver.ok(&Command::ctx_destroy(1)).unwrap();
         self.jobs.make_context(1).unwrap();

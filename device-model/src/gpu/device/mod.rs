@@ -193,7 +193,7 @@ pub struct Device<P> {
     contexts: Contexts<Call<P>>,
     address_spaces: AddressSpaces,
     faults: Faults<Call<P>>,
-    /// Calls that waited for faults of address spaces that have ended, and faults of jobs that nobody answers.
+    /// Calls that waited for faults of address spaces that have ended, and faults of jobs that no driver answers.
     unanswerable: (Vec<Call<P>>, Vec<(FaultedJob, JobError)>),
     /// What was removed, detached or flushed while a job used it.
     retiring: Vec<(Call<P>, Retired)>,

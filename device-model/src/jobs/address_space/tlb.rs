@@ -122,12 +122,12 @@ pub(super) struct OpenStep {
     pub(super) flushes: u64,
 }
 
-/// Tables that are remembered at the most.
+/// Maximum number of tables that are remembered.
 const TABLES: usize = 4096;
 /// Flushes that are remembered for reports, and how many of the entries that each has dropped.
 const RECENT_FLUSHES: usize = 16;
 const DROPPED: usize = 16;
-/// The most entries that a flush drops one by one, under the lock.
+/// Maximum number of entries that a flush drops one by one, under the lock.
 const FLUSHED_ONE_BY_ONE: usize = 512;
 
 /// The TLB of one address space.
