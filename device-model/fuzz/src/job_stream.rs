@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use arbitrary::Unstructured;
 use device_model::addr::{ByteRange, Iova, PAGE_SIZE};
-use device_model::gpu::device::{Device, DeviceConfig, Effect, JobConfig, features};
+use device_model::gpu::device::{Device, DeviceConfig, Effect, JobConfig, Usage, features};
 use device_model::jobs::job::{Job, JobError, JobOutcome, Step, StepContext};
 use device_model::testing::memory::{Page, SparseMemory, pattern};
 use device_model::testing::page_tables::PageTables;
@@ -94,7 +94,9 @@ fn submit(stream: &[u8], play: &Play) {
         (program, effect) => panic!("{effect:?} came of {program:?}"),
     }
     assert!(effects.is_empty());
-    assert_eq!(device.usage(), before, "A job that is over has left something behind");
+    // What it has read of page tables stays until the driver flushes it.
+    let after = Usage { tlb_entries: before.tlb_entries, ..device.usage() };
+    assert_eq!(after, before, "A job that is over has left something behind");
 }
 
 fn prepare(device: &mut Device<()>) {
