@@ -36,8 +36,8 @@ pub const SLICE_STEPS: u32 = 32;
 /// How soon a SPIN is polled again.
 pub const SPIN_STEP: Duration = Duration::from_micros(50);
 
-/// A job that uses an address space fails when a page is refused this often in turn. Once is no proof: between the answer and
-/// the next walk, the guest may have given its address to other memory.
+/// A job that uses an address space fails when a page is refused this often in turn, with no flush in between. Once is no
+/// proof: between the answer and the next walk, the guest may have given its address to other memory.
 pub(super) const REFUSALS: u8 = 2;
 
 /// How long a stubborn SPIN may stay on an engine that has to stop.

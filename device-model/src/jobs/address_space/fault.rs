@@ -59,7 +59,7 @@ pub enum FaultKind {
     /// The TLB leads elsewhere than the page tables, or permits more, and the driver has not flushed for a second.
     NotFlushed,
     /// The front-end refuses the page that the walk came to, the table or the memory itself: the guest's IOMMU does not
-    /// map it. A second walk came to it again.
+    /// map it. It was refused twice, with no flush in between.
     Refused,
 }
 
